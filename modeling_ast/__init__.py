@@ -1,0 +1,32 @@
+"""The Audio Spectrogram Transformer as a native citizen of Hugging Face Transformers.
+
+Importing this package registers its classes for `model_type` "audio-spectrogram-transformer": in this process
+`AutoModelForAudioClassification.from_pretrained` and its siblings then give them instead of Transformers' own.
+"""
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+
+from .audio import AudioError, load_waveform
+from .configuration_ast import ASTConfig
+from .conversion import load_imagenet_checkpoint, load_original_checkpoint
+from .feature_extraction_ast import ASTFeatureExtractor
+from .modeling_ast import ASTForAudioClassification, ASTModel, ASTPreTrainedModel
+
+AutoConfig.register(ASTConfig.model_type, ASTConfig, exist_ok=True)
+AutoFeatureExtractor.register(ASTConfig, ASTFeatureExtractor, exist_ok=True)
+AutoModel.register(ASTConfig, ASTModel, exist_ok=True)
+AutoModelForAudioClassification.register(ASTConfig, ASTForAudioClassification, exist_ok=True)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ASTConfig",
+    "ASTFeatureExtractor",
+    "ASTForAudioClassification",
+    "ASTModel",
+    "ASTPreTrainedModel",
+    "AudioError",
+    "load_imagenet_checkpoint",
+    "load_original_checkpoint",
+    "load_waveform",
+]

@@ -1,0 +1,288 @@
+"""Foreign weights to ours: the original's checkpoints, and ImageNet weights of distilled DeiT in three layouts."""
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from .configuration_ast import ASTConfig
+from .modeling_ast import ASTForAudioClassification, adapt_position_embeddings
+
+logger = logging.get_logger(__name__)
+
+# Public repositories of the DeiT weights that the four sizes of the original start from.
+# Source: the model cards of these repositories.
+IMAGENET_REPOSITORIES = {
+    "tiny224": "facebook/deit-tiny-distilled-patch16-224",
+    "small224": "facebook/deit-small-distilled-patch16-224",
+    "base224": "facebook/deit-base-distilled-patch16-224",
+    "base384": "facebook/deit-base-distilled-patch16-384",
+}
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+# The original and DeiT are timm 0.4.5 models; these are timm's names and ours, with N for the number of the layer.
+_TIMM_TO_OURS = {
+    "cls_token": "embeddings.cls_token",
+    "dist_token": "embeddings.distillation_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "blocks.N.norm1": "encoder.layer.N.layernorm_before",
+    "blocks.N.attn.proj": "encoder.layer.N.attention.output.dense",
+    "blocks.N.norm2": "encoder.layer.N.layernorm_after",
+    "blocks.N.mlp.fc1": "encoder.layer.N.intermediate.dense",
+    "blocks.N.mlp.fc2": "encoder.layer.N.output.dense",
+    "norm": "layernorm",
+}
+# Heads for ImageNet's 1000 classes; the original keeps them in every checkpoint and never uses them.
+_DEAD_HEAD = re.compile(r"(head|head_dist|cls_classifier|distillation_classifier)\.(weight|bias)")
+
+
+def load_original_checkpoint(
+    path: str | os.PathLike,
+    *,
+    frequency_stride: int | None = None,
+    time_stride: int | None = None,
+    num_mel_bins: int = 128,
+    max_length: int | None = None,
+    id2label: dict[int, str] | None = None,
+) -> ASTForAudioClassification:
+    """A model from a checkpoint of the original's training code, such as the released `audioset_10_10_0.4593.pth`.
+
+    Depth and width are read from the weights, strides from the file name (`..._<frequency>_<time>_...`) where it has them.
+
+    Args:
+        path: The `.pth` file: a bare state dict, with or without the prefix `module.`.
+        frequency_stride: In mel bins; `None` reads it from the file name.
+        time_stride: In frames; `None` reads it from the file name.
+        num_mel_bins: Mel bins that the model was trained with; not to be found in the file.
+        max_length: Frames that the model was trained with. `None` takes, among the lengths that give the patches in the
+            file, the original's (1024, 512, 128 or 100) or else the shortest.
+        id2label: Label names by index; `None` keeps `LABEL_0` and so on.
+
+    Returns:
+        The model in evaluation mode, with the original's epsilons.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a state dict of the original, keys missing or unexplained, strides unknown, or sizes that do not
+            fit the weights.
+    """
+    state_dict = {key.removeprefix("module."): tensor for key, tensor in _load_tensors(Path(path)).items()}
+    if not any(key.startswith("v.blocks.") for key in state_dict):
+        raise ValueError(
+            f"Expected a checkpoint of the original AST (keys v.blocks.*, mlp_head.*), got keys such as "
+            f"{sorted(state_dict)[:3]} in {path}."
+        )
+    # "audioset_10_10_0.4593.pth", "speechcommands_10_10_0.9812.pth", "original_tiny224_f10_t10_1024.pth"
+    in_name = re.search(r"_f?(\d+)_t?(\d+)_", Path(path).name)
+    if (frequency_stride is None or time_stride is None) and in_name is None:
+        raise ValueError(
+            f"Expected the strides in the file name, as in audioset_10_10_0.4593.pth, or as arguments, got "
+            f"{Path(path).name!r}."
+        )
+    frequency_stride = int(in_name[1]) if frequency_stride is None else frequency_stride
+    time_stride = int(in_name[2]) if time_stride is None else time_stride
+
+    body = {key.removeprefix("v."): tensor for key, tensor in state_dict.items() if key.startswith("v.")}
+    ours, unused = _from_timm(body)
+    ours = {f"audio_spectrogram_transformer.{key}": tensor for key, tensor in ours.items()}
+    for source, target in (("mlp_head.0", "classifier.layernorm"), ("mlp_head.1", "classifier.dense")):
+        for kind in ("weight", "bias"):
+            if f"{source}.{kind}" in state_dict:
+                ours[f"{target}.{kind}"] = state_dict.pop(f"{source}.{kind}")
+    unused |= {key for key in state_dict if not key.startswith("v.")}
+
+    sizes = _sizes(body, path)
+    num_patches = body["pos_embed"].shape[1] - 2
+    geometry = {
+        "frequency_stride": frequency_stride,
+        "time_stride": time_stride,
+        "num_mel_bins": num_mel_bins,
+    }
+    if max_length is None:
+        max_length = _find_max_length(num_patches, sizes["patch_size"], **geometry)
+    num_labels = ours["classifier.dense.weight"].shape[0] if "classifier.dense.weight" in ours else 1
+    if id2label is not None and len(id2label) != num_labels:
+        raise ValueError(f"Expected {num_labels} label names, as many as the head has outputs, got {len(id2label)}.")
+    config = ASTConfig(
+        **sizes,
+        **geometry,
+        max_length=max_length,
+        layer_norm_eps=1e-6,
+        head_layer_norm_eps=1e-5,
+        # Released models are trained with binary cross entropy or with cross entropy on one label; sigmoid suits all.
+        **({"num_labels": num_labels} if id2label is None else {"id2label": id2label}),
+    )
+    if config.num_patches != num_patches:
+        raise ValueError(
+            f"Expected {num_patches} patches, the size of the position table in {path}, but {max_length} frames of "
+            f"{num_mel_bins} mel bins with strides {frequency_stride} and {time_stride} give {config.num_patches}."
+        )
+    config.label2id = {label: index for index, label in config.id2label.items()}
+    return _fill(ASTForAudioClassification(config), ours, unused, path)
+
+
+def load_imagenet_checkpoint(path_or_repo: str | os.PathLike, config: ASTConfig) -> ASTForAudioClassification:
+    """A model that starts from the ImageNet weights of a distilled DeiT, as the original does.
+
+    The three colour channels of the patch kernels are summed, the position table is adapted from the grid of the images,
+    the head is fresh.
+
+    Args:
+        path_or_repo: A weight file or a folder with one, in DeiT's release layout (`{"model": ...}`), in timm's or in
+            Transformers'; a Hub repository of timm or Transformers; or a size ("tiny224" ... "base384"), which stands for
+            its public repository.
+        config: Of the model to build; its width, depth and patch size must be those of the weights.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ValueError: Not weights of a distilled DeiT, keys missing or unexplained, or sizes that do not fit the config.
+        OSError: The repository or its weight file cannot be had.
+    """
+    state_dict = _load_tensors(_find_weights(path_or_repo))
+    if any(key.startswith("deit.") for key in state_dict):
+        ours, unused = _from_transformers_deit(state_dict)
+    else:
+        ours, unused = _from_timm(state_dict)
+    if "embeddings.distillation_token" not in ours or "embeddings.patch_embeddings.projection.weight" not in ours:
+        raise ValueError(
+            f"Expected weights of a distilled DeiT (with a distillation token), got keys such as "
+            f"{sorted(state_dict)[:3]} in {path_or_repo}."
+        )
+    kernel = "embeddings.patch_embeddings.projection.weight"
+    ours[kernel] = ours[kernel].sum(dim=1, keepdim=True)
+    table = ours["embeddings.position_embeddings"]
+    side = round((table.shape[1] - 2) ** 0.5)
+    ours["embeddings.position_embeddings"] = adapt_position_embeddings(
+        table, (side, side), (config.num_frequency_patches, config.num_time_patches)
+    )
+    ours = {f"audio_spectrogram_transformer.{key}": tensor for key, tensor in ours.items()}
+    model = ASTForAudioClassification(config)
+    head = {f"classifier.{key}": tensor for key, tensor in model.classifier.state_dict().items()}
+    return _fill(model, {**ours, **head}, unused, path_or_repo)
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a weight file; a pickle that would run code is refused."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, pickle, zip and torch each raise their own; nothing was executed
+        raise ValueError(f"{path}: not a weight file that can be read safely ({error}).") from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):  # DeiT's release layout
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}.")
+    return content
+
+
+def _find_weights(path_or_repo: str | os.PathLike) -> Path:
+    path = Path(path_or_repo)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        for name in _WEIGHT_FILES:
+            if (path / name).is_file():
+                return path / name
+        raise ValueError(f"Expected {' or '.join(_WEIGHT_FILES)} in {path}.")
+    from transformers.utils import cached_file
+
+    repository = IMAGENET_REPOSITORIES.get(str(path_or_repo), str(path_or_repo))
+    for name in _WEIGHT_FILES:
+        found = cached_file(repository, name, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            return Path(found)
+    raise OSError(f"Expected {' or '.join(_WEIGHT_FILES)} in the Hub repository {repository}.")
+
+
+def _from_timm(state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """Tensors under our names (of the body), and the names of those that have no place there."""
+    ours, unused = {}, set()
+    for key, tensor in state_dict.items():
+        if _DEAD_HEAD.fullmatch(key):
+            continue
+        layer = re.match(r"blocks\.(\d+)\.", key)
+        generic = re.sub(r"^blocks\.\d+\.", "blocks.N.", key)
+        stem, _, kind = generic.rpartition(".")
+        if generic in _TIMM_TO_OURS:
+            ours[_TIMM_TO_OURS[generic]] = tensor
+        elif stem == "blocks.N.attn.qkv":
+            # One product for query, key and value, in this order along the rows.
+            for name, part in zip(("query", "key", "value"), tensor.chunk(3, dim=0)):
+                ours[f"encoder.layer.{layer[1]}.attention.attention.{name}.{kind}"] = part
+        elif stem in _TIMM_TO_OURS:
+            target = _TIMM_TO_OURS[stem]
+            ours[f"{target.replace('.N.', f'.{layer[1]}.') if layer else target}.{kind}"] = tensor
+        else:
+            unused.add(key)
+    return ours, unused
+
+
+def _from_transformers_deit(state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """Transformers' DeiT has our names behind the prefix `deit.`."""
+    body = {key.removeprefix("deit."): tensor for key, tensor in state_dict.items() if key.startswith("deit.")}
+    unused = {key for key in state_dict if not key.startswith("deit.") and not _DEAD_HEAD.fullmatch(key)}
+    return body, unused
+
+
+def _sizes(body: dict[str, torch.Tensor], path: str | os.PathLike) -> dict[str, int]:
+    """Sizes of the network that the body's weights, in timm's names, belong to."""
+    try:
+        hidden_size = body["cls_token"].shape[-1]
+        intermediate_size = body["blocks.0.mlp.fc1.weight"].shape[0]
+        patch_size = body["patch_embed.proj.weight"].shape[-1]
+        body["pos_embed"]
+    except KeyError as error:
+        raise ValueError(f"Expected {error} among the weights of {path}, but it is not there.") from None
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": 1 + max(int(key.split(".")[1]) for key in body if key.startswith("blocks.")),
+        "num_attention_heads": max(1, hidden_size // 64),  # heads of 64 channels in every size of the original
+        "intermediate_size": intermediate_size,
+        "patch_size": patch_size,
+    }
+
+
+def _find_max_length(
+    num_patches: int, patch_size: int, frequency_stride: int, time_stride: int, num_mel_bins: int
+) -> int:
+    rows = (num_mel_bins - patch_size) // frequency_stride + 1
+    if rows < 1 or num_patches % rows:
+        raise ValueError(
+            f"Expected a number of patches that {rows} rows divide ({num_mel_bins} mel bins, stride {frequency_stride}), "
+            f"got {num_patches}. Other strides or mel bins?"
+        )
+    shortest = (num_patches // rows - 1) * time_stride + patch_size
+    lengths = range(shortest, shortest + time_stride)
+    return next((length for length in (1024, 512, 128, 100) if length in lengths), shortest)
+
+
+def _fill(
+    model: ASTForAudioClassification, tensors: dict[str, torch.Tensor], unused: set[str], source: str | os.PathLike
+) -> ASTForAudioClassification:
+    """Put every tensor in its place; anything missing, left over or of another size is an error."""
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    problems = [f"not found: {key}" for key in sorted(expected.keys() - found.keys())]
+    problems += [f"not used: {key}" for key in sorted(unused | (found.keys() - expected.keys()))]
+    problems += [
+        f"{key}: expected shape {expected[key]}, got {found[key]}"
+        for key in sorted(expected.keys() & found.keys())
+        if expected[key] != found[key]
+    ]
+    if problems:
+        raise ValueError(f"The weights of {source} do not fit the model:\n  " + "\n  ".join(problems))
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+__all__ = ["load_imagenet_checkpoint", "load_original_checkpoint"]

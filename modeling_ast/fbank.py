@@ -1,0 +1,108 @@
+"""Log-mel filter bank, compatible with Kaldi's, in plain torch.
+
+The settings are those of AST and not options: frames of 25 ms every 10 ms, no dither, the mean of each frame removed,
+pre-emphasis 0.97, a symmetric Hann window, a transform of the next power of two, power, triangles on Kaldi's mel scale
+from 20 Hz to half the sampling rate, natural logarithm.
+
+Source: `torchaudio.compliance.kaldi.fbank`, whose order of operations this keeps up to the transform. The order matters:
+pre-emphasis of the waveform instead of each frame moves quiet bins by 3e-3.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+
+FRAME_LENGTH_MS = 25.0
+FRAME_SHIFT_MS = 10.0
+PREEMPHASIS = 0.97
+LOW_FREQUENCY_HZ = 20.0
+# The floor of the energies: the epsilon of float32, whatever the precision of the input. Silence is its logarithm,
+# -15.942385. Source: Kaldi.
+ENERGY_FLOOR = torch.finfo(torch.float32).eps
+
+
+def frame_length(sampling_rate: int) -> int:
+    """Samples in one frame; a clip must be at least as long."""
+    return int(sampling_rate * FRAME_LENGTH_MS * 0.001)
+
+
+def frame_shift(sampling_rate: int) -> int:
+    """Samples from the start of one frame to the start of the next."""
+    return int(sampling_rate * FRAME_SHIFT_MS * 0.001)
+
+
+def num_frames(num_samples: int, sampling_rate: int) -> int:
+    """Frames in a clip: only whole ones count. 10 s at 16 kHz give 998, 5 s 498, 1 s 98."""
+    return max(0, 1 + (num_samples - frame_length(sampling_rate)) // frame_shift(sampling_rate))
+
+
+def _mel(frequency: torch.Tensor | float) -> torch.Tensor | float:
+    log = torch.log if isinstance(frequency, torch.Tensor) else math.log
+    return 1127.0 * log(1.0 + frequency / 700.0)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # the cached tensor must also serve a later call that needs gradients
+def mel_filters(
+    sampling_rate: int, num_mel_bins: int, device: torch.device = torch.device("cpu"), dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Triangular filters, equally wide on the mel scale.
+
+    At 16 kHz and 128 bins the fourth filter falls between two lines of the transform and is empty, so that bin is
+    silent in every clip. Pretrained weights have learnt it that way; it stays.
+
+    Returns:
+        Tensor of shape (num_fft // 2 + 1, num_mel_bins); the last line of the transform, at half the sampling rate,
+        has weight 0.
+    """
+    num_fft = _num_fft(sampling_rate)
+    low, high = _mel(LOW_FREQUENCY_HZ), _mel(sampling_rate / 2)
+    width = (high - low) / (num_mel_bins + 1)
+    bins = torch.arange(num_mel_bins, device="cpu")
+    left, center, right = low + bins * width, low + (bins + 1.0) * width, low + (bins + 2.0) * width
+    line = _mel(sampling_rate / num_fft * torch.arange(num_fft // 2, device="cpu")).unsqueeze(1)  # (num_fft // 2, 1)
+    filters = torch.minimum((line - left) / (center - left), (right - line) / (right - center)).clamp(min=0.0)
+    return torch.nn.functional.pad(filters, (0, 0, 0, 1)).to(device, dtype)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def _window(sampling_rate: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    return torch.hann_window(frame_length(sampling_rate), periodic=False, device=device, dtype=dtype)
+
+
+def _num_fft(sampling_rate: int) -> int:
+    return 1 << (frame_length(sampling_rate) - 1).bit_length()
+
+
+def fbank(waveform: torch.Tensor, sampling_rate: int = 16000, num_mel_bins: int = 128) -> torch.Tensor:
+    """Log-mel spectrogram of one clip or of a batch of clips of one length, on the device of the input.
+
+    Args:
+        waveform: Tensor of shape (samples,) or (batch, samples), floating point, in [-1, 1]. float64 is computed in
+            float64, everything else in float32.
+        sampling_rate: In Hz.
+        num_mel_bins: Number of mel bins.
+
+    Returns:
+        Tensor of shape (frames, num_mel_bins) or (batch, frames, num_mel_bins): natural logarithm of the energies,
+        -15.942385 where there is none.
+
+    Raises:
+        ValueError: The clip is shorter than one frame.
+    """
+    length, shift, num_fft = frame_length(sampling_rate), frame_shift(sampling_rate), _num_fft(sampling_rate)
+    if waveform.shape[-1] < length:
+        raise ValueError(
+            f"Expected a clip of at least {length} samples (one frame of 25 ms at {sampling_rate} Hz), got "
+            f"{waveform.shape[-1]}."
+        )
+    waveform = waveform.to(torch.promote_types(waveform.dtype, torch.float32))
+    frames = waveform.unfold(-1, length, shift)  # (..., frames, length)
+    frames = frames - frames.mean(dim=-1, keepdim=True)
+    previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)  # the first sample precedes itself
+    frames = (frames - PREEMPHASIS * previous) * _window(sampling_rate, waveform.device, waveform.dtype)
+    power = torch.fft.rfft(frames, n=num_fft).abs().square()  # (..., frames, num_fft // 2 + 1)
+    energies = power @ mel_filters(sampling_rate, num_mel_bins, waveform.device, waveform.dtype)
+    return energies.clamp(min=ENERGY_FLOOR).log()

@@ -1,0 +1,241 @@
+"""Feature extractor of the Audio Spectrogram Transformer: waveforms to log-mel spectrograms of one length."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+from transformers.utils import TensorType, logging
+
+from .fbank import fbank, frame_length
+
+logger = logging.get_logger(__name__)
+
+# Keys that Transformers writes into preprocessor_config.json and that say nothing about the features.
+_BOOKKEEPING_KEYS = ("feature_extractor_type", "auto_map", "processor_class", "_commit_hash")
+# Keys of Transformers' own AST extractor, with the only value that has a meaning there.
+_STOCK_KEYS = {"feature_size": 1, "padding_side": "right", "return_attention_mask": False}
+
+
+class ASTFeatureExtractor(FeatureExtractionMixin):
+    r"""Waveforms to `input_values`: log-mel filter bank, one length, normalisation.
+
+    The three steps can be called one by one (`fbank`, `fit_length`, `normalize`); training masks between the second
+    and the third. `__call__` is their composition. Features equal those of Transformers' own extractor.
+
+    Args:
+        sampling_rate: Rate of the waveforms in Hz.
+        num_mel_bins: Number of mel bins.
+        max_length: Number of frames (10 ms apart) of `input_values`: longer clips keep their head, shorter ones are
+            padded at the end.
+        padding_value: What padded frames hold before normalisation. 0.0 as in the original, which is not silence
+            (-15.94) but loud; pretrained weights expect it.
+        do_normalize: Whether the last step is done.
+        mean: Mean of the log-mel features of the data set. Default: AudioSet's.
+        std: Standard deviation of the log-mel features of the data set. Default: AudioSet's.
+
+    Raises:
+        TypeError: An option is not known.
+        ValueError: An option has a value that cannot work.
+
+    Source: Gong et al., AST, Interspeech 2021, and its published code, for every step and number.
+    """
+
+    model_input_names = ["input_values"]
+
+    def __init__(
+        self,
+        sampling_rate: int = 16000,
+        num_mel_bins: int = 128,
+        max_length: int = 1024,
+        padding_value: float = 0.0,
+        do_normalize: bool = True,
+        mean: float = -4.2677393,
+        std: float = 4.5689974,
+        **kwargs,
+    ):
+        for name, value in (("sampling_rate", sampling_rate), ("num_mel_bins", num_mel_bins), ("max_length", max_length)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Expected {name} to be a whole number above 0, got {value!r}.")
+        if not std > 0:
+            raise ValueError(f"Expected std above 0, got {std!r}.")
+        for name, only_value in _STOCK_KEYS.items():
+            if kwargs.pop(name, only_value) != only_value:
+                raise ValueError(f"{name} can only be {only_value!r}: nothing else has an effect on AST features.")
+        bookkeeping = {name: kwargs.pop(name) for name in _BOOKKEEPING_KEYS if name in kwargs}
+        if kwargs:
+            raise TypeError(f"{type(self).__name__} has no option {', '.join(map(repr, kwargs))}.")
+        bookkeeping.pop("feature_extractor_type", None)
+        super().__init__(**bookkeeping)
+        self.sampling_rate = sampling_rate
+        self.num_mel_bins = num_mel_bins
+        self.max_length = max_length
+        self.padding_value = padding_value
+        self.do_normalize = do_normalize
+        self.mean = mean
+        self.std = std
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs):
+        """As in Transformers; keys of a file that have no effect here are dropped, with a warning if unknown."""
+        known = {"sampling_rate", "num_mel_bins", "max_length", "padding_value", "do_normalize", "mean", "std"}
+        kept = {key: value for key, value in feature_extractor_dict.items() if key in known.union(_BOOKKEEPING_KEYS)}
+        unknown = feature_extractor_dict.keys() - kept.keys() - _STOCK_KEYS.keys()
+        if unknown:
+            logger.warning(f"Keys of preprocessor_config.json that AST features do not depend on: {sorted(unknown)}.")
+        overrides = {key: kwargs.pop(key) for key in known.intersection(kwargs)}
+        return super().from_dict({**kept, **overrides}, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What preprocessor_config.json holds.
+
+        Without `feature_extractor_type`: by that name Transformers would always find its own class, because both have
+        the same. Without it the Auto class decides by the model, so that this class is found where this package is
+        imported and Transformers' own elsewhere. Where code travels along (`auto_map`) the type is written, since
+        otherwise Transformers would ask for trust before it loads even its own class.
+        """
+        output = super().to_dict()
+        if "auto_map" not in output:
+            del output["feature_extractor_type"]
+        return copy.deepcopy(output)
+
+    def to_waveforms(self, raw_speech: Any) -> list[torch.Tensor]:
+        """One clip or many, in any form that `__call__` takes, to a list of checked 1-D float32 tensors.
+
+        Integer PCM is scaled to [-1, 1].
+
+        Raises:
+            ValueError: Several channels, an empty or too short clip, NaN or infinite samples, integers without a known
+                full scale.
+        """
+        if isinstance(raw_speech, (torch.Tensor, np.ndarray)):
+            if raw_speech.ndim > 2 or (raw_speech.ndim == 2 and raw_speech.shape[1] <= 8 < raw_speech.shape[0]):
+                raise ValueError(
+                    "Expected one mono clip (samples,) or a batch of mono clips (batch, samples), got an array of shape "
+                    f"{tuple(raw_speech.shape)}, which looks like several channels. Average the channels first."
+                )
+            if isinstance(raw_speech, np.ndarray) and raw_speech.ndim == 2:
+                # (2, samples) and (samples, 2) are what decoders return for stereo, and Transformers' own extractor
+                # takes the former for two clips; a batch can be given as a list or as a tensor.
+                raise ValueError(
+                    f"Expected a mono clip (samples,) or a list of them, got a 2-D numpy array of shape {raw_speech.shape}, "
+                    "which may be stereo. Average the channels, or give a batch as a list of clips or as a torch tensor."
+                )
+            clips = list(raw_speech) if raw_speech.ndim == 2 else [raw_speech]
+        elif isinstance(raw_speech, Sequence) and not isinstance(raw_speech, (str, bytes)):
+            is_batch = len(raw_speech) > 0 and isinstance(raw_speech[0], (torch.Tensor, np.ndarray, Sequence))
+            clips = list(raw_speech) if is_batch else [raw_speech]
+        else:
+            raise ValueError(
+                f"Expected a waveform (array, tensor or list of numbers) or a list of waveforms, got "
+                f"{type(raw_speech).__name__}. Read sound files with modeling_ast.load_waveform."
+            )
+        return [self._to_waveform(clip, index, len(clips)) for index, clip in enumerate(clips)]
+
+    def _to_waveform(self, clip: Any, index: int, num_clips: int) -> torch.Tensor:
+        which = "the clip" if num_clips == 1 else f"clip {index} of {num_clips}"
+        waveform = clip if isinstance(clip, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(clip))
+        if waveform.ndim != 1:
+            raise ValueError(
+                f"Expected mono clips of shape (samples,), got shape {tuple(waveform.shape)} for {which}. "
+                "Average the channels first."
+            )
+        if waveform.numel() == 0:
+            raise ValueError(f"Expected a clip with samples, but {which} is empty.")
+        waveform = _to_float32(waveform, which)
+        minimum = frame_length(self.sampling_rate)
+        if waveform.numel() < minimum:
+            raise ValueError(
+                f"Expected at least {minimum} samples (one window of 25 ms at {self.sampling_rate} Hz), got "
+                f"{waveform.numel()} for {which}."
+            )
+        if not torch.isfinite(waveform).all():
+            raise ValueError(f"Expected finite samples, but {which} holds NaN or infinite ones.")
+        return waveform
+
+    def fbank(self, waveforms: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Step 1: log-mel spectrograms, each of shape (frames, num_mel_bins), of checked waveforms."""
+        if len(waveforms) > 1 and len({(w.shape, w.device) for w in waveforms}) == 1:
+            return list(fbank(torch.stack(waveforms), self.sampling_rate, self.num_mel_bins))
+        return [fbank(waveform, self.sampling_rate, self.num_mel_bins) for waveform in waveforms]
+
+    def fit_length(self, spectrograms: list[torch.Tensor], max_length: int | None = None) -> torch.Tensor:
+        """Step 2: the first `max_length` frames, or padding at the end.
+
+        Args:
+            spectrograms: Each (frames, num_mel_bins).
+            max_length: Number of frames; `None` means the extractor's own.
+
+        Returns:
+            Tensor of shape (batch, max_length, num_mel_bins).
+        """
+        max_length = self.max_length if max_length is None else max_length
+        if max_length < 1:
+            raise ValueError(f"Expected max_length of at least 1 frame, got {max_length}.")
+        batch = spectrograms[0].new_full((len(spectrograms), max_length, self.num_mel_bins), self.padding_value)
+        for row, spectrogram in zip(batch, spectrograms):
+            frames = min(max_length, spectrogram.shape[0])
+            row[:frames] = spectrogram[:frames]
+        return batch
+
+    def normalize(self, spectrogram: torch.Tensor) -> torch.Tensor:
+        """Step 3: mean 0 and standard deviation 0.5 (not 1: the original divides by twice the deviation)."""
+        return (spectrogram - self.mean) / (2 * self.std)
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        return_tensors: str | TensorType | None = None,
+        max_length: int | None = None,
+    ) -> BatchFeature:
+        """One clip or many to model inputs.
+
+        Args:
+            raw_speech: A mono clip (1-D numpy array, torch tensor or list of numbers), a list of mono clips, or a 2-D
+                torch tensor (batch, samples). Floats in [-1, 1], or integer PCM (uint8, int8, int16, int32), which is
+                scaled to that range. Computed on the device of the input.
+            sampling_rate: Rate of the clips in Hz, compared with the extractor's; `None` means that it is the same.
+            return_tensors: "pt" or "np" for one tensor of shape (batch, max_length, num_mel_bins); `None` for a list
+                of numpy arrays (max_length, num_mel_bins), as Transformers' own extractor gives.
+            max_length: Number of frames; `None` means the extractor's own.
+
+        Returns:
+            `BatchFeature` with `input_values`.
+
+        Raises:
+            ValueError: Another sampling rate, several channels, an empty clip, one shorter than 25 ms, NaN or infinite
+                samples, integers without a known full scale.
+        """
+        if sampling_rate is not None and sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"Expected clips at {self.sampling_rate} Hz, got {sampling_rate} Hz. Resample them first "
+                f"(modeling_ast.load_waveform(path, sampling_rate={self.sampling_rate}) does it for sound files)."
+            )
+        input_values = self.fit_length(self.fbank(self.to_waveforms(raw_speech)), max_length)
+        if self.do_normalize:
+            input_values = self.normalize(input_values)
+        if return_tensors is None:
+            return BatchFeature({"input_values": list(input_values.cpu().numpy())})
+        if TensorType(return_tensors) == TensorType.PYTORCH:
+            return BatchFeature({"input_values": input_values})
+        return BatchFeature({"input_values": input_values.cpu().numpy()}, tensor_type=return_tensors)
+
+
+def _to_float32(waveform: torch.Tensor, which: str) -> torch.Tensor:
+    """Integer PCM to float32 in [-1, 1]; floating point to float32 as it is."""
+    if waveform.is_floating_point():
+        return waveform.float()
+    if waveform.dtype == torch.uint8:  # WAV's 8-bit samples are unsigned, with silence at 128
+        return (waveform.float() - 128) / 128
+    if waveform.dtype in (torch.int8, torch.int16, torch.int32):
+        return (waveform.double() / -torch.iinfo(waveform.dtype).min).float()
+    raise ValueError(
+        f"Expected floats in [-1, 1] or PCM of type uint8, int8, int16 or int32, got {waveform.dtype} for {which}: its "
+        "full scale is not known."
+    )
+
+
+__all__ = ["ASTFeatureExtractor"]

@@ -1,0 +1,583 @@
+"""The Audio Spectrogram Transformer (AST): a distilled ViT over overlapping patches of a log-mel spectrogram.
+
+The names of the parameters in memory are the names in the files of the Hub (`encoder.layer.N.attention.attention.query`).
+They are longer than one would choose. In exchange every AST checkpoint of the Hub loads here and every checkpoint of ours
+loads in Transformers without this package, with no table of renamings in between, and a `Trainer` that resumes puts back
+exactly the tensors that it saved.
+
+Source: Gong, Chung, Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021, https://arxiv.org/abs/2104.01778.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import logging
+
+from .configuration_ast import ASTConfig
+
+logger = logging.get_logger(__name__)
+
+# What fixes the patch grid besides the patch size; `adapt_geometry` can change these in a trained model.
+GEOMETRY_KEYS = ("max_length", "num_mel_bins", "frequency_stride", "time_stride")
+# Arguments of `from_pretrained` that say where and how files are fetched.
+_HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def adapt_position_embeddings(
+    table: torch.Tensor, source_grid: tuple[int, int], target_grid: tuple[int, int]
+) -> torch.Tensor:
+    """Fit a table of position embeddings to another patch grid, by the original's rule.
+
+    Time first, then frequency. Where the target is not longer than the source, the centre is cut out; where it is longer,
+    bilinear interpolation. The rows of the two special tokens stay.
+
+    Args:
+        table: Tensor of shape (1, 2 + frequency * time, hidden_size), patches frequency-major.
+        source_grid: (frequency patches, time patches) of the table.
+        target_grid: The same of the result.
+
+    Returns:
+        Tensor of shape (1, 2 + frequency * time, hidden_size) of the target.
+
+    Raises:
+        ValueError: The table does not have the size of the source grid.
+
+    Source: the original's `ASTModel.__init__`. Its crop starts at source // 2 - target // 2, so that an odd row that has
+    to go goes from the end.
+    """
+    frequency, time = source_grid
+    if table.shape[1] != 2 + frequency * time:
+        raise ValueError(
+            f"Expected {2 + frequency * time} position embeddings for a grid of {frequency} x {time} patches and two "
+            f"special tokens, got {table.shape[1]}."
+        )
+    special, patches = table[:, :2], table[:, 2:]
+    # Interpolation in float32 whatever the table is kept in; (1, hidden_size, frequency, time).
+    grid = patches.float().transpose(1, 2).reshape(1, -1, frequency, time)
+    target_frequency, target_time = target_grid
+    if target_time <= time:
+        start = time // 2 - target_time // 2
+        grid = grid[:, :, :, start : start + target_time]
+    else:
+        grid = F.interpolate(grid, size=(frequency, target_time), mode="bilinear", align_corners=False)
+    if target_frequency <= frequency:
+        start = frequency // 2 - target_frequency // 2
+        grid = grid[:, :, start : start + target_frequency]
+    else:
+        grid = F.interpolate(grid, size=(target_frequency, target_time), mode="bilinear", align_corners=False)
+    return torch.cat((special, grid.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)
+
+
+class ASTPatchEmbeddings(nn.Module):
+    """Spectrogram (batch, frames, mel bins) to patch embeddings (batch, patches, hidden_size), frequency-major."""
+
+    def __init__(self, config: ASTConfig):
+        super().__init__()
+        self.projection = nn.Conv2d(
+            1,
+            config.hidden_size,
+            kernel_size=(config.patch_size, config.patch_size),
+            stride=(config.frequency_stride, config.time_stride),
+        )
+
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        image = input_values.transpose(1, 2).unsqueeze(1)  # (batch, 1, mel bins, frames)
+        image = image.to(self.projection.weight.dtype)  # a float32 spectrogram for a bf16 model
+        return self.projection(image).flatten(2).transpose(1, 2)
+
+
+class ASTEmbeddings(nn.Module):
+    """Patch embeddings behind the CLS and the distillation token, plus positions: (batch, tokens, hidden_size)."""
+
+    def __init__(self, config: ASTConfig):
+        super().__init__()
+        self.config = config
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.distillation_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, config.num_tokens, config.hidden_size))
+        self.patch_embeddings = ASTPatchEmbeddings(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        self._check_shape(input_values)
+        patches = self.patch_embeddings(input_values)
+        batch_size = patches.shape[0]
+        special = torch.cat((self.cls_token, self.distillation_token), dim=1).expand(batch_size, -1, -1)
+        return self.dropout(torch.cat((special, patches), dim=1) + self.position_embeddings)
+
+    def _check_shape(self, input_values: torch.Tensor) -> None:
+        config = self.config
+
+        def fits(frames: int, bins: int) -> bool:
+            columns = (frames - config.patch_size) // config.time_stride + 1
+            return bins == config.num_mel_bins and columns == config.num_time_patches
+
+        expected = f"(batch, {config.max_length} frames, {config.num_mel_bins} mel bins)"
+        if input_values.ndim != 3:
+            raise ValueError(f"Expected input_values of shape {expected}, got {tuple(input_values.shape)}.")
+        frames, bins = input_values.shape[1:]
+        if not fits(frames, bins):
+            swapped = f"{bins} frames of {frames} mel bins" + (
+                ", which would fit: swap them" if fits(bins, frames) else ", which would not fit either"
+            )
+            raise ValueError(
+                f"Expected input_values of shape {expected}, got {tuple(input_values.shape)}: {frames} frames of {bins} mel "
+                f"bins, or, with the last two axes swapped, {swapped}. For clips of another length give the feature "
+                "extractor this max_length, or load the model with max_length=... to adapt it."
+            )
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, the one form that gives its weights: (batch, heads, tokens, tokens)."""
+    weights = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    context = F.dropout(weights, p=dropout, training=module.training) @ value
+    return context.transpose(1, 2).contiguous(), weights
+
+
+class ASTSelfAttention(nn.Module):
+    """Scaled dot-product attention over all tokens, by whichever implementation Transformers was asked for."""
+
+    def __init__(self, config: ASTConfig):
+        super().__init__()
+        self.config = config
+        self.is_causal = False  # read by Transformers' attention functions
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+
+    def forward(
+        self, hidden_states: torch.Tensor, output_attentions: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch_size, num_tokens, _ = hidden_states.shape
+        shape = (batch_size, num_tokens, -1, self.head_dim)
+        query = self.query(hidden_states).view(shape).transpose(1, 2)  # (batch, heads, tokens, head_dim)
+        key = self.key(hidden_states).view(shape).transpose(1, 2)
+        value = self.value(hidden_states).view(shape).transpose(1, 2)
+        # Only the eager form has weights to give, so a call that asks for them runs it.
+        implementation = "eager" if output_attentions else self.config._attn_implementation
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        context, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            None,
+            scaling=self.head_dim**-0.5,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+        )
+        return context.reshape(batch_size, num_tokens, -1), weights
+
+
+class ASTAttention(nn.Module):
+    def __init__(self, config: ASTConfig):
+        super().__init__()
+        self.attention = ASTSelfAttention(config)
+        self.output = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
+
+    def forward(
+        self, hidden_states: torch.Tensor, output_attentions: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        context, weights = self.attention(hidden_states, output_attentions)
+        return self.output["dense"](context), weights
+
+
+class ASTLayer(nn.Module):
+    """Pre-norm Transformer layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ASTConfig):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = ASTAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = nn.ModuleDict({"dense": nn.Linear(config.intermediate_size, config.hidden_size)})
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, weights = self.attention(self.layernorm_before(hidden_states), output_attentions)
+        hidden_states = hidden_states + self.dropout(attended)
+        expanded = self.activation(self.intermediate["dense"](self.layernorm_after(hidden_states)))
+        return hidden_states + self.dropout(self.output["dense"](expanded)), weights
+
+
+class ASTEncoder(nn.Module):
+    """The stack of layers, with activation checkpointing of every n-th layer on demand."""
+
+    def __init__(self, config: ASTConfig):
+        super().__init__()
+        self.layer = nn.ModuleList([ASTLayer(config) for _ in range(config.num_hidden_layers)])
+        self.gradient_checkpointing = False
+        self.checkpoint_every_n_layers = 1
+
+    def forward(
+        self, hidden_states: torch.Tensor, output_attentions: bool, output_hidden_states: bool
+    ) -> BaseModelOutput:
+        all_hidden_states, all_attentions = [hidden_states], []
+        for index, layer in enumerate(self.layer):
+            if self.gradient_checkpointing and self.training and index % self.checkpoint_every_n_layers == 0:
+                hidden_states, weights = self._gradient_checkpointing_func(
+                    layer.__call__, hidden_states, output_attentions
+                )
+            else:
+                hidden_states, weights = layer(hidden_states, output_attentions)
+            if output_hidden_states:
+                all_hidden_states.append(hidden_states)
+            if output_attentions:
+                all_attentions.append(weights)
+        return BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_attentions) if output_attentions else None,
+        )
+
+
+class ASTMLPHead(nn.Module):
+    """Layer norm and linear layer: pooled output (batch, hidden_size) to logits (batch, num_labels)."""
+
+    def __init__(self, config: ASTConfig):
+        super().__init__()
+        eps = config.layer_norm_eps if config.head_layer_norm_eps is None else config.head_layer_norm_eps
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=eps)
+        self.dense = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, pooled_output: torch.Tensor) -> torch.Tensor:
+        return self.dense(self.layernorm(pooled_output))
+
+
+class ASTPreTrainedModel(PreTrainedModel):
+    """Loading, saving, adapting and initialising; what both models share."""
+
+    config_class = ASTConfig
+    base_model_prefix = "audio_spectrogram_transformer"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    # The loss is a mean over the batch whatever `Trainer` accumulates or distributes. Without this `Trainer` would expect
+    # a sum divided by the number of items and scale loss and gradient by processes x accumulation steps.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["ASTEmbeddings", "ASTLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: ASTConfig, *inputs, **kwargs):
+        config.validate()  # overrides given to `from_pretrained` were set after the configuration's own validation
+        super().__init__(config, *inputs, **kwargs)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fresh weights as the original draws them (truncated normal; patches and head by PyTorch's defaults).
+
+        Through Transformers' functions, which leave tensors alone that come from a checkpoint.
+        """
+        std = self.config.initializer_range
+        if isinstance(module, ASTEmbeddings):
+            for parameter in (module.cls_token, module.distillation_token, module.position_embeddings):
+                init.trunc_normal_(parameter, std=std)
+        elif isinstance(module, nn.Conv2d):
+            _init_like_pytorch(module)
+        elif isinstance(module, ASTMLPHead):  # comes after its own linear layer, and so has the last word
+            _init_like_pytorch(module.dense)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, every_n_layers: int = 1
+    ) -> None:
+        # Transformers' own version counts layers of a base class whose module loads soundfile and torchaudio.
+        encoder = self.base_model.encoder
+        encoder.gradient_checkpointing = enable
+        encoder.checkpoint_every_n_layers = every_n_layers
+        encoder._gradient_checkpointing_func = gradient_checkpointing_func
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """As in Transformers, and adapts to another geometry instead of failing or zeroing the positions.
+
+        `max_length`, `num_mel_bins`, `frequency_stride` and `time_stride`, as keyword arguments or in `config`, may differ
+        from the checkpoint's: the weights are loaded as they are and then adapted (`adapt_geometry`). Another number of
+        labels needs `ignore_mismatched_sizes=True`, as always in Transformers, and gives a fresh head.
+
+        Raises:
+            ValueError: The patch size differs from the checkpoint's.
+            huggingface_hub.errors.StrictDataclassError: A value that cannot work.
+        """
+        wanted = {}
+        source = None
+        if isinstance(config, PreTrainedConfig):
+            wanted = {key: getattr(config, key) for key in GEOMETRY_KEYS}
+            source = config
+            if pretrained_model_name_or_path is not None:
+                hub_kwargs = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+                source = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+            if source.patch_size != config.patch_size:
+                raise ValueError(
+                    f"Expected patch_size {source.patch_size}, the checkpoint's, got {config.patch_size}: patch kernels "
+                    "cannot be adapted."
+                )
+            config = copy.deepcopy(config)
+            config.validate()
+            for key in GEOMETRY_KEYS:
+                setattr(config, key, getattr(source, key))
+        else:
+            wanted = {key: kwargs.pop(key) for key in GEOMETRY_KEYS if key in kwargs}
+
+        return_loading_info = kwargs.pop("output_loading_info", False)
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+        )
+        if any("classifier.dense.weight" in key for key, *_ in loading_info["mismatched_keys"]):
+            logger.warning(f"Fresh classification head for {model.config.num_labels} labels: the checkpoint has others.")
+        model.adapt_geometry(**wanted)
+        return (model, loading_info) if return_loading_info else model
+
+    @torch.no_grad()
+    def adapt_geometry(
+        self,
+        *,
+        max_length: int | None = None,
+        num_mel_bins: int | None = None,
+        frequency_stride: int | None = None,
+        time_stride: int | None = None,
+    ) -> None:
+        """Fit a trained model, in place, to spectrograms of another size or to other strides; `None` keeps a value.
+
+        The position table follows by `adapt_position_embeddings`, the convolution gets the new strides, everything else
+        stays.
+
+        Raises:
+            huggingface_hub.errors.StrictDataclassError: A value that cannot work; the model is then unchanged.
+        """
+        asked = {
+            "max_length": max_length,
+            "num_mel_bins": num_mel_bins,
+            "frequency_stride": frequency_stride,
+            "time_stride": time_stride,
+        }
+        target = copy.deepcopy(self.config)
+        for key, value in asked.items():
+            if value is not None:
+                setattr(target, key, value)
+        target.validate()
+        source_grid = (self.config.num_frequency_patches, self.config.num_time_patches)
+        target_grid = (target.num_frequency_patches, target.num_time_patches)
+        for key in asked:
+            setattr(self.config, key, getattr(target, key))
+        embeddings = self.base_model.embeddings
+        embeddings.patch_embeddings.projection.stride = (target.frequency_stride, target.time_stride)
+        if source_grid != target_grid:
+            table = embeddings.position_embeddings
+            adapted = adapt_position_embeddings(table, source_grid, target_grid)
+            embeddings.position_embeddings = nn.Parameter(adapted, requires_grad=table.requires_grad)
+            logger.warning(
+                f"Adapted the position embeddings from {source_grid[0]} x {source_grid[1]} to {target_grid[0]} x "
+                f"{target_grid[1]} (frequency x time) patches: {target.max_length} frames of {target.num_mel_bins} mel "
+                f"bins, strides {target.frequency_stride} and {target.time_stride}."
+            )
+
+    def fold_patches(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Patch tokens back on their grid, without the two special tokens.
+
+        Args:
+            hidden_states: Tensor of shape (batch, tokens, dim), such as `last_hidden_state`.
+
+        Returns:
+            Tensor of shape (batch, frequency patches, time patches, dim); row 0 holds the lowest frequencies.
+
+        Raises:
+            ValueError: The number of tokens is not the model's.
+        """
+        if hidden_states.ndim != 3 or hidden_states.shape[1] != self.config.num_tokens:
+            raise ValueError(
+                f"Expected hidden states of shape (batch, {self.config.num_tokens} tokens, dim), got "
+                f"{tuple(hidden_states.shape)}."
+            )
+        grid = (self.config.num_frequency_patches, self.config.num_time_patches)
+        return hidden_states[:, 2:].unflatten(1, grid)
+
+
+def _init_like_pytorch(module: nn.Linear | nn.Conv2d) -> None:
+    """The defaults of nn.Linear and nn.Conv2d: uniform with bound 1 / sqrt(inputs), for weights and biases."""
+    init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+    if module.bias is not None:
+        bound = 1 / math.sqrt(module.weight[0].numel())
+        init.uniform_(module.bias, -bound, bound)
+
+
+class ASTModel(ASTPreTrainedModel):
+    """AST without a head: spectrograms to hidden states and one pooled vector a clip."""
+
+    def __init__(self, config: ASTConfig):
+        super().__init__(config)
+        self.embeddings = ASTEmbeddings(config)
+        self.encoder = ASTEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> ASTPatchEmbeddings:
+        return self.embeddings.patch_embeddings
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """
+        Args:
+            input_values: Log-mel spectrograms of shape (batch, max_length frames, num_mel_bins), normalised; any floating
+                type, cast to the model's.
+            output_attentions: Whether to return attention weights; that call then runs eager attention.
+            output_hidden_states: Whether to return the hidden states before the first and after each layer.
+            return_dict: `False` for a tuple. `None` means the configuration's value, for all three.
+
+        Returns:
+            `last_hidden_state` (batch, tokens, hidden_size) after the final norm: CLS, distillation, then the patches
+            frequency-major; `pooler_output` (batch, hidden_size): the mean of the first two; `hidden_states`: layers + 1
+            tensors like the first, before the final norm; `attentions`: a tensor (batch, heads, tokens, tokens) a layer.
+
+        Raises:
+            ValueError: Another number of frames or mel bins than the configuration's.
+        """
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        encoded = self.encoder(self.embeddings(input_values), bool(output_attentions), bool(output_hidden_states))
+        last_hidden_state = self.layernorm(encoded.last_hidden_state)
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state,
+            pooler_output=(last_hidden_state[:, 0] + last_hidden_state[:, 1]) / 2,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+
+class ASTForAudioClassification(ASTPreTrainedModel):
+    """AST with a classification head: spectrograms to logits, and to a loss where labels are given."""
+
+    def __init__(self, config: ASTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.audio_spectrogram_transformer = ASTModel(config)
+        self.classifier = ASTMLPHead(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput | tuple:
+        """
+        Args:
+            input_values: Log-mel spectrograms of shape (batch, max_length frames, num_mel_bins), normalised.
+            labels: See `classification_loss`; `None` for logits alone.
+            output_attentions: See `ASTModel.forward`.
+            output_hidden_states: See `ASTModel.forward`.
+            return_dict: See `ASTModel.forward`.
+
+        Returns:
+            `logits` (batch, num_labels), before softmax or sigmoid; `loss`, a scalar, where labels are given;
+            `hidden_states` and `attentions` as from `ASTModel`.
+
+        Raises:
+            ValueError: Another number of frames or mel bins than the configuration's, or labels of a wrong shape.
+        """
+        encoded = self.audio_spectrogram_transformer(
+            input_values,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(encoded.pooler_output)
+        output = SequenceClassifierOutput(
+            loss=None if labels is None else classification_loss(logits, labels, self.config.problem_type),
+            logits=logits,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type: str | None = None) -> torch.Tensor:
+    """Mean loss over the batch, computed in float32.
+
+    Args:
+        logits: Tensor of shape (batch, num_labels).
+        labels: What `problem_type` asks for:
+            "single_label_classification": class indices (batch,), or soft labels (batch, num_labels) that sum to 1, as
+            mixup makes them. Cross entropy.
+            "multi_label_classification": (batch, num_labels) in [0, 1], integers or floats. Binary cross entropy, mean
+            over clips and labels.
+            "regression": (batch,) or (batch, 1) for one output, else (batch, num_labels). Squared error.
+        problem_type: `None` chooses as Transformers does: regression for one output, single-label for class indices,
+            multi-label for anything with a column a label.
+
+    Raises:
+        ValueError: The labels have another shape or type, or the problem type is unknown.
+    """
+    labels, logits = labels.to(logits.device), logits.float()
+    is_class_index = labels.ndim == 1 and not labels.is_floating_point()
+    if problem_type is None:
+        if logits.shape[1] == 1:
+            problem_type = "regression"
+        else:
+            problem_type = "single_label_classification" if is_class_index else "multi_label_classification"
+    if problem_type == "single_label_classification" and is_class_index and len(labels) == len(logits):
+        return F.cross_entropy(logits, labels.long())
+    if problem_type == "regression" and labels.numel() == logits.numel() and len(labels) == len(logits):
+        return F.mse_loss(logits, labels.float().view_as(logits))
+    if problem_type in ("single_label_classification", "multi_label_classification") and labels.shape == logits.shape:
+        loss = F.cross_entropy if problem_type == "single_label_classification" else F.binary_cross_entropy_with_logits
+        return loss(logits, labels.float())
+    expected = {
+        "single_label_classification": f"class indices of shape ({len(logits)},) or soft labels of shape {tuple(logits.shape)}",
+        "multi_label_classification": f"labels in [0, 1] of shape {tuple(logits.shape)}",
+        "regression": f"values of shape {tuple(logits.shape)}",
+    }
+    if problem_type not in expected:
+        raise ValueError(f"Expected a problem_type out of {', '.join(expected)}, got {problem_type!r}.")
+    raise ValueError(
+        f"Expected {expected[problem_type]} for {problem_type}, got {labels.dtype} of shape {tuple(labels.shape)}."
+    )
+
+
+__all__ = ["ASTForAudioClassification", "ASTModel", "ASTPreTrainedModel"]

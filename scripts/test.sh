@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Lint and test: `bash scripts/test.sh`, or with --all the slow tests too. Further arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+prepare_environment test
+
+selection=(-m "not slow")
+if [ "${1:-}" = "--all" ]; then
+    selection=()
+    shift
+fi
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+exec .venv/bin/python -m pytest "${selection[@]}" "$@"
