@@ -12,7 +12,9 @@ class AudioError(ValueError):
     """A sound file that is missing, broken or not decodable. The message holds its name and the decoder's words."""
 
 
-def load_waveform(source: str | os.PathLike | bytes, sampling_rate: int = 16000, name: str | None = None) -> torch.Tensor:
+def load_waveform(
+    source: str | os.PathLike | bytes, sampling_rate: int = 16000, name: str | None = None
+) -> torch.Tensor:
     """Read a sound file into a mono waveform at one rate.
 
     WAV, FLAC, OGG and MP3, decoded by libsndfile (no ffmpeg, no torchcodec); channels averaged; resampled with
@@ -57,8 +59,8 @@ def load_waveform(source: str | os.PathLike | bytes, sampling_rate: int = 16000,
 def _missing_share(file, num_samples: int) -> float:
     """Share of the declared audio that is not in the file, in [0, 1). Decoders stop early without a word."""
     declared = file.frames
-    # libsndfile corrects the length of a WAV file that is cut off, and says so in its log only. Lengths from 2 GiB up are
-    # what programs write that do not know the length in advance.
+    # libsndfile corrects the length of a WAV file that is cut off, and says so in its log only. Lengths from 2 GiB up
+    # are what programs write that do not know the length in advance.
     if match := re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE):
         declared_bytes, found_bytes = map(int, match.groups())
         return max(0.0, 1 - found_bytes / declared_bytes) if 0 < declared_bytes < 2**31 - 1 else 0.0
@@ -68,8 +70,8 @@ def _missing_share(file, num_samples: int) -> float:
 def require_torchaudio() -> None:
     """Raise one understandable error where torchaudio is missing or does not match torch.
 
-    PyPI's torchaudio declares no requirement, so pip installs pairs that cannot be loaded; and Transformers, which finds
-    the package but not that it is broken, then fails in places that do not name it.
+    PyPI's torchaudio declares no requirement, so pip installs pairs that cannot be loaded; and Transformers, which
+    finds the package but not that it is broken, then fails in places that do not name it.
 
     Raises:
         ImportError: With what is installed and the command that mends it.

@@ -3,9 +3,9 @@
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-# Width and heads of the four networks of the original. The other numbers are the same in all of them: 12 layers, an MLP
-# four times as wide as the network, heads of 64 channels. base224 and base384 differ in the ImageNet weights that they
-# start from (position grids of 14 x 14 and of 24 x 24 patches), not in the network.
+# Width and heads of the four networks of the original. The other numbers are the same in all of them: 12 layers, an
+# MLP four times as wide as the network, heads of 64 channels. base224 and base384 differ in the ImageNet weights that
+# they start from (position grids of 14 x 14 and of 24 x 24 patches), not in the network.
 # Source: Gong et al., "AST: Audio Spectrogram Transformer", Interspeech 2021; Touvron et al., DeiT, ICML 2021.
 SIZES = {
     "tiny224": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
@@ -30,8 +30,8 @@ class ASTConfig(PreTrainedConfig):
         initializer_range: Standard deviation of the truncated normal that fresh weights are drawn from.
         layer_norm_eps: Epsilon of the layer norms in the body. 1e-6 in the original, 1e-12 in the files of the Hub.
         head_layer_norm_eps: Epsilon of the layer norm in the classification head; `None` means `layer_norm_eps`. 1e-5
-            in the original. Transformers' own AST has no such key: it ignores this one and uses `layer_norm_eps`, which
-            moves the logits by less than 1e-4.
+            in the original. Transformers' own AST has no such key: it ignores this one and uses `layer_norm_eps`,
+            which moves the logits by less than 1e-4.
         patch_size: Side of the square patches, in mel bins and in frames.
         qkv_bias: Whether query, key and value have biases.
         frequency_stride: Step between patches along frequency, in mel bins.
@@ -107,8 +107,8 @@ class ASTConfig(PreTrainedConfig):
                 raise ValueError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"Expected num_attention_heads to divide hidden_size, got {self.num_attention_heads} heads for a width "
-                f"of {self.hidden_size}."
+                f"Expected num_attention_heads to divide hidden_size, got {self.num_attention_heads} heads for a "
+                f"width of {self.hidden_size}."
             )
         for name, axis in (("max_length", "frames"), ("num_mel_bins", "mel bins")):
             if getattr(self, name) < self.patch_size:

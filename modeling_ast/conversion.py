@@ -50,15 +50,16 @@ def load_original_checkpoint(
 ) -> ASTForAudioClassification:
     """A model from a checkpoint of the original's training code, such as the released `audioset_10_10_0.4593.pth`.
 
-    Depth and width are read from the weights, strides from the file name (`..._<frequency>_<time>_...`) where it has them.
+    Depth and width are read from the weights, strides from the file name (`..._<frequency>_<time>_...`) where it has
+    them.
 
     Args:
         path: The `.pth` file: a bare state dict, with or without the prefix `module.`.
         frequency_stride: In mel bins; `None` reads it from the file name.
         time_stride: In frames; `None` reads it from the file name.
         num_mel_bins: Mel bins that the model was trained with; not to be found in the file.
-        max_length: Frames that the model was trained with. `None` takes, among the lengths that give the patches in the
-            file, the original's (1024, 512, 128 or 100) or else the shortest.
+        max_length: Frames that the model was trained with. `None` takes, among the lengths that give the patches in
+            the file, the original's (1024, 512, 128 or 100) or else the shortest.
         id2label: Label names by index; `None` keeps `LABEL_0` and so on.
 
     Returns:
@@ -66,8 +67,8 @@ def load_original_checkpoint(
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not a state dict of the original, keys missing or unexplained, strides unknown, or sizes that do not
-            fit the weights.
+        ValueError: Not a state dict of the original, keys missing or unexplained, strides unknown, or sizes that do
+            not fit the weights.
     """
     state_dict = {key.removeprefix("module."): tensor for key, tensor in _load_tensors(Path(path)).items()}
     if not any(key.startswith("v.blocks.") for key in state_dict):
@@ -86,21 +87,17 @@ def load_original_checkpoint(
     time_stride = int(in_name[2]) if time_stride is None else time_stride
 
     body = {key.removeprefix("v."): tensor for key, tensor in state_dict.items() if key.startswith("v.")}
-    ours, unused = _from_timm(body)
-    ours = {f"audio_spectrogram_transformer.{key}": tensor for key, tensor in ours.items()}
+    body, unused = _from_timm(body)
+    sizes = _sizes(body, path)
+    num_patches = body["embeddings.position_embeddings"].shape[1] - 2
+    ours = {f"audio_spectrogram_transformer.{key}": tensor for key, tensor in body.items()}
     for source, target in (("mlp_head.0", "classifier.layernorm"), ("mlp_head.1", "classifier.dense")):
         for kind in ("weight", "bias"):
             if f"{source}.{kind}" in state_dict:
                 ours[f"{target}.{kind}"] = state_dict.pop(f"{source}.{kind}")
     unused |= {key for key in state_dict if not key.startswith("v.")}
 
-    sizes = _sizes(body, path)
-    num_patches = body["pos_embed"].shape[1] - 2
-    geometry = {
-        "frequency_stride": frequency_stride,
-        "time_stride": time_stride,
-        "num_mel_bins": num_mel_bins,
-    }
+    geometry = {"frequency_stride": frequency_stride, "time_stride": time_stride, "num_mel_bins": num_mel_bins}
     if max_length is None:
         max_length = _find_max_length(num_patches, sizes["patch_size"], **geometry)
     num_labels = ours["classifier.dense.weight"].shape[0] if "classifier.dense.weight" in ours else 1
@@ -112,7 +109,8 @@ def load_original_checkpoint(
         max_length=max_length,
         layer_norm_eps=1e-6,
         head_layer_norm_eps=1e-5,
-        # Released models are trained with binary cross entropy or with cross entropy on one label; sigmoid suits all.
+        # The original trains all its released models with binary cross entropy, Speech Commands too.
+        problem_type="multi_label_classification",
         **({"num_labels": num_labels} if id2label is None else {"id2label": id2label}),
     )
     if config.num_patches != num_patches:
@@ -127,13 +125,13 @@ def load_original_checkpoint(
 def load_imagenet_checkpoint(path_or_repo: str | os.PathLike, config: ASTConfig) -> ASTForAudioClassification:
     """A model that starts from the ImageNet weights of a distilled DeiT, as the original does.
 
-    The three colour channels of the patch kernels are summed, the position table is adapted from the grid of the images,
-    the head is fresh.
+    The three colour channels of the patch kernels are summed, the position table is adapted from the grid of the
+    images, the head is fresh.
 
     Args:
         path_or_repo: A weight file or a folder with one, in DeiT's release layout (`{"model": ...}`), in timm's or in
-            Transformers'; a Hub repository of timm or Transformers; or a size ("tiny224" ... "base384"), which stands for
-            its public repository.
+            Transformers'; a Hub repository of timm or Transformers; or a size ("tiny224" ... "base384"), which stands
+            for its public repository.
         config: Of the model to build; its width, depth and patch size must be those of the weights.
 
     Returns:
@@ -143,16 +141,8 @@ def load_imagenet_checkpoint(path_or_repo: str | os.PathLike, config: ASTConfig)
         ValueError: Not weights of a distilled DeiT, keys missing or unexplained, or sizes that do not fit the config.
         OSError: The repository or its weight file cannot be had.
     """
-    state_dict = _load_tensors(_find_weights(path_or_repo))
-    if any(key.startswith("deit.") for key in state_dict):
-        ours, unused = _from_transformers_deit(state_dict)
-    else:
-        ours, unused = _from_timm(state_dict)
-    if "embeddings.distillation_token" not in ours or "embeddings.patch_embeddings.projection.weight" not in ours:
-        raise ValueError(
-            f"Expected weights of a distilled DeiT (with a distillation token), got keys such as "
-            f"{sorted(state_dict)[:3]} in {path_or_repo}."
-        )
+    ours, unused = _load_deit(path_or_repo)
+    _sizes(ours, path_or_repo)
     kernel = "embeddings.patch_embeddings.projection.weight"
     ours[kernel] = ours[kernel].sum(dim=1, keepdim=True)
     table = ours["embeddings.position_embeddings"]
@@ -164,6 +154,22 @@ def load_imagenet_checkpoint(path_or_repo: str | os.PathLike, config: ASTConfig)
     model = ASTForAudioClassification(config)
     head = {f"classifier.{key}": tensor for key, tensor in model.classifier.state_dict().items()}
     return _fill(model, {**ours, **head}, unused, path_or_repo)
+
+
+def imagenet_sizes(path_or_repo: str | os.PathLike) -> dict[str, int]:
+    """Sizes of the network that DeiT weights belong to, as keyword arguments of `ASTConfig`.
+
+    Args:
+        path_or_repo: As for `load_imagenet_checkpoint`.
+    """
+    return _sizes(_load_deit(path_or_repo)[0], path_or_repo)
+
+
+def _load_deit(path_or_repo: str | os.PathLike) -> tuple[dict[str, torch.Tensor], set[str]]:
+    state_dict = _load_tensors(_find_weights(path_or_repo))
+    if any(key.startswith("deit.") for key in state_dict):
+        return _from_transformers_deit(state_dict)
+    return _from_timm(state_dict)
 
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -234,21 +240,25 @@ def _from_transformers_deit(state_dict: dict[str, torch.Tensor]) -> tuple[dict[s
     return body, unused
 
 
-def _sizes(body: dict[str, torch.Tensor], path: str | os.PathLike) -> dict[str, int]:
-    """Sizes of the network that the body's weights, in timm's names, belong to."""
-    try:
-        hidden_size = body["cls_token"].shape[-1]
-        intermediate_size = body["blocks.0.mlp.fc1.weight"].shape[0]
-        patch_size = body["patch_embed.proj.weight"].shape[-1]
-        body["pos_embed"]
-    except KeyError as error:
-        raise ValueError(f"Expected {error} among the weights of {path}, but it is not there.") from None
+def _sizes(body: dict[str, torch.Tensor], source: str | os.PathLike) -> dict[str, int]:
+    """Sizes of the network that the body's weights, in our names, belong to."""
+    needed = {
+        "hidden_size": "embeddings.cls_token",
+        "patch_size": "embeddings.patch_embeddings.projection.weight",
+        "intermediate_size": "encoder.layer.0.intermediate.dense.weight",
+        "positions": "embeddings.position_embeddings",
+        "distillation": "embeddings.distillation_token",
+    }
+    missing = [key for key in needed.values() if key not in body]
+    if missing:
+        raise ValueError(f"Expected weights of a distilled DeiT or an AST, but {source} lacks {', '.join(missing)}.")
+    hidden_size = body[needed["hidden_size"]].shape[-1]
     return {
         "hidden_size": hidden_size,
-        "num_hidden_layers": 1 + max(int(key.split(".")[1]) for key in body if key.startswith("blocks.")),
+        "num_hidden_layers": 1 + max(int(key.split(".")[2]) for key in body if key.startswith("encoder.layer.")),
         "num_attention_heads": max(1, hidden_size // 64),  # heads of 64 channels in every size of the original
-        "intermediate_size": intermediate_size,
-        "patch_size": patch_size,
+        "intermediate_size": body[needed["intermediate_size"]].shape[0],
+        "patch_size": body[needed["patch_size"]].shape[-1],
     }
 
 
@@ -258,8 +268,8 @@ def _find_max_length(
     rows = (num_mel_bins - patch_size) // frequency_stride + 1
     if rows < 1 or num_patches % rows:
         raise ValueError(
-            f"Expected a number of patches that {rows} rows divide ({num_mel_bins} mel bins, stride {frequency_stride}), "
-            f"got {num_patches}. Other strides or mel bins?"
+            f"Expected a number of patches that {rows} rows divide ({num_mel_bins} mel bins, stride "
+            f"{frequency_stride}), got {num_patches}. Other strides or mel bins?"
         )
     shortest = (num_patches // rows - 1) * time_stride + patch_size
     lengths = range(shortest, shortest + time_stride)

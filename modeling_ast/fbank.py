@@ -4,8 +4,8 @@ The settings are those of AST and not options: frames of 25 ms every 10 ms, no d
 pre-emphasis 0.97, a symmetric Hann window, a transform of the next power of two, power, triangles on Kaldi's mel scale
 from 20 Hz to half the sampling rate, natural logarithm.
 
-Source: `torchaudio.compliance.kaldi.fbank`, whose order of operations this keeps up to the transform. The order matters:
-pre-emphasis of the waveform instead of each frame moves quiet bins by 3e-3.
+Source: `torchaudio.compliance.kaldi.fbank`, whose order of operations this keeps up to the transform. The order
+matters: pre-emphasis of the waveform instead of each frame moves quiet bins by 3e-3.
 """
 
 import math
@@ -45,7 +45,10 @@ def _mel(frequency: torch.Tensor | float) -> torch.Tensor | float:
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # the cached tensor must also serve a later call that needs gradients
 def mel_filters(
-    sampling_rate: int, num_mel_bins: int, device: torch.device = torch.device("cpu"), dtype: torch.dtype = torch.float32
+    sampling_rate: int,
+    num_mel_bins: int,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Triangular filters, equally wide on the mel scale.
 

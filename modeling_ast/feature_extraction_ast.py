@@ -56,7 +56,11 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         std: float = 4.5689974,
         **kwargs,
     ):
-        for name, value in (("sampling_rate", sampling_rate), ("num_mel_bins", num_mel_bins), ("max_length", max_length)):
+        for name, value in (
+            ("sampling_rate", sampling_rate),
+            ("num_mel_bins", num_mel_bins),
+            ("max_length", max_length),
+        ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"Expected {name} to be a whole number above 0, got {value!r}.")
         if not std > 0:
@@ -113,15 +117,16 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         if isinstance(raw_speech, (torch.Tensor, np.ndarray)):
             if raw_speech.ndim > 2 or (raw_speech.ndim == 2 and raw_speech.shape[1] <= 8 < raw_speech.shape[0]):
                 raise ValueError(
-                    "Expected one mono clip (samples,) or a batch of mono clips (batch, samples), got an array of shape "
-                    f"{tuple(raw_speech.shape)}, which looks like several channels. Average the channels first."
+                    "Expected one mono clip (samples,) or a batch of mono clips (batch, samples), got an array of "
+                    f"shape {tuple(raw_speech.shape)}, which looks like several channels. Average the channels first."
                 )
             if isinstance(raw_speech, np.ndarray) and raw_speech.ndim == 2:
                 # (2, samples) and (samples, 2) are what decoders return for stereo, and Transformers' own extractor
                 # takes the former for two clips; a batch can be given as a list or as a tensor.
                 raise ValueError(
-                    f"Expected a mono clip (samples,) or a list of them, got a 2-D numpy array of shape {raw_speech.shape}, "
-                    "which may be stereo. Average the channels, or give a batch as a list of clips or as a torch tensor."
+                    "Expected a mono clip (samples,) or a list of them, got a 2-D numpy array of shape "
+                    f"{raw_speech.shape}, which may be stereo. Average the channels, or give a batch as a list of "
+                    "clips or as a torch tensor."
                 )
             clips = list(raw_speech) if raw_speech.ndim == 2 else [raw_speech]
         elif isinstance(raw_speech, Sequence) and not isinstance(raw_speech, (str, bytes)):
@@ -233,8 +238,8 @@ def _to_float32(waveform: torch.Tensor, which: str) -> torch.Tensor:
     if waveform.dtype in (torch.int8, torch.int16, torch.int32):
         return (waveform.double() / -torch.iinfo(waveform.dtype).min).float()
     raise ValueError(
-        f"Expected floats in [-1, 1] or PCM of type uint8, int8, int16 or int32, got {waveform.dtype} for {which}: its "
-        "full scale is not known."
+        f"Expected floats in [-1, 1] or PCM of type uint8, int8, int16 or int32, got {waveform.dtype} for {which}: "
+        "its full scale is not known."
     )
 
 

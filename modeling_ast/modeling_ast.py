@@ -1,9 +1,9 @@
 """The Audio Spectrogram Transformer (AST): a distilled ViT over overlapping patches of a log-mel spectrogram.
 
-The names of the parameters in memory are the names in the files of the Hub (`encoder.layer.N.attention.attention.query`).
-They are longer than one would choose. In exchange every AST checkpoint of the Hub loads here and every checkpoint of ours
-loads in Transformers without this package, with no table of renamings in between, and a `Trainer` that resumes puts back
-exactly the tensors that it saved.
+The names of the parameters in memory are the names in the files of the Hub
+(`encoder.layer.N.attention.attention.query`). They are longer than one would choose. In exchange every AST checkpoint
+of the Hub loads here and every checkpoint of ours loads in Transformers without this package, with no table of
+renamings in between, and a `Trainer` that resumes puts back exactly the tensors that it saved.
 
 Source: Gong, Chung, Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021, https://arxiv.org/abs/2104.01778.
 """
@@ -37,8 +37,8 @@ def adapt_position_embeddings(
 ) -> torch.Tensor:
     """Fit a table of position embeddings to another patch grid, by the original's rule.
 
-    Time first, then frequency. Where the target is not longer than the source, the centre is cut out; where it is longer,
-    bilinear interpolation. The rows of the two special tokens stay.
+    Time first, then frequency. Where the target is not longer than the source, the centre is cut out; where it is
+    longer, bilinear interpolation. The rows of the two special tokens stay.
 
     Args:
         table: Tensor of shape (1, 2 + frequency * time, hidden_size), patches frequency-major.
@@ -51,8 +51,8 @@ def adapt_position_embeddings(
     Raises:
         ValueError: The table does not have the size of the source grid.
 
-    Source: the original's `ASTModel.__init__`. Its crop starts at source // 2 - target // 2, so that an odd row that has
-    to go goes from the end.
+    Source: the original's `ASTModel.__init__`. Its crop starts at source // 2 - target // 2, so that an odd row that
+    has to go goes from the end.
     """
     frequency, time = source_grid
     if table.shape[1] != 2 + frequency * time:
@@ -130,9 +130,9 @@ class ASTEmbeddings(nn.Module):
                 ", which would fit: swap them" if fits(bins, frames) else ", which would not fit either"
             )
             raise ValueError(
-                f"Expected input_values of shape {expected}, got {tuple(input_values.shape)}: {frames} frames of {bins} mel "
-                f"bins, or, with the last two axes swapped, {swapped}. For clips of another length give the feature "
-                "extractor this max_length, or load the model with max_length=... to adapt it."
+                f"Expected input_values of shape {expected}, got {tuple(input_values.shape)}: {frames} frames of "
+                f"{bins} mel bins, or, with the last two axes swapped, {swapped}. For clips of another length give "
+                "the feature extractor this max_length, or load the model with max_length=... to adapt it."
             )
 
 
@@ -277,8 +277,8 @@ class ASTPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = ("audio",)
     supports_gradient_checkpointing = True
-    # The loss is a mean over the batch whatever `Trainer` accumulates or distributes. Without this `Trainer` would expect
-    # a sum divided by the number of items and scale loss and gradient by processes x accumulation steps.
+    # The loss is a mean over the batch whatever `Trainer` accumulates or distributes. Without this `Trainer` would
+    # expect a sum divided by the number of items and scale loss and gradient by processes x accumulation steps.
     accepts_loss_kwargs = False
     _no_split_modules = ["ASTEmbeddings", "ASTLayer"]
     _supports_sdpa = True
@@ -325,9 +325,9 @@ class ASTPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """As in Transformers, and adapts to another geometry instead of failing or zeroing the positions.
 
-        `max_length`, `num_mel_bins`, `frequency_stride` and `time_stride`, as keyword arguments or in `config`, may differ
-        from the checkpoint's: the weights are loaded as they are and then adapted (`adapt_geometry`). Another number of
-        labels needs `ignore_mismatched_sizes=True`, as always in Transformers, and gives a fresh head.
+        `max_length`, `num_mel_bins`, `frequency_stride` and `time_stride`, as keyword arguments or in `config`, may
+        differ from the checkpoint's: the weights are loaded as they are and then adapted (`adapt_geometry`). Another
+        number of labels needs `ignore_mismatched_sizes=True`, as always in Transformers, and gives a fresh head.
 
         Raises:
             ValueError: The patch size differs from the checkpoint's.
@@ -343,8 +343,8 @@ class ASTPreTrainedModel(PreTrainedModel):
                 source = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
             if source.patch_size != config.patch_size:
                 raise ValueError(
-                    f"Expected patch_size {source.patch_size}, the checkpoint's, got {config.patch_size}: patch kernels "
-                    "cannot be adapted."
+                    f"Expected patch_size {source.patch_size}, the checkpoint's, got {config.patch_size}: patch "
+                    "kernels cannot be adapted."
                 )
             config = copy.deepcopy(config)
             config.validate()
@@ -358,7 +358,7 @@ class ASTPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
         )
         if any("classifier.dense.weight" in key for key, *_ in loading_info["mismatched_keys"]):
-            logger.warning(f"Fresh classification head for {model.config.num_labels} labels: the checkpoint has others.")
+            logger.warning(f"Fresh classification head: {model.config.num_labels} labels, unlike the checkpoint.")
         model.adapt_geometry(**wanted)
         return (model, loading_info) if return_loading_info else model
 
@@ -373,8 +373,8 @@ class ASTPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Fit a trained model, in place, to spectrograms of another size or to other strides; `None` keeps a value.
 
-        The position table follows by `adapt_position_embeddings`, the convolution gets the new strides, everything else
-        stays.
+        The position table follows by `adapt_position_embeddings`, the convolution gets the new strides, everything
+        else stays.
 
         Raises:
             huggingface_hub.errors.StrictDataclassError: A value that cannot work; the model is then unchanged.
@@ -402,8 +402,8 @@ class ASTPreTrainedModel(PreTrainedModel):
             embeddings.position_embeddings = nn.Parameter(adapted, requires_grad=table.requires_grad)
             logger.warning(
                 f"Adapted the position embeddings from {source_grid[0]} x {source_grid[1]} to {target_grid[0]} x "
-                f"{target_grid[1]} (frequency x time) patches: {target.max_length} frames of {target.num_mel_bins} mel "
-                f"bins, strides {target.frequency_stride} and {target.time_stride}."
+                f"{target_grid[1]} (frequency x time) patches: {target.max_length} frames of {target.num_mel_bins} "
+                f"mel bins, strides {target.frequency_stride} and {target.time_stride}."
             )
 
     def fold_patches(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -457,16 +457,17 @@ class ASTModel(ASTPreTrainedModel):
     ) -> BaseModelOutputWithPooling | tuple:
         """
         Args:
-            input_values: Log-mel spectrograms of shape (batch, max_length frames, num_mel_bins), normalised; any floating
-                type, cast to the model's.
+            input_values: Log-mel spectrograms of shape (batch, max_length frames, num_mel_bins), normalised; any
+                floating type, cast to the model's.
             output_attentions: Whether to return attention weights; that call then runs eager attention.
             output_hidden_states: Whether to return the hidden states before the first and after each layer.
             return_dict: `False` for a tuple. `None` means the configuration's value, for all three.
 
         Returns:
             `last_hidden_state` (batch, tokens, hidden_size) after the final norm: CLS, distillation, then the patches
-            frequency-major; `pooler_output` (batch, hidden_size): the mean of the first two; `hidden_states`: layers + 1
-            tensors like the first, before the final norm; `attentions`: a tensor (batch, heads, tokens, tokens) a layer.
+            frequency-major; `pooler_output` (batch, hidden_size): the mean of the first two; `hidden_states`: layers +
+            1 tensors like the first, before the final norm; `attentions`: a tensor (batch, heads, tokens, tokens) a
+            layer.
 
         Raises:
             ValueError: Another number of frames or mel bins than the configuration's.
@@ -496,6 +497,21 @@ class ASTForAudioClassification(ASTPreTrainedModel):
         self.audio_spectrogram_transformer = ASTModel(config)
         self.classifier = ASTMLPHead(config)
         self.post_init()
+
+    @torch.no_grad()
+    def reset_classifier(self, id2label: dict[int, str]) -> None:
+        """Replace the head, in place, by a fresh one for other labels.
+
+        Args:
+            id2label: Names of the labels by index.
+        """
+        logger.warning(f"Fresh classification head for {len(id2label)} labels, instead of {self.config.num_labels}.")
+        self.config.id2label = dict(id2label)
+        self.config.label2id = {label: index for index, label in id2label.items()}
+        self.num_labels = len(id2label)
+        old = self.classifier.dense.weight
+        self.classifier = ASTMLPHead(self.config).to(old.device, old.dtype)
+        self._init_weights(self.classifier)
 
     def forward(
         self,
@@ -568,10 +584,11 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, problem_type
     if problem_type in ("single_label_classification", "multi_label_classification") and labels.shape == logits.shape:
         loss = F.cross_entropy if problem_type == "single_label_classification" else F.binary_cross_entropy_with_logits
         return loss(logits, labels.float())
+    shape = tuple(logits.shape)
     expected = {
-        "single_label_classification": f"class indices of shape ({len(logits)},) or soft labels of shape {tuple(logits.shape)}",
-        "multi_label_classification": f"labels in [0, 1] of shape {tuple(logits.shape)}",
-        "regression": f"values of shape {tuple(logits.shape)}",
+        "single_label_classification": f"class indices of shape ({shape[0]},) or soft labels of shape {shape}",
+        "multi_label_classification": f"labels in [0, 1] of shape {shape}",
+        "regression": f"values of shape {shape}",
     }
     if problem_type not in expected:
         raise ValueError(f"Expected a problem_type out of {', '.join(expected)}, got {problem_type!r}.")

@@ -1,0 +1,1 @@
+"""Where rows come from, and how predictions on them are judged."""

@@ -1,0 +1,286 @@
+"""Data sets from anywhere, all in the same rows: `audio` (not decoded) and `labels`.
+
+A data set is data, never a code path: what differs between two of them is said by the arguments of `load_splits`.
+"""
+
+import csv
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Audio, ClassLabel, Dataset, load_dataset
+
+from modeling_ast.audio import load_waveform
+from modeling_ast.data.synthetic import LISTS, synthetic_folder
+
+logger = logging.getLogger(__name__)
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+SPLITS = ("train", "validation", "test")
+# What people call the three splits, in columns and folders.
+SPLIT_ALIASES = {
+    **{"train": "train", "training": "train"},
+    **{
+        "validation": "validation",
+        "valid": "validation",
+        "val": "validation",
+        "dev": "validation",
+        "eval": "validation",
+    },
+    **{"test": "test", "testing": "test"},
+}
+
+
+class DataError(ValueError):
+    """A data set that is not as its arguments say. The message names the file, the entry and what was expected."""
+
+
+@dataclass
+class AudioSplits:
+    """Rows `{"audio": {"path", "bytes"}, "labels": int or list of int}` for training, choosing and reporting."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset | None
+    label_names: list[str]
+
+    def __iter__(self) -> Iterable[tuple[str, Dataset]]:
+        return ((name, split) for name in SPLITS if (split := getattr(self, name)) is not None)
+
+
+def load_splits(
+    dataset_name: str,
+    *,
+    dataset_config_name: str | None = None,
+    audio_column_name: str = "audio",
+    label_column_name: str = "label",
+    audio_dir: str | None = None,
+    label_separator: str = ",",
+    multi_label: bool = False,
+    fold_column_name: str | None = None,
+    eval_fold: int | None = None,
+    split_column_name: str | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+    cache_dir: str | None = None,
+) -> AudioSplits:
+    """Rows of a data set and its label names.
+
+    Where the data has no validation split of its own (split names, lists, a split column or a fold), a part of the
+    training rows becomes one.
+
+    Args:
+        dataset_name: "synthetic" (generated sounds); a folder with a sub-folder a class (with `validation_list.txt`
+            and `testing_list.txt` where they are there), or with such folders below train, validation and test; a CSV
+            file; a Parquet file or a folder of them; else the name of a data set on the Hub.
+        dataset_config_name: Configuration of a Hub data set.
+        audio_column_name: Column with the sound: a path in a CSV file, an audio feature elsewhere.
+        label_column_name: Column with the label or labels: names, class indices, or lists of either.
+        audio_dir: Where the paths of a CSV file start, relative to the file; `None` means beside it.
+        label_separator: Between the labels of one clip in a CSV file, if `multi_label`.
+        multi_label: Whether a clip may have several labels; `labels` is then a list.
+        fold_column_name: Column with the number of the fold.
+        eval_fold: The fold to hold out: validation. All others train.
+        split_column_name: Column that says train, validation or test.
+        validation_fraction: Share of the training rows to hold out where the data holds out none.
+        seed: Of that choice.
+        cache_dir: For generated sounds; `None` means the user's cache.
+
+    Raises:
+        DataError: The data set is not as described: a missing column, file or fold, no audio, no labels.
+        FileNotFoundError, datasets.exceptions.DatasetNotFoundError: No such data set.
+    """
+    path = Path(dataset_name).expanduser()
+    if dataset_name == "synthetic":
+        path = synthetic_folder(cache_dir=cache_dir)
+    if path.suffix == ".csv":
+        raw = _read_csv(path, audio_column_name, audio_dir)
+    elif path.is_dir() and not any(path.rglob("*.parquet")):
+        raw, audio_column_name, label_column_name = _read_class_folders(path), "audio", "label"
+    elif path.is_dir():
+        raw = load_dataset(str(path))
+    elif path.suffix == ".parquet":
+        raw = load_dataset("parquet", data_files=str(path))
+    elif path.is_absolute() or dataset_name.startswith("."):
+        raise DataError(f"{dataset_name}: no such file or folder.")
+    else:
+        raw = load_dataset(dataset_name, dataset_config_name)
+
+    splits = {SPLIT_ALIASES[name.lower()]: rows for name, rows in raw.items() if name.lower() in SPLIT_ALIASES}
+    if eval_fold is not None:
+        splits = _hold_out_fold(splits, fold_column_name, eval_fold)
+    elif split_column_name is not None:
+        splits = _split_by_column(splits, split_column_name)
+    if "train" not in splits:
+        raise DataError(f"{dataset_name}: expected a split called train, got {', '.join(raw)}.")
+    if "validation" not in splits:
+        # Stratified draws need every class twice; a plain draw serves data of every kind.
+        parts = splits["train"].train_test_split(test_size=validation_fraction, seed=seed)
+        splits |= {"train": parts["train"], "validation": parts["test"]}
+        logger.warning(
+            f"{dataset_name} holds out nothing to choose the epoch on: {len(parts['test'])} of its training clips, "
+            "drawn at random, do not train but validate (validation_fraction)."
+        )
+    for name, rows in splits.items():
+        for column in (audio_column_name, label_column_name):
+            if column not in rows.column_names:
+                raise DataError(f"{dataset_name}: expected a column {column!r}, got {', '.join(rows.column_names)}.")
+        if len(rows) == 0:
+            raise DataError(f"{dataset_name}: expected clips in split {name}, got none.")
+    labels = {
+        name: _read_labels(rows, label_column_name, label_separator, multi_label) for name, rows in splits.items()
+    }
+    label_names = _find_label_names(splits["train"], label_column_name, labels.values())
+    index = {name: number for number, name in enumerate(label_names)}
+    rows = {
+        name: _to_rows(
+            splits[name], audio_column_name, [[index[label] for label in clip] for clip in labels[name]], multi_label
+        )
+        for name in splits
+    }
+    return AudioSplits(rows["train"], rows["validation"], rows.get("test"), label_names)
+
+
+def _read_class_folders(folder: Path) -> dict[str, Dataset]:
+    """Sound files below a folder a class; the split from the lists of Speech Commands, or from a folder a split."""
+    names = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir()}
+    split_folders = {SPLIT_ALIASES[name]: entry for name, entry in names.items() if name in SPLIT_ALIASES}
+    if "train" in split_folders:
+        return {split: _read_classes(entry)["train"] for split, entry in split_folders.items()}
+    return _read_classes(folder)
+
+
+def _read_classes(folder: Path) -> dict[str, Dataset]:
+    held_out = {}
+    for split, list_name in LISTS.items():
+        if (folder / list_name).is_file():
+            for number, line in enumerate((folder / list_name).read_text(encoding="utf-8").split("\n"), start=1):
+                if line.strip():
+                    if not (folder / line.strip()).is_file():
+                        raise DataError(f"{folder / list_name}, line {number}: no file {line.strip()!r}.")
+                    held_out[line.strip()] = split
+    files = {split: {"audio": [], "label": []} for split in SPLITS}
+    for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+        if class_folder.name.startswith((".", "_")):  # such as the _background_noise_ of Speech Commands
+            logger.warning(
+                f"{class_folder} is not taken for a class, since its name starts with {class_folder.name[0]!r}."
+            )
+            continue
+        for file in sorted(class_folder.rglob("*")):
+            if file.suffix.lower() in AUDIO_SUFFIXES:
+                split = files[held_out.get(file.relative_to(folder).as_posix(), "train")]
+                split["audio"].append(str(file))
+                split["label"].append(class_folder.name)
+    if not files["train"]["audio"]:
+        raise DataError(
+            f"{folder}: expected a sub-folder a class with sound files ({', '.join(AUDIO_SUFFIXES)}) in it, found "
+            "none."
+        )
+    return {split: Dataset.from_dict(columns) for split, columns in files.items() if columns["audio"]}
+
+
+def _read_csv(path: Path, audio_column_name: str, audio_dir: str | None) -> dict[str, Dataset]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        if audio_column_name not in (reader.fieldnames or ()):
+            raise DataError(
+                f"{path}: expected a column {audio_column_name!r}, got {', '.join(reader.fieldnames or ())}."
+            )
+        rows = []
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames)} columns.")
+            rows.append(row)
+    if not rows:
+        raise DataError(f"{path}: holds no rows.")
+    columns = {name: [row[name] for row in rows] for name in reader.fieldnames}
+    root = path.parent / (audio_dir or "")
+    columns[audio_column_name] = [str((root / name).resolve()) for name in columns[audio_column_name]]
+    if not Path(columns[audio_column_name][0]).is_file():
+        raise DataError(f"{path}, line 2: no file {columns[audio_column_name][0]}. Is audio_dir right?")
+    return {"train": Dataset.from_dict(columns)}
+
+
+def _hold_out_fold(splits: dict[str, Dataset], fold_column_name: str | None, eval_fold: int) -> dict[str, Dataset]:
+    rows = splits["train"]
+    if fold_column_name not in rows.column_names:
+        raise DataError(f"Expected a fold column {fold_column_name!r}, got {', '.join(rows.column_names)}.")
+    folds = [str(fold) for fold in rows[fold_column_name]]
+    if str(eval_fold) not in folds:
+        raise DataError(f"Expected eval_fold to be one of {', '.join(sorted(set(folds)))}, got {eval_fold}.")
+    held_out = [number for number, fold in enumerate(folds) if fold == str(eval_fold)]
+    kept = [number for number, fold in enumerate(folds) if fold != str(eval_fold)]
+    return {**splits, "train": rows.select(kept), "validation": rows.select(held_out)}
+
+
+def _split_by_column(splits: dict[str, Dataset], column: str) -> dict[str, Dataset]:
+    rows = splits["train"]
+    if column not in rows.column_names:
+        raise DataError(f"Expected a split column {column!r}, got {', '.join(rows.column_names)}.")
+    chosen = {name: [] for name in SPLITS}
+    for number, value in enumerate(rows[column]):
+        if str(value).lower() not in SPLIT_ALIASES:
+            raise DataError(
+                f"Expected {column} to be one of {', '.join(SPLIT_ALIASES)}, got {value!r} in row {number}."
+            )
+        chosen[SPLIT_ALIASES[str(value).lower()]].append(number)
+    return {name: rows.select(numbers) for name, numbers in chosen.items() if numbers}
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    feature = getattr(feature, "feature", feature)  # of a list: what it is a list of
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def _read_labels(rows: Dataset, column: str, separator: str, multi_label: bool) -> list[list[str]]:
+    """The names of each clip's labels."""
+    names = _class_names(rows.features[column])
+    read = []
+    for number, value in enumerate(rows[column]):
+        if isinstance(value, str) and multi_label:
+            value = [label.strip() for label in value.split(separator) if label.strip()]
+        values = value if isinstance(value, list) else [value]
+        if not multi_label and (len(values) != 1 or values[0] in (None, "")):
+            raise DataError(f"Expected one label a clip, got {value!r} in row {number} of column {column!r}.")
+        read.append([names[label] if names else str(label) for label in values])
+    return read
+
+
+def _find_label_names(rows: Dataset, column: str, labels: Iterable[list[list[str]]]) -> list[str]:
+    found = {label for clips in labels for clip in clips for label in clip}
+    names = _class_names(rows.features[column])
+    if names is None:
+        # Class indices without names keep their order.
+        names = sorted(found, key=lambda name: (int(name), name) if name.isdecimal() else (float("inf"), name))
+    if len(names) < 2:
+        raise DataError(f"Expected at least two labels in column {column!r}, got {', '.join(names) or 'none'}.")
+    return names
+
+
+def _to_rows(rows: Dataset, audio_column_name: str, labels: list[list[int]], multi_label: bool) -> Dataset:
+    rows = rows.select_columns([audio_column_name])
+    if audio_column_name != "audio":
+        rows = rows.rename_column(audio_column_name, "audio")
+    # Not decoded here: `datasets` would need torchcodec and FFmpeg.
+    rows = rows.cast_column("audio", Audio(decode=False))
+    return rows.add_column("labels", labels if multi_label else [clip[0] for clip in labels])
+
+
+class DecodeAudio:
+    """Dataset transform: rows to `waveform` (float32 tensors of shape (samples,)) and `labels`, read when asked for.
+
+    Args:
+        sampling_rate: Of the waveforms, in Hz.
+    """
+
+    def __init__(self, sampling_rate: int):
+        self.sampling_rate = sampling_rate
+
+    def __call__(self, rows: dict[str, list]) -> dict[str, list]:
+        waveforms = [
+            load_waveform(audio["bytes"] or audio["path"], self.sampling_rate, audio["path"])
+            for audio in rows["audio"]
+        ]
+        return {"waveform": waveforms, "labels": rows["labels"]}

@@ -1,0 +1,77 @@
+"""What the tests share: a tiny model, its input, and the folders that live outside the repository."""
+
+import os
+from pathlib import Path
+
+# Before Transformers is imported: it reads this once, and no test may reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+from modeling_ast import ASTConfig, ASTForAudioClassification
+
+torch.set_num_threads(2)
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+def _shared_folder(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}, which is not part of the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Outputs of the original implementation."""
+    return _shared_folder("reference")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real recordings."""
+    return _shared_folder("data")
+
+
+@pytest.fixture
+def tiny_config() -> ASTConfig:
+    """A grid of 2 x 5 patches."""
+    return ASTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        layer_norm_eps=1e-6,
+        head_layer_norm_eps=1e-5,
+        max_length=64,
+        num_mel_bins=32,
+        num_labels=5,
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config) -> ASTForAudioClassification:
+    return random_model(tiny_config)
+
+
+@pytest.fixture
+def input_values(tiny_config) -> torch.Tensor:
+    """Three spectrograms."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(3, tiny_config.max_length, tiny_config.num_mel_bins, generator=generator)
+
+
+def random_model(config: ASTConfig, model_class=ASTForAudioClassification):
+    """A model whose every parameter says something.
+
+    Fresh weights are too tame to test with: attention is almost uniform, norms are the identity, biases are zero, so that
+    two swapped tensors would go unnoticed.
+    """
+    model = model_class(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model
