@@ -19,6 +19,9 @@ SIZES = {
 class ASTConfig(PreTrainedConfig):
     r"""Sizes of an AST. Every key of Transformers' own `ASTConfig`, with the same meaning, and one more.
 
+    The defaults are those of the checkpoint
+    [MIT/ast-finetuned-audioset-10-10-0.4593](https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593).
+
     Args:
         hidden_size: Width of the network.
         num_hidden_layers: Number of Transformer layers.

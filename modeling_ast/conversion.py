@@ -156,6 +156,11 @@ def load_imagenet_checkpoint(path_or_repo: str | os.PathLike, config: ASTConfig)
     return _fill(model, {**ours, **head}, unused, path_or_repo)
 
 
+def is_original_checkpoint(path: str | os.PathLike) -> bool:
+    """Whether a weight file is a checkpoint of the original AST, and not of a DeiT."""
+    return any(key.removeprefix("module.").startswith("v.") for key in _load_tensors(Path(path)))
+
+
 def imagenet_sizes(path_or_repo: str | os.PathLike) -> dict[str, int]:
     """Sizes of the network that DeiT weights belong to, as keyword arguments of `ASTConfig`.
 

@@ -1,0 +1,1 @@
+"""What a training run needs: arguments, recipes, augmentation, batches, and the model to start from."""

@@ -1,0 +1,114 @@
+"""A recipe is a saved command line: a flat YAML file whose keys are fields of the argument dataclasses."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, DataArguments, ModelArguments
+
+RECIPE_NAME = "recipe.yaml"
+Arguments = tuple[ModelArguments, DataArguments, AugmentArguments, ASTTrainingArguments]
+
+
+class RecipeError(ValueError):
+    """A recipe or command line that cannot be used. The message says which key, what was expected and what came."""
+
+
+class _Parser(HfArgumentParser):
+    """Raises where argparse would print its usage (some 150 keys long) and exit."""
+
+    def error(self, message: str):
+        raise RecipeError(message)
+
+
+def read_recipe(path: str | Path) -> list[str]:
+    """A recipe as the command line that it stands for: `["--key", "value", ...]`.
+
+    Values are handed on as they are written, without YAML's own casts, in which `1e-5` is a string and `no` is false;
+    the parser casts them.
+
+    Raises:
+        RecipeError: No such file, not YAML, not flat, or a key that is there twice.
+    """
+    path = Path(path)
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML ({error}).") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise RecipeError(f"{path}: expected lines of the form `key: value`.")
+    arguments, seen = [], set()
+    for key_node, value_node in node.value:
+        where = f"{path}, line {key_node.start_mark.line + 1}"
+        key = key_node.value
+        if key in seen:
+            raise RecipeError(f"{where}: {key} is there twice.")
+        seen.add(key)
+        items = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+        if not all(isinstance(item, yaml.ScalarNode) and item.value != "" for item in items):
+            raise RecipeError(f"{where}: expected a value, or a list of values, for {key}.")
+        arguments += [f"--{key}", *(item.value for item in items)]
+    return arguments
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """`[RECIPE] [--key value ...]` to the four argument blocks; the command line wins over the recipe.
+
+    Raises:
+        RecipeError: Unknown or abbreviated keys, values of a wrong type, or a recipe that cannot be read.
+    """
+    argv = list(argv)
+    recipe = read_recipe(argv.pop(0)) if argv and not argv[0].startswith("-") else []
+    parser = _Parser(
+        (ModelArguments, DataArguments, AugmentArguments, ASTTrainingArguments),
+        allow_abbrev=False,
+        prog="run_audio_classification.py",
+        usage="%(prog)s [RECIPE.yaml] [--key value ...]",
+        description="Train and evaluate an Audio Spectrogram Transformer.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    try:
+        namespace, unknown = parser.parse_known_args(recipe + argv)
+        if unknown:
+            raise RecipeError(f"Unknown: {' '.join(unknown)}. Keys are written in full, as --key value.")
+        values = vars(namespace)
+        return tuple(
+            kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
+            for kind in parser.dataclass_types
+        )
+    except (ValueError, ImportError) as error:
+        raise RecipeError(str(error)) from error
+
+
+def save_recipe(arguments: Arguments, path: str | Path) -> None:
+    """The resolved arguments as a recipe that gives the same run: ours all, of `TrainingArguments` what is not "
+    "default."""
+    lines = ["# The resolved recipe of this run."]
+    for block in arguments:
+        lines.append(f"# {type(block).__name__}")
+        for name, value in _settings(block):
+            lines.append(yaml.safe_dump({name: value}, width=10**6, default_flow_style=None).strip())
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _settings(block):
+    is_trainer_block = isinstance(block, ASTTrainingArguments)
+    defaults = ASTTrainingArguments(output_dir="unused") if is_trainer_block else None
+    for field in dataclasses.fields(block):
+        value = getattr(block, field.name)
+        if not field.init or value is None or (is_trainer_block and value == getattr(defaults, field.name)):
+            continue
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        elif isinstance(value, (list, tuple)):
+            value = [str(item) for item in value]
+        elif not isinstance(value, (bool, int, float)):
+            value = str(getattr(value, "value", value))
+        yield field.name, value

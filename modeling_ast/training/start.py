@@ -1,0 +1,79 @@
+"""What a run starts from: the model and the feature extractor, built together from the same arguments."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from modeling_ast import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTForAudioClassification,
+    load_imagenet_checkpoint,
+    load_original_checkpoint,
+)
+from modeling_ast.configuration_ast import SIZES
+from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint
+from modeling_ast.modeling_ast import GEOMETRY_KEYS
+from modeling_ast.training.arguments import ModelArguments
+
+_NETWORK_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_SETTING_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "problem_type", "attn_implementation")
+
+
+def build_model(arguments: ModelArguments, label_names: list[str]) -> ASTForAudioClassification:
+    """The model that `model_name_or_path` names, with one output a label.
+
+    A checkpoint whose labels are exactly these keeps its head; any other gets a fresh one.
+
+    Raises:
+        ValueError: Weights that are none of ours, or network sizes given for weights that have their own.
+        OSError: No such folder, file or repository.
+    """
+    name = arguments.model_name_or_path
+    id2label = dict(enumerate(label_names))
+    network, geometry = _given(arguments, _NETWORK_KEYS), _given(arguments, GEOMETRY_KEYS)
+    settings = _given(arguments, _SETTING_KEYS)
+    labels = {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
+    if name in SIZES:
+        return ASTForAudioClassification(ASTConfig.from_size(name, **network, **geometry, **settings, **labels))
+    if network:
+        raise ValueError(f"{', '.join(network)} can only be chosen for random weights, and {name} has its own.")
+    if is_ast(name):
+        model = ASTForAudioClassification.from_pretrained(name, **geometry, **settings)
+    elif Path(name).is_file() and is_original_checkpoint(name):
+        original = load_original_checkpoint(name)
+        model = ASTForAudioClassification(ASTConfig(**{**original.config.to_dict(), **settings}))
+        model.load_state_dict(original.state_dict())
+        model.adapt_geometry(**geometry)
+    else:
+        # The original's epsilons, which are timm's and PyTorch's.
+        eps = {"layer_norm_eps": 1e-6, "head_layer_norm_eps": 1e-5}
+        config = ASTConfig(**imagenet_sizes(name), **eps, **geometry, **settings, **labels)
+        return load_imagenet_checkpoint(name, config)
+    if list(model.config.id2label.values()) != label_names:
+        model.reset_classifier(id2label)
+    return model
+
+
+def build_feature_extractor(arguments: ModelArguments, config: ASTConfig) -> ASTFeatureExtractor:
+    """The feature extractor that belongs to the model: its length and mel bins, and the statistics of the arguments.
+
+    What the arguments leave open comes from the checkpoint where it brings a feature extractor, else from AudioSet.
+    """
+    given = _given(arguments, ("sampling_rate", "mean", "std"))
+    given |= {"max_length": config.max_length, "num_mel_bins": config.num_mel_bins}
+    if is_ast(arguments.model_name_or_path):
+        return ASTFeatureExtractor.from_pretrained(arguments.model_name_or_path, **given)
+    return ASTFeatureExtractor(**given)
+
+
+def is_ast(name: str) -> bool:
+    """Whether a folder or a Hub repository holds an AST in Transformers' layout."""
+    if name in SIZES or Path(name).is_file() or (Path(name).is_dir() and not (Path(name) / "config.json").is_file()):
+        return False
+    return PreTrainedConfig.get_config_dict(name)[0].get("model_type") == ASTConfig.model_type
+
+
+def _given(arguments: ModelArguments, keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key in keys if (value := getattr(arguments, key)) is not None}
