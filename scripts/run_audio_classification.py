@@ -21,15 +21,17 @@ except ImportError as error:
     sys.exit(str(error))
 
 from transformers import pipeline, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.metrics import compute_metrics
 from modeling_ast.data.sources import AudioSplits, DataError, DecodeAudio, load_splits
 from modeling_ast.inference.plots import plot_tags
-from modeling_ast.training.arguments import ASTTrainingArguments, DataArguments
+from modeling_ast.training.arguments import DataArguments
 from modeling_ast.training.baseline import linear_baseline
 from modeling_ast.training.collator import ASTDataCollator
-from modeling_ast.training.recipes import RECIPE_NAME, RecipeError, parse_arguments, save_recipe
+from modeling_ast.training.model_card import write_model_card
+from modeling_ast.training.recipes import RECIPE_NAME, Arguments, RecipeError, parse_arguments, save_recipe
 from modeling_ast.training.start import build_feature_extractor, build_model
 from modeling_ast.training.trainer import ASTTrainer
 
@@ -54,8 +56,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.ERROR, format="%(message)s")
     output_dir = Path(training_args.output_dir)
     if training_args.should_save:
-        prepare_output_dir(output_dir, training_args)
-        save_recipe(arguments, output_dir / RECIPE_NAME)
+        prepare_output_dir(output_dir, arguments)
     set_seed(training_args.seed)
 
     # Data.
@@ -90,7 +91,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         compute_metrics=lambda p: compute_metrics(p.predictions, p.label_ids, model_args.problem_type),
     )
     if training_args.do_train:
-        result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        checkpoint = training_args.resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(output_dir)
+            logger.info(f"Continuing from {checkpoint}." if checkpoint else "No checkpoint yet: from the beginning.")
+        result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
@@ -107,18 +112,21 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if trainer.is_world_process_zero():
         results |= report_baseline(data_args, splits, extractor, model_args.problem_type, results)
         trainer.save_metrics("baseline", {key: value for key, value in results.items() if "baseline" in key})
-        trainer.create_model_card(
-            dataset=data_args.dataset_name, tasks="audio-classification", tags=["audio-spectrogram-transformer"]
-        )
-        tag_example(output_dir, splits, extractor)
-        logger.info(f"The model is in {output_dir}.")
+        trained = output_dir if training_args.do_train else model_args.model_name_or_path
+        if training_args.do_train:
+            write_model_card(
+                output_dir, model, extractor, data_args.dataset_name, model_args.model_name_or_path, results
+            )
+        tag_example(trained, output_dir, splits, extractor)
+        logger.info(f"Everything is in {output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return results
 
 
-def prepare_output_dir(output_dir: Path, training_args: ASTTrainingArguments) -> None:
+def prepare_output_dir(output_dir: Path, arguments: Arguments) -> None:
     """Make the folder; one that holds a run is only used to continue that run, or to start anew when asked."""
+    training_args = arguments[-1]
     is_new_run = training_args.do_train and not training_args.resume_from_checkpoint
     if is_new_run and (output_dir / RECIPE_NAME).is_file():
         if not training_args.overwrite_output_dir:
@@ -129,10 +137,12 @@ def prepare_output_dir(output_dir: Path, training_args: ASTTrainingArguments) ->
         for checkpoint in output_dir.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     output_dir.mkdir(parents=True, exist_ok=True)
+    if training_args.do_train:
+        save_recipe(arguments, output_dir / RECIPE_NAME)
 
 
 def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
-    """The data set, cut to the first clips where the arguments say so."""
+    """The data set, cut to some clips, drawn at random, where the arguments say so."""
     settings = vars(data_args).copy()
     limits = {"train": settings.pop("max_train_samples"), "other": settings.pop("max_eval_samples")}
     del settings["linear_baseline"]
@@ -140,7 +150,7 @@ def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
     for name, rows in splits:
         limit = limits["train" if name == "train" else "other"]
         if limit is not None:
-            setattr(splits, name, rows.select(range(min(limit, len(rows)))))
+            setattr(splits, name, rows.shuffle(seed=0).select(range(min(limit, len(rows)))))
     return splits
 
 
@@ -163,11 +173,11 @@ def report_baseline(
     return {f"{name}_baseline_{metric}": linear}
 
 
-def tag_example(output_dir: Path, splits: AudioSplits, extractor: ASTFeatureExtractor) -> None:
-    """Load the saved folder as anybody would, tag one held-out clip, and draw what was heard."""
+def tag_example(model: str | Path, output_dir: Path, splits: AudioSplits, extractor: ASTFeatureExtractor) -> None:
+    """Load the saved model as anybody would, tag one held-out clip, and draw what was heard."""
     rows = splits.validation if splits.test is None else splits.test
     waveform, path = rows[0]["waveform"], rows.with_format(None)[0]["audio"]["path"]
-    classifier = pipeline("audio-classification", model=str(output_dir), device="cpu")
+    classifier = pipeline("audio-classification", model=str(model), feature_extractor=extractor, device="cpu")
     tags = classifier({"raw": waveform.numpy(), "sampling_rate": extractor.sampling_rate}, top_k=5)
     plot_tags(waveform, extractor, tags, output_dir / "example.png", title=Path(path or "clip").name)
     logger.info(f"{path} is heard as {tags[0]['label']} ({tags[0]['score']:.2f}): see {output_dir / 'example.png'}.")

@@ -69,7 +69,7 @@ class DataArguments:
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the training clips to hold out where the data holds out none."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first clips, to try things."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many clips, to try things."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "The same for each of the other splits."})
     linear_baseline: bool = field(
         default=False,
@@ -106,3 +106,6 @@ class ASTTrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay false: the audio column is read by a transform.")
         self.label_names = self.label_names or ["labels"]
+        # `Trainer` takes a path or True (the last checkpoint of the folder); a command line gives text.
+        if str(self.resume_from_checkpoint).lower() in ("true", "false", "none"):
+            self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true" or None

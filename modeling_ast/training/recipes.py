@@ -27,7 +27,7 @@ class _Parser(HfArgumentParser):
 
 
 def read_recipe(path: str | Path) -> list[str]:
-    """A recipe as the command line that it stands for: `["--key", "value", ...]`.
+    """A recipe as the command line that it stands for: `["--key=value", ...]`.
 
     Values are handed on as they are written, without YAML's own casts, in which `1e-5` is a string and `no` is false;
     the parser casts them.
@@ -54,7 +54,9 @@ def read_recipe(path: str | Path) -> list[str]:
         items = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
         if not all(isinstance(item, yaml.ScalarNode) and item.value != "" for item in items):
             raise RecipeError(f"{where}: expected a value, or a list of values, for {key}.")
-        arguments += [f"--{key}", *(item.value for item in items)]
+        # `--key=value` where it can be, for values that start with a dash.
+        is_list = isinstance(value_node, yaml.SequenceNode)
+        arguments += [f"--{key}", *(item.value for item in items)] if is_list else [f"--{key}={value_node.value}"]
     return arguments
 
 
@@ -94,7 +96,7 @@ def save_recipe(arguments: Arguments, path: str | Path) -> None:
     for block in arguments:
         lines.append(f"# {type(block).__name__}")
         for name, value in _settings(block):
-            lines.append(yaml.safe_dump({name: value}, width=10**6, default_flow_style=None).strip())
+            lines.append(yaml.safe_dump({name: value}, width=10**6, default_flow_style=False).strip())
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

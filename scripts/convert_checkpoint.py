@@ -1,0 +1,98 @@
+"""Convert a checkpoint of the original AST, or ImageNet weights of a DeiT, to a folder for `from_pretrained`.
+
+    python scripts/convert_checkpoint.py audioset_10_10_0.4593.pth ast-audioset --labels class_labels_indices.csv
+    python scripts/convert_checkpoint.py base384 ast-imagenet --imagenet --num_labels 50 --max_length 512
+
+The folder holds the model, with its label names, and the feature extractor.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+
+from modeling_ast import ASTConfig, ASTFeatureExtractor, load_imagenet_checkpoint, load_original_checkpoint
+from modeling_ast.configuration_ast import SIZES
+from modeling_ast.conversion import imagenet_sizes
+
+GEOMETRY = ("frequency_stride", "time_stride", "num_mel_bins", "max_length")
+PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "regression")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("source", help="the original's .pth file; with --imagenet DeiT weights or " + ", ".join(SIZES))
+    parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument("--imagenet", action="store_true", help="the source is a DeiT: positions adapted, fresh head")
+    parser.add_argument("--labels", type=Path, metavar="CSV", help="label names: columns index, (mid,) display_name")
+    parser.add_argument("--num_labels", type=int, help="outputs of the fresh head, where --labels does not tell")
+    parser.add_argument("--problem_type", choices=PROBLEM_TYPES, default=PROBLEM_TYPES[0], help="default: %(default)s")
+    parser.add_argument("--frequency_stride", type=int, help="in mel bins; default: from the file name, or 10")
+    parser.add_argument("--time_stride", type=int, help="in frames; default: from the file name, or 10")
+    parser.add_argument("--num_mel_bins", type=int, help="default: 128")
+    parser.add_argument("--max_length", type=int, help="in frames; default: from the weights, or 1024")
+    parser.add_argument("--mean", type=float, help="of the log-mel features; default: AudioSet's")
+    parser.add_argument("--std", type=float, help="of the log-mel features; default: AudioSet's")
+    args = parser.parse_args(argv)
+    if args.imagenet and (args.labels is None) == (args.num_labels is None):
+        parser.error("--imagenet needs either --labels or --num_labels, for the size of the fresh head.")
+    if args.num_labels is not None and not args.imagenet:
+        parser.error("--num_labels goes with --imagenet: a checkpoint of the original has its own head.")
+    if args.num_labels is not None and args.num_labels < 1:
+        parser.error(f"Expected --num_labels of at least 1, got {args.num_labels}.")
+    if args.output.is_file():
+        parser.error(f"Expected a folder to write to, but {args.output} is a file.")
+    return args
+
+
+def read_labels(path: Path) -> dict[int, str]:
+    """Label names by index, from a table in the original's format."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"index", "display_name"} <= rows[0].keys():
+        raise ValueError(f"Expected the columns index and display_name, and a row a label, in {path}.")
+    names = {row["index"]: row["display_name"] for row in rows}
+    indices = [str(index) for index in range(len(rows))]
+    if names.keys() != set(indices) or len(set(names.values()) - {None, ""}) != len(rows):
+        raise ValueError(f"Expected {len(rows)} different names with the indices 0 to {len(rows) - 1} in {path}.")
+    return {int(index): names[index] for index in indices}
+
+
+def convert(args: argparse.Namespace) -> None:
+    id2label = read_labels(args.labels) if args.labels else None
+    geometry = {key: getattr(args, key) for key in GEOMETRY if getattr(args, key) is not None}
+    statistics = {key: getattr(args, key) for key in ("mean", "std") if getattr(args, key) is not None}
+    if args.imagenet:
+        size = SIZES[args.source] if args.source in SIZES else imagenet_sizes(args.source)
+        labels = {"num_labels": args.num_labels} if id2label is None else {"id2label": id2label}
+        config = ASTConfig(layer_norm_eps=1e-6, head_layer_norm_eps=1e-5, **size, **geometry, **labels)
+        config.label2id = {name: index for index, name in config.id2label.items()}
+        model = load_imagenet_checkpoint(args.source, config)
+    else:
+        model = load_original_checkpoint(args.source, id2label=id2label, **geometry)
+    model.config.problem_type = args.problem_type
+    extractor = ASTFeatureExtractor(
+        num_mel_bins=model.config.num_mel_bins, max_length=model.config.max_length, **statistics
+    )
+    model.save_pretrained(args.output)
+    extractor.save_pretrained(args.output)
+    print(
+        f"Wrote {args.output}: {model.num_parameters():,} parameters, {model.config.num_labels} labels, "
+        f"{model.config.max_length} frames of {model.config.num_mel_bins} mel bins, strides "
+        f"{model.config.frequency_stride} and {model.config.time_stride}, {model.config.problem_type}."
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    try:
+        convert(args)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        raise SystemExit(f"convert_checkpoint: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
