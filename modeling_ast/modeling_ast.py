@@ -31,6 +31,18 @@ GEOMETRY_KEYS = ("max_length", "num_mel_bins", "frequency_stride", "time_stride"
 # Arguments of `from_pretrained` that say where and how files are fetched.
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
+# Transformers from 5.9 on has other names in memory, and writes them where it is asked to
+# (`save_original_format=False`).
+_STOCK_MEMORY_NAMES = {
+    r"layers\.": "encoder.layer.",
+    r"attention\.q_proj": "attention.attention.query",
+    r"attention\.k_proj": "attention.attention.key",
+    r"attention\.v_proj": "attention.attention.value",
+    r"attention\.o_proj": "attention.output.dense",
+    r"mlp\.fc1": "intermediate.dense",
+    r"mlp\.fc2": "output.dense",
+}
+
 
 def adapt_position_embeddings(
     table: torch.Tensor, source_grid: tuple[int, int], target_grid: tuple[int, int]
@@ -354,9 +366,11 @@ class ASTPreTrainedModel(PreTrainedModel):
             wanted = {key: kwargs.pop(key) for key in GEOMETRY_KEYS if key in kwargs}
 
         return_loading_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("key_mapping", _STOCK_MEMORY_NAMES)
         model, loading_info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
         )
+        model._weight_conversions = None  # or saving would undo the renaming, and write names that are not ours
         if any("classifier.dense.weight" in key for key, *_ in loading_info["mismatched_keys"]):
             logger.warning(f"Fresh classification head: {model.config.num_labels} labels, unlike the checkpoint.")
         model.adapt_geometry(**wanted)
