@@ -29,7 +29,7 @@ def load_waveform(
         float32 tensor of shape (samples,), in [-1, 1] up to the ringing of the resampling filter.
 
     Raises:
-        AudioError: The file is missing, empty, truncated (by more than 1 %) or not decodable.
+        AudioError: The file is missing, empty, truncated or not decodable.
         ImportError: torchaudio is needed for resampling and cannot be loaded.
     """
     import soundfile
@@ -40,13 +40,15 @@ def load_waveform(
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as file:
             samples, file_rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            # libsndfile takes the last whole page of an OGG file for its end, and says so in its log only.
+            is_cut = re.search(r"^Ogg ?: (Last page lacks|Junk after)", file.extra_info, re.MULTILINE)
             missing = _missing_share(file, len(samples))
     except (soundfile.SoundFileError, OSError, ValueError, MemoryError) as error:
         raise AudioError(f"{name}: cannot be decoded ({error}). Readable are WAV, FLAC, OGG and MP3.") from error
     if len(samples) == 0:
         raise AudioError(f"{name}: holds no samples.")
-    if missing > 0.01:
-        raise AudioError(f"{name}: truncated, {missing:.0%} of the audio that its header declares are missing.")
+    if is_cut or missing > 0.01:
+        raise AudioError(f"{name}: truncated, the file ends before the audio that it declares.")
     waveform = torch.from_numpy(samples).mean(dim=1)  # (samples, channels) -> (samples,)
     if file_rate != sampling_rate:
         require_torchaudio()
@@ -59,11 +61,11 @@ def load_waveform(
 def _missing_share(file, num_samples: int) -> float:
     """Share of the declared audio that is not in the file, in [0, 1). Decoders stop early without a word."""
     declared = file.frames
-    # libsndfile corrects the length of a WAV file that is cut off, and says so in its log only. Lengths from 2 GiB up
-    # are what programs write that do not know the length in advance.
+    # libsndfile corrects the length of a WAV file that is cut off, and says so in its log only. Programs that do not
+    # know the length in advance declare about 2 or 4 GiB (SoX 0x7ffff000, rounded down to a block).
     if match := re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE):
         declared_bytes, found_bytes = map(int, match.groups())
-        return max(0.0, 1 - found_bytes / declared_bytes) if 0 < declared_bytes < 2**31 - 1 else 0.0
+        return max(0.0, 1 - found_bytes / declared_bytes) if 0 < declared_bytes < 0x7FFF0000 else 0.0
     return max(0.0, 1 - num_samples / declared) if declared else 0.0
 
 

@@ -212,7 +212,10 @@ def _find_weights(path_or_repo: str | os.PathLike) -> Path:
         found = cached_file(repository, name, _raise_exceptions_for_missing_entries=False)
         if found is not None:
             return Path(found)
-    raise OSError(f"Expected {' or '.join(_WEIGHT_FILES)} in the Hub repository {repository}.")
+    raise OSError(
+        f"{path_or_repo}: no such file or folder, and no {' or '.join(_WEIGHT_FILES)} to be had from the Hub "
+        f"repository {repository}. Is the network there?"
+    )
 
 
 def _from_timm(state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], set[str]]:

@@ -89,7 +89,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         unknown = feature_extractor_dict.keys() - kept.keys() - _STOCK_KEYS.keys()
         if unknown:
             logger.warning(f"Keys of preprocessor_config.json that AST features do not depend on: {sorted(unknown)}.")
-        overrides = {key: kwargs.pop(key) for key in known.intersection(kwargs)}
+        overrides = {key: kwargs.pop(key) for key in known.union(_STOCK_KEYS).intersection(kwargs)}
         return super().from_dict({**kept, **overrides}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,11 +137,17 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
                 f"Expected a waveform (array, tensor or list of numbers) or a list of waveforms, got "
                 f"{type(raw_speech).__name__}. Read sound files with modeling_ast.load_waveform."
             )
+        if not clips:
+            raise ValueError("Expected at least one clip, got an empty batch.")
         return [self._to_waveform(clip, index, len(clips)) for index, clip in enumerate(clips)]
 
     def _to_waveform(self, clip: Any, index: int, num_clips: int) -> torch.Tensor:
         which = "the clip" if num_clips == 1 else f"clip {index} of {num_clips}"
-        waveform = clip if isinstance(clip, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(clip))
+        if not isinstance(clip, torch.Tensor):
+            clip = np.ascontiguousarray(clip)
+            if clip.dtype.kind not in "fiu":
+                raise ValueError(f"Expected numbers, got {clip.dtype} for {which}. load_waveform reads sound files.")
+        waveform = torch.as_tensor(clip)
         if waveform.ndim != 1:
             raise ValueError(
                 f"Expected mono clips of shape (samples,), got shape {tuple(waveform.shape)} for {which}. "

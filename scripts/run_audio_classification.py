@@ -20,6 +20,7 @@ try:
 except ImportError as error:
     sys.exit(str(error))
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import pipeline, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -69,8 +70,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
 
     # Model and feature extractor, from the same arguments.
-    model = build_model(model_args, splits.label_names)
-    extractor = build_feature_extractor(model_args, model.config)
+    try:
+        model = build_model(model_args, splits.label_names)
+        extractor = build_feature_extractor(model_args, model.config)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        raise RecipeError(str(error)) from error
     logger.info(
         f"{model_args.model_name_or_path}: {model.num_parameters() / 1e6:.2f} million parameters, "
         f"{model.config.max_length} frames, {model.config.num_tokens} tokens"

@@ -35,20 +35,17 @@ def shared_data() -> Path:
     return _shared_folder("data")
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tiny tensors: on a busy machine two threads wait for each other a hundred times as long as they work."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(2)
+
+
 @pytest.fixture
 def tiny_config() -> ASTConfig:
-    """A grid of 2 x 5 patches."""
-    return ASTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        layer_norm_eps=1e-6,
-        head_layer_norm_eps=1e-5,
-        max_length=64,
-        num_mel_bins=32,
-        num_labels=5,
-    )
+    return make_tiny_config()
 
 
 @pytest.fixture
@@ -63,15 +60,33 @@ def input_values(tiny_config) -> torch.Tensor:
     return torch.randn(3, tiny_config.max_length, tiny_config.num_mel_bins, generator=generator)
 
 
+def make_tiny_config(**overrides) -> ASTConfig:
+    """A grid of 2 x 5 patches, and the original's epsilons."""
+    tiny = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "layer_norm_eps": 1e-6,
+        "head_layer_norm_eps": 1e-5,
+        "max_length": 64,
+        "num_mel_bins": 32,
+        "num_labels": 5,
+    }
+    if "id2label" in overrides:
+        del tiny["num_labels"]
+    return ASTConfig(**{**tiny, **overrides})
+
+
 def random_model(config: ASTConfig, model_class=ASTForAudioClassification):
     """A model whose every parameter says something.
 
-    Fresh weights are too tame to test with: attention is almost uniform, norms are the identity, biases are zero, so that
-    two swapped tensors would go unnoticed.
+    Fresh weights are too tame to test with: attention is almost uniform, norms are the identity, biases are zero, so
+    that two swapped tensors would go unnoticed.
     """
-    model = model_class(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = model_class(config).eval()
         for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.2 * torch.randn(parameter.shape)
     return model

@@ -89,8 +89,7 @@ def load_splits(
         cache_dir: For generated sounds; `None` means the user's cache.
 
     Raises:
-        DataError: The data set is not as described: a missing column, file or fold, no audio, no labels.
-        FileNotFoundError, datasets.exceptions.DatasetNotFoundError: No such data set.
+        DataError: No such data set, or not as described: a missing column, file or fold, no audio, no labels.
     """
     path = Path(dataset_name).expanduser()
     if dataset_name == "synthetic":
@@ -106,7 +105,12 @@ def load_splits(
     elif path.is_absolute() or dataset_name.startswith("."):
         raise DataError(f"{dataset_name}: no such file or folder.")
     else:
-        raw = load_dataset(dataset_name, dataset_config_name)
+        try:
+            raw = load_dataset(dataset_name, dataset_config_name)
+        except (OSError, ValueError) as error:  # not found, not reachable, or not a data set
+            raise DataError(
+                f"{dataset_name}: no such file or folder, nor to be had from the Hub ({error})."
+            ) from error
 
     splits = {SPLIT_ALIASES[name.lower()]: rows for name, rows in raw.items() if name.lower() in SPLIT_ALIASES}
     if eval_fold is not None:

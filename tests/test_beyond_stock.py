@@ -1,0 +1,183 @@
+"""The README's table: each test shows what Transformers' own AST does, and that ours does better.
+
+A test that fails on its first half is good news: Transformers has mended it, and the line can go.
+"""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from conftest import make_tiny_config, random_model
+from torch.utils.data import Dataset
+
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+
+SECOND = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+
+
+@pytest.fixture
+def ours():
+    return random_model(make_tiny_config())
+
+
+@pytest.fixture
+def folder(ours, tmp_path):
+    ours.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def stock(folder):
+    return transformers.ASTForAudioClassification.from_pretrained(folder)
+
+
+class Clips(Dataset):
+    def __init__(self, multi_label: bool = False):
+        generator = torch.Generator().manual_seed(0)
+        self.inputs = torch.randn(8, 64, 32, generator=generator)
+        self.labels = (torch.rand(8, 5, generator=generator) > 0.5).float() if multi_label else torch.arange(8) % 5
+
+    def __len__(self):
+        return len(self.inputs)
+
+    def __getitem__(self, index):
+        return {"input_values": self.inputs[index], "labels": self.labels[index]}
+
+
+def train(model, output_dir, multi_label=False, resume=False, **options) -> transformers.Trainer:
+    settings = {"per_device_train_batch_size": 8, "num_train_epochs": 1, "save_strategy": "epoch", "report_to": "none"}
+    arguments = transformers.TrainingArguments(
+        output_dir=str(output_dir), use_cpu=True, disable_tqdm=True, **{**settings, **options}
+    )
+    trainer = transformers.Trainer(model=model, args=arguments, train_dataset=Clips(multi_label))
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def test_resume_puts_back_the_weights(folder, tmp_path, one_thread):
+    def change_by_resuming(model_class) -> float:
+        trained = train(model_class.from_pretrained(folder), tmp_path / model_class.__module__).model
+        fresh = model_class(trained.config)
+        resumed = train(fresh, tmp_path / model_class.__module__, resume=True).model  # no step is left to do
+        pairs = zip(trained.state_dict().values(), resumed.state_dict().values())
+        return max((one - other).abs().max().item() for one, other in pairs)
+
+    assert change_by_resuming(transformers.ASTForAudioClassification) > 0.01
+    assert change_by_resuming(ASTForAudioClassification) == 0
+
+
+def test_multi_label_loss_does_not_depend_on_accumulation(folder, tmp_path, one_thread):
+    def losses(model_class) -> list[float]:
+        found = []
+        for steps in (1, 4):
+            model = model_class.from_pretrained(folder, problem_type="multi_label_classification")
+            options = {"per_device_train_batch_size": 8 // steps, "gradient_accumulation_steps": steps}
+            log = train(model, tmp_path / "run", True, **options, logging_steps=1).state.log_history
+            found.append(log[0]["loss"])
+        return found
+
+    once, accumulated = losses(transformers.ASTForAudioClassification)
+    assert accumulated > 3 * once
+    once, accumulated = losses(ASTForAudioClassification)
+    assert accumulated == pytest.approx(once, rel=1e-4)
+
+
+def test_another_length_adapts_the_trained_positions(folder, ours):
+    with pytest.raises(RuntimeError, match="mismatch"):
+        transformers.ASTForAudioClassification.from_pretrained(folder, max_length=48)
+    lost = transformers.ASTForAudioClassification.from_pretrained(folder, max_length=48, ignore_mismatched_sizes=True)
+    assert lost.audio_spectrogram_transformer.embeddings.position_embeddings.abs().sum() == 0
+
+    adapted = ASTForAudioClassification.from_pretrained(folder, max_length=48)
+    table = ours.audio_spectrogram_transformer.embeddings.position_embeddings
+    kept = adapted.audio_spectrogram_transformer.embeddings.position_embeddings
+    torch.testing.assert_close(kept[:, 2:5], table[:, 2:5])  # 5 columns centre-cropped to 4: the first ones stay
+
+
+def test_other_strides_adapt_the_trained_positions(folder):
+    with pytest.raises(RuntimeError, match="mismatch"):
+        transformers.ASTForAudioClassification.from_pretrained(folder, time_stride=16)
+    adapted = ASTForAudioClassification.from_pretrained(folder, time_stride=16)
+    assert torch.isfinite(adapted(torch.randn(1, 64, 32)).logits).all()
+
+
+def test_soft_labels_work_with_cross_entropy(stock, ours, input_values):
+    labels = torch.full((3, 5), 0.2)
+    for model in (stock, ours):
+        model.config.problem_type = "single_label_classification"
+    with pytest.raises(ValueError):
+        stock(input_values, labels=labels)
+    assert ours(input_values, labels=labels).loss > 0
+
+
+def test_integer_multi_hot_labels_work(stock, ours, input_values):
+    labels = torch.eye(5, dtype=torch.long)[:3]
+    for model in (stock, ours):
+        model.config.problem_type = "multi_label_classification"
+    with pytest.raises(RuntimeError):
+        stock(input_values, labels=labels)
+    assert ours(input_values, labels=labels).loss > 0
+
+
+def test_problem_type_stays_as_it_was(stock, ours, input_values):
+    for model in (stock, ours):
+        model(input_values, labels=torch.tensor([0, 1, 2]))
+    assert stock.config.problem_type == "single_label_classification"
+    assert ours.config.problem_type is None
+
+
+def test_attention_maps_under_sdpa(stock, ours, input_values):
+    assert stock(input_values, output_attentions=True).attentions == ()
+    assert len(ours(input_values, output_attentions=True).attentions) == 2
+
+
+def test_float32_spectrograms_for_a_bf16_model(stock, ours, input_values):
+    with pytest.raises(RuntimeError):
+        stock.to(torch.bfloat16)(input_values)
+    assert ours.to(torch.bfloat16)(input_values).logits.dtype == torch.bfloat16
+
+
+def test_misspelt_arguments_are_refused(stock, ours, input_values):
+    stock(input_values, lables=torch.tensor([0, 1, 2]))
+    with pytest.raises(TypeError):
+        ours(input_values, lables=torch.tensor([0, 1, 2]))
+
+
+def test_swapped_axes_are_refused(stock, ours, input_values):
+    stock(input_values.transpose(1, 2))  # as many patches, in another order: nothing is noticed
+    with pytest.raises(ValueError, match="swapped"):
+        ours(input_values.transpose(1, 2))
+
+
+def test_training_from_nothing_starts_with_positions(stock, ours):
+    fresh = transformers.ASTForAudioClassification(stock.config)
+    assert fresh.audio_spectrogram_transformer.embeddings.position_embeddings.abs().sum() == 0
+    fresh = ASTForAudioClassification(ours.config)
+    assert fresh.audio_spectrogram_transformer.embeddings.position_embeddings.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [torch.from_numpy(SECOND)[None], [torch.from_numpy(SECOND)], (SECOND * 32767).astype(np.int16)],
+    ids=["torch batch", "list of tensors", "int16"],
+)
+def test_extractor_takes_tensors_and_pcm(batch):
+    with pytest.raises((AssertionError, RuntimeError)):
+        transformers.ASTFeatureExtractor()(batch, sampling_rate=16000)
+    expected = ASTFeatureExtractor()(SECOND, sampling_rate=16000, return_tensors="pt").input_values
+    found = ASTFeatureExtractor()(batch, sampling_rate=16000, return_tensors="pt").input_values
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=0)  # int16 rounds the samples
+
+
+def test_stereo_is_not_taken_for_two_clips():
+    stereo = np.stack([SECOND, SECOND])
+    assert len(transformers.ASTFeatureExtractor()(stereo, sampling_rate=16000)["input_values"]) == 2
+    with pytest.raises(ValueError, match="stereo"):
+        ASTFeatureExtractor()(stereo, sampling_rate=16000)
+
+
+def test_length_can_be_chosen_at_the_call():
+    stock = transformers.ASTFeatureExtractor()(SECOND, sampling_rate=16000, max_length=128, return_tensors="pt")
+    assert stock.input_values.shape == (1, 1024, 128)
+    ours = ASTFeatureExtractor()(SECOND, sampling_rate=16000, max_length=128, return_tensors="pt")
+    assert ours.input_values.shape == (1, 128, 128)

@@ -1,0 +1,394 @@
+"""Features equal those of torchaudio, of Transformers' own extractor, of the original's files and of the formulas."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import transformers
+
+from modeling_ast import ASTFeatureExtractor
+from modeling_ast.fbank import fbank, mel_filters, num_frames
+
+SILENCE = -15.942385  # logarithm of the epsilon of float32
+
+# Frames, mean and standard deviation. Source: the original's recipes.
+ESC50 = (512, -6.6268077, 5.358466)
+SPEECH_COMMANDS = (128, -6.845978, 5.5654526)
+AUDIOSET = (1024, -4.2677393, 4.5689974)
+
+EITHER_DEVICE = pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+        ),
+    ],
+)
+
+
+def noise(num_samples: int, seed: int = 0) -> torch.Tensor:
+    return 0.1 * torch.randn(num_samples, generator=torch.Generator().manual_seed(seed))
+
+
+def clips(num_samples: int) -> torch.Tensor:
+    """Loud, quiet, silent, and quiet beside a large offset."""
+    wave = noise(num_samples)
+    return torch.stack((9 * wave, 1e-4 * wave, torch.zeros_like(wave), 0.5 + 0.1 * wave))
+
+
+def kaldi_fbank(waveform: torch.Tensor, sampling_rate: int = 16000, num_mel_bins: int = 128) -> torch.Tensor:
+    """Torchaudio's filter bank with the original's arguments."""
+    kaldi = pytest.importorskip("torchaudio.compliance.kaldi")
+    return kaldi.fbank(
+        waveform[None],
+        htk_compat=True,
+        sample_frequency=sampling_rate,
+        use_energy=False,
+        window_type="hanning",
+        num_mel_bins=num_mel_bins,
+        dither=0.0,
+        frame_shift=10,
+    )
+
+
+def fbank_by_formula(waveform: np.ndarray, sampling_rate: int, num_mel_bins: int) -> np.ndarray:
+    """The filter bank from its definition, frame by frame and filter by filter, in float64."""
+    length, shift = int(0.025 * sampling_rate), int(0.010 * sampling_rate)
+    num_fft = 2 ** math.ceil(math.log2(length))
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / (length - 1))
+
+    def mel(frequency):
+        return 1127 * np.log(1 + frequency / 700)
+
+    edges = np.linspace(mel(20), mel(sampling_rate / 2), num_mel_bins + 2)
+    lines = mel(np.arange(num_fft // 2) * sampling_rate / num_fft)  # without the line at half the rate
+    filters = [np.interp(lines, edges[i : i + 3], [0, 1, 0]) for i in range(num_mel_bins)]
+    rows = []
+    for start in range(0, len(waveform) - length + 1, shift):
+        frame = waveform[start : start + length].astype(np.float64)
+        frame = frame - frame.mean()
+        frame = frame - 0.97 * np.concatenate((frame[:1], frame[:-1]))
+        power = np.abs(np.fft.rfft(frame * window, num_fft)) ** 2
+        rows.append([np.log(max(power[: num_fft // 2] @ weights, 2.0**-23)) for weights in filters])
+    return np.array(rows)
+
+
+# The filter bank
+
+
+@pytest.mark.parametrize("num_mel_bins", [40, 64, 128])
+@pytest.mark.parametrize("sampling_rate", [8000, 16000, 22050, 44100, 48000])
+@pytest.mark.filterwarnings("ignore:.*mel filterbank.*")
+def test_fbank_equals_torchaudio(sampling_rate, num_mel_bins):
+    waveforms = clips(sampling_rate // 2)
+    expected = [kaldi_fbank(waveform, sampling_rate, num_mel_bins) for waveform in waveforms]
+    single = [fbank(waveform, sampling_rate, num_mel_bins) for waveform in waveforms]
+    batch = fbank(waveforms, sampling_rate, num_mel_bins)
+    torch.testing.assert_close(single, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(list(batch), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sampling_rate, num_mel_bins", [(16000, 128), (16000, 40), (8000, 64), (44100, 128)])
+def test_fbank_equals_its_formula(sampling_rate, num_mel_bins):
+    for waveform in clips(sampling_rate // 4):
+        expected = torch.from_numpy(fbank_by_formula(waveform.numpy(), sampling_rate, num_mel_bins))
+        for precision, tolerance in ((torch.float32, 1e-3), (torch.float64, 1e-4)):  # the filters are always float32
+            actual = fbank(waveform.to(precision), sampling_rate, num_mel_bins)
+            torch.testing.assert_close(actual, expected.to(precision), atol=tolerance, rtol=0)
+
+
+@EITHER_DEVICE
+def test_fbank_is_as_exact_as_torchaudio(device):
+    for waveform in clips(16000).to(device):
+        exact = kaldi_fbank(waveform.cpu().double())
+        ours, theirs = (function(waveform).cpu().double() - exact for function in (fbank, kaldi_fbank))
+        assert ours.abs().max() <= 1.5 * theirs.abs().max()
+        assert ours.square().mean().sqrt() <= 1.5 * theirs.square().mean().sqrt()
+
+
+@EITHER_DEVICE
+def test_fbank_stays_on_the_device_of_its_input(device):
+    spectrogram = fbank(clips(4000).to(device))
+    assert spectrogram.device.type == device and spectrogram.shape == (4, 23, 128)
+
+
+@pytest.mark.parametrize("seconds, frames", [(10, 998), (5, 498), (1, 98), (0.5, 48)])
+def test_only_whole_frames_count(seconds, frames):
+    num_samples = int(seconds * 16000)
+    assert fbank(torch.zeros(num_samples)).shape == (frames, 128)
+    assert num_frames(num_samples, 16000) == frames
+
+
+def test_silence_is_the_energy_floor():
+    torch.testing.assert_close(fbank(torch.zeros(16000)), torch.full((98, 128), SILENCE), atol=1e-6, rtol=0)
+
+
+def test_fourth_filter_is_empty():
+    empty = (mel_filters(16000, 128) == 0).all(dim=0).nonzero().flatten()
+    assert empty.tolist() == [3]
+    assert (fbank(noise(16000))[:, 3] == fbank(torch.zeros(16000))[:, 3]).all()
+
+
+def test_fbank_has_a_gradient_also_after_inference_mode():
+    with torch.inference_mode():
+        fbank(noise(800), 16000, 20)
+    waveform = noise(800).requires_grad_()
+    fbank(waveform, 16000, 20).sum().backward()
+    assert waveform.grad.isfinite().all() and waveform.grad.abs().sum() > 0
+
+
+# The extractor against others
+
+
+@pytest.mark.parametrize("max_length, mean, std", [ESC50, SPEECH_COMMANDS, AUDIOSET])
+def test_features_equal_the_original(reference, max_length, mean, std):
+    extractor = ASTFeatureExtractor(max_length=max_length, mean=mean, std=std)
+    expected = np.load(reference / "fbank.npz")
+    for index, name in enumerate(expected["names"]):
+        waveform = torch.from_numpy(soundfile.read(reference / "audio16k" / str(name), dtype="float32")[0])
+        # The original's data loader removes the mean of the clip.
+        actual = extractor(waveform - waveform.mean(), sampling_rate=16000, return_tensors="np").input_values[0]
+        np.testing.assert_allclose(actual, expected[f"fbank_{max_length}_{index}"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_length": 100, "num_mel_bins": 64, "mean": -6.0, "std": 5.0}])
+def test_features_equal_those_of_transformers(options):
+    waveforms = [clip.numpy() for clip in clips(24000)] + [noise(8000).numpy()]
+    expected = transformers.ASTFeatureExtractor(**options)(waveforms, sampling_rate=16000, return_tensors="pt")
+    actual = ASTFeatureExtractor(**options)(waveforms, sampling_rate=16000, return_tensors="pt")
+    torch.testing.assert_close(actual.input_values, expected.input_values, atol=2e-6, rtol=0)
+
+
+def test_padding_and_silence_have_the_values_that_weights_expect():
+    features = ASTFeatureExtractor()(torch.zeros(16000), return_tensors="pt").input_values[0]
+    assert features.shape == (1024, 128)
+    torch.testing.assert_close(features[:98], torch.full((98, 128), -1.2775938), atol=1e-6, rtol=0)
+    torch.testing.assert_close(features[98:], torch.full((926, 128), 0.4670324), atol=1e-6, rtol=0)
+
+
+# The extractor against itself
+
+
+def test_features_do_not_depend_on_the_batch():
+    extractor = ASTFeatureExtractor(max_length=120)
+    waveforms = [*clips(16000), noise(8000, seed=1), noise(24000, seed=2)]
+    alone = torch.cat([extractor(waveform, return_tensors="pt").input_values for waveform in waveforms])
+    for batch in (waveforms, waveforms[:4]):
+        together = extractor(batch, return_tensors="pt").input_values
+        torch.testing.assert_close(together, alone[: len(batch)], atol=2e-6, rtol=0)
+
+
+def test_call_is_the_composition_of_the_steps():
+    extractor = ASTFeatureExtractor(max_length=60)
+    waveforms = [noise(8000), noise(16000)]
+    spectrograms = extractor.fbank(extractor.to_waveforms(waveforms))
+    assert [tuple(spectrogram.shape) for spectrogram in spectrograms] == [(48, 128), (98, 128)]
+    fitted = extractor.fit_length(spectrograms)
+    assert fitted.shape == (2, 60, 128) and (fitted[0, 48:] == 0).all()
+    features = extractor(waveforms, return_tensors="pt").input_values
+    assert torch.equal(extractor.normalize(fitted), features)
+    unnormalised = ASTFeatureExtractor(max_length=60, do_normalize=False)(waveforms, return_tensors="pt").input_values
+    assert torch.equal(unnormalised, fitted)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(lambda wave: wave.numpy(), id="numpy float32"),
+        pytest.param(lambda wave: wave.double().numpy(), id="numpy float64"),
+        pytest.param(lambda wave: wave.half().numpy(), id="numpy float16"),
+        pytest.param(lambda wave: np.stack((wave, wave), axis=1)[:, 0], id="numpy strided"),
+        pytest.param(lambda wave: wave, id="torch float32"),
+        pytest.param(lambda wave: wave.double(), id="torch float64"),
+        pytest.param(lambda wave: wave.half(), id="torch float16"),
+        pytest.param(lambda wave: wave.tolist(), id="list"),
+        pytest.param(lambda wave: tuple(wave.tolist()), id="tuple"),
+        pytest.param(lambda wave: [wave.numpy()], id="list of numpy"),
+        pytest.param(lambda wave: [wave], id="list of torch"),
+        pytest.param(lambda wave: [wave.tolist()], id="list of lists"),
+        pytest.param(lambda wave: wave[None], id="torch batch"),
+    ],
+)
+def test_every_form_of_input_gives_the_same_features(form):
+    waveform = (noise(1600) * 512).round() / 512  # exact in float16 too
+    extractor = ASTFeatureExtractor(max_length=10)
+    expected = extractor(waveform, return_tensors="pt").input_values
+    assert expected.shape == (1, 10, 128)
+    assert torch.equal(extractor(form(waveform), return_tensors="pt").input_values, expected)
+
+
+def test_a_torch_batch_equals_the_list_of_its_clips():
+    extractor = ASTFeatureExtractor(max_length=50)
+    batch = clips(8000)
+    assert torch.equal(
+        extractor(batch, return_tensors="pt").input_values, extractor(list(batch), return_tensors="pt").input_values
+    )
+
+
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["numpy", "torch"])
+@pytest.mark.parametrize(
+    "dtype, zero, full_scale", [("int8", 0, 2**7), ("int16", 0, 2**15), ("int32", 0, 2**31), ("uint8", 128, 2**7)]
+)
+def test_integer_pcm_is_scaled(dtype, zero, full_scale, as_tensor):
+    pcm = np.random.default_rng(0).integers(zero - full_scale, zero + full_scale, 1600).astype(dtype)
+    pcm[:2] = np.iinfo(dtype).min, np.iinfo(dtype).max
+    scaled = (pcm.astype(np.float64) - zero) / full_scale
+    assert scaled.min() == -1 and 0.99 < scaled.max() <= 1
+    extractor = ASTFeatureExtractor(max_length=8)
+    actual = extractor(torch.from_numpy(pcm) if as_tensor else pcm, return_tensors="pt").input_values
+    assert torch.equal(actual, extractor(scaled, return_tensors="pt").input_values)
+
+
+def test_return_types():
+    extractor, waveforms = ASTFeatureExtractor(max_length=50), [noise(8000), noise(4000)]
+    as_list, as_numpy, as_torch = (
+        extractor(waveforms, return_tensors=name).input_values for name in (None, "np", "pt")
+    )
+    assert isinstance(as_list, list) and [(type(x), x.shape) for x in as_list] == [(np.ndarray, (50, 128))] * 2
+    assert isinstance(as_numpy, np.ndarray) and as_numpy.dtype == np.float32 and as_numpy.shape == (2, 50, 128)
+    assert isinstance(as_torch, torch.Tensor) and as_torch.dtype == torch.float32
+    assert np.array_equal(as_numpy, as_torch.numpy()) and np.array_equal(as_numpy, np.stack(as_list))
+
+
+def test_max_length_at_the_call_wins():
+    extractor, waveform = ASTFeatureExtractor(max_length=100), noise(16000)
+    own = extractor(waveform, return_tensors="pt").input_values
+    shorter = extractor(waveform, return_tensors="pt", max_length=40).input_values
+    longer = extractor(waveform, return_tensors="pt", max_length=120).input_values
+    assert torch.equal(shorter, own[:, :40])
+    assert torch.equal(longer[:, :100], own) and longer.shape == (1, 120, 128)
+    assert extractor.max_length == 100
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    "raw_speech, words",
+    [
+        pytest.param(np.zeros((2, 16000), np.float32), "may be stereo", id="numpy (2, samples)"),
+        pytest.param(np.zeros((16000, 2), np.float32), "looks like several channels", id="numpy (samples, 2)"),
+        pytest.param(torch.zeros(16000, 2), "looks like several channels", id="torch (samples, 2)"),
+        pytest.param(torch.zeros(1, 2, 16000), "Average the channels", id="3-D"),
+        pytest.param([np.zeros((2, 16000), np.float32)], "expected mono clips.*Average the channels", id="in a list"),
+        pytest.param(torch.tensor(0.5), "mono", id="0-D"),
+        pytest.param([], "empty", id="empty list"),
+        pytest.param(np.zeros(0, np.float32), "empty", id="empty numpy"),
+        pytest.param([torch.zeros(800), torch.zeros(0)], "clip 1 of 2 is empty", id="empty in a batch"),
+        pytest.param(torch.zeros(0, 16000), "empty|no clips|without", id="torch batch of no clips"),
+        pytest.param(torch.zeros(399), "at least 400 samples.*got 399", id="shorter than a frame"),
+        pytest.param(torch.full((800,), torch.nan), "NaN", id="NaN"),
+        pytest.param(np.full(800, np.inf), "infinite", id="infinite"),
+        pytest.param(np.zeros(800, np.int64), "int64.*full scale is not known", id="int64"),
+        pytest.param([0] * 800, "int64.*full scale is not known", id="list of int"),
+        pytest.param(torch.zeros(800, dtype=torch.bool), "bool", id="bool"),
+        pytest.param(torch.zeros(800, dtype=torch.complex64), "complex", id="complex"),
+        pytest.param("dog.wav", "got str.*load_waveform", id="file name"),
+        pytest.param(["dog.wav", "cat.wav"], "load_waveform", id="file names"),
+        pytest.param(b"RIFF", "got bytes.*load_waveform", id="bytes"),
+        pytest.param(None, "got NoneType", id="None"),
+    ],
+)
+def test_what_is_no_mono_clip_is_refused(raw_speech, words):
+    with pytest.raises(ValueError, match=f"(?is){words}"):
+        ASTFeatureExtractor()(raw_speech, sampling_rate=16000, return_tensors="pt")
+
+
+def test_a_clip_of_one_frame_is_enough():
+    assert ASTFeatureExtractor(max_length=2)(torch.zeros(400), return_tensors="pt").input_values.shape == (1, 2, 128)
+
+
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        ({"sampling_rate": 44100}, ValueError, "Expected clips at 16000 Hz, got 44100 Hz.*load_waveform"),
+        ({"max_length": 0}, ValueError, "max_length.*got 0"),
+        ({"padding": "longest"}, TypeError, "padding"),
+        ({"return_attention_mask": True}, TypeError, "return_attention_mask"),
+        ({"return_tensors": "jx"}, ValueError, "jx"),
+    ],
+)
+def test_unusable_arguments_of_the_call_are_refused(options, error, words):
+    with pytest.raises(error, match=words):
+        ASTFeatureExtractor()(torch.zeros(16000), **options)
+
+
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        ({"max_lenght": 512}, TypeError, "'max_lenght'"),
+        ({"return_attention_mask": True}, ValueError, "return_attention_mask can only be False"),
+        ({"feature_size": 2}, ValueError, "feature_size can only be 1"),
+        ({"padding_side": "left"}, ValueError, "padding_side can only be 'right'"),
+        ({"std": 0.0}, ValueError, "std above 0, got 0.0"),
+        ({"std": math.nan}, ValueError, "std above 0, got nan"),
+        ({"sampling_rate": 0}, ValueError, "sampling_rate.*got 0"),
+        ({"num_mel_bins": -1}, ValueError, "num_mel_bins.*got -1"),
+        ({"max_length": 10.5}, ValueError, "max_length.*got 10.5"),
+    ],
+)
+def test_unusable_options_are_refused(options, error, words):
+    with pytest.raises(error, match=words):
+        ASTFeatureExtractor(**options)
+
+
+# Files
+
+
+def test_saved_extractor_comes_back_without_naming_a_type(tmp_path):
+    extractor = ASTFeatureExtractor(max_length=96, num_mel_bins=64, mean=-6.0, std=5.0, do_normalize=False)
+    extractor.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert "feature_extractor_type" not in content
+    assert content.items() >= {"max_length": 96, "num_mel_bins": 64, "mean": -6.0, "std": 5.0}.items()
+    assert ASTFeatureExtractor.from_pretrained(tmp_path).to_dict() == extractor.to_dict()
+
+
+def test_type_is_written_where_code_travels_along():
+    with_code = ASTFeatureExtractor(auto_map={"AutoFeatureExtractor": "feature_extraction_ast.ASTFeatureExtractor"})
+    assert with_code.to_dict()["feature_extractor_type"] == "ASTFeatureExtractor"
+
+
+def test_file_written_by_transformers_keeps_its_values(tmp_path):
+    options = {
+        "max_length": 96,
+        "num_mel_bins": 64,
+        "mean": -6.0,
+        "std": 5.0,
+        "sampling_rate": 8000,
+        "padding_value": 1.0,
+    }
+    transformers.ASTFeatureExtractor(**options).save_pretrained(tmp_path)
+    extractor = ASTFeatureExtractor.from_pretrained(tmp_path)
+    assert type(extractor) is ASTFeatureExtractor
+    assert {name: getattr(extractor, name) for name in options} == options
+
+
+def test_unknown_keys_of_a_file_are_dropped_with_a_warning(tmp_path, caplog):
+    ASTFeatureExtractor(max_length=96).save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hop_length": 160, "feature_size": 1}))
+    extractor = ASTFeatureExtractor.from_pretrained(tmp_path)
+    assert extractor.max_length == 96 and not hasattr(extractor, "hop_length")
+    assert "hop_length" in caplog.text and "feature_size" not in caplog.text
+
+
+def test_overrides_of_from_pretrained_win(tmp_path):
+    ASTFeatureExtractor(max_length=96, std=5.0).save_pretrained(tmp_path)
+    extractor = ASTFeatureExtractor.from_pretrained(tmp_path, mean=-6.0, max_length=128)
+    assert (extractor.mean, extractor.max_length, extractor.std) == (-6.0, 128, 5.0)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("std", 0.0), ("feature_size", 2)],
+)
+def test_unusable_overrides_of_from_pretrained_are_refused(tmp_path, name, value):
+    ASTFeatureExtractor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=name):
+        ASTFeatureExtractor.from_pretrained(tmp_path, **{name: value})

@@ -1,0 +1,61 @@
+"""What the README tells people to do works, in the order in which it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import make_tiny_config, random_model
+
+from modeling_ast import ASTFeatureExtractor
+from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def folder_of_a_reader(tmp_path, monkeypatch):
+    """A folder as the quickstart leaves it, with a tiny model, and a clip of the reader's own."""
+    import torch
+
+    config = make_tiny_config(id2label=dict(enumerate(CLASSES)), max_length=96, num_mel_bins=128, time_stride=16)
+    random_model(config).save_pretrained(tmp_path / "outputs" / "demo")
+    ASTFeatureExtractor(max_length=96).save_pretrained(tmp_path / "outputs" / "demo")
+    clip = generate_clip("bell", torch.Generator().manual_seed(0))
+    soundfile.write(tmp_path / "clip.wav", clip.numpy(), SAMPLING_RATE)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_python_of_the_readme_runs(folder_of_a_reader, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 3
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert any(name in printed for name in CLASSES)
+    assert names["model"].config.max_length == 48
+
+
+def test_every_file_that_the_readme_names_is_there():
+    named = set(re.findall(r"\b(?:scripts|configs|modeling_ast)/[\w./-]+\.\w+", README))
+    assert {"scripts/quickstart.sh", "scripts/test.sh", "configs/demo.yaml"} <= named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_every_test_that_the_readme_names_is_there():
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", README)
+    assert named
+    for path, function in named:
+        assert re.search(rf"^def {function}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), function
+
+
+@pytest.mark.slow
+def test_the_training_command_of_the_readme_runs(tmp_path):
+    (command,) = re.findall(r"^accelerate launch (scripts/run_audio_classification.py .*)$", README, re.MULTILINE)
+    arguments = command.replace("outputs/short", str(tmp_path / "short")).split()
+    subprocess.run([sys.executable, "-m", "accelerate.commands.launch", *arguments], check=True, cwd=ROOT)
+    assert (tmp_path / "short" / "model.safetensors").is_file()
