@@ -1,6 +1,7 @@
 """Configuration of the Audio Spectrogram Transformer."""
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 # Width and heads of the four networks of the original. The other numbers are the same in all of them: 12 layers, an
@@ -121,6 +122,13 @@ class ASTConfig(PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"Expected {name} in [0, 1), got {getattr(self, name)}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"Expected hidden_act out of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}.")
+        problem_types = (None, "single_label_classification", "multi_label_classification", "regression")
+        if self.problem_type not in problem_types:
+            raise ValueError(f"Expected problem_type out of {problem_types}, got {self.problem_type!r}.")
+        if self.num_labels < 1:
+            raise ValueError(f"Expected num_labels of at least 1, got {self.num_labels}.")
         for name in ("layer_norm_eps", "head_layer_norm_eps", "initializer_range"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"Expected {name} above 0, got {getattr(self, name)}.")

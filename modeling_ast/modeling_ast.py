@@ -63,8 +63,7 @@ def adapt_position_embeddings(
     Raises:
         ValueError: The table does not have the size of the source grid.
 
-    Source: the original's `ASTModel.__init__`. Its crop starts at source // 2 - target // 2, so that an odd row that
-    has to go goes from the end.
+    Source: the original's `ASTModel.__init__`. Its crop starts at source // 2 - target // 2.
     """
     frequency, time = source_grid
     if table.shape[1] != 2 + frequency * time:
@@ -312,10 +311,8 @@ class ASTPreTrainedModel(PreTrainedModel):
         if isinstance(module, ASTEmbeddings):
             for parameter in (module.cls_token, module.distillation_token, module.position_embeddings):
                 init.trunc_normal_(parameter, std=std)
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, nn.Conv2d) or module is getattr(getattr(self, "classifier", None), "dense", None):
             _init_like_pytorch(module)
-        elif isinstance(module, ASTMLPHead):  # comes after its own linear layer, and so has the last word
-            _init_like_pytorch(module.dense)
         elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
@@ -345,21 +342,22 @@ class ASTPreTrainedModel(PreTrainedModel):
             ValueError: The patch size differs from the checkpoint's.
             huggingface_hub.errors.StrictDataclassError: A value that cannot work.
         """
-        wanted = {}
-        source = None
-        if isinstance(config, PreTrainedConfig):
-            wanted = {key: getattr(config, key) for key in GEOMETRY_KEYS}
-            source = config
-            if pretrained_model_name_or_path is not None:
-                hub_kwargs = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
-                source = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
-            if source.patch_size != config.patch_size:
+        has_config = isinstance(config, PreTrainedConfig)
+        if pretrained_model_name_or_path is not None and (has_config or "patch_size" in kwargs):
+            hub_kwargs = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+            source = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+            patch_size = config.patch_size if has_config else kwargs["patch_size"]
+            if patch_size != source.patch_size:
                 raise ValueError(
-                    f"Expected patch_size {source.patch_size}, the checkpoint's, got {config.patch_size}: patch "
-                    "kernels cannot be adapted."
+                    f"Expected patch_size {source.patch_size}, the checkpoint's, got {patch_size}: patch kernels "
+                    "cannot be adapted."
                 )
-            config = copy.deepcopy(config)
+        else:
+            source = config
+        if has_config:
             config.validate()
+            wanted = {key: getattr(config, key) for key in GEOMETRY_KEYS}
+            config = copy.deepcopy(config)  # which is loaded with as the checkpoint is
             for key in GEOMETRY_KEYS:
                 setattr(config, key, getattr(source, key))
         else:
@@ -525,7 +523,7 @@ class ASTForAudioClassification(ASTPreTrainedModel):
         self.num_labels = len(id2label)
         old = self.classifier.dense.weight
         self.classifier = ASTMLPHead(self.config).to(old.device, old.dtype)
-        self._init_weights(self.classifier)
+        self._init_weights(self.classifier.dense)
 
     def forward(
         self,
