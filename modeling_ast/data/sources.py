@@ -91,9 +91,14 @@ def load_splits(
     Raises:
         DataError: No such data set, or not as described: a missing column, file or fold, no audio, no labels.
     """
+    if not 0 < validation_fraction < 1:
+        raise DataError(f"Expected validation_fraction between 0 and 1, got {validation_fraction}.")
     path = Path(dataset_name).expanduser()
     if dataset_name == "synthetic":
         path = synthetic_folder(cache_dir=cache_dir)
+    is_local = path.is_absolute() or dataset_name.startswith(".") or path.suffix in (".csv", ".parquet")
+    if is_local and not path.exists():
+        raise DataError(f"{dataset_name}: no such file or folder.")
     if path.suffix == ".csv":
         raw = _read_csv(path, audio_column_name, audio_dir)
     elif path.is_dir() and not any(path.rglob("*.parquet")):
@@ -102,8 +107,6 @@ def load_splits(
         raw = load_dataset(str(path))
     elif path.suffix == ".parquet":
         raw = load_dataset("parquet", data_files=str(path))
-    elif path.is_absolute() or dataset_name.startswith("."):
-        raise DataError(f"{dataset_name}: no such file or folder.")
     else:
         try:
             raw = load_dataset(dataset_name, dataset_config_name)
@@ -187,19 +190,20 @@ def _read_classes(folder: Path) -> dict[str, Dataset]:
 
 def _read_csv(path: Path, audio_column_name: str, audio_dir: str | None) -> dict[str, Dataset]:
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        if audio_column_name not in (reader.fieldnames or ()):
-            raise DataError(
-                f"{path}: expected a column {audio_column_name!r}, got {', '.join(reader.fieldnames or ())}."
-            )
-        rows = []
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames)} columns.")
-            rows.append(row)
+        reader, rows = csv.DictReader(file, strict=True), []
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise DataError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames)} columns.")
+                rows.append(row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path}, line {reader.line_num + 1}: not CSV in UTF-8 ({error}).") from error
+        names = reader.fieldnames or ()
+    if audio_column_name not in names:
+        raise DataError(f"{path}: expected a column {audio_column_name!r}, got {', '.join(names)}.")
     if not rows:
         raise DataError(f"{path}: holds no rows.")
-    columns = {name: [row[name] for row in rows] for name in reader.fieldnames}
+    columns = {name: [row[name] for row in rows] for name in names}
     root = path.parent / (audio_dir or "")
     columns[audio_column_name] = [str((root / name).resolve()) for name in columns[audio_column_name]]
     if not Path(columns[audio_column_name][0]).is_file():
@@ -246,8 +250,10 @@ def _read_labels(rows: Dataset, column: str, separator: str, multi_label: bool) 
         if isinstance(value, str) and multi_label:
             value = [label.strip() for label in value.split(separator) if label.strip()]
         values = value if isinstance(value, list) else [value]
-        if not multi_label and (len(values) != 1 or values[0] in (None, "")):
-            raise DataError(f"Expected one label a clip, got {value!r} in row {number} of column {column!r}.")
+        # -1 is what data sets on the Hub write where a label is not told.
+        if -1 in values or (not multi_label and (len(values) != 1 or values[0] in (None, ""))):
+            expected = "labels" if multi_label else "one label a clip"
+            raise DataError(f"Expected {expected}, got {value!r} in row {number} of column {column!r}.")
         read.append([names[label] if names else str(label) for label in values])
     return read
 

@@ -7,6 +7,7 @@ on them says that everything works, and nothing about how good it is.
 import math
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -93,31 +94,36 @@ def synthetic_folder(seed: int = 0, cache_dir: str | os.PathLike | None = None) 
         seed: Of all draws.
         cache_dir: Where data sets are kept; `None` means ~/.cache/modeling_ast, or below $XDG_CACHE_HOME.
     """
-    import soundfile
-
     if cache_dir is None:
         cache_dir = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "modeling_ast"
     folder = Path(cache_dir) / f"synthetic_v1_seed{seed}"
     if folder.is_dir():
         return folder
     # Written beside and renamed, so that a folder that is there is complete.
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
-    generator = torch.Generator().manual_seed(seed)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        _write_clips(unfinished, torch.Generator().manual_seed(seed))
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(unfinished)
+        if not (isinstance(error, OSError) and folder.is_dir()):  # then another process was faster
+            raise
+    return folder
+
+
+def _write_clips(folder: Path, generator: torch.Generator) -> None:
+    import soundfile
+
     lists = {split: [] for split in LISTS}
     for kind in tqdm(CLASSES, desc="Generating sounds"):
-        (unfinished / kind).mkdir(parents=True)
+        (folder / kind).mkdir()
         for split, count in CLIPS_PER_CLASS.items():
             for number in range(count):
                 name = f"{kind}/{split}_{number:03d}.wav"
-                soundfile.write(unfinished / name, generate_clip(kind, generator).numpy(), SAMPLING_RATE)
+                soundfile.write(folder / name, generate_clip(kind, generator).numpy(), SAMPLING_RATE)
                 if split in lists:
                     lists[split].append(name)
     for split, names in lists.items():
-        (unfinished / LISTS[split]).write_text("\n".join(names) + "\n")
-    try:
-        unfinished.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(unfinished)  # another process was faster
-    return folder
+        (folder / LISTS[split]).write_text("\n".join(names) + "\n")

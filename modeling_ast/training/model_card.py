@@ -15,7 +15,7 @@ _TEXT = """
 # {name}
 
 An Audio Spectrogram Transformer ([Gong et al., 2021](https://arxiv.org/abs/2104.01778)) that names {num_labels} kinds
-of sounds, {kind}. Trained on `{dataset}`, starting from `{start}`.
+of sounds, {kind}. Trained on `{dataset}`, starting from {start}.
 
 | split | metric | value |
 |---|---|---|
@@ -95,7 +95,7 @@ def write_model_card(
         num_labels=config.num_labels,
         kind="any number in a clip" if config.problem_type == "multi_label_classification" else "one in a clip",
         dataset=dataset,
-        start=f"{start}, random weights" if start in SIZES else start,
+        start="random weights" if start in SIZES else f"`{start}`",
         results="\n".join(
             f"| {split} | {metric.replace('baseline_', 'linear baseline, ')} | {value:.4f} |"
             for (split, metric), value in shown.items()

@@ -3,8 +3,9 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
@@ -100,17 +101,23 @@ def save_recipe(arguments: Arguments, path: str | Path) -> None:
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _settings(block):
-    is_trainer_block = isinstance(block, ASTTrainingArguments)
-    defaults = ASTTrainingArguments(output_dir="unused") if is_trainer_block else None
+def _settings(block) -> Iterator[tuple[str, Any]]:
+    """Names and values to write: plain ones, lists of text, and JSON for the rest."""
     for field in dataclasses.fields(block):
         value = getattr(block, field.name)
-        if not field.init or value is None or (is_trainer_block and value == getattr(defaults, field.name)):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        is_default = isinstance(block, ASTTrainingArguments) and value == default
+        if not field.init or value is None or is_default:
             continue
+        if hasattr(value, "to_dict"):  # settings of Accelerate
+            value = value.to_dict()
         if isinstance(value, dict):
             value = json.dumps(value)
         elif isinstance(value, (list, tuple)):
             value = [str(item) for item in value]
+            if len(value) < 2:  # some keys of `TrainingArguments` take one value and hold a list
+                value = value[0] if value else None
         elif not isinstance(value, (bool, int, float)):
-            value = str(getattr(value, "value", value))
-        yield field.name, value
+            value = str(getattr(value, "value", value))  # an enumeration's value
+        if value is not None:
+            yield field.name, value

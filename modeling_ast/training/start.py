@@ -1,5 +1,6 @@
 """What a run starts from: the model and the feature extractor, built together from the same arguments."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
 from modeling_ast.training.arguments import ModelArguments
+
+logger = logging.getLogger(__name__)
 
 _NETWORK_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _SETTING_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "problem_type", "attn_implementation")
@@ -64,7 +67,10 @@ def build_feature_extractor(arguments: ModelArguments, config: ASTConfig) -> AST
     given = _given(arguments, ("sampling_rate", "mean", "std"))
     given |= {"max_length": config.max_length, "num_mel_bins": config.num_mel_bins}
     if is_ast(arguments.model_name_or_path):
-        return ASTFeatureExtractor.from_pretrained(arguments.model_name_or_path, **given)
+        try:
+            return ASTFeatureExtractor.from_pretrained(arguments.model_name_or_path, **given)
+        except OSError:
+            logger.warning(f"{arguments.model_name_or_path} brings no feature extractor.")
     return ASTFeatureExtractor(**given)
 
 
