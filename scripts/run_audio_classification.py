@@ -28,7 +28,7 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.metrics import compute_metrics
 from modeling_ast.data.sources import AudioSplits, DataError, DecodeAudio, load_splits
 from modeling_ast.inference.plots import plot_tags
-from modeling_ast.training.arguments import DataArguments
+from modeling_ast.training.arguments import ASTTrainingArguments, DataArguments
 from modeling_ast.training.baseline import linear_baseline
 from modeling_ast.training.collator import ASTDataCollator
 from modeling_ast.training.model_card import write_model_card
@@ -56,8 +56,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.ERROR, format="%(message)s")
     output_dir = Path(training_args.output_dir)
-    if training_args.should_save:
-        prepare_output_dir(output_dir, arguments)
+    check_output_dir(output_dir, training_args)
+    metric = "mAP" if model_args.problem_type == "multi_label_classification" else "accuracy"
+    if (training_args.metric_for_best_model or "loss").removeprefix("eval_") not in ("loss", metric):
+        raise RecipeError(
+            f"Expected metric_for_best_model to be {metric} or loss, got {training_args.metric_for_best_model}."
+        )
     set_seed(training_args.seed)
 
     # Data.
@@ -74,7 +78,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model = build_model(model_args, splits.label_names)
         extractor = build_feature_extractor(model_args, model.config)
     except (ValueError, OSError, StrictDataclassError) as error:
-        raise RecipeError(str(error)) from error
+        reason = " ".join(str(error).split())  # the libraries' messages have several lines
+        raise RecipeError(f"{model_args.model_name_or_path} cannot be used: {reason}") from error
     logger.info(
         f"{model_args.model_name_or_path}: {model.num_parameters() / 1e6:.2f} million parameters, "
         f"{model.config.max_length} frames, {model.config.num_tokens} tokens"
@@ -95,6 +100,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         compute_metrics=lambda p: compute_metrics(p.predictions, p.label_ids, model_args.problem_type),
     )
     if training_args.do_train:
+        if training_args.should_save:
+            prepare_output_dir(output_dir, arguments)
         checkpoint = training_args.resume_from_checkpoint
         if checkpoint is True:
             checkpoint = get_last_checkpoint(output_dir)
@@ -128,21 +135,24 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     return results
 
 
-def prepare_output_dir(output_dir: Path, arguments: Arguments) -> None:
-    """Make the folder; one that holds a run is only used to continue that run, or to start anew when asked."""
-    training_args = arguments[-1]
+def check_output_dir(output_dir: Path, training_args: ASTTrainingArguments) -> None:
+    """A folder that holds a run is only used to continue that run, or to start anew when asked."""
     is_new_run = training_args.do_train and not training_args.resume_from_checkpoint
-    if is_new_run and (output_dir / RECIPE_NAME).is_file():
-        if not training_args.overwrite_output_dir:
-            raise RecipeError(
-                f"{output_dir} holds a run already. Continue it with --resume_from_checkpoint true, replace it with "
-                "--overwrite_output_dir true, or choose another --output_dir."
-            )
+    if is_new_run and (output_dir / RECIPE_NAME).is_file() and not training_args.overwrite_output_dir:
+        raise RecipeError(
+            f"{output_dir} holds a run already. Continue it with --resume_from_checkpoint true, replace it with "
+            "--overwrite_output_dir true, or choose another --output_dir."
+        )
+
+
+def prepare_output_dir(output_dir: Path, arguments: Arguments) -> None:
+    """Make the folder, with the recipe in it, and without checkpoints of a run that this one replaces."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    training_args = arguments[-1]
+    if training_args.overwrite_output_dir and not training_args.resume_from_checkpoint:
         for checkpoint in output_dir.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if training_args.do_train:
-        save_recipe(arguments, output_dir / RECIPE_NAME)
+    save_recipe(arguments, output_dir / RECIPE_NAME)
 
 
 def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
@@ -191,4 +201,7 @@ if __name__ == "__main__":
     try:
         main()
     except (RecipeError, DataError, AudioError) as error:
-        sys.exit(f"error: {error}")
+        message = str(error)
+        if message.startswith("Caught "):  # in a worker process; torch put the worker's traceback before it
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        sys.exit(f"error: {message}")

@@ -93,7 +93,11 @@ def load_splits(
     """
     if not 0 < validation_fraction < 1:
         raise DataError(f"Expected validation_fraction between 0 and 1, got {validation_fraction}.")
+    if (fold_column_name is None) != (eval_fold is None):
+        raise DataError("Expected fold_column_name and eval_fold together, got one of them.")
     path = Path(dataset_name).expanduser()
+    if audio_dir is not None and path.suffix != ".csv":
+        raise DataError(f"Expected a CSV file with audio_dir, got {dataset_name}.")
     if dataset_name == "synthetic":
         path = synthetic_folder(cache_dir=cache_dir)
     is_local = path.is_absolute() or dataset_name.startswith(".") or path.suffix in (".csv", ".parquet")
@@ -102,7 +106,9 @@ def load_splits(
     if path.suffix == ".csv":
         raw = _read_csv(path, audio_column_name, audio_dir)
     elif path.is_dir() and not any(path.rglob("*.parquet")):
-        raw, audio_column_name, label_column_name = _read_class_folders(path), "audio", "label"
+        if (audio_column_name, label_column_name) != ("audio", "label"):
+            raise DataError(f"{dataset_name}: a folder a class has no columns, so that their names have no effect.")
+        raw = _read_class_folders(path)
     elif path.is_dir():
         raw = load_dataset(str(path))
     elif path.suffix == ".parquet":

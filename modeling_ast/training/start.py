@@ -30,7 +30,7 @@ def build_model(arguments: ModelArguments, label_names: list[str]) -> ASTForAudi
     A checkpoint whose labels are exactly these keeps its head; any other gets a fresh one.
 
     Raises:
-        ValueError: Weights that are none of ours, or network sizes given for weights that have their own.
+        ValueError: Weights that are none of ours, or network sizes that the weights do not have.
         OSError: No such folder, file or repository.
     """
     name = arguments.model_name_or_path
@@ -40,8 +40,6 @@ def build_model(arguments: ModelArguments, label_names: list[str]) -> ASTForAudi
     labels = {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
     if name in SIZES:
         return ASTForAudioClassification(ASTConfig.from_size(name, **network, **geometry, **settings, **labels))
-    if network:
-        raise ValueError(f"{', '.join(network)} can only be chosen for random weights, and {name} has its own.")
     if is_ast(name):
         model = ASTForAudioClassification.from_pretrained(name, **geometry, **settings)
     elif Path(name).is_file() and is_original_checkpoint(name):
@@ -53,7 +51,12 @@ def build_model(arguments: ModelArguments, label_names: list[str]) -> ASTForAudi
         # The original's epsilons, which are timm's and PyTorch's.
         eps = {"layer_norm_eps": 1e-6, "head_layer_norm_eps": 1e-5}
         config = ASTConfig(**imagenet_sizes(name), **eps, **geometry, **settings, **labels)
-        return load_imagenet_checkpoint(name, config)
+        model = load_imagenet_checkpoint(name, config)
+    for key, value in network.items():
+        if value != getattr(model.config, key):
+            raise ValueError(
+                f"Expected {key} {getattr(model.config, key)}, which the weights of {name} have, got {value}."
+            )
     if list(model.config.id2label.values()) != label_names:
         model.reset_classifier(id2label)
     return model

@@ -1,0 +1,261 @@
+"""A recipe is a saved command line: both are cast by one parser, which refuses what it does not know."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from accelerate import PartialState
+
+from modeling_ast.training.recipes import Arguments, RecipeError, parse_arguments, read_recipe, save_recipe
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+NEEDED = "dataset_name: synthetic\noutput_dir: somewhere\n"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a recipe; what every run needs is there already."""
+
+    def write(text: str, needed: str = NEEDED) -> str:
+        (tmp_path / "some.yaml").write_text(needed + text, encoding="utf-8")
+        return str(tmp_path / "some.yaml")
+
+    return write
+
+
+def parse(*argv) -> dict:
+    """The values of all blocks; names are unique among them."""
+    return {name: value for block in parse_arguments([*map(str, argv)]) for name, value in vars(block).items()}
+
+
+def as_dicts(arguments: Arguments) -> list[dict]:
+    return [
+        {field.name: getattr(block, field.name) for field in dataclasses.fields(block) if field.init}
+        for block in arguments
+    ]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_parses(path):
+    values = parse(path)
+    assert values["do_train"] is True and values["dataset_name"]
+    assert values["output_dir"].startswith("outputs/")  # which git ignores
+
+
+def test_names_are_unique_among_the_blocks():
+    blocks = parse_arguments(["--dataset_name=synthetic", "--output_dir=somewhere"])
+    names = [field.name for block in blocks for field in dataclasses.fields(block)]
+    assert len(names) == len(set(names))
+
+
+def test_command_line_wins_over_the_recipe(recipe):
+    path = recipe("learning_rate: 1e-3\nseed: 3\ndo_train: true\n")
+    values = parse(path, "--learning_rate", "5e-4", "--do_train=false", "--output_dir", "elsewhere")
+    assert (values["learning_rate"], values["seed"]) == (5e-4, 3)
+    assert (values["do_train"], values["output_dir"]) == (False, "elsewhere")
+
+
+def test_a_recipe_is_not_needed():
+    assert parse("--dataset_name", "synthetic", "--output_dir", "somewhere", "--seed", 5)["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    "line, name, value",
+    [
+        ("learning_rate: 1e-5", "learning_rate", 1e-5),
+        ("learning_rate: 0.001  # a comment", "learning_rate", 0.001),
+        ("mean: -7.33", "mean", -7.33),
+        ("mean: -1e1", "mean", -10.0),
+        ("max_length: 96", "max_length", 96),
+        ("warmup_steps: 0.1", "warmup_steps", 0.1),
+        ("do_train: yes", "do_train", True),
+        ("do_train: true", "do_train", True),
+        ("do_train: no", "do_train", False),
+        ("do_train: false", "do_train", False),
+        ("linear_baseline: off", "linear_baseline", ValueError),
+        ("linear_baseline: no", "linear_baseline", False),
+        ("label_column_name: no", "label_column_name", "no"),
+        ("label_column_name: false", "label_column_name", "false"),
+        ("label_column_name: 2024-01-01", "label_column_name", "2024-01-01"),
+        ("label_column_name: 010", "label_column_name", "010"),
+        ("label_separator: ';'", "label_separator", ";"),
+        ("label_separator: '-'", "label_separator", "-"),
+        ("label_separator: ' '", "label_separator", " "),
+        ("audio_dir: -takes/a b", "audio_dir", "-takes/a b"),
+        ("eval_fold: 5", "eval_fold", 5),
+        ("report_to: [none]", "report_to", []),
+        ("label_names: [labels, others]", "label_names", ["labels", "others"]),
+        ("label_names:\n- labels\n- others", "label_names", ["labels", "others"]),
+        ("lr_scheduler_kwargs: '{\"num_cycles\": 2}'", "lr_scheduler_kwargs", {"num_cycles": 2}),
+        ("resume_from_checkpoint: true", "resume_from_checkpoint", True),
+        ("resume_from_checkpoint: false", "resume_from_checkpoint", None),
+        ("resume_from_checkpoint: some/checkpoint-3", "resume_from_checkpoint", "some/checkpoint-3"),
+    ],
+)
+def test_values_are_cast_by_their_field(recipe, line, name, value):
+    path = recipe(line + "\n")
+    if value is ValueError:
+        with pytest.raises(RecipeError, match=name):
+            parse(path)
+    else:
+        found = parse(path)[name]
+        assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("name, value", [("mean", -7.5), ("mean", -1e-3), ("seed", -1), ("learning_rate", -1.0)])
+def test_negative_numbers_are_no_keys(name, value):
+    argv = ["--dataset_name=synthetic", "--output_dir=somewhere"]
+    assert parse(*argv, f"--{name}", value)[name] == value
+    assert parse(*argv, f"--{name}={value}")[name] == value
+
+
+@pytest.mark.parametrize("switch", ["linear_baseline", "overwrite_output_dir", "do_train"])
+def test_switches_can_do_without_a_value(switch):
+    assert parse("--dataset_name=synthetic", "--output_dir=somewhere", f"--{switch}")[switch] is True
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("learning_rates: 1e-3\n", "Unknown: --learning_rates=1e-3"),
+        ("num_train_epoch: 3\n", "Unknown: --num_train_epoch=3"),
+        ("evaluation_strategy: epoch\n", "Unknown: --evaluation_strategy=epoch"),
+        ("seed: 1\nmean: 0\nseed: 2\n", r"some.yaml, line 5: seed is there twice"),
+        ("seed: many\n", "seed.*many"),
+        ("max_length: 1.5\n", "max_length.*1.5"),
+        ("do_train: perhaps\n", "perhaps"),
+        ("problem_type: regression\n", "problem_type.*regression"),
+        ("eval_strategy: sometimes\n", "sometimes"),
+        ("optim: magic\n", "magic"),
+        ("freq_mask_bins: -1\n", "Expected freq_mask_bins of at least 0, got -1"),
+        ("remove_unused_columns: true\n", "remove_unused_columns must stay false"),
+        ("model:\n  max_length: 3\n", "some.yaml, line 3: expected a value, or a list of values, for model"),
+        ("label_names: [[a], b]\n", "line 3: expected a value, or a list of values, for label_names"),
+        ("lr_scheduler_kwargs: {num_cycles: 2}\n", "line 3: expected a value, or a list.*lr_scheduler_kwargs"),
+        ("mean:\n", "line 3: expected a value, or a list of values, for mean"),
+        ("mean: ''\n", "line 3: expected a value, or a list of values, for mean"),
+        ("mean: [\n", "some.yaml: not YAML"),
+        ("mean: 1: 2\n", "some.yaml: not YAML"),
+        ("\tmean: 1\n", "some.yaml: not YAML"),
+        ("---\nmean: 1\n", "some.yaml: not YAML"),
+        ("load_best_model_at_end: true\neval_strategy: epoch\nsave_strategy: steps\n", "[Ss]ave.*[Ee]val"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_reason(recipe, text, words):
+    with pytest.raises(RecipeError, match=words):
+        parse(recipe(text))
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "- a\n- list\n", "words\n"])
+def test_what_is_not_flat_is_refused(recipe, text):
+    with pytest.raises(RecipeError, match="some.yaml: expected lines of the form"):
+        parse(recipe(text, needed=""))
+
+
+@pytest.mark.parametrize("name", ["nope.yaml", "."])
+def test_recipe_that_cannot_be_read_is_refused_with_its_path(tmp_path, name):
+    with pytest.raises(RecipeError, match=r"cannot be read \((No such file|Is a directory)") as error:
+        parse(tmp_path / name)
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"mean: \xff\n", b"\x00\x01\x02", b"RIFF\x24\x00\x00\x00WAVE"])
+def test_file_that_is_no_text_is_refused_with_its_path(tmp_path, content):
+    (tmp_path / "some.yaml").write_bytes(content)
+    with pytest.raises(RecipeError, match="some.yaml"):
+        parse(tmp_path / "some.yaml")
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--num_train_epoch", "3"], "Unknown: --num_train_epoch 3"),
+        (["--num_train_epoch=3"], "Unknown: --num_train_epoch=3"),
+        (["--nonsense"], "Unknown: --nonsense"),
+        (["second.yaml"], "Unknown: second.yaml"),
+        (["--learning_rate"], "learning_rate.*expected"),
+        (["--learning_rate", "fast"], "learning_rate.*fast"),
+    ],
+)
+def test_command_line_is_refused_in_the_same_way(recipe, argv, words):
+    with pytest.raises(RecipeError, match=words):
+        parse(recipe(""), *argv)
+
+
+@pytest.mark.parametrize("missing", ["dataset_name", "output_dir"])
+def test_what_every_run_needs_is_asked_for(missing):
+    given = {"dataset_name": "synthetic", "output_dir": "somewhere"}
+    del given[missing]
+    if missing == "dataset_name":
+        with pytest.raises(RecipeError, match="required.*dataset_name"):
+            parse(*(f"--{name}={value}" for name, value in given.items()))
+    else:  # Transformers has a default
+        assert parse(*(f"--{name}={value}" for name, value in given.items()))["output_dir"] == "trainer_output"
+
+
+def test_help_is_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    assert "--roll_frames" in capsys.readouterr().out
+
+
+# Saving
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_saved_recipe_gives_the_same_arguments(path, tmp_path):
+    arguments = parse_arguments([str(path)])
+    save_recipe(arguments, tmp_path / "saved.yaml")
+    assert as_dicts(parse_arguments([str(tmp_path / "saved.yaml")])) == as_dicts(arguments)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--mean", "-7.33", "--std", "1e-7", "--learning_rate", "1.5e-5", "--weight_decay", "0"],
+        ["--problem_type", "multi_label_classification", "--label_separator", ";"],
+        ["--label_separator", " "],
+        ["--label_separator", "|"],
+        ["--label_column_name", "no", "--audio_column_name", "null", "--audio_dir", "~"],
+        ["--label_column_name", "ключ: 'значение' # \"x\"", "--dataset_config_name=-dash"],
+        ["--dataset_name", "/a path/with: colon #1.csv", "--audio_dir", "../audio", "--eval_fold", "3"],
+        ["--freq_mask_bins", "24", "--time_mask_frames", "96", "--roll_frames", "0", "--linear_baseline"],
+        ["--lr_scheduler_type", "cosine_with_restarts", "--lr_scheduler_kwargs", '{"num_cycles": 2, "a": [1, 2]}'],
+        ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-06, "b": null}'],
+        ["--optim_args", "betas=(0.9,0.95)", "--optim", "adamw_torch", "--adam_beta2", "0.95"],
+        ["--label_names", "labels", "others", "--include_for_metrics", "inputs", "loss"],
+        ["--eval_strategy", "steps", "--eval_steps", "10", "--logging_steps", "0.25", "--save_strategy", "no"],
+        ["--activation_checkpointing", "--activation_checkpointing_kwargs", '{"use_reentrant": false}'],
+        ["--accelerator_config", '{"split_batches": true}'],
+        ["--warmup_steps", "0.1", "--max_steps", "7", "--gradient_accumulation_steps", "2", "--use_cpu"],
+        ["--do_train", "--do_eval", "--resume_from_checkpoint", "some/checkpoint-3", "--overwrite_output_dir"],
+        ["--bf16", "false", "--disable_tqdm", "true", "--log_level", "error", "--report_to", "none"],
+        ["--seed", "-1", "--data_seed", "3", "--max_grad_norm", "0", "--save_total_limit", "1"],
+        ["--dataloader_pin_memory", "false", "--dataloader_num_workers", "2", "--push_to_hub", "false"],
+    ],
+    ids=lambda argv: argv[0].strip("-"),
+)
+def test_saved_arguments_come_back_equal(argv, tmp_path):
+    arguments = parse_arguments(["--dataset_name=synthetic", f"--output_dir={tmp_path}", *argv])
+    save_recipe(arguments, tmp_path / "saved.yaml")
+    assert as_dicts(parse_arguments([str(tmp_path / "saved.yaml")])) == as_dicts(arguments)
+
+
+def test_saved_recipe_says_all_of_ours_and_of_transformers_what_is_not_default(tmp_path):
+    save_recipe(parse_arguments(["--dataset_name=synthetic", "--output_dir=x", "--seed=3"]), tmp_path / "saved.yaml")
+    keys = {argument.split("=")[0].removeprefix("--") for argument in read_recipe(tmp_path / "saved.yaml")}
+    assert {"model_name_or_path", "validation_fraction", "roll_frames", "seed", "output_dir"} <= keys
+    assert not keys & {"learning_rate", "weight_decay", "num_train_epochs"}
+
+
+def test_saving_leaves_the_state_of_the_processes_alone(tmp_path):
+    """`TrainingArguments` set up what the processes of a run share; making another one would set it up anew."""
+    arguments = parse_arguments(["--dataset_name=synthetic", "--output_dir=x", "--use_cpu"])
+    before = dict(PartialState._shared_state)
+    assert before["_cpu"]
+    save_recipe(arguments, tmp_path / "saved.yaml")
+    assert PartialState._shared_state == before

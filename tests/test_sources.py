@@ -1,0 +1,529 @@
+"""The same clips give the same rows wherever they come from, and what is wrong with a data set is said in one line."""
+
+import csv
+import importlib.abc
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from datasets import Audio, ClassLabel, Dataset, Features, Value
+
+from modeling_ast import AudioError
+from modeling_ast.data.sources import AudioSplits, DataError, DecodeAudio, load_splits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LABELS = ["bird", "cat", "dog"]
+COUNTS = {"train": 4, "validation": 2, "test": 1}
+# In the order in which every layout below gives them: by class, then by name.
+CLIPS = [(split, label, number) for label in LABELS for split in sorted(COUNTS) for number in range(COUNTS[split])]
+SAMPLES = 800  # 50 ms
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """`datasets` keeps what it reads from Parquet."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def sound(index: int) -> np.ndarray:
+    """Clip `index` of `CLIPS`, exact in 16 bits."""
+    return np.random.default_rng(index).integers(-9000, 9000, SAMPLES) / 2**15
+
+
+def name_of(clip: tuple) -> str:
+    split, _, number = clip
+    return f"{split}_{number}.wav"
+
+
+def write_clip(path: Path, samples: np.ndarray, sampling_rate: int = 16000) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, sampling_rate)
+    return path
+
+
+def write_csv(path: Path, rows: list[dict]) -> Path:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def decode(rows: Dataset, sampling_rate: int = 16000) -> list[tuple]:
+    decoded = rows.with_transform(DecodeAudio(sampling_rate))
+    return [(row["waveform"], row["labels"]) for row in (decoded[number] for number in range(len(decoded)))]
+
+
+# The layouts. Each writes the clips and says how to load them.
+
+
+def class_folder(folder: Path) -> tuple[Path, dict]:
+    """As Speech Commands: two lists say what does not train."""
+    for index, clip in enumerate(CLIPS):
+        write_clip(folder / clip[1] / name_of(clip), sound(index))
+    for split, name in (("validation", "validation_list.txt"), ("test", "testing_list.txt")):
+        lines = [f"{clip[1]}/{name_of(clip)}\n" for clip in CLIPS if clip[0] == split]
+        (folder / name).write_text("".join(lines))
+    write_clip(folder / "_background_noise_" / "hum.wav", sound(0))
+    (folder / "bird" / "README.md").write_text("not a sound")
+    return folder, {}
+
+
+def split_folders(folder: Path) -> tuple[Path, dict]:
+    names = {"train": "train", "validation": "Val", "test": "testing"}
+    for index, clip in enumerate(CLIPS):
+        write_clip(folder / names[clip[0]] / clip[1] / name_of(clip), sound(index))
+    return folder, {}
+
+
+def csv_rows(folder: Path) -> list[dict]:
+    """Sounds in `folder/audio`, and what a table beside would say of them."""
+    rows = []
+    for index, (split, label, _) in enumerate(CLIPS):
+        path = write_clip(folder / "audio" / f"{index}.wav", sound(index))
+        rows.append({"file": path.name, "kind": label, "split": split, "fold": index % 3 if split == "train" else 7})
+    return rows
+
+
+CSV_COLUMNS = {"audio_column_name": "file", "label_column_name": "kind"}
+
+
+def csv_with_splits(folder: Path) -> tuple[Path, dict]:
+    path = write_csv(folder / "clips.csv", csv_rows(folder))
+    return path, {**CSV_COLUMNS, "audio_dir": "audio", "split_column_name": "split"}
+
+
+def csv_with_folds(folder: Path) -> tuple[Path, dict]:
+    """Folds leave no clips for a test."""
+    rows = [row for row in csv_rows(folder) if row["split"] != "test"]
+    (folder / "meta").mkdir()
+    path = write_csv(folder / "meta" / "clips.csv", rows)
+    return path, {**CSV_COLUMNS, "audio_dir": "../audio", "fold_column_name": "fold", "eval_fold": 7}
+
+
+def embedded(folder: Path) -> list[dict]:
+    """Rows with the bytes of the files in them."""
+    rows = []
+    for index, clip in enumerate(CLIPS):
+        data = write_clip(folder / "written" / f"{index}.wav", sound(index)).read_bytes()
+        rows.append({"sound": {"bytes": data, "path": f"{index}.wav"}, "kind": clip[1], "split": clip[0]})
+    return rows
+
+
+def parquet_file(folder: Path) -> tuple[Path, dict]:
+    """One file of plain columns, as any program may write it."""
+    pq.write_table(pa.Table.from_pylist(embedded(folder)), folder / "clips.parquet")
+    names = {"audio_column_name": "sound", "label_column_name": "kind", "split_column_name": "split"}
+    return folder / "clips.parquet", names
+
+
+def hub_folder(folder: Path, audio: Audio | None = None) -> tuple[Path, dict]:
+    """A repository of the Hub: files a split, audio and class names as features."""
+    rows = embedded(folder)
+    (folder / "repository" / "data").mkdir(parents=True)
+    for split in COUNTS:
+        columns = {
+            "audio": [row["sound"] for row in rows if row["split"] == split],
+            "label": [LABELS.index(row["kind"]) for row in rows if row["split"] == split],
+        }
+        table = Dataset.from_dict(columns).cast_column("label", ClassLabel(names=LABELS))
+        table = table.cast_column("audio", audio or Audio(decode=False))
+        table.to_parquet(folder / "repository" / "data" / f"{split}-00000-of-00001.parquet")
+    return folder / "repository", {}
+
+
+LAYOUTS = [class_folder, split_folders, csv_with_splits, csv_with_folds, parquet_file, hub_folder]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_every_layout_gives_the_same_rows(layout, tmp_path):
+    path, options = layout(tmp_path)
+    splits = load_splits(str(path), **options)
+    assert splits.label_names == LABELS
+    held_out = ["train", "validation"] if layout is csv_with_folds else ["train", "validation", "test"]
+    assert [name for name, _ in splits] == held_out
+    for split, rows in splits:
+        assert rows.column_names == ["audio", "labels"]
+        expected = [(sound(index), LABELS.index(clip[1])) for index, clip in enumerate(CLIPS) if clip[0] == split]
+        found = decode(rows)
+        assert [labels for _, labels in found] == [labels for _, labels in expected]
+        for (waveform, _), (samples, _) in zip(found, expected):
+            assert waveform.dtype == torch.float32
+            np.testing.assert_allclose(waveform, samples, atol=1e-7, rtol=0)
+
+
+def test_hub_data_set_whose_audio_would_be_decoded_gives_the_same_rows(tmp_path):
+    """What most repositories declare; reading it in the usual way would need torchcodec."""
+    path, options = hub_folder(tmp_path, audio=Audio(sampling_rate=16000))
+    splits = load_splits(str(path), **options)
+    np.testing.assert_allclose(decode(splits.train)[0][0], sound(CLIPS.index(("train", "bird", 0))), atol=1e-7)
+
+
+def test_batches_are_decoded_as_single_rows_are(tmp_path):
+    path, options = class_folder(tmp_path)
+    rows = load_splits(str(path), **options).train.with_transform(DecodeAudio(16000))
+    batch = rows[:3]
+    assert batch["labels"] == [rows[number]["labels"] for number in range(3)]
+    for number, waveform in enumerate(batch["waveform"]):
+        assert torch.equal(waveform, rows[number]["waveform"])
+
+
+@pytest.mark.parametrize("layout", [class_folder, csv_with_splits, parquet_file, hub_folder])
+def test_torchcodec_is_never_imported(layout, tmp_path, monkeypatch):
+    """Also where it is installed: it needs FFmpeg, and fails without."""
+    imported = []
+
+    class Watch(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name.partition(".")[0] == "torchcodec":
+                imported.append(name)
+
+    path, options = layout(tmp_path)
+    monkeypatch.setattr(datasets.config, "TORCHCODEC_AVAILABLE", True)
+    monkeypatch.setattr(sys, "meta_path", [Watch(), *sys.meta_path])
+    for _, rows in load_splits(str(path), **options):
+        decode(rows)
+    assert not imported and "torchcodec" not in sys.modules
+
+
+def test_compressed_stereo_of_another_rate_becomes_mono_at_16_khz(tmp_path):
+    seconds = np.arange(44100) / 44100
+    left, right = (0.4 * np.sin(2 * np.pi * hertz * seconds) for hertz in (500, 900))
+    write_clip(tmp_path / "tones" / "stereo.ogg", np.stack((left, right), axis=1), 44100)
+    write_clip(tmp_path / "noises" / "noise.WAV", sound(0))
+    write_clip(tmp_path / "noises" / "noise.flac", sound(0))
+    splits = load_splits(str(tmp_path), validation_fraction=0.34)
+    rows = decode(splits.train) + decode(splits.validation)
+    (waveform,) = (waveform for waveform, label in rows if splits.label_names[label] == "tones")
+    assert waveform.shape == (16000,) and waveform.dtype == torch.float32
+    expected = (0.2 * np.sin(2 * np.pi * hertz * np.arange(16000) / 16000) for hertz in (500, 900))
+    np.testing.assert_allclose(waveform[1000:-1000], sum(expected)[1000:-1000], atol=0.03, rtol=0)
+
+
+# Splits
+
+
+@pytest.mark.parametrize("eval_fold", [0, 1, 2, 7])
+def test_a_fold_holds_out_exactly_that_fold(tmp_path, eval_fold):
+    path, options = csv_with_folds(tmp_path)
+    splits = load_splits(str(path), **{**options, "eval_fold": eval_fold})
+    with open(path) as file:
+        table = {row["file"]: int(row["fold"]) for row in csv.DictReader(file)}
+    folds = {name: {table[Path(row["audio"]["path"]).name] for row in rows} for name, rows in splits}
+    assert folds == {"train": {0, 1, 2, 7} - {eval_fold}, "validation": {eval_fold}}
+    assert len(splits.train) + len(splits.validation) == len(table)
+
+
+def write_flat(folder: Path, num_clips: int = 20) -> Path:
+    """Two classes, no splits."""
+    for number in range(num_clips):
+        write_clip(folder / ("ab"[number % 2]) / f"{number:02d}.wav", sound(number))
+    return folder
+
+
+def paths(rows: Dataset) -> list[str]:
+    return [row["audio"]["path"] for row in rows]
+
+
+def test_without_held_out_clips_a_fraction_validates(tmp_path, caplog):
+    write_flat(tmp_path)
+    splits = load_splits(str(tmp_path), validation_fraction=0.25)
+    assert (len(splits.train), len(splits.validation), splits.test) == (15, 5, None)
+    assert len({*paths(splits.train), *paths(splits.validation)}) == 20
+    assert "holds out nothing" in caplog.text and "5 of its training clips" in caplog.text
+    again = load_splits(str(tmp_path), validation_fraction=0.25)
+    assert paths(again.validation) == paths(splits.validation)
+    other = load_splits(str(tmp_path), validation_fraction=0.25, seed=1)
+    assert set(paths(other.validation)) != set(paths(splits.validation))
+
+
+def test_test_clips_never_validate_for_want_of_others(tmp_path):
+    write_flat(tmp_path)
+    (tmp_path / "testing_list.txt").write_text("a/00.wav\nb/01.wav\n\n")
+    splits = load_splits(str(tmp_path), validation_fraction=0.5)
+    assert (len(splits.train), len(splits.validation)) == (9, 9)
+    assert sorted(Path(path).name for path in paths(splits.test)) == ["00.wav", "01.wav"]
+
+
+def test_underscored_folders_are_no_classes_and_that_is_said(tmp_path, caplog):
+    path, _ = class_folder(tmp_path)
+    splits = load_splits(str(path))
+    assert splits.label_names == LABELS
+    assert not [path for _, rows in splits for path in paths(rows) if "_background_noise_" in path]
+    assert "_background_noise_ is not taken for a class" in caplog.text
+
+
+# Labels
+
+
+@pytest.mark.parametrize("separator", [",", ";", " | "])
+def test_several_labels_from_a_csv_file(tmp_path, separator):
+    kinds = [["dog", "cat"], ["bird"], ["cat", "bird", "dog"], []]
+    rows = [
+        {
+            "audio": write_clip(tmp_path / f"{number}.wav", sound(number)).name,
+            "label": separator.join(names),
+            "fold": 1,
+        }
+        for number, names in enumerate(kinds)
+    ]
+    write_csv(tmp_path / "clips.csv", [*rows, {**rows[0], "fold": 2}])
+    options = {"multi_label": True, "label_separator": separator.strip(), "fold_column_name": "fold", "eval_fold": 2}
+    splits = load_splits(str(tmp_path / "clips.csv"), **options)
+    assert splits.label_names == LABELS
+    assert [labels for _, labels in decode(splits.train)] == [[2, 1], [0], [1, 0, 2], []]
+    assert [labels for _, labels in decode(splits.validation)] == [[2, 1]]
+
+
+@pytest.mark.parametrize("feature", [Value("string"), ClassLabel(names=LABELS)], ids=["names", "indices"])
+def test_several_labels_from_list_columns(tmp_path, feature):
+    kinds = [["dog", "cat"], ["bird"], ["cat", "bird"], []]
+    labels = [[LABELS.index(name) for name in names] for names in kinds] if isinstance(feature, ClassLabel) else kinds
+    clips = [str(write_clip(tmp_path / f"{number}.wav", sound(number))) for number in range(4)]
+    features = Features({"audio": Value("string"), "label": datasets.List(feature), "split": Value("string")})
+    columns = {"audio": clips, "label": labels, "split": ["train", "train", "train", "dev"]}
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "clips.parquet")
+    splits = load_splits(str(tmp_path / "clips.parquet"), multi_label=True, split_column_name="split")
+    assert splits.label_names == LABELS
+    assert [labels for _, labels in decode(splits.train)] == [[2, 1], [0], [1, 0]]
+    assert [labels for _, labels in decode(splits.validation)] == [[]]
+
+
+def test_one_label_a_clip_can_be_asked_for_as_a_list(tmp_path):
+    path, options = class_folder(tmp_path)
+    splits = load_splits(str(path), multi_label=True, **options)
+    assert {tuple(labels) for _, labels in decode(splits.train)} == {(0,), (1,), (2,)}
+
+
+def test_class_indices_without_names_keep_their_order(tmp_path):
+    rows = [
+        {"audio": write_clip(tmp_path / f"{number}.wav", sound(number)).name, "label": number, "split": split}
+        for number in (10, 9, 2, 11)
+        for split in ("train", "validation")
+    ]
+    splits = load_splits(str(write_csv(tmp_path / "clips.csv", rows)), split_column_name="split")
+    assert splits.label_names == ["2", "9", "10", "11"]
+    assert [labels for _, labels in decode(splits.train)] == [2, 1, 0, 3]
+
+
+def test_label_that_only_a_held_out_clip_has_keeps_its_place(tmp_path):
+    rows = csv_rows(tmp_path)
+    rows[0] |= {"kind": "ant", "split": "test"}
+    path = write_csv(tmp_path / "clips.csv", rows)
+    splits = load_splits(str(path), **CSV_COLUMNS, audio_dir="audio", split_column_name="split")
+    assert splits.label_names == ["ant", *LABELS]
+
+
+# What is wrong is said
+
+
+def broken_csv(text: str | bytes):
+    def write(folder: Path) -> Path:
+        write_clip(folder / "a.wav", sound(0))
+        path = folder / "clips.csv"
+        path.write_bytes(text) if isinstance(text, bytes) else path.write_text(text)
+        return path
+
+    return write
+
+
+def table_of(**changes):
+    """A good table, but for some values of its first row."""
+
+    def write(folder: Path) -> Path:
+        rows = csv_rows(folder)
+        rows[0] |= changes
+        return write_csv(folder / "clips.csv", rows)
+
+    return write
+
+
+def folder_of(*files: str):
+    def write(folder: Path) -> Path:
+        for name in files:
+            write_clip(folder / "data" / name, sound(0))
+        (folder / "data").mkdir(exist_ok=True)
+        return folder / "data"
+
+    return write
+
+
+def nowhere(name: str):
+    return lambda folder: name.format(folder)
+
+
+def listed_but_missing(folder: Path) -> Path:
+    path, _ = class_folder(folder)
+    with open(path / "testing_list.txt", "a") as file:
+        file.write("\ncat/nowhere.wav\n")
+    return path
+
+
+def repository_without_train(folder: Path) -> Path:
+    path, _ = hub_folder(folder)
+    (path / "data" / "train-00000-of-00001.parquet").unlink()
+    return path
+
+
+def unlabelled_in_the_test(folder: Path) -> Path:
+    """On the Hub a label that is not told is -1 by convention, which is also the index of the last name."""
+    path, _ = hub_folder(folder)
+    columns = {"audio": [embedded(folder)[0]["sound"]], "label": [-1]}
+    table = Dataset.from_dict(columns).cast_column("label", ClassLabel(names=LABELS))
+    table.cast_column("audio", Audio(decode=False)).to_parquet(path / "data" / "test-00000-of-00001.parquet")
+    return path
+
+
+GOOD = {**CSV_COLUMNS, "audio_dir": "audio"}
+CSV_NAMES = {"audio_column_name": "audio", "label_column_name": "label"}
+
+
+@pytest.mark.parametrize(
+    "write, options, words",
+    [
+        (table_of(), {}, "clips.csv: expected a column 'audio', got file, kind, split, fold"),
+        (table_of(), {**GOOD, "label_column_name": "sort"}, "clips.csv: expected a column 'sort', got.* kind"),
+        (
+            table_of(),
+            {**GOOD, "audio_dir": "sounds"},
+            "clips.csv, line 2: no file .*sounds.0.wav. Is audio_dir",
+        ),
+        (table_of(), CSV_COLUMNS, "clips.csv, line 2: no file .*0.wav. Is audio_dir right"),
+        (
+            table_of(),
+            {**GOOD, "fold_column_name": "fold", "eval_fold": 3},
+            "Expected eval_fold to be one of 0, 1, 2, 7, got 3",
+        ),
+        (table_of(), {**GOOD, "fold_column_name": "part", "eval_fold": 1}, "fold column 'part', got .*fold"),
+        (table_of(), {**GOOD, "eval_fold": 1}, "fold_column_name and eval_fold together"),
+        (table_of(), {**GOOD, "fold_column_name": "fold"}, "fold_column_name and eval_fold together"),
+        (lambda folder: class_folder(folder)[0], {"audio_column_name": "sound"}, "a folder a class has no columns"),
+        (lambda folder: class_folder(folder)[0], {"audio_dir": "audio"}, "Expected a CSV file with audio_dir"),
+        (table_of(), {**GOOD, "split_column_name": "part"}, "split column 'part', got .*split"),
+        (
+            table_of(split="holdout"),
+            {**GOOD, "split_column_name": "split"},
+            "Expected split to be one of train.*, got 'holdout' in row 0",
+        ),
+        (table_of(kind=""), GOOD, "Expected one label a clip, got '' in row .* of column 'kind'"),
+        (broken_csv("audio,label\na.wav,x\na.wav\n"), CSV_NAMES, "clips.csv, line 3: expected 2 columns"),
+        (broken_csv("audio,label\na.wav,x\na.wav,x,y\n"), CSV_NAMES, "clips.csv, line 3: expected 2 columns"),
+        (broken_csv("audio,label\n"), CSV_NAMES, "clips.csv: holds no rows"),
+        (broken_csv(""), CSV_NAMES, "clips.csv: expected a column 'audio'"),
+        (broken_csv('audio,label\na.wav,x\na.wav,"y\n'), CSV_NAMES, "clips.csv, line"),
+        (broken_csv("audio,label\na.wav,caf\xe9\n".encode("latin-1")), CSV_NAMES, "clips.csv.*UTF-8"),
+        (broken_csv("audio,label\n" + 4 * "a.wav,x\n"), CSV_NAMES, "at least two labels in column 'label', got x"),
+        (folder_of(), {}, r"data: expected a sub-folder a class with sound files \(.wav.*found none"),
+        (folder_of("loose.wav"), {}, "data: expected a sub-folder a class"),
+        (folder_of("_hidden_/a.wav", ".git/b.wav"), {}, "data: expected a sub-folder a class"),
+        (folder_of("a/1.wav", "a/2.wav", "a/3.wav"), {}, "at least two labels.*got a"),
+        (listed_but_missing, {}, "testing_list.txt, line 5: no file 'cat/nowhere.wav'"),
+        (repository_without_train, {}, "expected a split called train, got (test, validation|validation, test)"),
+        (unlabelled_in_the_test, {}, "-1"),
+        (nowhere("{}/nowhere"), {}, "nowhere: no such file or folder"),
+        (nowhere("./nowhere"), {}, "nowhere: no such file or folder"),
+        (nowhere("nobody/nothing"), {}, "nobody/nothing: no such file or folder, nor to be had from the Hub"),
+        (nowhere("{}/nowhere.csv"), {}, "nowhere.csv: no such file"),
+        (nowhere("../nowhere.csv"), {}, "nowhere.csv: no such file"),
+        (nowhere("{}/nowhere.parquet"), {}, "nowhere.parquet: no such file"),
+    ],
+)
+def test_what_is_wrong_with_a_data_set_is_said(tmp_path, write, options, words):
+    path = write(tmp_path)
+    with pytest.raises(DataError, match=words):
+        load_splits(str(path), **options)
+
+
+def test_several_labels_where_one_is_expected_are_an_error(tmp_path):
+    clip = str(write_clip(tmp_path / "a.wav", sound(0)))
+    columns = {"audio": [clip] * 8, "label": [["x"], ["y", "x"], ["x"], ["y"]] * 2}
+    Dataset.from_dict(columns).to_parquet(tmp_path / "clips.parquet")
+    with pytest.raises(DataError, match=r"Expected one label a clip, got \['y', 'x'\] in row \d"):
+        load_splits(str(tmp_path / "clips.parquet"))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 1.5])
+def test_fraction_that_leaves_one_side_empty_is_an_error(tmp_path, fraction):
+    with pytest.raises(DataError, match="validation_fraction"):
+        load_splits(str(write_flat(tmp_path)), validation_fraction=fraction)
+
+
+# Sound files are read when they are asked for
+
+
+def break_one(folder: Path, how: str) -> tuple[AudioSplits, str]:
+    """A class folder with one file that cannot be read, found only when it is."""
+    path = write_flat(folder, num_clips=10) / "b" / "05.wav"
+    (folder / "validation_list.txt").write_text("a/00.wav\nb/01.wav\n")
+    if how == "text":
+        path.write_text("no sound at all")
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:900])
+    elif how == "empty":
+        path.write_bytes(b"")
+    splits = load_splits(str(folder))
+    if how == "deleted":
+        path.unlink()
+    return splits, str(path)
+
+
+@pytest.mark.parametrize("how", ["text", "cut", "empty", "deleted"])
+def test_broken_file_is_an_error_with_its_path_when_it_is_asked_for(tmp_path, how):
+    splits, path = break_one(tmp_path, how)
+    rows = splits.train.with_transform(DecodeAudio(16000))
+    broken = paths(splits.train).index(path)
+    for number in range(len(rows)):
+        if number != broken:
+            assert rows[number]["waveform"].shape == (SAMPLES,)
+    with pytest.raises(AudioError) as error:
+        rows[broken]
+    assert path in str(error.value)
+
+
+def test_broken_bytes_are_an_error_with_the_name_they_came_with(tmp_path):
+    rows = embedded(tmp_path)
+    index = CLIPS.index(("train", "cat", 2))
+    rows[index]["sound"]["bytes"] = b"no sound at all"
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "clips.parquet")
+    names = {"audio_column_name": "sound", "label_column_name": "kind", "split_column_name": "split"}
+    splits = load_splits(str(tmp_path / "clips.parquet"), **names)
+    assert len(decode(splits.validation)) == 6
+    with pytest.raises(AudioError, match=rf"^{index}\.wav: cannot be decoded"):
+        decode(splits.train)
+
+
+# Real recordings
+
+
+def test_esc10_is_five_folds_of_80_clips_of_10_kinds(shared_data):
+    options = {"audio_column_name": "filename", "label_column_name": "category", "audio_dir": "../audio"}
+    held_out = []
+    for fold in range(1, 6):
+        splits = load_splits(
+            str(shared_data / "esc10" / "meta" / "esc50.csv"), fold_column_name="fold", eval_fold=fold, **options
+        )
+        assert (len(splits.train), len(splits.validation), splits.test) == (320, 80, None)
+        assert len(splits.label_names) == 10 and set(splits.validation["labels"]) == set(range(10))
+        assert all(Path(path).name.startswith(f"{fold}-") for path in paths(splits.validation))
+        held_out += paths(splits.validation)
+    assert len(set(held_out)) == 400
+    waveform = splits.validation.with_transform(DecodeAudio(16000))[0]["waveform"]
+    assert len(waveform) == pytest.approx(80000, abs=100)  # 5 s
+
+
+def test_fsdd_is_1600_and_200_and_200_clips_of_10_digits(shared_data):
+    splits = load_splits(str(shared_data / "fsdd"))
+    assert {name: len(rows) for name, rows in splits} == {"train": 1600, "validation": 200, "test": 200}
+    assert splits.label_names == sorted(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    )
+    assert not set(paths(splits.train)) & set(paths(splits.validation) + paths(splits.test))
+    waveform = splits.test.with_transform(DecodeAudio(16000))[0]["waveform"]
+    assert 3000 < len(waveform) < 40000
