@@ -76,15 +76,14 @@ def load_original_checkpoint(
             f"Expected a checkpoint of the original AST (keys v.blocks.*, mlp_head.*), got keys such as "
             f"{sorted(state_dict)[:3]} in {path}."
         )
-    # "audioset_10_10_0.4593.pth", "speechcommands_10_10_0.9812.pth", "original_tiny224_f10_t10_1024.pth"
-    in_name = re.search(r"_f?(\d+)_t?(\d+)_", Path(path).name)
+    in_name = strides_in_name(path)
     if (frequency_stride is None or time_stride is None) and in_name is None:
         raise ValueError(
             f"Expected the strides in the file name, as in audioset_10_10_0.4593.pth, or as arguments, got "
             f"{Path(path).name!r}."
         )
-    frequency_stride = int(in_name[1]) if frequency_stride is None else frequency_stride
-    time_stride = int(in_name[2]) if time_stride is None else time_stride
+    frequency_stride = in_name[0] if frequency_stride is None else frequency_stride
+    time_stride = in_name[1] if time_stride is None else time_stride
 
     body = {key.removeprefix("v."): tensor for key, tensor in state_dict.items() if key.startswith("v.")}
     body, unused = _from_timm(body)
@@ -159,6 +158,17 @@ def load_imagenet_checkpoint(path_or_repo: str | os.PathLike, config: ASTConfig)
 def is_original_checkpoint(path: str | os.PathLike) -> bool:
     """Whether a weight file is a checkpoint of the original AST, and not of a DeiT."""
     return any(key.removeprefix("module.").startswith("v.") for key in _load_tensors(Path(path)))
+
+
+def strides_in_name(path: str | os.PathLike) -> tuple[int, int] | None:
+    """Frequency and time stride in the name of a checkpoint of the original, where it has them.
+
+    As in audioset_10_10_0.4593.pth or tiny224_f10_t10_1024.pth: the last two neighbouring numbers from 1 to 16.
+    """
+    pairs = re.findall(r"(?=_f?(\d+)_t?(\d+)_)", Path(path).name)
+    pairs = [(int(frequency), int(time)) for frequency, time in pairs]
+    pairs = [pair for pair in pairs if all(1 <= stride <= 16 for stride in pair)]
+    return pairs[-1] if pairs else None
 
 
 def imagenet_sizes(path_or_repo: str | os.PathLike) -> dict[str, int]:

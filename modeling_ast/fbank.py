@@ -11,7 +11,9 @@ matters: pre-emphasis of the waveform instead of each frame moves quiet bins by 
 import math
 from functools import lru_cache
 
+import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 FRAME_LENGTH_MS = 25.0
 FRAME_SHIFT_MS = 10.0
@@ -43,7 +45,22 @@ def _mel(frequency: torch.Tensor | float) -> torch.Tensor | float:
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # the cached tensor must also serve a later call that needs gradients
+def _mel_filters(sampling_rate: int, num_mel_bins: int) -> np.ndarray:
+    # Kept as an array, and computed outside of all modes: a tensor would carry the mode (inference, tracing, another
+    # default type) in which the first call happened to run into every later one. Computed by torch all the same, since
+    # numpy's logarithm differs in the last bit, which quiet bins would show.
+    num_fft = _num_fft(sampling_rate)
+    low, high = _mel(LOW_FREQUENCY_HZ), _mel(sampling_rate / 2)
+    width = (high - low) / (num_mel_bins + 1)
+    with _disable_current_modes():
+        bins = torch.arange(num_mel_bins, device="cpu", dtype=torch.float32)
+        left, center, right = low + bins * width, low + (bins + 1.0) * width, low + (bins + 2.0) * width
+        lines = torch.arange(num_fft // 2, device="cpu", dtype=torch.float32)
+        line = _mel(sampling_rate / num_fft * lines).unsqueeze(1)  # (num_fft // 2, 1)
+        filters = torch.minimum((line - left) / (center - left), (right - line) / (right - center)).clamp(min=0.0)
+        return torch.nn.functional.pad(filters, (0, 0, 0, 1)).numpy()
+
+
 def mel_filters(
     sampling_rate: int,
     num_mel_bins: int,
@@ -59,20 +76,7 @@ def mel_filters(
         Tensor of shape (num_fft // 2 + 1, num_mel_bins); the last line of the transform, at half the sampling rate,
         has weight 0.
     """
-    num_fft = _num_fft(sampling_rate)
-    low, high = _mel(LOW_FREQUENCY_HZ), _mel(sampling_rate / 2)
-    width = (high - low) / (num_mel_bins + 1)
-    bins = torch.arange(num_mel_bins, device="cpu")
-    left, center, right = low + bins * width, low + (bins + 1.0) * width, low + (bins + 2.0) * width
-    line = _mel(sampling_rate / num_fft * torch.arange(num_fft // 2, device="cpu")).unsqueeze(1)  # (num_fft // 2, 1)
-    filters = torch.minimum((line - left) / (center - left), (right - line) / (right - center)).clamp(min=0.0)
-    return torch.nn.functional.pad(filters, (0, 0, 0, 1)).to(device, dtype)
-
-
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)
-def _window(sampling_rate: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    return torch.hann_window(frame_length(sampling_rate), periodic=False, device=device, dtype=dtype)
+    return torch.from_numpy(_mel_filters(sampling_rate, num_mel_bins)).to(device, dtype)
 
 
 def _num_fft(sampling_rate: int) -> int:
@@ -101,11 +105,13 @@ def fbank(waveform: torch.Tensor, sampling_rate: int = 16000, num_mel_bins: int 
             f"Expected a clip of at least {length} samples (one frame of 25 ms at {sampling_rate} Hz), got "
             f"{waveform.shape[-1]}."
         )
-    waveform = waveform.to(torch.promote_types(waveform.dtype, torch.float32))
-    frames = waveform.unfold(-1, length, shift)  # (..., frames, length)
+    dtype, device = torch.promote_types(waveform.dtype, torch.float32), waveform.device
+    frames = waveform.to(dtype).unfold(-1, length, shift)  # (..., frames, length)
     frames = frames - frames.mean(dim=-1, keepdim=True)
     previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)  # the first sample precedes itself
-    frames = (frames - PREEMPHASIS * previous) * _window(sampling_rate, waveform.device, waveform.dtype)
+    window = torch.hann_window(length, periodic=False, device=device, dtype=dtype)
+    frames = (frames - PREEMPHASIS * previous) * window
     power = torch.fft.rfft(frames, n=num_fft).abs().square()  # (..., frames, num_fft // 2 + 1)
-    energies = power @ mel_filters(sampling_rate, num_mel_bins, waveform.device, waveform.dtype)
+    with torch.autocast(device.type, enabled=False):  # a product in half precision would lose the quiet bins
+        energies = power @ mel_filters(sampling_rate, num_mel_bins, device, dtype)
     return energies.clamp(min=ENERGY_FLOOR).log()

@@ -1,6 +1,7 @@
 """Feature extractor of the Audio Spectrogram Transformer: waveforms to log-mel spectrograms of one length."""
 
-import copy
+import difflib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,8 +64,13 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"Expected {name} to be a whole number above 0, got {value!r}.")
+        for name, value in (("mean", mean), ("std", std), ("padding_value", padding_value)):
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"Expected {name} to be a number, got {value!r}.")
         if not std > 0:
             raise ValueError(f"Expected std above 0, got {std!r}.")
+        if sampling_rate < 100:
+            raise ValueError(f"Expected sampling_rate of at least 100 Hz (a sample a frame), got {sampling_rate}.")
         for name, only_value in _STOCK_KEYS.items():
             if kwargs.pop(name, only_value) != only_value:
                 raise ValueError(f"{name} can only be {only_value!r}: nothing else has an effect on AST features.")
@@ -90,6 +96,9 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         if unknown:
             logger.warning(f"Keys of preprocessor_config.json that AST features do not depend on: {sorted(unknown)}.")
         overrides = {key: kwargs.pop(key) for key in known.union(_STOCK_KEYS).intersection(kwargs)}
+        for key in kwargs:  # other keywords of Transformers end here too; a misspelt one of ours must not
+            if meant := difflib.get_close_matches(key, known, n=1, cutoff=0.8):
+                raise TypeError(f"{cls.__name__} has no option {key!r}. Is {meant[0]!r} meant?")
         return super().from_dict({**kept, **overrides}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,7 +112,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         output = super().to_dict()
         if "auto_map" not in output:
             del output["feature_extractor_type"]
-        return copy.deepcopy(output)
+        return output
 
     def to_waveforms(self, raw_speech: Any) -> list[torch.Tensor]:
         """One clip or many, in any form that `__call__` takes, to a list of checked 1-D float32 tensors.
@@ -183,12 +192,12 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             Tensor of shape (batch, max_length, num_mel_bins).
         """
         max_length = self.max_length if max_length is None else max_length
-        if max_length < 1:
-            raise ValueError(f"Expected max_length of at least 1 frame, got {max_length}.")
+        if not isinstance(max_length, int) or max_length < 1:
+            raise ValueError(f"Expected max_length to be a whole number of frames above 0, got {max_length!r}.")
         batch = spectrograms[0].new_full((len(spectrograms), max_length, self.num_mel_bins), self.padding_value)
-        for row, spectrogram in zip(batch, spectrograms):
+        for index, spectrogram in enumerate(spectrograms):
             frames = min(max_length, spectrogram.shape[0])
-            row[:frames] = spectrogram[:frames]
+            batch[index, :frames] = spectrogram[:frames]
         return batch
 
     def normalize(self, spectrogram: torch.Tensor) -> torch.Tensor:
@@ -229,10 +238,10 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         if self.do_normalize:
             input_values = self.normalize(input_values)
         if return_tensors is None:
-            return BatchFeature({"input_values": list(input_values.cpu().numpy())})
+            return BatchFeature({"input_values": list(input_values.detach().cpu().numpy())})
         if TensorType(return_tensors) == TensorType.PYTORCH:
             return BatchFeature({"input_values": input_values})
-        return BatchFeature({"input_values": input_values.cpu().numpy()}, tensor_type=return_tensors)
+        return BatchFeature({"input_values": input_values.detach().cpu().numpy()}, tensor_type=return_tensors)
 
 
 def _to_float32(waveform: torch.Tensor, which: str) -> torch.Tensor:

@@ -10,6 +10,7 @@ Source: Gong, Chung, Glass, "AST: Audio Spectrogram Transformer", Interspeech 20
 
 import copy
 import math
+import os
 from collections.abc import Callable
 
 import torch
@@ -342,6 +343,10 @@ class ASTPreTrainedModel(PreTrainedModel):
             ValueError: The patch size differs from the checkpoint's.
             huggingface_hub.errors.StrictDataclassError: A value that cannot work.
         """
+        if isinstance(config, (str, os.PathLike)):
+            config = cls.config_class.from_pretrained(config)
+        elif isinstance(config, PreTrainedConfig) and not hasattr(type(config), "num_tokens"):  # Transformers' own
+            config = cls.config_class.from_dict(config.to_dict())
         has_config = isinstance(config, PreTrainedConfig)
         if pretrained_model_name_or_path is not None and (has_config or "patch_size" in kwargs):
             hub_kwargs = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
@@ -404,8 +409,7 @@ class ASTPreTrainedModel(PreTrainedModel):
         target.validate()
         source_grid = (self.config.num_frequency_patches, self.config.num_time_patches)
         target_grid = (target.num_frequency_patches, target.num_time_patches)
-        for key in asked:
-            setattr(self.config, key, getattr(target, key))
+        self._replace_config(target)
         embeddings = self.base_model.embeddings
         embeddings.patch_embeddings.projection.stride = (target.frequency_stride, target.time_stride)
         if source_grid != target_grid:
@@ -417,6 +421,13 @@ class ASTPreTrainedModel(PreTrainedModel):
                 f"{target_grid[1]} (frequency x time) patches: {target.max_length} frames of {target.num_mel_bins} "
                 f"mel bins, strides {target.frequency_stride} and {target.time_stride}."
             )
+
+    def _replace_config(self, config: ASTConfig) -> None:
+        """Give all parts of this model another configuration; the old one may be shared with another model."""
+        old = self.config
+        for module in self.modules():
+            if getattr(module, "config", None) is old:
+                module.config = config
 
     def fold_patches(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Patch tokens back on their grid, without the two special tokens.
@@ -516,10 +527,19 @@ class ASTForAudioClassification(ASTPreTrainedModel):
 
         Args:
             id2label: Names of the labels by index.
+
+        Raises:
+            ValueError: The indices are not 0, 1, 2, ..., or two labels have the same name.
         """
+        if not id2label or list(id2label) != list(range(len(id2label))):
+            raise ValueError(f"Expected labels with the indices 0, 1, 2, ..., got {list(id2label)}.")
+        if len(set(id2label.values())) < len(id2label):
+            raise ValueError("Expected labels with different names, got one twice.")
         logger.warning(f"Fresh classification head for {len(id2label)} labels, instead of {self.config.num_labels}.")
-        self.config.id2label = dict(id2label)
-        self.config.label2id = {label: index for index, label in id2label.items()}
+        config = copy.deepcopy(self.config)
+        config.id2label = dict(id2label)
+        config.label2id = {label: index for index, label in id2label.items()}
+        self._replace_config(config)
         self.num_labels = len(id2label)
         old = self.classifier.dense.weight
         self.classifier = ASTMLPHead(self.config).to(old.device, old.dtype)

@@ -2,7 +2,7 @@
 # Usage: prepare_environment [EXTRA]
 
 prepare_environment() {
-    local extra="${1:+[$1]}" python="" candidate wanted
+    local extra="${1:+[$1]}" stamp=".venv/installed${1:+-$1}" python="" candidate wanted
     for candidate in python3 python3.13 python3.12 python3.11; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             python="$candidate"
@@ -13,16 +13,17 @@ prepare_environment() {
         echo "Python 3.11 or newer is needed, and none was found as python3, python3.13, python3.12 or python3.11." >&2
         return 1
     fi
-    wanted="$("$python" --version) $extra $(cat setup.cfg pyproject.toml | cksum)"
-    if [ "$(cat .venv/installed 2>/dev/null)" = "$wanted" ]; then
+    wanted="$("$python" --version) $(cat setup.cfg pyproject.toml | cksum)"
+    # With an extra there is more in it than without.
+    if cat .venv/installed-*test* "$stamp" 2>/dev/null | grep -qxF "$wanted"; then
         return 0
     fi
     echo "Installing into .venv (torch and its CUDA libraries are several gigabytes) ..."
-    rm -f .venv/installed
+    rm -f .venv/installed*
     "$python" -m venv .venv || {
         echo "$python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
         return 1
     }
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extra" || return 1
-    echo "$wanted" >.venv/installed
+    echo "$wanted" >"$stamp"
 }

@@ -8,6 +8,7 @@ picture. Run it again with `--resume_from_checkpoint true` to continue an interr
 """
 
 import logging
+import re
 import shutil
 import sys
 from functools import partial
@@ -24,7 +25,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import pipeline, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_ast import ASTFeatureExtractor
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.metrics import compute_metrics
 from modeling_ast.data.sources import AudioSplits, DataError, DecodeAudio, load_splits
 from modeling_ast.inference.plots import plot_tags
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # Model and feature extractor, from the same arguments.
     try:
-        model = build_model(model_args, splits.label_names)
+        model = build_model(model_args, splits.label_names, allow_fresh_head=training_args.do_train)
         extractor = build_feature_extractor(model_args, model.config)
     except (ValueError, OSError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())  # the libraries' messages have several lines
@@ -89,6 +90,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     collate = partial(ASTDataCollator, extractor, len(splits.label_names), multi_label)
 
     # Training.
+    results = {}
     trainer = ASTTrainer(
         model=model,
         args=training_args,
@@ -107,13 +109,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             checkpoint = get_last_checkpoint(output_dir)
             logger.info(f"Continuing from {checkpoint}." if checkpoint else "No checkpoint yet: from the beginning.")
         result = trainer.train(resume_from_checkpoint=checkpoint)
+        results |= result.metrics
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
         trainer.save_model()
 
     # Evaluation: the epoch was chosen on the validation clips; the test clips are looked at once.
-    results = {}
     for name, rows in splits:
         if name != "train":
             metrics = trainer.evaluate(rows, metric_key_prefix=name)
@@ -123,12 +125,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if trainer.is_world_process_zero():
         results |= report_baseline(data_args, splits, extractor, model_args.problem_type, results)
         trainer.save_metrics("baseline", {key: value for key, value in results.items() if "baseline" in key})
-        trained = output_dir if training_args.do_train else model_args.model_name_or_path
         if training_args.do_train:
             write_model_card(
                 output_dir, model, extractor, data_args.dataset_name, model_args.model_name_or_path, results
             )
-        tag_example(trained, output_dir, splits, extractor)
+        tag_example(str(output_dir) if training_args.do_train else model, output_dir, splits, extractor)
         logger.info(f"Everything is in {output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub()
@@ -138,6 +139,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 def check_output_dir(output_dir: Path, training_args: ASTTrainingArguments) -> None:
     """A folder that holds a run is only used to continue that run, or to start anew when asked."""
     is_new_run = training_args.do_train and not training_args.resume_from_checkpoint
+    if output_dir.exists() and not output_dir.is_dir():
+        raise RecipeError(f"Expected output_dir to be a folder, got the file {output_dir}.")
+    checkpoint = training_args.resume_from_checkpoint
+    if isinstance(checkpoint, str) and not Path(checkpoint).is_dir():
+        raise RecipeError(f"Expected resume_from_checkpoint to be true or a checkpoint's folder, got {checkpoint}.")
     if is_new_run and (output_dir / RECIPE_NAME).is_file() and not training_args.overwrite_output_dir:
         raise RecipeError(
             f"{output_dir} holds a run already. Continue it with --resume_from_checkpoint true, replace it with "
@@ -146,12 +152,15 @@ def check_output_dir(output_dir: Path, training_args: ASTTrainingArguments) -> N
 
 
 def prepare_output_dir(output_dir: Path, arguments: Arguments) -> None:
-    """Make the folder, with the recipe in it, and without checkpoints of a run that this one replaces."""
+    """Make the folder, with the recipe in it, and without what is left of a run that this one replaces."""
     output_dir.mkdir(parents=True, exist_ok=True)
     training_args = arguments[-1]
-    if training_args.overwrite_output_dir and not training_args.resume_from_checkpoint:
-        for checkpoint in output_dir.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+    if (output_dir / RECIPE_NAME).is_file() and not training_args.resume_from_checkpoint:
+        for path in output_dir.iterdir():
+            if path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name):
+                shutil.rmtree(path)
+            elif path.name in ("trainer_state.json", "README.md", "example.png") or path.match("*_results.json"):
+                path.unlink()
     save_recipe(arguments, output_dir / RECIPE_NAME)
 
 
@@ -187,11 +196,14 @@ def report_baseline(
     return {f"{name}_baseline_{metric}": linear}
 
 
-def tag_example(model: str | Path, output_dir: Path, splits: AudioSplits, extractor: ASTFeatureExtractor) -> None:
-    """Load the saved model as anybody would, tag one held-out clip, and draw what was heard."""
+def tag_example(
+    model: str | ASTForAudioClassification, output_dir: Path, splits: AudioSplits, extractor: ASTFeatureExtractor
+) -> None:
+    """Load the saved model as anybody would (or take the model itself), tag one held-out clip, and draw what was "
+    "heard."""
     rows = splits.validation if splits.test is None else splits.test
     waveform, path = rows[0]["waveform"], rows.with_format(None)[0]["audio"]["path"]
-    classifier = pipeline("audio-classification", model=str(model), feature_extractor=extractor, device="cpu")
+    classifier = pipeline("audio-classification", model=model, feature_extractor=extractor, device="cpu")
     tags = classifier({"raw": waveform.numpy(), "sampling_rate": extractor.sampling_rate}, top_k=5)
     plot_tags(waveform, extractor, tags, output_dir / "example.png", title=Path(path or "clip").name)
     logger.info(f"{path} is heard as {tags[0]['label']} ({tags[0]['score']:.2f}): see {output_dir / 'example.png'}.")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForAudioClassification, DeiTConfig, DeiTForImageClassificationWithTeacher
 
 from modeling_ast import ASTConfig, ASTForAudioClassification, load_imagenet_checkpoint, load_original_checkpoint
-from modeling_ast.conversion import imagenet_sizes
+from modeling_ast.conversion import imagenet_sizes, strides_in_name
 from modeling_ast.modeling_ast import adapt_position_embeddings
 
 # A small network in timm's layout: two heads of 64 channels, and an MLP of a width that no rule would guess.
@@ -152,6 +152,19 @@ def test_prefix_of_data_parallel_training_makes_no_difference(original, tmp_path
 def test_strides_are_read_from_the_file_name(original, name):
     config = load(original.rename(original.with_name(name))).config
     assert (config.frequency_stride, config.time_stride) == STRIDES
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [
+        ("audioset_12_14_0.4467.pth", (12, 14)),
+        ("run_2024_11_tiny224_f10_t16_1024.pth", (10, 16)),
+        ("best_audio_model.pth", None),
+        ("audio_model_2024_5000_.pth", None),
+    ],
+)
+def test_strides_are_the_last_plausible_pair_of_a_name(name, strides):
+    assert strides_in_name(name) == strides
 
 
 def test_strides_that_are_given_win_over_the_file_name(original):

@@ -326,7 +326,9 @@ def test_unusable_arguments_of_the_call_are_refused(options, error, words):
         ({"feature_size": 2}, ValueError, "feature_size can only be 1"),
         ({"padding_side": "left"}, ValueError, "padding_side can only be 'right'"),
         ({"std": 0.0}, ValueError, "std above 0, got 0.0"),
-        ({"std": math.nan}, ValueError, "std above 0, got nan"),
+        ({"std": math.nan}, ValueError, "std to be a number, got nan"),
+        ({"mean": "-4"}, ValueError, "mean to be a number"),
+        ({"sampling_rate": 20}, ValueError, "sampling_rate of at least 100"),
         ({"sampling_rate": 0}, ValueError, "sampling_rate.*got 0"),
         ({"num_mel_bins": -1}, ValueError, "num_mel_bins.*got -1"),
         ({"max_length": 10.5}, ValueError, "max_length.*got 10.5"),
@@ -386,9 +388,35 @@ def test_overrides_of_from_pretrained_win(tmp_path):
 
 @pytest.mark.parametrize(
     "name, value",
-    [("std", 0.0), ("feature_size", 2)],
+    [("std", 0.0), ("feature_size", 2), ("max_lenght", 128)],
 )
 def test_unusable_overrides_of_from_pretrained_are_refused(tmp_path, name, value):
     ASTFeatureExtractor().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises((ValueError, TypeError), match=name):
         ASTFeatureExtractor.from_pretrained(tmp_path, **{name: value})
+
+
+def test_features_do_not_depend_on_the_mode_of_an_earlier_call():
+    """Filters are kept between calls; tracing, another default type or autocast must not come along with them."""
+    clip = torch.randn(800, generator=torch.Generator().manual_seed(0))
+    expected = fbank(clip, 16000, 33)
+
+    class Traced(torch.nn.Module):
+        def forward(self, waveform):
+            return fbank(waveform, 16000, 34)
+
+    traced = torch.export.export(Traced(), (clip,), strict=False).module()
+    assert torch.equal(fbank(clip, 16000, 34), traced(clip))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fbank(clip, 16000, 33), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert fbank(clip, 16000, 35).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_extractor_passes_gradients_to_the_waveform():
+    clip = torch.randn(800, requires_grad=True)
+    ASTFeatureExtractor(max_length=8)(clip, return_tensors="pt").input_values.sum().backward()
+    assert clip.grad.abs().sum() > 0

@@ -712,3 +712,36 @@ def test_loss_and_gradient_do_not_depend_on_accumulation(tmp_path, multi_label):
         trainer.train()
         lines.append({key: trainer.state.log_history[0][key] for key in ("loss", "grad_norm")})
     assert lines[1] == pytest.approx(lines[0], rel=1e-5)
+
+
+def test_a_configuration_by_path_adapts_too(source, tmp_path):
+    folder, _ = source
+    config = ASTConfig.from_pretrained(folder)
+    config.max_length = 48
+    config.save_pretrained(tmp_path)
+    adapted = ASTForAudioClassification.from_pretrained(folder, config=str(tmp_path))
+    expected = ASTForAudioClassification.from_pretrained(folder, max_length=48)
+    assert torch.equal(positions(adapted), positions(expected))
+
+
+def test_adapting_one_model_leaves_another_with_the_same_configuration_alone(tiny_config, input_values):
+    first, second = ASTForAudioClassification(tiny_config), ASTForAudioClassification(tiny_config)
+    first.adapt_geometry(max_length=48)
+    first.reset_classifier({0: "a", 1: "b"})
+    assert second(input_values).logits.shape == (3, 5)
+    assert first(input_values[:, :48]).logits.shape == (3, 2)
+
+
+@pytest.mark.parametrize("id2label", [{}, {0: "a", 2: "b"}, {0: "a", 1: "a"}])
+def test_labels_that_cannot_be_are_refused(tiny_model, id2label):
+    with pytest.raises(ValueError, match="Expected labels"):
+        tiny_model.reset_classifier(id2label)
+
+
+def test_files_with_transformers_newer_names_load_and_are_saved_with_ours(tiny_config, tmp_path):
+    stock = transformers.ASTForAudioClassification(transformers.ASTConfig(**tiny_config.to_dict())).eval()
+    stock.save_pretrained(tmp_path / "new", save_original_format=False)
+    ours, info = ASTForAudioClassification.from_pretrained(tmp_path / "new", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    ours.save_pretrained(tmp_path / "ours")
+    assert load_file(tmp_path / "ours" / "model.safetensors").keys() == ours.state_dict().keys()

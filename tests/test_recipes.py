@@ -259,3 +259,16 @@ def test_saving_leaves_the_state_of_the_processes_alone(tmp_path):
     assert before["_cpu"]
     save_recipe(arguments, tmp_path / "saved.yaml")
     assert PartialState._shared_state == before
+
+
+def test_access_tokens_are_not_saved(tmp_path):
+    arguments = parse_arguments(["--dataset_name=synthetic", "--output_dir=x", "--hub_token=secret"])
+    save_recipe(arguments, tmp_path / "saved.yaml")
+    assert "secret" not in (tmp_path / "saved.yaml").read_text()
+
+
+def test_null_is_nothing(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("dataset_name: synthetic\noutput_dir: x\naudio_dir: null\nseed: 3\n")
+    _, data, _, training = parse_arguments([str(path)])
+    assert data.audio_dir is None and training.seed == 3

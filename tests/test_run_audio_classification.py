@@ -351,6 +351,31 @@ def test_broken_sound_file_ends_in_one_line_with_its_path(workers, monkeypatch, 
     assert "\n" not in said.strip()
 
 
+def test_overwriting_removes_what_the_old_run_left_and_nothing_else(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "mine").mkdir(parents=True)
+    argv = [DEMO, *SMALL, "--num_train_epochs=1", "--output_dir", folder]
+    run(*argv)
+    assert (folder / "mine").is_dir()
+    (folder / "checkpoint-99999").mkdir()
+    (folder / "old_results.json").write_text("{}")
+    run(*argv)
+    assert (folder / "mine").is_dir()
+    assert not (folder / "checkpoint-99999").exists() and not (folder / "old_results.json").exists()
+
+
+def test_upload_keeps_the_model_card(tmp_path, monkeypatch):
+    uploaded = {}
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda self, *args, **options: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", lambda self, **options: uploaded.update(options))
+    trainer_folder = tmp_path / "run"
+    monkeypatch.setattr(ASTTrainer, "hub_model_id", "me/run", raising=False)
+    run(DEMO, *SMALL, "--num_train_epochs=1", "--save_strategy=no", "--load_best_model_at_end=false",
+        "--output_dir", trainer_folder, "--push_to_hub=true")  # fmt: skip
+    assert uploaded["folder_path"] == str(trainer_folder)
+    assert "An Audio Spectrogram Transformer" in (trainer_folder / "README.md").read_text()
+
+
 def in_a_fresh_process(*argv, **environment) -> subprocess.CompletedProcess:
     path = os.pathsep.join(filter(None, [environment.pop("first", None), str(ROOT)]))
     return subprocess.run(

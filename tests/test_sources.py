@@ -393,20 +393,21 @@ CSV_NAMES = {"audio_column_name": "audio", "label_column_name": "label"}
         (
             table_of(),
             {**GOOD, "audio_dir": "sounds"},
-            "clips.csv, line 2: no file .*sounds.0.wav. Is audio_dir",
+            "clips.csv: 21 of 21 files are not there, such as row 1: .*sounds.0.wav. Is audio_dir",
         ),
-        (table_of(), CSV_COLUMNS, "clips.csv, line 2: no file .*0.wav. Is audio_dir right"),
+        (table_of(), CSV_COLUMNS, "21 of 21 files are not there, .*0.wav. Is audio_dir right"),
         (
             table_of(),
             {**GOOD, "fold_column_name": "fold", "eval_fold": 3},
             "Expected eval_fold to be one of 0, 1, 2, 7, got 3",
         ),
-        (table_of(), {**GOOD, "fold_column_name": "part", "eval_fold": 1}, "fold column 'part', got .*fold"),
+        (table_of(), {**GOOD, "fold_column_name": "part", "eval_fold": 1}, "column 'part', got .*fold"),
         (table_of(), {**GOOD, "eval_fold": 1}, "fold_column_name and eval_fold together"),
         (table_of(), {**GOOD, "fold_column_name": "fold"}, "fold_column_name and eval_fold together"),
         (lambda folder: class_folder(folder)[0], {"audio_column_name": "sound"}, "a folder a class has no columns"),
         (lambda folder: class_folder(folder)[0], {"audio_dir": "audio"}, "Expected a CSV file with audio_dir"),
-        (table_of(), {**GOOD, "split_column_name": "part"}, "split column 'part', got .*split"),
+        (table_of(), {**GOOD, "split_column_name": "part"}, "column 'part', got .*split"),
+        (table_of(), {**GOOD, "split_column_name": "split", "fold_column_name": "fold", "eval_fold": 1}, "got both"),
         (
             table_of(split="holdout"),
             {**GOOD, "split_column_name": "split"},
@@ -527,3 +528,38 @@ def test_fsdd_is_1600_and_200_and_200_clips_of_10_digits(shared_data):
     assert not set(paths(splits.train)) & set(paths(splits.validation) + paths(splits.test))
     waveform = splits.test.with_transform(DecodeAudio(16000))[0]["waveform"]
     assert 3000 < len(waveform) < 40000
+
+
+def test_lists_hold_out_however_their_paths_are_written(tmp_path):
+    path, _ = class_folder(tmp_path)
+    expected = {name: len(rows) for name, rows in load_splits(str(path))}
+    for name in ("validation_list.txt", "testing_list.txt"):
+        lines = (path / name).read_text().splitlines()
+        (path / name).write_text("\n".join("./" + line.replace("/", "//") for line in lines))
+    assert {name: len(rows) for name, rows in load_splits(str(path))} == expected
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for kind in ("train", "dog"):
+        for number in range(6):
+            write_clip(tmp_path / kind / f"{number}.wav", sound(number))
+    assert load_splits(str(tmp_path)).label_names == ["dog", "train"]
+
+
+def test_linked_folders_are_followed_and_empty_ones_are_said(tmp_path, caplog):
+    for kind in ("cat", "dog"):
+        for number in range(6):
+            write_clip(tmp_path / "elsewhere" / kind / f"{number}.wav", sound(number))
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        (tmp_path / "data" / kind / "linked").symlink_to(tmp_path / "elsewhere" / kind)
+    (tmp_path / "data" / "silent").mkdir()
+    splits = load_splits(str(tmp_path / "data"))
+    assert len(splits.train) + len(splits.validation) == 12
+    assert "silent holds no sound files" in caplog.text
+
+
+def test_multi_hot_vectors_are_not_taken_for_lists_of_labels(tmp_path):
+    columns = {"audio": [{"bytes": b"", "path": "x"}] * 3, "label": [[1, 0, 1], [0, 0, 1], [1, 1, 0]]}
+    Dataset.from_dict(columns).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="multi-hot"):
+        load_splits(str(tmp_path / "train.parquet"), multi_label=True)

@@ -1,7 +1,11 @@
 """Metrics of predictions on a data set, as pure functions of logits and labels."""
 
+import logging
+
 import numpy as np
 from sklearn.metrics import average_precision_score
+
+logger = logging.getLogger(__name__)
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -36,8 +40,11 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> tuple[floa
 
 
 def compute_metrics(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> dict[str, float]:
-    """`accuracy` for one label a clip; `mAP` and `classes_without_positives` for several."""
+    """`accuracy` for one label a clip; `mAP` (NaN without any label) and `classes_without_positives` for several."""
     if problem_type == "multi_label_classification":
+        if not labels.any():
+            logger.warning("No clip that is evaluated has a label, so that there is no mAP.")
+            return {"mAP": float("nan"), "classes_without_positives": labels.shape[1]}
         score, missing = mean_average_precision(logits, labels)
         return {"mAP": score, "classes_without_positives": missing}
     return {"accuracy": accuracy(logits, labels)}

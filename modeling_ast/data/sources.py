@@ -5,11 +5,13 @@ A data set is data, never a code path: what differs between two of them is said 
 
 import csv
 import logging
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from datasets import Audio, ClassLabel, Dataset, load_dataset
 
 from modeling_ast.audio import load_waveform
@@ -95,72 +97,107 @@ def load_splits(
         raise DataError(f"Expected validation_fraction between 0 and 1, got {validation_fraction}.")
     if (fold_column_name is None) != (eval_fold is None):
         raise DataError("Expected fold_column_name and eval_fold together, got one of them.")
-    path = Path(dataset_name).expanduser()
-    if audio_dir is not None and path.suffix != ".csv":
-        raise DataError(f"Expected a CSV file with audio_dir, got {dataset_name}.")
-    if dataset_name == "synthetic":
-        path = synthetic_folder(cache_dir=cache_dir)
-    is_local = path.is_absolute() or dataset_name.startswith(".") or path.suffix in (".csv", ".parquet")
-    if is_local and not path.exists():
-        raise DataError(f"{dataset_name}: no such file or folder.")
-    if path.suffix == ".csv":
-        raw = _read_csv(path, audio_column_name, audio_dir)
-    elif path.is_dir() and not any(path.rglob("*.parquet")):
-        if (audio_column_name, label_column_name) != ("audio", "label"):
-            raise DataError(f"{dataset_name}: a folder a class has no columns, so that their names have no effect.")
-        raw = _read_class_folders(path)
-    elif path.is_dir():
-        raw = load_dataset(str(path))
-    elif path.suffix == ".parquet":
-        raw = load_dataset("parquet", data_files=str(path))
-    else:
-        try:
-            raw = load_dataset(dataset_name, dataset_config_name)
-        except (OSError, ValueError) as error:  # not found, not reachable, or not a data set
-            raise DataError(
-                f"{dataset_name}: no such file or folder, nor to be had from the Hub ({error})."
-            ) from error
-
+    if eval_fold is not None and split_column_name is not None:
+        raise DataError("Expected a fold or a split column, got both.")
+    raw = _read(dataset_name, dataset_config_name, audio_column_name, label_column_name, audio_dir, cache_dir)
     splits = {SPLIT_ALIASES[name.lower()]: rows for name, rows in raw.items() if name.lower() in SPLIT_ALIASES}
-    if eval_fold is not None:
-        splits = _hold_out_fold(splits, fold_column_name, eval_fold)
-    elif split_column_name is not None:
-        splits = _split_by_column(splits, split_column_name)
     if "train" not in splits:
         raise DataError(f"{dataset_name}: expected a split called train, got {', '.join(raw)}.")
-    if "validation" not in splits:
-        # Stratified draws need every class twice; a plain draw serves data of every kind.
-        parts = splits["train"].train_test_split(test_size=validation_fraction, seed=seed)
-        splits |= {"train": parts["train"], "validation": parts["test"]}
-        logger.warning(
-            f"{dataset_name} holds out nothing to choose the epoch on: {len(parts['test'])} of its training clips, "
-            "drawn at random, do not train but validate (validation_fraction)."
-        )
+    needed = [audio_column_name, label_column_name, fold_column_name, split_column_name]
     for name, rows in splits.items():
-        for column in (audio_column_name, label_column_name):
+        for column in filter(None, needed if name == "train" else needed[:2]):
             if column not in rows.column_names:
                 raise DataError(f"{dataset_name}: expected a column {column!r}, got {', '.join(rows.column_names)}.")
         if len(rows) == 0:
             raise DataError(f"{dataset_name}: expected clips in split {name}, got none.")
+
+    # Rows first and splits after: selecting from rows copies no audio, adding a column to a selection would.
     labels = {
         name: _read_labels(rows, label_column_name, label_separator, multi_label) for name, rows in splits.items()
     }
     label_names = _find_label_names(splits["train"], label_column_name, labels.values())
     index = {name: number for number, name in enumerate(label_names)}
-    rows = {
-        name: _to_rows(
-            splits[name], audio_column_name, [[index[label] for label in clip] for clip in labels[name]], multi_label
+    rows = {}
+    for name in splits:
+        numbers = [[index[label] for label in clip] for clip in labels[name]]
+        rows[name] = _to_rows(splits[name], audio_column_name, numbers, multi_label)
+
+    if eval_fold is not None:
+        folds = [str(fold) for fold in splits["train"][fold_column_name]]
+        if str(eval_fold) not in folds:
+            raise DataError(f"Expected eval_fold to be one of {', '.join(sorted(set(folds)))}, got {eval_fold}.")
+        parts = ["validation" if fold == str(eval_fold) else "train" for fold in folds]
+        rows |= _select(rows["train"], parts)
+    elif split_column_name is not None:
+        parts = [str(part).lower() for part in splits["train"][split_column_name]]
+        for number, part in enumerate(parts):
+            if part not in SPLIT_ALIASES:
+                expected = ", ".join(SPLIT_ALIASES)
+                raise DataError(f"Expected {split_column_name} to be one of {expected}, got {part!r} in row {number}.")
+        rows = _select(rows["train"], [SPLIT_ALIASES[part] for part in parts])
+    if "train" not in rows:
+        raise DataError(f"{dataset_name}: expected clips to train on, got {', '.join(rows)} alone.")
+    if "validation" not in rows:
+        try:  # a plain draw: a stratified one would need every class twice
+            parts = rows["train"].train_test_split(test_size=validation_fraction, seed=seed)
+        except ValueError as error:
+            raise DataError(f"{dataset_name}: too few clips to hold some out ({error}).") from error
+        rows |= {"train": parts["train"], "validation": parts["test"]}
+        logger.warning(
+            f"{dataset_name} holds out nothing to choose the epoch on: {len(parts['test'])} of its training clips, "
+            "drawn at random, do not train but validate (validation_fraction)."
         )
-        for name in splits
-    }
     return AudioSplits(rows["train"], rows["validation"], rows.get("test"), label_names)
+
+
+def _read(
+    dataset_name: str,
+    dataset_config_name: str | None,
+    audio_column_name: str,
+    label_column_name: str,
+    audio_dir: str | None,
+    cache_dir: str | None,
+) -> dict[str, Dataset]:
+    """The data set as it is, a table a split."""
+    path = synthetic_folder(cache_dir=cache_dir) if dataset_name == "synthetic" else Path(dataset_name).expanduser()
+    is_local = path.is_absolute() or dataset_name.startswith(".") or path.suffix in (".csv", ".parquet")
+    if is_local and not path.exists():
+        raise DataError(f"{dataset_name}: no such file or folder.")
+    if audio_dir is not None and path.suffix != ".csv":
+        raise DataError(f"Expected a CSV file with audio_dir, got {dataset_name}.")
+    if dataset_config_name is not None and path.exists():
+        raise DataError(f"Expected a data set on the Hub with dataset_config_name, got {dataset_name}.")
+    if path.suffix == ".csv":
+        return _read_csv(path, audio_column_name, audio_dir)
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        if (audio_column_name, label_column_name) != ("audio", "label"):
+            raise DataError(f"{dataset_name}: a folder a class has no columns, so that their names have no effect.")
+        return _read_class_folders(path)
+    try:
+        if path.suffix == ".parquet":
+            return load_dataset("parquet", data_files=str(path))
+        return load_dataset(str(path) if path.is_dir() else dataset_name, dataset_config_name)
+    except (OSError, ValueError, RuntimeError, pyarrow.ArrowException) as error:  # missing, out of reach, or broken
+        reason = " ".join(str(error).split())
+        if path.exists():
+            raise DataError(f"{dataset_name}: cannot be read as Parquet ({reason}).") from error
+        raise DataError(f"{dataset_name}: no such file or folder, nor to be had from the Hub ({reason}).") from error
+
+
+def _select(rows: Dataset, parts: list[str]) -> dict[str, Dataset]:
+    """The rows of each part."""
+    return {
+        part: rows.select([number for number, own in enumerate(parts) if own == part])
+        for part in SPLITS
+        if part in parts
+    }
 
 
 def _read_class_folders(folder: Path) -> dict[str, Dataset]:
     """Sound files below a folder a class; the split from the lists of Speech Commands, or from a folder a split."""
     names = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir()}
     split_folders = {SPLIT_ALIASES[name]: entry for name, entry in names.items() if name in SPLIT_ALIASES}
-    if "train" in split_folders:
+    if "train" in split_folders and len(split_folders) == len(names):  # train alone may be the sound of one
         return {split: _read_classes(entry)["train"] for split, entry in split_folders.items()}
     return _read_classes(folder)
 
@@ -173,25 +210,34 @@ def _read_classes(folder: Path) -> dict[str, Dataset]:
                 if line.strip():
                     if not (folder / line.strip()).is_file():
                         raise DataError(f"{folder / list_name}, line {number}: no file {line.strip()!r}.")
-                    held_out[line.strip()] = split
+                    held_out[os.path.normpath(line.strip())] = split
     files = {split: {"audio": [], "label": []} for split in SPLITS}
     for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         if class_folder.name.startswith((".", "_")):  # such as the _background_noise_ of Speech Commands
-            logger.warning(
-                f"{class_folder} is not taken for a class, since its name starts with {class_folder.name[0]!r}."
-            )
+            logger.warning(f"{class_folder} is not taken for a class: its name starts with {class_folder.name[0]!r}.")
             continue
-        for file in sorted(class_folder.rglob("*")):
-            if file.suffix.lower() in AUDIO_SUFFIXES:
-                split = files[held_out.get(file.relative_to(folder).as_posix(), "train")]
-                split["audio"].append(str(file))
-                split["label"].append(class_folder.name)
+        found = sorted(_find_sounds(class_folder))
+        if not found:
+            logger.warning(f"{class_folder} holds no sound files ({', '.join(AUDIO_SUFFIXES)}), and is no class.")
+        for file in found:
+            split = files[held_out.pop(os.path.relpath(file, folder), "train")]
+            split["audio"].append(file)
+            split["label"].append(class_folder.name)
+    if held_out:
+        raise DataError(
+            f"{folder}: held out by a list, but no sound file of a class: {', '.join(list(held_out)[:3])}."
+        )
     if not files["train"]["audio"]:
         raise DataError(
             f"{folder}: expected a sub-folder a class with sound files ({', '.join(AUDIO_SUFFIXES)}) in it, found "
             "none."
         )
     return {split: Dataset.from_dict(columns) for split, columns in files.items() if columns["audio"]}
+
+
+def _find_sounds(folder: Path) -> Iterator[str]:
+    for parent, _, names in os.walk(folder, followlinks=True):
+        yield from (os.path.join(parent, name) for name in names if name.lower().endswith(AUDIO_SUFFIXES))
 
 
 def _read_csv(path: Path, audio_column_name: str, audio_dir: str | None) -> dict[str, Dataset]:
@@ -212,35 +258,13 @@ def _read_csv(path: Path, audio_column_name: str, audio_dir: str | None) -> dict
     columns = {name: [row[name] for row in rows] for name in names}
     root = path.parent / (audio_dir or "")
     columns[audio_column_name] = [str((root / name).resolve()) for name in columns[audio_column_name]]
-    if not Path(columns[audio_column_name][0]).is_file():
-        raise DataError(f"{path}, line 2: no file {columns[audio_column_name][0]}. Is audio_dir right?")
+    missing = [number for number, name in enumerate(columns[audio_column_name]) if not os.path.isfile(name)]
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing)} of {len(rows)} files are not there, such as row {missing[0] + 1}: "
+            f"{columns[audio_column_name][missing[0]]}. Is audio_dir right?"
+        )
     return {"train": Dataset.from_dict(columns)}
-
-
-def _hold_out_fold(splits: dict[str, Dataset], fold_column_name: str | None, eval_fold: int) -> dict[str, Dataset]:
-    rows = splits["train"]
-    if fold_column_name not in rows.column_names:
-        raise DataError(f"Expected a fold column {fold_column_name!r}, got {', '.join(rows.column_names)}.")
-    folds = [str(fold) for fold in rows[fold_column_name]]
-    if str(eval_fold) not in folds:
-        raise DataError(f"Expected eval_fold to be one of {', '.join(sorted(set(folds)))}, got {eval_fold}.")
-    held_out = [number for number, fold in enumerate(folds) if fold == str(eval_fold)]
-    kept = [number for number, fold in enumerate(folds) if fold != str(eval_fold)]
-    return {**splits, "train": rows.select(kept), "validation": rows.select(held_out)}
-
-
-def _split_by_column(splits: dict[str, Dataset], column: str) -> dict[str, Dataset]:
-    rows = splits["train"]
-    if column not in rows.column_names:
-        raise DataError(f"Expected a split column {column!r}, got {', '.join(rows.column_names)}.")
-    chosen = {name: [] for name in SPLITS}
-    for number, value in enumerate(rows[column]):
-        if str(value).lower() not in SPLIT_ALIASES:
-            raise DataError(
-                f"Expected {column} to be one of {', '.join(SPLIT_ALIASES)}, got {value!r} in row {number}."
-            )
-        chosen[SPLIT_ALIASES[str(value).lower()]].append(number)
-    return {name: rows.select(numbers) for name, numbers in chosen.items() if numbers}
 
 
 def _class_names(feature: Any) -> list[str] | None:
@@ -261,6 +285,9 @@ def _read_labels(rows: Dataset, column: str, separator: str, multi_label: bool) 
             expected = "labels" if multi_label else "one label a clip"
             raise DataError(f"Expected {expected}, got {value!r} in row {number} of column {column!r}.")
         read.append([names[label] if names else str(label) for label in values])
+    is_multi_hot = len(read) > 1 and len({len(clip) for clip in read}) == 1 and len(read[0]) > 1
+    if is_multi_hot and not names and {label for clip in read for label in clip} <= {"0", "1"}:
+        raise DataError(f"Expected lists of labels in column {column!r}, got what looks like multi-hot vectors.")
     return read
 
 

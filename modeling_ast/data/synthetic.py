@@ -95,7 +95,7 @@ def synthetic_folder(seed: int = 0, cache_dir: str | os.PathLike | None = None) 
         cache_dir: Where data sets are kept; `None` means ~/.cache/modeling_ast, or below $XDG_CACHE_HOME.
     """
     if cache_dir is None:
-        cache_dir = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "modeling_ast"
+        cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modeling_ast"
     folder = Path(cache_dir) / f"synthetic_v1_seed{seed}"
     if folder.is_dir():
         return folder

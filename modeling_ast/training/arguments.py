@@ -76,6 +76,13 @@ class DataArguments:
         metadata={"help": "Report what a logistic regression on the mean and deviation of the features reaches."},
     )
 
+    def __post_init__(self):
+        for name in ("max_train_samples", "max_eval_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
+        if not self.label_separator:
+            raise ValueError("Expected a label_separator, got nothing.")
+
 
 @dataclass
 class AugmentArguments:
@@ -105,6 +112,10 @@ class ASTTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay false: the audio column is read by a transform.")
+        if self.do_predict:
+            raise ValueError(
+                "do_predict has no effect: every held-out split is evaluated, and nothing else predicted."
+            )
         self.label_names = self.label_names or ["labels"]
         # `Trainer` takes a path or True (the last checkpoint of the folder); a command line gives text.
         if str(self.resume_from_checkpoint).lower() in ("true", "false", "none"):

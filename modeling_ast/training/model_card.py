@@ -84,7 +84,14 @@ def write_model_card(
         tags=["audio-spectrogram-transformer", "modeling_ast"],
         model_name=name,
         eval_results=[
-            EvalResult("audio-classification", Path(dataset).name, dataset, metric, value, dataset_split=split)
+            EvalResult(
+                task_type="audio-classification",
+                dataset_type=Path(dataset).name,
+                dataset_name=Path(dataset).name,
+                dataset_split=split,
+                metric_type=metric,
+                metric_value=value,
+            )
             for (split, metric), value in shown.items()
             if metric in ("accuracy", "mAP") and split == reported
         ],

@@ -52,6 +52,8 @@ def read_recipe(path: str | Path) -> list[str]:
         if key in seen:
             raise RecipeError(f"{where}: {key} is there twice.")
         seen.add(key)
+        if value_node.value in ("null", "~") and value_node.style is None:  # YAML's words for nothing
+            continue
         items = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
         if not all(isinstance(item, yaml.ScalarNode) and item.value != "" for item in items):
             raise RecipeError(f"{where}: expected a value, or a list of values, for {key}.")
@@ -91,8 +93,10 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
 
 
 def save_recipe(arguments: Arguments, path: str | Path) -> None:
-    """The resolved arguments as a recipe that gives the same run: ours all, of `TrainingArguments` what is not "
-    "default."""
+    """The resolved arguments as a recipe that gives the same run.
+
+    Of `TrainingArguments` only what is not default, and no access tokens.
+    """
     lines = ["# The resolved recipe of this run."]
     for block in arguments:
         lines.append(f"# {type(block).__name__}")
@@ -107,7 +111,8 @@ def _settings(block) -> Iterator[tuple[str, Any]]:
         value = getattr(block, field.name)
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         is_default = isinstance(block, ASTTrainingArguments) and value == default
-        if not field.init or value is None or is_default:
+        is_secret = field.name.endswith("_token")  # such as hub_token; the recipe is uploaded with the model
+        if not field.init or value is None or is_default or is_secret:
             continue
         if hasattr(value, "to_dict"):  # settings of Accelerate
             value = value.to_dict()

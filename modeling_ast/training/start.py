@@ -14,7 +14,7 @@ from modeling_ast import (
     load_original_checkpoint,
 )
 from modeling_ast.configuration_ast import SIZES
-from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint
+from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, strides_in_name
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
 from modeling_ast.training.arguments import ModelArguments
 
@@ -24,13 +24,21 @@ _NETWORK_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "int
 _SETTING_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "problem_type", "attn_implementation")
 
 
-def build_model(arguments: ModelArguments, label_names: list[str]) -> ASTForAudioClassification:
-    """The model that `model_name_or_path` names, with one output a label.
+def build_model(
+    arguments: ModelArguments, label_names: list[str], allow_fresh_head: bool = True
+) -> ASTForAudioClassification:
+    """The model that `model_name_or_path` names, with one output a label, in the order of the names.
 
-    A checkpoint whose labels are exactly these keeps its head; any other gets a fresh one.
+    A checkpoint that has these labels keeps its head, in their order; any other gets a fresh one.
+
+    Args:
+        arguments: Of the model.
+        label_names: Of the data.
+        allow_fresh_head: Whether the head may be fresh; not where the model is only evaluated.
 
     Raises:
-        ValueError: Weights that are none of ours, or network sizes that the weights do not have.
+        ValueError: Weights that are none of ours, network sizes that the weights do not have, or other labels where
+            no fresh head is allowed.
         OSError: No such folder, file or repository.
     """
     name = arguments.model_name_or_path
@@ -38,12 +46,21 @@ def build_model(arguments: ModelArguments, label_names: list[str]) -> ASTForAudi
     network, geometry = _given(arguments, _NETWORK_KEYS), _given(arguments, GEOMETRY_KEYS)
     settings = _given(arguments, _SETTING_KEYS)
     labels = {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
+    if not allow_fresh_head and not is_ast(name):
+        raise ValueError("expected a trained model, whose labels are known")
     if name in SIZES:
         return ASTForAudioClassification(ASTConfig.from_size(name, **network, **geometry, **settings, **labels))
     if is_ast(name):
         model = ASTForAudioClassification.from_pretrained(name, **geometry, **settings)
     elif Path(name).is_file() and is_original_checkpoint(name):
-        original = load_original_checkpoint(name)
+        original = load_original_checkpoint(
+            name,
+            **(
+                {}
+                if strides_in_name(name)
+                else {key: geometry.get(key) for key in ("frequency_stride", "time_stride")}
+            ),
+        )
         model = ASTForAudioClassification(ASTConfig(**{**original.config.to_dict(), **settings}))
         model.load_state_dict(original.state_dict())
         model.adapt_geometry(**geometry)
@@ -57,7 +74,15 @@ def build_model(arguments: ModelArguments, label_names: list[str]) -> ASTForAudi
             raise ValueError(
                 f"Expected {key} {getattr(model.config, key)}, which the weights of {name} have, got {value}."
             )
-    if list(model.config.id2label.values()) != label_names:
+    trained_names = list(model.config.id2label.values())
+    if trained_names != label_names and sorted(trained_names) == sorted(label_names):
+        order = [trained_names.index(label) for label in label_names]
+        head = {key: tensor[order] for key, tensor in model.classifier.dense.state_dict().items()}
+        model.classifier.dense.load_state_dict(head)
+        model.config.id2label, model.config.label2id = labels["id2label"], labels["label2id"]
+    elif trained_names != label_names:
+        if not allow_fresh_head:
+            raise ValueError(f"expected the labels of the model ({', '.join(trained_names[:5])}, ...) in the data")
         model.reset_classifier(id2label)
     return model
 
@@ -79,6 +104,9 @@ def build_feature_extractor(arguments: ModelArguments, config: ASTConfig) -> AST
 
 def is_ast(name: str) -> bool:
     """Whether a folder or a Hub repository holds an AST in Transformers' layout."""
+    looks_like_a_file = Path(name).suffix in (".pth", ".pt", ".bin", ".safetensors")
+    if (looks_like_a_file or name.startswith((".", "/", "~"))) and not Path(name).exists():
+        raise FileNotFoundError(f"{name}: no such file or folder")
     if name in SIZES or Path(name).is_file() or (Path(name).is_dir() and not (Path(name) / "config.json").is_file()):
         return False
     return PreTrainedConfig.get_config_dict(name)[0].get("model_type") == ASTConfig.model_type

@@ -17,6 +17,9 @@ class ASTTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.train_collator = train_collator
 
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Nothing: the script writes a card that says more, and `push_to_hub` must not replace it."""
+
     def get_train_dataloader(self) -> DataLoader:
         collator, self.data_collator = self.data_collator, self.train_collator
         try:
