@@ -135,6 +135,7 @@ def test_truncated_file_is_an_error_with_its_path(tmp_path, name, subtype, share
         load_waveform(path.read_bytes(), name="row 7")
 
 
+@pytest.mark.slow
 def test_broken_torchaudio_is_one_sentence_and_only_where_it_is_needed(tmp_path):
     """torchaudio raises at import when it does not match torch; files at the right rate do not need it."""
     package = tmp_path / "torchaudio"

@@ -145,6 +145,7 @@ def test_model_card_says_what_was_reached(demo):
     assert (folder / "recipe.yaml").read_text().strip() in card.text
 
 
+@pytest.mark.slow
 def test_saved_recipe_gives_the_same_run_again(demo, tmp_path):
     folder, results = demo
     assert metrics_of(run(folder / "recipe.yaml", "--output_dir", tmp_path)) == metrics_of(results)
@@ -351,6 +352,7 @@ def test_broken_sound_file_ends_in_one_line_with_its_path(workers, monkeypatch, 
     assert "\n" not in said.strip()
 
 
+@pytest.mark.slow
 def test_overwriting_removes_what_the_old_run_left_and_nothing_else(tmp_path):
     folder = tmp_path / "run"
     (folder / "mine").mkdir(parents=True)
@@ -364,6 +366,7 @@ def test_overwriting_removes_what_the_old_run_left_and_nothing_else(tmp_path):
     assert not (folder / "checkpoint-99999").exists() and not (folder / "old_results.json").exists()
 
 
+@pytest.mark.slow
 def test_upload_keeps_the_model_card(tmp_path, monkeypatch):
     uploaded = {}
     monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda self, *args, **options: None)
@@ -387,6 +390,7 @@ def in_a_fresh_process(*argv, **environment) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_recipe_that_is_not_there_ends_in_one_line_and_exit_code_1(tmp_path):
     process = in_a_fresh_process(SCRIPT, tmp_path / "nope.yaml")
     assert process.returncode == 1
@@ -394,6 +398,7 @@ def test_recipe_that_is_not_there_ends_in_one_line_and_exit_code_1(tmp_path):
     assert process.stdout == ""
 
 
+@pytest.mark.slow
 def test_torchaudio_that_cannot_be_loaded_is_one_sentence(tmp_path):
     """What PyPI's torchaudio does beside a torch built for another CUDA."""
     (tmp_path / "torchaudio").mkdir()
