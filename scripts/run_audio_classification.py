@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.ERROR, format="%(message)s")
     output_dir = Path(training_args.output_dir)
     check_output_dir(output_dir, training_args)
-    metric = "mAP" if model_args.problem_type == "multi_label_classification" else "accuracy"
+    multi_label = model_args.problem_type == "multi_label_classification"
+    metric = "mAP" if multi_label else "accuracy"
     if (training_args.metric_for_best_model or "loss").removeprefix("eval_") not in ("loss", metric):
         raise RecipeError(
             f"Expected metric_for_best_model to be {metric} or loss, got {training_args.metric_for_best_model}."
@@ -66,7 +67,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(training_args.seed)
 
     # Data.
-    multi_label = model_args.problem_type == "multi_label_classification"
     with training_args.main_process_first(desc="reading the data set"):
         splits = read_splits(data_args, multi_label)
     logger.info(

@@ -53,14 +53,9 @@ def build_model(
     if is_ast(name):
         model = ASTForAudioClassification.from_pretrained(name, **geometry, **settings)
     elif Path(name).is_file() and is_original_checkpoint(name):
-        original = load_original_checkpoint(
-            name,
-            **(
-                {}
-                if strides_in_name(name)
-                else {key: geometry.get(key) for key in ("frequency_stride", "time_stride")}
-            ),
-        )
+        # Strides of the arguments adapt a checkpoint whose name says its own; they are those of one that says none.
+        own = {} if strides_in_name(name) else _given(arguments, ("frequency_stride", "time_stride"))
+        original = load_original_checkpoint(name, **own)
         model = ASTForAudioClassification(ASTConfig(**{**original.config.to_dict(), **settings}))
         model.load_state_dict(original.state_dict())
         model.adapt_geometry(**geometry)
