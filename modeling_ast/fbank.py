@@ -34,11 +34,6 @@ def frame_shift(sampling_rate: int) -> int:
     return int(sampling_rate * FRAME_SHIFT_MS * 0.001)
 
 
-def num_frames(num_samples: int, sampling_rate: int) -> int:
-    """Frames in a clip: only whole ones count. 10 s at 16 kHz give 998, 5 s 498, 1 s 98."""
-    return max(0, 1 + (num_samples - frame_length(sampling_rate)) // frame_shift(sampling_rate))
-
-
 def _mel(frequency: torch.Tensor | float) -> torch.Tensor | float:
     log = torch.log if isinstance(frequency, torch.Tensor) else math.log
     return 1127.0 * log(1.0 + frequency / 700.0)
@@ -94,7 +89,7 @@ def fbank(waveform: torch.Tensor, sampling_rate: int = 16000, num_mel_bins: int 
 
     Returns:
         Tensor of shape (frames, num_mel_bins) or (batch, frames, num_mel_bins): natural logarithm of the energies,
-        -15.942385 where there is none.
+        -15.942385 where there is none. Only whole frames count: 10 s at 16 kHz give 998, 5 s 498, 1 s 98.
 
     Raises:
         ValueError: The clip is shorter than one frame.
