@@ -2,6 +2,8 @@
 
 import csv
 import importlib.abc
+import json
+import os
 import sys
 from pathlib import Path
 
@@ -321,6 +323,148 @@ def test_label_that_only_a_held_out_clip_has_keeps_its_place(tmp_path):
     assert splits.label_names == ["ant", *LABELS]
 
 
+# Data files of the original
+
+
+def data_json(folder: Path, split: str | None = None, name: str = "clips.json", **changes) -> Path:
+    """The clips of a split, or all, as the original lists them; `changes` of the first entry."""
+    entries = []
+    for index, clip in enumerate(CLIPS):
+        if clip[0] == (split or clip[0]):
+            path = write_clip(folder / "audio" / f"{index}.wav", sound(index))
+            entries.append({"video_id": str(index), "wav": str(path), "image": "x.jpg", "labels": clip[1]})
+    entries[0] |= changes
+    (folder / name).write_text(json.dumps({"data": entries}))
+    return folder / name
+
+
+def files_a_split(folder: Path, suffix: str) -> tuple[str, dict]:
+    """A file a split: what trains as JSON, the others as asked."""
+    options = {}
+    for split in ("validation", "test"):
+        clips = [(index, clip) for index, clip in enumerate(CLIPS) if clip[0] == split]
+        rows = [{"audio": f"audio/{index}.wav", "label": clip[1]} for index, clip in clips]
+        path = folder / f"{split}{suffix}"
+        if suffix == ".csv":
+            write_csv(path, rows)
+        elif suffix == ".json":
+            data_json(folder, split, path.name)
+        else:
+            rows = [{**row, "audio": str(folder / row["audio"])} for row in rows]
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        options[f"{split}_file"] = str(path)
+    data_json(folder)  # writes the sounds of all
+    return str(data_json(folder, "train", "train.json")), options
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet"])
+def test_a_file_a_split_gives_the_same_rows_as_one_with_a_split_column(tmp_path, suffix):
+    path, options = files_a_split(tmp_path, suffix)
+    splits = load_splits(path, **options)
+    (tmp_path / "one").mkdir()
+    expected_path, expected_options = csv_with_splits(tmp_path / "one")
+    expected = load_splits(str(expected_path), **expected_options)
+    assert splits.label_names == expected.label_names
+    for (name, rows), (expected_name, expected_rows) in zip(splits, expected, strict=True):
+        assert name == expected_name and rows["labels"][:] == expected_rows["labels"][:]
+        assert [Path(path).name for path in paths(rows)] == [Path(path).name for path in paths(expected_rows)]
+
+
+def test_test_file_alone_leaves_some_training_clips_to_choose_on(tmp_path):
+    path, options = files_a_split(tmp_path, ".json")
+    splits = load_splits(path, test_file=options["test_file"], validation_fraction=0.25)
+    assert {name: len(rows) for name, rows in splits} == {"train": 9, "validation": 3, "test": 3}
+
+
+def test_data_file_of_the_original_gives_its_clips_and_mids(reference, tmp_path, monkeypatch):
+    """A file of the reference data, whose paths are relative to the working directory."""
+    path = reference / "sampling_train_data.json"
+    entries = json.loads(path.read_text())["data"]
+    for entry in entries:
+        (tmp_path / entry["wav"]).touch()
+    monkeypatch.chdir(tmp_path)
+    splits = load_splits(str(path), multi_label=True, label_file="audioset", validation_fraction=0.1)
+    with open(reference / "audioset_class_labels_indices.csv", newline="") as file:
+        index = {row["mid"]: int(row["index"]) for row in csv.DictReader(file)}
+    expected = {str(tmp_path / entry["wav"]): [index[mid] for mid in entry["labels"].split(",")] for entry in entries}
+    found = {row["audio"]["path"]: row["labels"] for _, rows in splits for row in rows}
+    assert found == expected and len(splits.label_names) == 527 and splits.label_names[0] == "Speech"
+
+
+def test_sample_of_the_original_is_read_in_spite_of_its_comment(reference):
+    """What is missing is its sounds, not its JSON."""
+    with pytest.raises(DataError, match=r"sample_eval_data.json: .* files are not there, such as entry 1: /data/sls"):
+        load_splits(str(reference / "sample_eval_data.json"), multi_label=True)
+
+
+@pytest.mark.parametrize("place", ["working directory", "beside", "audio_dir"])
+def test_sounds_of_a_data_file_are_found_where_the_original_looks_or_beside_it(tmp_path, monkeypatch, place):
+    sounds = {"working directory": tmp_path / "work", "beside": tmp_path / "lists", "audio_dir": tmp_path / "sounds"}
+    for folder in sounds.values():
+        folder.mkdir()
+    for number in range(4):
+        write_clip(sounds[place] / "a" / f"{number}.wav", sound(number))
+    write_clip(tmp_path / "lists" / "a" / "0.wav", sound(0))  # another of that name
+    entries = [{"wav": f"./a/{number}.wav", "labels": "xy"[number % 2]} for number in range(4)]
+    (tmp_path / "lists" / "clips.json").write_text("// a comment\n# another\n" + json.dumps({"data": entries}))
+    monkeypatch.chdir(tmp_path / "work")
+    splits = load_splits("../lists/clips.json", audio_dir="../sounds" if place == "audio_dir" else None)
+    found = sorted(paths(splits.train) + paths(splits.validation))
+    assert found == [str(sounds[place] / "a" / f"{number}.wav") for number in range(4)]
+
+
+# Label tables
+
+
+def label_table(folder: Path) -> str:
+    path = folder / "labels.csv"
+    path.write_text('index,mid,display_name\n2,/m/b,bird\n0,/m/d,dog\n3,/m/x,"Hum, low"\n1,/m/c,cat\n')
+    return str(path)
+
+
+TABLE = ["dog", "cat", "bird", "Hum, low"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_label_table_gives_names_and_order_to_every_layout(layout, tmp_path):
+    path, options = layout(tmp_path)
+    splits = load_splits(str(path), **options, label_file=label_table(tmp_path))
+    assert splits.label_names == TABLE
+    for split, rows in splits:
+        assert rows["labels"][:] == [TABLE.index(clip[1]) for clip in CLIPS if clip[0] == split]
+
+
+@pytest.mark.parametrize(
+    "names", [{"dog": "/m/d", "cat": "/m/c", "bird": "/m/b"}, {"dog": "0", "cat": "1", "bird": "2"}]
+)
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_mids_and_indices_stand_for_display_names(tmp_path, names, multi_label):
+    rows = [{**row, "kind": names[row["kind"]]} for row in csv_rows(tmp_path)]
+    path = write_csv(tmp_path / "clips.csv", rows)
+    options = {**CSV_COLUMNS, "audio_dir": "audio", "split_column_name": "split", "multi_label": multi_label}
+    splits = load_splits(str(path), **options, label_file=label_table(tmp_path))
+    expected = [TABLE.index(clip[1]) for clip in CLIPS if clip[0] == "train"]
+    assert splits.train["labels"][:] == ([[label] for label in expected] if multi_label else expected)
+
+
+def test_display_name_with_a_comma_is_one_label_where_one_is_expected(tmp_path):
+    rows = csv_rows(tmp_path)
+    rows[0]["kind"] = "Hum, low"
+    path = write_csv(tmp_path / "clips.csv", rows)
+    options = {**CSV_COLUMNS, "audio_dir": "audio", "split_column_name": "split"}
+    splits = load_splits(str(path), **options, label_file=label_table(tmp_path))
+    assert splits.test["labels"][:] == [3, 1, 0]
+    with pytest.raises(DataError, match="the label 'Hum' is not in the label table"):
+        load_splits(str(path), **options, label_file=label_table(tmp_path), multi_label=True)
+
+
+def test_fsdd_by_the_table_of_speech_commands(shared_data):
+    splits = load_splits(str(shared_data / "fsdd"), label_file="speech_commands_v2")
+    assert len(splits.label_names) == 35
+    for row in splits.test.select(range(0, 200, 7)):
+        assert splits.label_names[row["labels"]] == Path(row["audio"]["path"]).parent.name
+
+
 # What is wrong is said
 
 
@@ -405,22 +549,22 @@ CSV_NAMES = {"audio_column_name": "audio", "label_column_name": "label"}
         (table_of(), {**GOOD, "eval_fold": 1}, "fold_column_name and eval_fold together"),
         (table_of(), {**GOOD, "fold_column_name": "fold"}, "fold_column_name and eval_fold together"),
         (lambda folder: class_folder(folder)[0], {"audio_column_name": "sound"}, "a folder a class has no columns"),
-        (lambda folder: class_folder(folder)[0], {"audio_dir": "audio"}, "Expected a CSV file with audio_dir"),
+        (lambda folder: class_folder(folder)[0], {"audio_dir": "audio"}, "Expected a CSV or JSON file with audio_dir"),
         (table_of(), {**GOOD, "split_column_name": "part"}, "column 'part', got .*split"),
         (table_of(), {**GOOD, "split_column_name": "split", "fold_column_name": "fold", "eval_fold": 1}, "got both"),
         (
             table_of(split="holdout"),
             {**GOOD, "split_column_name": "split"},
-            "Expected split to be one of train.*, got 'holdout' in row 0",
+            r"clips.csv, row 1 \(.*0.wav\): expected split to be one of train.*, got 'holdout'",
         ),
-        (table_of(kind=""), GOOD, "Expected one label a clip, got '' in row .* of column 'kind'"),
+        (table_of(kind=""), GOOD, r"clips.csv, row 1 \(.*0.wav\): expected one label a clip in 'kind', got ''"),
         (broken_csv("audio,label\na.wav,x\na.wav\n"), CSV_NAMES, "clips.csv, line 3: expected 2 columns"),
         (broken_csv("audio,label\na.wav,x\na.wav,x,y\n"), CSV_NAMES, "clips.csv, line 3: expected 2 columns"),
         (broken_csv("audio,label\n"), CSV_NAMES, "clips.csv: holds no rows"),
         (broken_csv(""), CSV_NAMES, "clips.csv: expected a column 'audio'"),
         (broken_csv('audio,label\na.wav,x\na.wav,"y\n'), CSV_NAMES, "clips.csv, line"),
         (broken_csv("audio,label\na.wav,caf\xe9\n".encode("latin-1")), CSV_NAMES, "clips.csv.*UTF-8"),
-        (broken_csv("audio,label\n" + 4 * "a.wav,x\n"), CSV_NAMES, "at least two labels in column 'label', got x"),
+        (broken_csv("audio,label\n" + 4 * "a.wav,x\n"), CSV_NAMES, "at least two labels in 'label', got x"),
         (folder_of(), {}, r"data: expected a sub-folder a class with sound files \(.wav.*found none"),
         (folder_of("loose.wav"), {}, "data: expected a sub-folder a class"),
         (folder_of("_hidden_/a.wav", ".git/b.wav"), {}, "data: expected a sub-folder a class"),
@@ -442,11 +586,132 @@ def test_what_is_wrong_with_a_data_set_is_said(tmp_path, write, options, words):
         load_splits(str(path), **options)
 
 
+def text_json(text: str):
+    def write(folder: Path) -> Path:
+        write_clip(folder / "a.wav", sound(0))
+        (folder / "clips.json").write_text(text)
+        return folder / "clips.json"
+
+    return write
+
+
+def entries_json(*entries):
+    return text_json(json.dumps({"data": [{"wav": "a.wav", "labels": "x"}, *entries]}))
+
+
+@pytest.mark.parametrize(
+    "write, options, words",
+    [
+        (text_json('{"data": [\n{"wav": "a.wav",}\n]}'), {}, "clips.json, line 2: not JSON"),
+        (text_json('# comment\n\n// comment\n{"data": [\n{"wav"}\n]}'), {}, "clips.json, line 5: not JSON"),
+        (
+            text_json('[{"wav": "a.wav", "labels": "x"}]'),
+            {},
+            'clips.json: expected the format of the original, {"data',
+        ),
+        (text_json('{"data": []}'), {}, "clips.json: holds no entries"),
+        (entries_json({"wav": "a.wav"}), {}, r"clips.json, entry 2: expected wav and labels, .*got \('a.wav', None\)"),
+        (entries_json({"file": "a.wav"}), {}, "clips.json, entry 2: expected wav and labels"),
+        (entries_json({"wav": "a.wav", "labels": 3}), {}, "clips.json, entry 2: expected wav and labels, both text"),
+        (
+            entries_json({"wav": "b.wav", "labels": "y"}),
+            {},
+            "clips.json: 1 of 2 files are not there, such as entry 2: .*b",
+        ),
+        (
+            entries_json({"wav": "a.wav", "labels": "x,y"}),
+            {},
+            r"clips.json, entry 2 \(.*a.wav\): expected one label a clip in 'labels', got 'x,y'",
+        ),
+        (
+            entries_json(),
+            {"label_file": "esc50"},
+            r"entry 1 \(.*a.wav\): the label 'x' is not in the label table esc50",
+        ),
+        (entries_json(), {"label_file": "esc51"}, "esc51: no such label table.*audioset, esc50"),
+        (entries_json(), {"label_column_name": "labels"}, "nor has a JSON file, so that their names have no effect"),
+        (entries_json(), {"split_column_name": "split"}, "clips.json: expected a column 'split', got wav, labels"),
+        (data_json, {"validation_file": "nowhere.json"}, "nowhere.json: no such file"),
+        (
+            data_json,
+            {"test_file": "somewhere"},
+            "Expected test_file to be a file .csv, .json, .parquet, got somewhere",
+        ),
+        (
+            table_of(),
+            {**GOOD, "validation_file": "x.csv", "split_column_name": "split"},
+            "Expected validation_file or a fold or split column, got both",
+        ),
+        (
+            table_of(),
+            {**GOOD, "test_file": "x.csv", "validation_file": "x.csv", "fold_column_name": "fold", "eval_fold": 1},
+            "Expected validation_file and test_file or a fold or split column, got both",
+        ),
+        (
+            lambda folder: class_folder(folder)[0],
+            {"test_file": "x.csv"},
+            "Expected the test clips from .* or from test_file, got both",
+        ),
+        (table_of(kind="cow"), {**GOOD, "label_file": "esc50"}, r"clips.csv, row \d+ .*the label 'bird' is not in"),
+    ],
+)
+def test_what_is_wrong_with_files_and_tables_is_said(tmp_path, write, options, words):
+    path = write(tmp_path)
+    with pytest.raises(DataError, match=words):
+        load_splits(str(path), **options)
+
+
+def test_label_that_does_not_train_is_unknown_where_the_data_names_its_labels(tmp_path):
+    path, _ = hub_folder(tmp_path)
+    for split in ("validation", "test"):
+        (path / "data" / f"{split}-00000-of-00001.parquet").unlink()
+    data_json(tmp_path, labels="cow")
+    with pytest.raises(DataError, match=r"clips.json, entry 1 \(.*0.wav\): the label 'cow' is not among those of "):
+        load_splits(str(path), validation_file=str(tmp_path / "clips.json"))
+
+
+def test_manifest_of_many_rows_is_read_without_asking_for_each_file(tmp_path, monkeypatch):
+    """Each folder is listed once: on a network's disk a question takes a millisecond, and there are millions."""
+    for number in range(20):
+        write_clip(tmp_path / "audio" / f"{number}.wav", sound(number))
+    names = [f"audio/{number % 20}.wav" for number in range(20000)]
+    rows = [
+        {"audio": name, "label": f"{name[6:-4]},x", "split": ["train", "val"][number % 2]}
+        for number, name in enumerate(names)
+    ]
+    write_csv(tmp_path / "clips.csv", rows)
+    asked = []
+    is_file = os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: asked.append(path) or is_file(path))
+    splits = load_splits(str(tmp_path / "clips.csv"), split_column_name="split", multi_label=True)
+    assert len(asked) < 10
+    assert (len(splits.train), len(splits.validation), len(splits.label_names)) == (10000, 10000, 21)
+    assert splits.train[3] == {"audio": {"bytes": None, "path": str(tmp_path / "audio" / "6.wav")}, "labels": [6, 20]}
+
+
+def test_files_are_found_in_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    scan = os.scandir
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "b.wav").touch()
+
+    def refuse(path):
+        if str(path).startswith(str(tmp_path)):
+            raise PermissionError(path)
+        return scan(path)
+
+    write_csv(tmp_path / "clips.csv", [{"audio": name, "label": name} for name in ("a.wav", "b.wav")])
+    monkeypatch.setattr(os, "scandir", refuse)
+    splits = load_splits(str(tmp_path / "clips.csv"), validation_fraction=0.5)
+    assert splits.label_names == ["a.wav", "b.wav"]
+
+
 def test_several_labels_where_one_is_expected_are_an_error(tmp_path):
     clip = str(write_clip(tmp_path / "a.wav", sound(0)))
     columns = {"audio": [clip] * 8, "label": [["x"], ["y", "x"], ["x"], ["y"]] * 2}
     Dataset.from_dict(columns).to_parquet(tmp_path / "clips.parquet")
-    with pytest.raises(DataError, match=r"Expected one label a clip, got \['y', 'x'\] in row \d"):
+    with pytest.raises(
+        DataError, match=r"clips.parquet, row 2 .*expected one label a clip in 'label', got \['y', 'x'\]"
+    ):
         load_splits(str(tmp_path / "clips.parquet"))
 
 

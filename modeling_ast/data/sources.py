@@ -1,25 +1,35 @@
 """Data sets from anywhere, all in the same rows: `audio` (not decoded) and `labels`.
 
 A data set is data, never a code path: what differs between two of them is said by the arguments of `load_splits`.
+Columns stay in Arrow from the file to the rows, so that two million clips fit into memory as well as two thousand.
 """
 
 import csv
+import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-from datasets import Audio, ClassLabel, Dataset, load_dataset
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Audio, ClassLabel, Dataset, Value, load_dataset
 
 from modeling_ast.audio import load_waveform
+from modeling_ast.data.label_tables import DataError, read_label_table
 from modeling_ast.data.synthetic import LISTS, synthetic_folder
 
 logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+FILE_SUFFIXES = (".csv", ".json", ".parquet")
+LIST_SUFFIXES = (".csv", ".json")  # whose rows hold paths
 SPLITS = ("train", "validation", "test")
 # What people call the three splits, in columns and folders.
 SPLIT_ALIASES = {
@@ -33,10 +43,7 @@ SPLIT_ALIASES = {
     },
     **{"test": "test", "testing": "test"},
 }
-
-
-class DataError(ValueError):
-    """A data set that is not as its arguments say. The message names the file, the entry and what was expected."""
+ROWS_AT_ONCE = 100_000  # of a CSV file, while they are Python objects
 
 
 @dataclass
@@ -64,34 +71,45 @@ def load_splits(
     fold_column_name: str | None = None,
     eval_fold: int | None = None,
     split_column_name: str | None = None,
+    validation_file: str | None = None,
+    test_file: str | None = None,
+    label_file: str | None = None,
     validation_fraction: float = 0.1,
     seed: int = 0,
     cache_dir: str | None = None,
 ) -> AudioSplits:
     """Rows of a data set and its label names.
 
-    Where the data has no validation split of its own (split names, lists, a split column or a fold), a part of the
-    training rows becomes one.
+    Where the data has no validation split of its own (split names, lists, a split column, a fold or a file), a part of
+    the training rows becomes one.
 
     Args:
         dataset_name: "synthetic" (generated sounds); a folder with a sub-folder a class (with `validation_list.txt`
             and `testing_list.txt` where they are there), or with such folders below train, validation and test; a CSV
-            file; a Parquet file or a folder of them; else the name of a data set on the Hub.
+            file; a JSON file as the original reads it, `{"data": [{"wav": path, "labels": "mid1,mid2"}, ...]}`, other
+            keys ignored; a Parquet file or a folder of them; else the name of a data set on the Hub.
         dataset_config_name: Configuration of a Hub data set.
         audio_column_name: Column with the sound: a path in a CSV file, an audio feature elsewhere.
         label_column_name: Column with the label or labels: names, class indices, or lists of either.
-        audio_dir: Where the paths of a CSV file start, relative to the file; `None` means beside it.
-        label_separator: Between the labels of one clip in a CSV file, if `multi_label`.
+        audio_dir: Where the paths of a CSV or JSON file start, relative to the file; `None` means beside a CSV file,
+            and for a JSON file the working directory (as in the original) or else beside it.
+        label_separator: Between the labels of one clip in a CSV file, if `multi_label`, and in a JSON file. Display
+            names may hold a comma ("Child speech, kid speaking"), so what a comma separates had better be mids.
         multi_label: Whether a clip may have several labels; `labels` is then a list.
         fold_column_name: Column with the number of the fold.
         eval_fold: The fold to hold out: validation. All others train.
         split_column_name: Column that says train, validation or test.
+        validation_file: CSV, JSON or Parquet file with the clips to choose on; those of `dataset_name` then train.
+        test_file: The same for the clips to report on.
+        label_file: Label table, as `read_label_table` takes it: what the labels are called and their order. The data
+            may name them by mid, display name or index. `None` means the labels that the data holds, sorted.
         validation_fraction: Share of the training rows to hold out where the data holds out none.
         seed: Of that choice.
         cache_dir: For generated sounds; `None` means the user's cache.
 
     Raises:
-        DataError: No such data set, or not as described: a missing column, file or fold, no audio, no labels.
+        DataError: No such data set, or not as described: a missing column, file or fold, no audio, no labels, a label
+            that the table does not hold.
     """
     if not 0 < validation_fraction < 1:
         raise DataError(f"Expected validation_fraction between 0 and 1, got {validation_fraction}.")
@@ -99,98 +117,135 @@ def load_splits(
         raise DataError("Expected fold_column_name and eval_fold together, got one of them.")
     if eval_fold is not None and split_column_name is not None:
         raise DataError("Expected a fold or a split column, got both.")
-    raw = _read(dataset_name, dataset_config_name, audio_column_name, label_column_name, audio_dir, cache_dir)
-    splits = {SPLIT_ALIASES[name.lower()]: rows for name, rows in raw.items() if name.lower() in SPLIT_ALIASES}
-    if "train" not in splits:
-        raise DataError(f"{dataset_name}: expected a split called train, got {', '.join(raw)}.")
-    needed = [audio_column_name, label_column_name, fold_column_name, split_column_name]
-    for name, rows in splits.items():
-        for column in filter(None, needed if name == "train" else needed[:2]):
-            if column not in rows.column_names:
-                raise DataError(f"{dataset_name}: expected a column {column!r}, got {', '.join(rows.column_names)}.")
-        if len(rows) == 0:
-            raise DataError(f"{dataset_name}: expected clips in split {name}, got none.")
+    files = {split: name for split, name in (("validation", validation_file), ("test", test_file)) if name is not None}
+    if files and (eval_fold is not None or split_column_name is not None):
+        names = " and ".join(f"{split}_file" for split in files)
+        raise DataError(f"Expected {names} or a fold or split column, got both.")
+    suffixes = {Path(name).suffix for name in (dataset_name, *files.values())}
+    if audio_dir is not None and suffixes.isdisjoint(LIST_SUFFIXES):
+        raise DataError(f"Expected a CSV or JSON file with audio_dir, got {dataset_name}.")
+
+    read = partial(_read, audio_column=audio_column_name, label_column=label_column_name, audio_dir=audio_dir)
+    held_out_by = fold_column_name or split_column_name
+    tables = read(dataset_name, config_name=dataset_config_name, held_out_by=held_out_by, cache_dir=cache_dir)
+    for split, name in files.items():
+        if split in tables:
+            raise DataError(f"Expected the {split} clips from {dataset_name} or from {split}_file, got both.")
+        if Path(name).suffix not in FILE_SUFFIXES:
+            raise DataError(f"Expected {split}_file to be a file {', '.join(FILE_SUFFIXES)}, got {name}.")
+        tables[split] = read(name)["train"]
+    has_columns = any(table.has_columns for table in tables.values())
+    if not has_columns and (audio_column_name, label_column_name) != ("audio", "label"):
+        raise DataError(
+            f"{dataset_name}: a folder a class has no columns, nor has a JSON file, so that their names have no "
+            "effect."
+        )
+    for split, table in tables.items():
+        if len(table.rows) == 0:
+            raise DataError(f"{table.source}: expected clips in split {split}, got none.")
 
     # Rows first and splits after: selecting from rows copies no audio, adding a column to a selection would.
-    labels = {
-        name: _read_labels(rows, label_column_name, label_separator, multi_label) for name, rows in splits.items()
-    }
-    label_names = _find_label_names(splits["train"], label_column_name, labels.values())
-    index = {name: number for number, name in enumerate(label_names)}
+    labels = {split: _read_labels(table, label_separator, multi_label) for split, table in tables.items()}
+    if label_file is None:
+        label_names = _find_label_names(tables["train"], labels.values())
+        index, among = {name: number for number, name in enumerate(label_names)}, f"among those of {dataset_name}"
+    else:
+        label_table = read_label_table(label_file)
+        label_names, index, among = label_table.names, label_table.index_of(), f"in the label table {label_file}"
     rows = {}
-    for name in splits:
-        numbers = [[index[label] for label in clip] for clip in labels[name]]
-        rows[name] = _to_rows(splits[name], audio_column_name, numbers, multi_label)
-
+    for split, table in tables.items():
+        numbers = _look_up(labels[split], index, table, among)
+        rows[split] = _to_rows(table, _to_lists(numbers, labels[split].lengths) if multi_label else numbers)
     if eval_fold is not None:
-        folds = [str(fold) for fold in splits["train"][fold_column_name]]
-        if str(eval_fold) not in folds:
-            raise DataError(f"Expected eval_fold to be one of {', '.join(sorted(set(folds)))}, got {eval_fold}.")
-        parts = ["validation" if fold == str(eval_fold) else "train" for fold in folds]
-        rows |= _select(rows["train"], parts)
+        rows |= _hold_out_fold(rows["train"], tables["train"], fold_column_name, eval_fold)
     elif split_column_name is not None:
-        parts = [str(part).lower() for part in splits["train"][split_column_name]]
-        for number, part in enumerate(parts):
-            if part not in SPLIT_ALIASES:
-                expected = ", ".join(SPLIT_ALIASES)
-                raise DataError(f"Expected {split_column_name} to be one of {expected}, got {part!r} in row {number}.")
-        rows = _select(rows["train"], [SPLIT_ALIASES[part] for part in parts])
+        rows = _split_by_column(rows["train"], tables["train"], split_column_name)
     if "train" not in rows:
         raise DataError(f"{dataset_name}: expected clips to train on, got {', '.join(rows)} alone.")
     if "validation" not in rows:
-        try:  # a plain draw: a stratified one would need every class twice
-            parts = rows["train"].train_test_split(test_size=validation_fraction, seed=seed)
-        except ValueError as error:
-            raise DataError(f"{dataset_name}: too few clips to hold some out ({error}).") from error
-        rows |= {"train": parts["train"], "validation": parts["test"]}
-        logger.warning(
-            f"{dataset_name} holds out nothing to choose the epoch on: {len(parts['test'])} of its training clips, "
-            "drawn at random, do not train but validate (validation_fraction)."
-        )
+        rows |= _hold_out_some(rows["train"], dataset_name, validation_fraction, seed)
     return AudioSplits(rows["train"], rows["validation"], rows.get("test"), label_names)
 
 
+# Reading: a table a split, its columns as they are
+
+
+@dataclass
+class _Table:
+    """The clips of one split as they are: which columns hold what, and what to call a row in an error."""
+
+    rows: Dataset
+    source: str
+    audio_column: str = "audio"
+    label_column: str = "label"
+    unit: str = "row"
+    has_columns: bool = True  # that one may choose by their names
+    has_separators: bool = False  # between labels, also where one is expected
+
+    def where(self, row: int) -> str:
+        feature = self.rows.features[self.audio_column]
+        path = self.rows[int(row)][self.audio_column] if isinstance(feature, Value) else None
+        return f"{self.source}, {self.unit} {row + 1}" + (f" ({path})" if path else "")
+
+    def column(self, name: str) -> pa.Array:
+        return self.rows.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
+
+
 def _read(
-    dataset_name: str,
-    dataset_config_name: str | None,
-    audio_column_name: str,
-    label_column_name: str,
+    name: str,
+    *,
+    audio_column: str,
+    label_column: str,
     audio_dir: str | None,
-    cache_dir: str | None,
-) -> dict[str, Dataset]:
-    """The data set as it is, a table a split."""
-    path = synthetic_folder(cache_dir=cache_dir) if dataset_name == "synthetic" else Path(dataset_name).expanduser()
-    is_local = path.is_absolute() or dataset_name.startswith(".") or path.suffix in (".csv", ".parquet")
+    config_name: str | None = None,
+    held_out_by: str | None = None,
+    cache_dir: str | None = None,
+) -> dict[str, _Table]:
+    path = synthetic_folder(cache_dir=cache_dir) if name == "synthetic" else Path(name).expanduser()
+    is_local = path.is_absolute() or name.startswith(".") or path.suffix in FILE_SUFFIXES
     if is_local and not path.exists():
-        raise DataError(f"{dataset_name}: no such file or folder.")
-    if audio_dir is not None and path.suffix != ".csv":
-        raise DataError(f"Expected a CSV file with audio_dir, got {dataset_name}.")
-    if dataset_config_name is not None and path.exists():
-        raise DataError(f"Expected a data set on the Hub with dataset_config_name, got {dataset_name}.")
+        raise DataError(f"{name}: no such file or folder.")
+    if config_name is not None and path.exists():
+        raise DataError(f"Expected a data set on the Hub with dataset_config_name, got {name}.")
+    columns = [audio_column, label_column, *filter(None, [held_out_by])]
     if path.suffix == ".csv":
-        return _read_csv(path, audio_column_name, audio_dir)
-    if path.is_dir() and not any(path.rglob("*.parquet")):
-        if (audio_column_name, label_column_name) != ("audio", "label"):
-            raise DataError(f"{dataset_name}: a folder a class has no columns, so that their names have no effect.")
-        return _read_class_folders(path)
+        return {"train": _Table(_read_csv(path, columns, audio_dir), name, audio_column, label_column)}
+    if path.suffix == ".json":
+        tables = {"train": _read_json(path, audio_dir)}
+    elif path.is_dir() and not any(path.rglob("*.parquet")):
+        splits = _read_class_folders(path)
+        tables = {split: _Table(rows, name, has_columns=False) for split, rows in splits.items()}
+    else:
+        splits = _load_dataset(name, path, config_name)
+        tables = {split: _Table(rows, name, audio_column, label_column) for split, rows in splits.items()}
+    for split, table in tables.items():
+        needed = [table.audio_column, table.label_column, *(columns[2:] if split == "train" else [])]
+        _expect_columns(name, table.rows.column_names, needed)
+    return tables
+
+
+def _expect_columns(source: str | Path, found: list[str], needed: list[str]) -> None:
+    for column in needed:
+        if column not in found:
+            raise DataError(f"{source}: expected a column {column!r}, got {', '.join(found)}.")
+
+
+def _load_dataset(name: str, path: Path, config_name: str | None) -> dict[str, Dataset]:
+    """Parquet, or the Hub."""
     try:
         if path.suffix == ".parquet":
-            return load_dataset("parquet", data_files=str(path))
-        return load_dataset(str(path) if path.is_dir() else dataset_name, dataset_config_name)
-    except (OSError, ValueError, RuntimeError, pyarrow.ArrowException) as error:  # missing, out of reach, or broken
+            raw = load_dataset("parquet", data_files=str(path))
+        else:
+            raw = load_dataset(str(path) if path.is_dir() else name, config_name)
+    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:  # missing, out of reach, or broken
         reason = " ".join(str(error).split())
         if path.exists():
-            raise DataError(f"{dataset_name}: cannot be read as Parquet ({reason}).") from error
-        raise DataError(f"{dataset_name}: no such file or folder, nor to be had from the Hub ({reason}).") from error
-
-
-def _select(rows: Dataset, parts: list[str]) -> dict[str, Dataset]:
-    """The rows of each part."""
-    return {
-        part: rows.select([number for number, own in enumerate(parts) if own == part])
-        for part in SPLITS
-        if part in parts
-    }
+            raise DataError(f"{name}: cannot be read as Parquet ({reason}).") from error
+        raise DataError(f"{name}: no such file or folder, nor to be had from the Hub ({reason}).") from error
+    splits = {SPLIT_ALIASES[split.lower()]: rows for split, rows in raw.items() if split.lower() in SPLIT_ALIASES}
+    if "train" not in splits:
+        raise DataError(f"{name}: expected a split called train, got {', '.join(raw)}.")
+    return splits
 
 
 def _read_class_folders(folder: Path) -> dict[str, Dataset]:
@@ -203,20 +258,13 @@ def _read_class_folders(folder: Path) -> dict[str, Dataset]:
 
 
 def _read_classes(folder: Path) -> dict[str, Dataset]:
-    held_out = {}
-    for split, list_name in LISTS.items():
-        if (folder / list_name).is_file():
-            for number, line in enumerate((folder / list_name).read_text(encoding="utf-8").split("\n"), start=1):
-                if line.strip():
-                    if not (folder / line.strip()).is_file():
-                        raise DataError(f"{folder / list_name}, line {number}: no file {line.strip()!r}.")
-                    held_out[os.path.normpath(line.strip())] = split
+    held_out = read_lists(folder)
     files = {split: {"audio": [], "label": []} for split in SPLITS}
     for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         if class_folder.name.startswith((".", "_")):  # such as the _background_noise_ of Speech Commands
             logger.warning(f"{class_folder} is not taken for a class: its name starts with {class_folder.name[0]!r}.")
             continue
-        found = sorted(_find_sounds(class_folder))
+        found = sorted(find_sounds(class_folder))
         if not found:
             logger.warning(f"{class_folder} holds no sound files ({', '.join(AUDIO_SUFFIXES)}), and is no class.")
         for file in found:
@@ -235,36 +283,159 @@ def _read_classes(folder: Path) -> dict[str, Dataset]:
     return {split: Dataset.from_dict(columns) for split, columns in files.items() if columns["audio"]}
 
 
-def _find_sounds(folder: Path) -> Iterator[str]:
+def read_lists(folder: Path) -> dict[str, str]:
+    """Split of each clip that `validation_list.txt` and `testing_list.txt` of a folder hold out, by relative path.
+
+    Raises:
+        DataError: A list names a file that is not there.
+    """
+    held_out = {}
+    for split, list_name in LISTS.items():
+        if (folder / list_name).is_file():
+            for number, line in enumerate((folder / list_name).read_text(encoding="utf-8").split("\n"), start=1):
+                if line.strip():
+                    if not (folder / line.strip()).is_file():
+                        raise DataError(f"{folder / list_name}, line {number}: no file {line.strip()!r}.")
+                    held_out[os.path.normpath(line.strip())] = split
+    return held_out
+
+
+def find_sounds(folder: Path) -> Iterator[str]:
+    """Paths of the sound files below a folder, in no order."""
     for parent, _, names in os.walk(folder, followlinks=True):
         yield from (os.path.join(parent, name) for name in names if name.lower().endswith(AUDIO_SUFFIXES))
 
 
-def _read_csv(path: Path, audio_column_name: str, audio_dir: str | None) -> dict[str, Dataset]:
+def _read_csv(path: Path, columns: list[str], audio_dir: str | None) -> Dataset:
+    """The named columns of a file, the first of them the paths of its sounds."""
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader, rows = csv.DictReader(file, strict=True), []
+        reader = csv.reader(file, strict=True)
         try:
-            for row in reader:
-                if None in row or None in row.values():
-                    raise DataError(f"{path}, line {reader.line_num}: expected {len(reader.fieldnames)} columns.")
-                rows.append(row)
+            names = next(reader, [])
+            _expect_columns(path, names, columns)
+            rows = _pick(reader, path, len(names), [names.index(column) for column in columns])
+            parts = []
+            while part := list(islice(rows, ROWS_AT_ONCE)):
+                parts.append(pa.table([pa.array(values, pa.string()) for values in zip(*part)], names=columns))
         except (csv.Error, UnicodeDecodeError) as error:
             raise DataError(f"{path}, line {reader.line_num + 1}: not CSV in UTF-8 ({error}).") from error
-        names = reader.fieldnames or ()
-    if audio_column_name not in names:
-        raise DataError(f"{path}: expected a column {audio_column_name!r}, got {', '.join(names)}.")
-    if not rows:
+    if not parts:
         raise DataError(f"{path}: holds no rows.")
-    columns = {name: [row[name] for row in rows] for name in names}
-    root = path.parent / (audio_dir or "")
-    columns[audio_column_name] = [str((root / name).resolve()) for name in columns[audio_column_name]]
-    missing = [number for number, name in enumerate(columns[audio_column_name]) if not os.path.isfile(name)]
+    table = pa.concat_tables(parts)
+    paths = _find_files(table.column(0), [path.parent / (audio_dir or "")], path, "row")
+    return Dataset(table.set_column(0, columns[0], paths))
+
+
+def _pick(reader: Iterator[list[str]], path: Path, width: int, places: list[int]) -> Iterator[list[str]]:
+    for row in reader:
+        if len(row) == width:
+            yield [row[place] for place in places]
+        elif row:  # an empty line is none
+            raise DataError(f"{path}, line {reader.line_num}: expected {width} columns, got {len(row)}.")
+
+
+def _read_json(path: Path, audio_dir: str | None) -> _Table:
+    files, labels = zip(*read_data_json(path))
+    roots = [Path.cwd(), path.parent] if audio_dir is None else [path.parent / audio_dir]
+    paths = _find_files(pa.chunked_array([pa.array(files, pa.string())]), roots, path, "entry")
+    rows = Dataset(pa.table({"wav": paths, "labels": pa.array(labels, pa.string())}))
+    return _Table(rows, str(path), "wav", "labels", unit="entry", has_columns=False, has_separators=True)
+
+
+def read_data_json(path: Path) -> list[tuple[str, str]]:
+    """`wav` and `labels` of each entry of a data file in the original's format, `{"data": [{"wav", "labels"}, ...]}`.
+
+    Other keys are ignored. Comment lines at the top, such as the original's own sample has, are passed over.
+
+    Raises:
+        DataError: No JSON, or an entry without the two keys.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        # Line numbers in errors stay right.
+        text = re.sub(r"\A(\s*(#|//).*\n)+", lambda comment: "\n" * comment.group().count("\n"), text)
+        content = json.loads(text, object_hook=_to_entry)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not JSON in UTF-8 ({error}).") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from error
+    entries = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        example = '{"data": [{"wav": path, "labels": "a,b"}, ...]}'
+        raise DataError(f"{path}: expected the format of the original, {example}.")
+    if not entries:
+        raise DataError(f"{path}: holds no entries.")
+    for number, entry in enumerate(entries, start=1):
+        if not (isinstance(entry, tuple) and isinstance(entry[0], str) and isinstance(entry[1], str)):
+            raise DataError(f"{path}, entry {number}: expected wav and labels, both text, got {entry}.")
+    return entries
+
+
+def _to_entry(entry: dict[str, Any]) -> dict | tuple:
+    """While the file is read: a pair takes a fifth of the memory of a dictionary with all its other keys."""
+    return (entry.get("wav"), entry.get("labels")) if {"wav", "labels"} & entry.keys() else entry
+
+
+def _find_files(names: pa.ChunkedArray, roots: list[Path], source: Path, unit: str) -> pa.ChunkedArray:
+    """Absolute path of each file, below the first root that has it.
+
+    A folder is listed once: asking for millions of files one by one takes many minutes on a network's disk.
+    """
+    folders = {}  # as written: where it is, and what is in it, a root
+
+    def find(name: str) -> str | None:
+        folder, base = os.path.split(name)
+        if folder not in folders:
+            places = (_list_folder(os.path.join(root, folder)) for root in roots)
+            folders[folder] = [place for place in places if place is not None]
+        for place, files in folders[folder]:
+            # Asked again: the file may go by another spelling, or the folder may not be listed.
+            if base in files or os.path.isfile(place + base):
+                return place + base
+        return None
+
+    parts, missing, first = [], 0, None
+    for chunk in names.chunks:
+        found = [find(name) for name in chunk.to_pylist()]
+        if None in found:
+            number = found.index(None)
+            first = first or (sum(map(len, parts)) + number + 1, os.path.join(roots[0], chunk[number].as_py()))
+            missing += found.count(None)
+        parts.append(pa.array(found, pa.string()))
     if missing:
         raise DataError(
-            f"{path}: {len(missing)} of {len(rows)} files are not there, such as row {missing[0] + 1}: "
-            f"{columns[audio_column_name][missing[0]]}. Is audio_dir right?"
+            f"{source}: {missing} of {len(names)} files are not there, such as {unit} {first[0]}: "
+            f"{os.path.abspath(first[1])}. Is audio_dir right?"
         )
-    return {"train": Dataset.from_dict(columns)}
+    return pa.chunked_array(parts)
+
+
+def _list_folder(folder: str) -> tuple[str, frozenset[str]] | None:
+    """The folder, absolute and ready for a name, and the names of the files in it; `None` where it is none."""
+    if not os.path.isdir(folder):
+        return None
+    try:
+        with os.scandir(folder) as entries:
+            names = frozenset(entry.name for entry in entries if entry.is_file())
+    except PermissionError:  # its files may be readable all the same
+        names = frozenset()
+    return os.path.join(os.path.realpath(folder), ""), names
+
+
+# Labels: numbers in arrays, without an object a clip
+
+
+@dataclass
+class _Labels:
+    """The labels of each clip: `lengths[i]` of the `codes` belong to clip i, and a code is a number of `names`."""
+
+    names: list[str]
+    codes: np.ndarray
+    lengths: np.ndarray
+
+    def clip_of(self, code: int) -> int:
+        """The first clip with that label."""
+        return int(np.searchsorted(np.cumsum(self.lengths), np.argmax(self.codes == code), side="right"))
 
 
 def _class_names(feature: Any) -> list[str] | None:
@@ -272,43 +443,130 @@ def _class_names(feature: Any) -> list[str] | None:
     return feature.names if isinstance(feature, ClassLabel) else None
 
 
-def _read_labels(rows: Dataset, column: str, separator: str, multi_label: bool) -> list[list[str]]:
-    """The names of each clip's labels."""
-    names = _class_names(rows.features[column])
-    read = []
-    for number, value in enumerate(rows[column]):
-        if isinstance(value, str) and multi_label:
-            value = [label.strip() for label in value.split(separator) if label.strip()]
-        values = value if isinstance(value, list) else [value]
-        # -1 is what data sets on the Hub write where a label is not told.
-        if -1 in values or (not multi_label and (len(values) != 1 or values[0] in (None, ""))):
-            expected = "labels" if multi_label else "one label a clip"
-            raise DataError(f"Expected {expected}, got {value!r} in row {number} of column {column!r}.")
-        read.append([names[label] if names else str(label) for label in values])
-    is_multi_hot = len(read) > 1 and len({len(clip) for clip in read}) == 1 and len(read[0]) > 1
-    if is_multi_hot and not names and {label for clip in read for label in clip} <= {"0", "1"}:
-        raise DataError(f"Expected lists of labels in column {column!r}, got what looks like multi-hot vectors.")
-    return read
+def _distinct(column: pa.Array) -> tuple[list[Any], np.ndarray]:
+    """The different values of a column, and which of them each row has."""
+    encoded = column.dictionary_encode(null_encoding="encode")
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
 
 
-def _find_label_names(rows: Dataset, column: str, labels: Iterable[list[list[str]]]) -> list[str]:
-    found = {label for clips in labels for clip in clips for label in clip}
-    names = _class_names(rows.features[column])
+def _split_text(column: pa.Array, separator: str) -> pa.Array:
+    """Lists of what stands between the separators, without spaces around and without empty ones."""
+    lists = pc.split_pattern(column, separator)
+    texts, owners = pc.utf8_trim_whitespace(pc.list_flatten(lists)), pc.list_parent_indices(lists)
+    is_label = pc.not_equal(texts, "")
+    lengths = np.bincount(owners.filter(is_label).to_numpy(), minlength=len(column))
+    return _to_lists(texts.filter(is_label), lengths)
+
+
+def _to_lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32), values)
+
+
+def _read_labels(table: _Table, separator: str, multi_label: bool) -> _Labels:
+    written = values = table.column(table.label_column)
+    is_text = pa.types.is_string(written.type) or pa.types.is_large_string(written.type)
+    if is_text and (multi_label or table.has_separators):
+        values = _split_text(written, separator)
+    lengths = np.ones(len(values), np.int64)
+    if any(is_one(values.type) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        lengths = pc.list_value_length(values).fill_null(0).to_numpy().astype(np.int64)
+        values = pc.list_flatten(values)
+    found, codes = _distinct(values)
+    names = _class_names(table.rows.features[table.label_column])
+    # -1 is what data sets on the Hub write where a label is not told.
+    is_wrong = [value in (None, "", -1) or bool(names and not 0 <= value < len(names)) for value in found]
+    wrong = written.is_null().to_numpy(zero_copy_only=False) | (not multi_label and lengths != 1)
+    wrong[np.repeat(np.arange(len(lengths)), lengths)[np.array(is_wrong, bool)[codes]]] = True
+    if wrong.any():
+        number, expected = int(np.argmax(wrong)), "labels" if multi_label else "one label a clip"
+        raise DataError(
+            f"{table.where(number)}: expected {expected} in {table.label_column!r}, got {written[number].as_py()!r}."
+        )
+    found = [names[value] if names else str(value) for value in found]
+    is_multi_hot = len(lengths) > 1 and lengths[0] > 1 and (lengths == lengths[0]).all() and not names
+    if is_multi_hot and set(found) <= {"0", "1"}:
+        raise DataError(
+            f"{table.source}: expected lists of labels in {table.label_column!r}, got what looks like multi-hot "
+            "vectors."
+        )
+    return _Labels(found, codes, lengths)
+
+
+def _find_label_names(table: _Table, labels: Iterable[_Labels]) -> list[str]:
+    names = _class_names(table.rows.features[table.label_column])
     if names is None:
         # Class indices without names keep their order.
+        found = {name for split in labels for name in split.names}
         names = sorted(found, key=lambda name: (int(name), name) if name.isdecimal() else (float("inf"), name))
     if len(names) < 2:
-        raise DataError(f"Expected at least two labels in column {column!r}, got {', '.join(names) or 'none'}.")
+        raise DataError(
+            f"{table.source}: expected at least two labels in {table.label_column!r}, got "
+            f"{', '.join(names) or 'none'}."
+        )
     return names
 
 
-def _to_rows(rows: Dataset, audio_column_name: str, labels: list[list[int]], multi_label: bool) -> Dataset:
-    rows = rows.select_columns([audio_column_name])
-    if audio_column_name != "audio":
-        rows = rows.rename_column(audio_column_name, "audio")
+def _look_up(labels: _Labels, index: dict[str, int], table: _Table, among: str) -> pa.Array:
+    """The number of each label."""
+    for code, name in enumerate(labels.names):
+        if name not in index:
+            raise DataError(f"{table.where(labels.clip_of(code))}: the label {name!r} is not {among}.")
+    return pa.array(np.array([index[name] for name in labels.names], np.int64)[labels.codes])
+
+
+def _to_rows(table: _Table, labels: pa.Array) -> Dataset:
+    rows = table.rows.select_columns([table.audio_column])
+    if table.audio_column != "audio":
+        rows = rows.rename_column(table.audio_column, "audio")
     # Not decoded here: `datasets` would need torchcodec and FFmpeg.
-    rows = rows.cast_column("audio", Audio(decode=False))
-    return rows.add_column("labels", labels if multi_label else [clip[0] for clip in labels])
+    return rows.cast_column("audio", Audio(decode=False)).add_column("labels", labels)
+
+
+# Splits
+
+
+def _hold_out_fold(rows: Dataset, table: _Table, column: str, eval_fold: int) -> dict[str, Dataset]:
+    folds, codes = _distinct(table.column(column))
+    folds = [str(fold) for fold in folds]
+    if str(eval_fold) not in folds:
+        raise DataError(f"Expected eval_fold to be one of {', '.join(sorted(folds))}, got {eval_fold}.")
+    return _select(rows, ["validation" if fold == str(eval_fold) else "train" for fold in folds], codes)
+
+
+def _split_by_column(rows: Dataset, table: _Table, column: str) -> dict[str, Dataset]:
+    parts, codes = _distinct(table.column(column))
+    for code, part in enumerate(parts):
+        if str(part).lower() not in SPLIT_ALIASES:
+            raise DataError(
+                f"{table.where(np.argmax(codes == code))}: expected {column} to be one of "
+                f"{', '.join(SPLIT_ALIASES)}, got {part!r}."
+            )
+    return _select(rows, [SPLIT_ALIASES[str(part).lower()] for part in parts], codes)
+
+
+def _select(rows: Dataset, parts: list[str], codes: np.ndarray) -> dict[str, Dataset]:
+    """The rows of each split, where `parts[code]` is the split of a row."""
+    own = np.array([SPLITS.index(part) for part in parts])[codes]
+    return {split: _filter(rows, own == number) for number, split in enumerate(SPLITS) if number in own}
+
+
+def _filter(rows: Dataset, is_wanted: np.ndarray) -> Dataset:
+    if rows.cache_files:  # on disk, perhaps with the sounds in it: an index, and no copy
+        return rows.select(np.flatnonzero(is_wanted))
+    # In memory, and small but for the paths: later reading a column through an index would take row by row.
+    return Dataset(rows.with_format("arrow")[:].filter(pa.array(is_wanted)), info=rows.info)
+
+
+def _hold_out_some(rows: Dataset, dataset_name: str, fraction: float, seed: int) -> dict[str, Dataset]:
+    try:  # a plain draw: a stratified one would need every class twice
+        parts = rows.train_test_split(test_size=fraction, seed=seed)
+    except ValueError as error:
+        raise DataError(f"{dataset_name}: too few clips to hold some out ({error}).") from error
+    logger.warning(
+        f"{dataset_name} holds out nothing to choose the epoch on: {len(parts['test'])} of its training clips, "
+        "drawn at random, do not train but validate (validation_fraction)."
+    )
+    return {"train": parts["train"], "validation": parts["test"]}
 
 
 class DecodeAudio:
