@@ -47,7 +47,7 @@ def test_flat_siblings_are_imported_so_that_custom_code_copying_finds_them(path)
     ],
 )
 def test_rooms_import_downwards(room, forbidden):
-    paths = sorted((PACKAGE / room).glob("*.py"))
+    paths = sorted((PACKAGE / room).rglob("*.py"))
     assert paths
     for path in paths:
         assert not [name for name in _imports(path, everywhere=True) if name.startswith(forbidden)], path

@@ -1,50 +1,262 @@
-"""Metrics of predictions on a data set, as pure functions of logits and labels."""
+"""Metrics of predictions on a data set, as pure functions of probabilities and labels.
 
-import logging
+`probabilities` and `scores` are of shape (clips, num_labels); scores may be any monotone function of probabilities
+of one label. `labels` are class indices (clips,) or multi-hot (clips, num_labels), integers, floats or booleans.
+"""
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from sklearn.metrics import average_precision_score
+from scipy.special import expit, ndtri, softmax
+from sklearn.metrics import average_precision_score, roc_auc_score
+from transformers.utils import logging
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(__name__)
+
+# For `evaluate.load`: the same metrics as an `evaluate.Metric`, found without a network.
+AUDIO_TAGGING_METRIC = str(Path(__file__).parent / "audio_tagging")
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of clips whose highest logit is the label's.
+def to_probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """Logits to float32 probabilities: a sigmoid each for several labels a clip, one softmax for a single label.
+
+    Raises:
+        ValueError: A problem type without probabilities.
+    """
+    logits = np.asarray(logits, dtype=np.float32)
+    if problem_type == "multi_label_classification":
+        return expit(logits)
+    if problem_type == "single_label_classification":
+        return softmax(logits, axis=1)
+    raise ValueError(
+        "Expected problem_type multi_label_classification or single_label_classification, which have probabilities, "
+        f"got {problem_type}."
+    )
+
+
+def multi_hot(labels: Iterable[int | Sequence[int]], num_labels: int) -> np.ndarray:
+    """The `labels` of rows, one class index or a list of them each, as booleans of shape (clips, num_labels)."""
+    return np.array([np.isin(np.arange(num_labels), clip) for clip in labels]).reshape(-1, num_labels)
+
+
+def positive_labels(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which clip has which label, as booleans of the shape of the scores.
+
+    Raises:
+        ValueError: Scores that are not finite or of no clip, labels that do not fit them.
+    """
+    if scores.ndim != 2 or len(scores) == 0:
+        raise ValueError(f"Expected scores of shape (clips, num_labels) of at least one clip, got {scores.shape}.")
+    if not np.isfinite(scores).all():
+        raise ValueError("Expected finite scores, got NaN or infinite ones. Did the training diverge?")
+    if labels.shape not in (scores.shape, scores.shape[:1]):
+        raise ValueError(
+            f"Expected labels of shape {scores.shape[:1]} or {scores.shape}, as the scores, got {labels.shape}."
+        )
+    if labels.dtype == bool:
+        return labels
+    known = np.arange(scores.shape[1]) if labels.ndim == 1 else (0, 1)
+    if not np.isin(labels, known).all():
+        raise ValueError(f"Expected labels from {known[0]} to {known[-1]}, got {np.setdiff1d(labels, known)[:5]}.")
+    return labels[:, None] == known if labels.ndim == 1 else labels == 1
+
+
+def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Share of clips whose highest score is the label's.
 
     Args:
-        logits: Of shape (clips, num_labels).
+        scores: Of shape (clips, num_labels).
         labels: Class indices (clips,), or one-hot or soft labels (clips, num_labels).
     """
     labels = labels.argmax(axis=1) if labels.ndim == 2 else labels
-    return float((logits.argmax(axis=1) == labels).mean())
+    return float((scores.argmax(axis=1) == labels).mean())
 
 
-def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
-    """Average precision of each class, then the mean over the classes that have positives.
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Average precision of each class (num_labels,); NaN for a class without positives.
 
-    Args:
-        scores: Of shape (clips, num_labels); any monotone function of the probabilities.
-        labels: Multi-hot, of the same shape.
+    Source: scikit-learn's, as in the original: the step-wise sum over the precision-recall curve.
+    """
+    positives = positive_labels(scores, labels)
+    return _per_class(average_precision_score, scores, positives, positives.any(axis=0))
 
-    Returns:
-        mAP and the number of classes that have no positive clip, and so no average precision.
+
+def roc_auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of each class (num_labels,); NaN for one without positives or without negatives."""
+    positives = positive_labels(scores, labels)
+    return _per_class(roc_auc_score, scores, positives, positives.any(axis=0) & ~positives.all(axis=0))
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """mAP: the mean of `average_precision` over the classes that have positives.
 
     Raises:
         ValueError: No class has a positive clip.
     """
-    has_positives = labels.any(axis=0)
+    return _mean(average_precision(scores, labels), "a class with positive clips for mAP")
+
+
+def mean_roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """mAUC: the mean of `roc_auc` over the classes that have positives and negatives.
+
+    Raises:
+        ValueError: No class has both.
+    """
+    return _mean(roc_auc(scores, labels), "a class with positive and negative clips for mAUC")
+
+
+def d_prime(mean_auc: float) -> float:
+    """How far apart, in deviations, two normal distributions are whose AUC is `mean_auc`; of 1 it is infinite.
+
+    Source: the original: sqrt(2) times the standard normal quantile of the mean AUC (not a mean over classes).
+    """
+    return float(np.sqrt(2) * ndtri(mean_auc))
+
+
+def f1(probabilities: np.ndarray, labels: np.ndarray, threshold: float | None = 0.5) -> tuple[float, float]:
+    """Macro F1, over the classes that have positives, and micro F1, over all decisions.
+
+    Args:
+        probabilities: Of shape (clips, num_labels).
+        labels: Class indices or multi-hot.
+        threshold: A label is predicted where its probability is at least this; `None` predicts the highest alone.
+
+    Raises:
+        ValueError: No class has a positive clip.
+    """
+    positives = positive_labels(probabilities, labels)
+    if threshold is None:
+        predicted = probabilities.argmax(axis=1)[:, None] == np.arange(probabilities.shape[1])
+    else:
+        predicted = probabilities >= threshold
+    hits = (predicted & positives).sum(axis=0)
+    marked = predicted.sum(axis=0) + positives.sum(axis=0)  # twice the hits, plus what is missed or invented
+    has_positives = positives.any(axis=0)
+    macro = _mean(2 * hits[has_positives] / marked[has_positives], "a class with positive clips for F1")
+    return macro, float(2 * hits.sum() / marked.sum())
+
+
+def compute_metrics(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    problem_type: str,
+    threshold: float = 0.5,
+    label_names: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """All metrics of one set of predictions, finite numbers only.
+
+    A class without positives is left out of the means, and so is one without negatives for the AUC; a warning
+    names them. What cannot be told is not in the result: everything but the count without any label, mAUC and d'
+    where no class has positives and negatives, d' alone where it is infinite (mAUC of 0 or 1).
+
+    Args:
+        probabilities: As `to_probabilities` gives them, of shape (clips, num_labels). The original takes sigmoids
+            of every model; after a softmax mAP and mAUC of a single-label model differ a little from its figures.
+        labels: Class indices or multi-hot.
+        problem_type: Decides what F1 takes for predicted: at the threshold for "multi_label_classification", the
+            highest for "single_label_classification".
+        threshold: For F1 with several labels a clip, in (0, 1).
+        label_names: For the warning; `None` means `LABEL_0` and so on.
+
+    Returns:
+        `accuracy` (where every clip has exactly one label), `mAP`, `mAUC`, `d_prime`, `macro_f1`, `micro_f1`,
+        `classes_without_positives`.
+
+    Raises:
+        ValueError: Probabilities that are not finite, labels that do not fit them, or no clips.
+    """
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    positives = positive_labels(probabilities, labels)
+    has_positives = positives.any(axis=0)
+    _warn_of_left_out(has_positives, positives.all(axis=0), _names(label_names, len(has_positives)))
+    metrics = {}
+    if (positives.sum(axis=1) == 1).all():
+        metrics["accuracy"] = accuracy(probabilities, positives)
+    if has_positives.any():
+        metrics["mAP"] = mean_average_precision(probabilities, positives)
+        areas = roc_auc(probabilities, positives)
+        if not np.isnan(areas).all():
+            metrics["mAUC"] = float(np.nanmean(areas))
+            if np.isfinite(d_prime(metrics["mAUC"])):
+                metrics["d_prime"] = d_prime(metrics["mAUC"])
+        is_single = problem_type == "single_label_classification"
+        metrics["macro_f1"], metrics["micro_f1"] = f1(probabilities, positives, None if is_single else threshold)
+    return metrics | {"classes_without_positives": int((~has_positives).sum())}
+
+
+def per_class_metrics(
+    probabilities: np.ndarray, labels: np.ndarray, label_names: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """`label`, `AP`, `AUC` and `positives` (number of clips) of each class; `None` for what cannot be told."""
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    positives = positive_labels(probabilities, labels)
+    values = zip(
+        _names(label_names, positives.shape[1]),
+        average_precision(probabilities, positives),
+        roc_auc(probabilities, positives),
+        positives.sum(axis=0),
+    )
+    return [
+        {
+            "label": name,
+            "AP": None if np.isnan(precision) else float(precision),
+            "AUC": None if np.isnan(area) else float(area),
+            "positives": int(count),
+        }
+        for name, precision, area, count in values
+    ]
+
+
+def write_per_class_csv(rows: list[dict[str, Any]], path: str | os.PathLike) -> None:
+    """What `per_class_metrics` gives, as a table with a header; empty where a value cannot be told."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["label", "AP", "AUC", "positives"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _per_class(metric: Callable, scores: np.ndarray, positives: np.ndarray, is_defined: np.ndarray) -> np.ndarray:
+    values = np.full(scores.shape[1], np.nan)
+    for index in np.flatnonzero(is_defined):
+        values[index] = metric(positives[:, index], scores[:, index])
+    return values
+
+
+def _mean(values: np.ndarray, needed: str) -> float:
+    """Mean of what is not NaN."""
+    values = values[~np.isnan(values)]
+    if len(values) == 0:
+        raise ValueError(f"Expected {needed}, got none.")
+    return float(values.mean())
+
+
+def _names(label_names: Sequence[str] | None, num_labels: int) -> list[str]:
+    names = [f"LABEL_{index}" for index in range(num_labels)] if label_names is None else list(label_names)
+    if len(names) != num_labels:
+        raise ValueError(f"Expected {num_labels} label names, one a column of the scores, got {len(names)}.")
+    return names
+
+
+def _warn_of_left_out(has_positives: np.ndarray, is_everywhere: np.ndarray, names: list[str]) -> None:
+    """Once for the same classes, not after every epoch anew."""
     if not has_positives.any():
-        raise ValueError("Expected positive labels for mAP, got none.")
-    average_precision = average_precision_score(labels[:, has_positives], scores[:, has_positives], average=None)
-    return float(np.mean(average_precision)), int((~has_positives).sum())
-
-
-def compute_metrics(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> dict[str, float]:
-    """`accuracy` for one label a clip; `mAP` (NaN without any label) and `classes_without_positives` for several."""
-    if problem_type == "multi_label_classification":
-        if not labels.any():
-            logger.warning("No clip that is evaluated has a label, so that there is no mAP.")
-            return {"mAP": float("nan"), "classes_without_positives": labels.shape[1]}
-        score, missing = mean_average_precision(logits, labels)
-        return {"mAP": score, "classes_without_positives": missing}
-    return {"accuracy": accuracy(logits, labels)}
+        logger.warning_once("No clip that is evaluated has a label, so that there is no mAP, AUC and F1.")
+        return
+    parts = []
+    for left_out, kind, metrics in (
+        (~has_positives, "positive", "mAP, mAUC and macro F1"),
+        (is_everywhere, "negative", "mAUC"),
+    ):
+        found = [name for name, is_left_out in zip(names, left_out) if is_left_out]
+        if found:
+            more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+            listed = ", ".join(found[:20]) + more
+            parts.append(
+                f"{len(found)} of {len(names)} classes have no {kind} clip and are left out of {metrics}: {listed}."
+            )
+    if parts:
+        logger.warning_once(" ".join(parts))

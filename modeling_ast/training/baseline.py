@@ -10,43 +10,41 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.data.metrics import compute_metrics
+from modeling_ast.data.metrics import compute_metrics, multi_hot
 
 
 def linear_baseline(
-    train: Dataset, evaluation: Dataset, extractor: ASTFeatureExtractor, num_labels: int, problem_type: str
+    train: Dataset, evaluation: Dataset, extractor: ASTFeatureExtractor, num_labels: int
 ) -> dict[str, float]:
     """Metrics of a logistic regression on the mean and standard deviation of each mel bin over the frames of a clip.
+
+    Where every clip has exactly one label the regression is multinomial, else there is one a class.
 
     Args:
         train: Decoded rows to fit on.
         evaluation: Decoded rows to report on.
         extractor: Of the features; only real frames count, at most `max_length` of them.
         num_labels: Number of labels.
-        problem_type: Of the labels.
     """
-    train_features, train_labels = _summarise(train, extractor, num_labels, problem_type)
-    features, labels = _summarise(evaluation, extractor, num_labels, problem_type)
+    train_features, train_labels = _summarise(train, extractor, num_labels)
+    features, labels = _summarise(evaluation, extractor, num_labels)
     regression = LogisticRegression(max_iter=2000)
-    if problem_type == "multi_label_classification":
+    if (train_labels.sum(axis=1) == 1).all():
+        problem_type, targets = "single_label_classification", train_labels.argmax(axis=1)
+    else:
+        problem_type, targets = "multi_label_classification", train_labels
         regression = OneVsRestClassifier(regression)
-    classifier = make_pipeline(StandardScaler(), regression).fit(train_features, train_labels)
-    scores = classifier.decision_function(features)
-    if scores.ndim == 1:  # two classes: scikit-learn gives the second one's score
-        scores = np.stack([-scores, scores], axis=1)
-    if problem_type != "multi_label_classification":
-        scores = classifier.classes_[scores.argmax(axis=1)][:, None] == np.arange(num_labels)
-    return compute_metrics(scores.astype(float), labels, problem_type)
+    classifier = make_pipeline(StandardScaler(), regression).fit(train_features, targets)
+    probabilities = np.zeros(labels.shape)
+    probabilities[:, classifier.classes_] = classifier.predict_proba(features)  # a class may have no training clip
+    return compute_metrics(probabilities, labels, problem_type)
 
 
-def _summarise(
-    rows: Dataset, extractor: ASTFeatureExtractor, num_labels: int, problem_type: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _summarise(rows: Dataset, extractor: ASTFeatureExtractor, num_labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features (clips, 2 * mel bins) and multi-hot labels (clips, num_labels)."""
     features, labels = [], []
     for row in tqdm(rows, desc="Features for the linear baseline"):
         frames = extractor.fbank(extractor.to_waveforms([row["waveform"]]))[0][: extractor.max_length]
         features.append(torch.cat((frames.mean(dim=0), frames.std(dim=0, correction=0))).numpy())
         labels.append(row["labels"])
-    if problem_type == "multi_label_classification":
-        labels = [np.isin(np.arange(num_labels), clip).astype(int) for clip in labels]
-    return np.stack(features), np.array(labels)
+    return np.stack(features), multi_hot(labels, num_labels).astype(int)

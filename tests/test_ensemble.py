@@ -1,0 +1,386 @@
+"""The ensemble is the plain mean of what its models say, and no model runs twice for the same clips."""
+
+import csv
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_tiny_config, random_model
+from sklearn.metrics import average_precision_score
+from test_conversion import BINS, IN_NAME, original_weights
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+
+from modeling_ast import (
+    ASTFeatureExtractor,
+    ASTForAudioClassification,
+    ASTModel,
+    load_original_checkpoint,
+    load_waveform,
+)
+from modeling_ast.data import synthetic
+from modeling_ast.data.sources import DataError
+from modeling_ast.data.synthetic import CLASSES, generate_clip, synthetic_folder
+from modeling_ast.training.recipes import RecipeError
+
+ROOT = Path(__file__).resolve().parents[1]
+main = runpy.run_path(str(ROOT / "scripts" / "ensemble.py"))["main"]
+
+SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+# Two models of different length, mel bins, strides and statistics.
+SHORT = {"max_length": 64, "num_mel_bins": 32}
+LONG = {"max_length": 98, "num_mel_bins": 48, "frequency_stride": 8, "time_stride": 12}
+STATISTICS = {64: {"mean": -7.3, "std": 4.8}, 98: {"mean": -6.0, "std": 4.0}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_sounds(tmp_path_factory, one_thread):
+    """A cache of its own, with four clips a class."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(synthetic, "CLIPS_PER_CLASS", {"train": 1, "validation": 1, "test": 2})
+        yield
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("dataset_name: synthetic\nper_device_eval_batch_size: 8\n")
+    return path
+
+
+@pytest.fixture
+def clips_heard(monkeypatch) -> list[int]:
+    """The size of each batch that any model sees."""
+    sizes, forward = [], ASTForAudioClassification.forward
+
+    def count(self, input_values, *args, **kwargs):
+        sizes.append(len(input_values))
+        return forward(self, input_values, *args, **kwargs)
+
+    monkeypatch.setattr(ASTForAudioClassification, "forward", count)
+    return sizes
+
+
+def save_model(folder: Path, geometry: dict, seed: int = 0, labels=CLASSES, problem_type: str | None = SINGLE) -> Path:
+    config = make_tiny_config(**geometry, id2label=dict(enumerate(labels)), problem_type=problem_type)
+    config.label2id = {name: index for index, name in config.id2label.items()}
+    model = random_model(config)
+    generator = torch.Generator().manual_seed(seed)
+    model.classifier.dense.weight.data = torch.randn(model.classifier.dense.weight.shape, generator=generator)
+    model.save_pretrained(folder)
+    sizes = {key: geometry[key] for key in ("max_length", "num_mel_bins")}
+    ASTFeatureExtractor(**sizes, **STATISTICS[geometry["max_length"]]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def short(tmp_path) -> Path:
+    return save_model(tmp_path / "short", SHORT)
+
+
+@pytest.fixture
+def long(tmp_path) -> Path:
+    return save_model(tmp_path / "long", LONG, seed=1)
+
+
+def run(*argv) -> dict[str, dict[str, float]]:
+    return main([str(argument) for argument in argv])
+
+
+def held_out(split: str = "test") -> tuple[list[Path], np.ndarray]:
+    """Files and class indices, in the order of the classes."""
+    folder = synthetic_folder()
+    lines = (folder / synthetic.LISTS[split]).read_text().split()
+    clips = sorted(folder / line for line in lines)
+    return clips, np.array([CLASSES.index(clip.parent.name) for clip in clips])
+
+
+def by_hand(folder: Path, clips: list[Path], activation=lambda logits: logits.softmax(dim=-1)) -> np.ndarray:
+    """Probabilities of a model as anybody would compute them, in its own order of the labels."""
+    model = AutoModelForAudioClassification.from_pretrained(folder).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    waveforms = [load_waveform(clip) for clip in clips]
+    inputs = extractor([waveform - waveform.mean() for waveform in waveforms], return_tensors="pt")
+    with torch.no_grad():
+        return activation(model(**inputs).logits).numpy()
+
+
+def expected_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return {
+        "accuracy": (probabilities.argmax(axis=1) == labels).mean(),
+        "mAP": average_precision_score(np.eye(len(CLASSES))[labels], probabilities, average="macro"),
+    }
+
+
+def agrees(metrics: dict[str, float], expected: dict[str, float]) -> bool:
+    return {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def kept(folder: Path) -> list[dict[str, np.ndarray]]:
+    """What is in the prediction files."""
+    return [dict(np.load(path)) for path in sorted((folder / "predictions").iterdir())]
+
+
+# What is computed
+
+
+def test_ensemble_of_one_is_the_model_alone(recipe, short, tmp_path):
+    results = run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    assert results["ensemble"] == results[str(short)]
+    clips, labels = held_out()
+    assert agrees(results["ensemble"], expected_metrics(by_hand(short, clips), labels))
+
+
+def test_ensemble_is_the_mean_of_the_probabilities_of_models_of_any_geometry(recipe, short, long, tmp_path, capsys):
+    results = run(short, long, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    clips, labels = held_out()
+    probabilities = [by_hand(folder, clips) for folder in (short, long)]
+    for folder, values in zip((short, long), probabilities):
+        assert agrees(results[str(folder)], expected_metrics(values, labels))
+    assert agrees(results["ensemble"], expected_metrics(np.mean(probabilities, axis=0), labels))
+
+    with open(tmp_path / "out" / "ensemble_results.csv", newline="") as file:
+        rows = {row.pop("model"): row for row in csv.DictReader(file)}
+    assert list(rows) == [str(short), str(long), "ensemble"]
+    assert {name: {key: float(cell) for key, cell in row.items()} for name, row in rows.items()} == results
+    assert {"mAP", "mAUC", "d_prime", "accuracy", "macro_f1", "micro_f1"} <= rows["ensemble"].keys()
+    printed = capsys.readouterr().out
+    assert f"{results['ensemble']['mAP']:.6g}" in printed and str(tmp_path / "out") in printed
+
+
+def test_predictions_are_kept_with_labels_and_names(recipe, short, tmp_path):
+    run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    (saved,) = kept(tmp_path / "out")
+    clips, labels = held_out()
+    np.testing.assert_allclose(saved["probabilities"], by_hand(short, clips), atol=1e-6)
+    assert (saved["labels"].tolist(), saved["label_names"].tolist()) == (labels.tolist(), list(CLASSES))
+    assert len(str(saved["fingerprint"])) == 64
+
+
+def test_labels_of_a_model_may_have_another_order(recipe, short, tmp_path):
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    model = AutoModelForAudioClassification.from_pretrained(short)
+    for name, tensor in model.classifier.dense.state_dict().items():
+        getattr(model.classifier.dense, name).data = tensor[order]
+    model.config.id2label = {index: CLASSES[source] for index, source in enumerate(order)}
+    model.config.label2id = {name: index for index, name in model.config.id2label.items()}
+    model.save_pretrained(tmp_path / "other")
+    AutoFeatureExtractor.from_pretrained(short).save_pretrained(tmp_path / "other")
+    results = run(short, tmp_path / "other", "--recipe", recipe, "--output_dir", tmp_path / "out")
+    assert results[str(tmp_path / "other")] == pytest.approx(results[str(short)])
+    assert results["ensemble"] == pytest.approx(results[str(short)])
+
+
+@pytest.mark.parametrize("own, of_the_recipe", [(MULTI, SINGLE), (None, MULTI)], ids=["the model's", "the recipe's"])
+def test_probabilities_are_sigmoids_where_the_problem_type_says_so(recipe, tmp_path, own, of_the_recipe):
+    """That of the model; that of the recipe where the model has none."""
+    folder = save_model(tmp_path / "model", SHORT, problem_type=own)
+    run(folder, "--recipe", recipe, "--output_dir", tmp_path / "out", "--problem_type", of_the_recipe)
+    (saved,) = kept(tmp_path / "out")
+    np.testing.assert_allclose(saved["probabilities"], by_hand(folder, held_out()[0], torch.sigmoid), atol=1e-6)
+
+
+def test_clips_may_have_several_labels(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    rows = [("a.wav", "bell,siren", 1), ("b.wav", "siren", 1), ("c.wav", "", 1), ("d.wav", "bell", 2)]
+    for name, _, _ in rows:
+        soundfile.write(tmp_path / name, generate_clip("bell", generator).numpy(), 16000)
+    with open(tmp_path / "clips.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("audio", "label", "fold"), *rows])
+    folder = save_model(tmp_path / "model", SHORT, labels=("bell", "siren"), problem_type=MULTI)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"dataset_name: {tmp_path / 'clips.csv'}\nproblem_type: {MULTI}\nfold_column_name: fold\n")
+    results = run(folder, "--recipe", recipe, "--eval_fold", 1, "--output_dir", tmp_path / "out")
+    (saved,) = kept(tmp_path / "out")
+    labels = np.array([[1, 1], [0, 1], [0, 0]])
+    assert saved["labels"].tolist() == labels.astype(bool).tolist()
+    probabilities = by_hand(folder, [tmp_path / name for name in ("a.wav", "b.wav", "c.wav")], torch.sigmoid)
+    np.testing.assert_allclose(saved["probabilities"], probabilities, atol=1e-6)
+    assert results["ensemble"]["mAP"] == pytest.approx(average_precision_score(labels, probabilities, average="macro"))
+    assert "accuracy" not in results["ensemble"]
+
+
+def test_split_can_be_chosen(recipe, short, tmp_path):
+    validation = run(short, "--recipe", recipe, "--split", "validation", "--output_dir", tmp_path / "out")
+    (saved,) = kept(tmp_path / "out")
+    clips, labels = held_out("validation")
+    np.testing.assert_allclose(saved["probabilities"], by_hand(short, clips), atol=1e-6)
+    assert agrees(validation["ensemble"], expected_metrics(saved["probabilities"], labels))
+    assert run(short, "--recipe", recipe, "--split", "test", "--output_dir", tmp_path / "out") == run(
+        short, "--recipe", recipe, "--output_dir", tmp_path / "default"
+    )
+
+
+def test_checkpoint_of_the_original_takes_the_rest_from_the_recipe(recipe, tmp_path):
+    torch.save(original_weights(len(CLASSES)), tmp_path / IN_NAME)
+    keys = ["--num_mel_bins", BINS, "--mean", -7.3, "--std", 4.8]
+    run(tmp_path / IN_NAME, "--recipe", recipe, "--output_dir", tmp_path / "out", *keys)
+    model = load_original_checkpoint(tmp_path / IN_NAME, num_mel_bins=BINS)
+    model.save_pretrained(tmp_path / "converted")
+    ASTFeatureExtractor(num_mel_bins=BINS, max_length=model.config.max_length, mean=-7.3, std=4.8).save_pretrained(
+        tmp_path / "converted"
+    )
+    (saved,) = kept(tmp_path / "out")
+    expected = by_hand(tmp_path / "converted", held_out()[0], torch.sigmoid)
+    np.testing.assert_allclose(saved["probabilities"], expected, atol=1e-6)
+
+
+# What is kept
+
+
+def test_adding_a_model_runs_that_model_alone(recipe, short, long, tmp_path, clips_heard):
+    alone = run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    assert clips_heard == [8, 8, 4]
+    clips_heard.clear()
+    together = run(short, long, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    assert clips_heard == [8, 8, 4]
+    assert together[str(short)] == alone[str(short)]
+    clips_heard.clear()
+    assert run(short, long, "--recipe", recipe, "--output_dir", tmp_path / "out") == together
+    assert clips_heard == []
+
+
+def change_weights(folder: Path) -> None:
+    model = AutoModelForAudioClassification.from_pretrained(folder)
+    model.classifier.dense.bias.data[0] += 1e-3
+    model.save_pretrained(folder)
+
+
+def change_statistics(folder: Path) -> None:
+    AutoFeatureExtractor.from_pretrained(folder, mean=-7.0).save_pretrained(folder)
+
+
+def change_problem_type(folder: Path) -> None:
+    model = AutoModelForAudioClassification.from_pretrained(folder)
+    model.config.problem_type = MULTI
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("change", [change_weights, change_statistics, change_problem_type])
+def test_predictions_of_a_model_that_was_changed_are_not_used(recipe, short, tmp_path, clips_heard, change):
+    run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    before = run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    assert len(clips_heard) == 3
+    change(short)
+    after = run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    assert len(clips_heard) == 6 and after == run(short, "--recipe", recipe, "--output_dir", tmp_path / "anew")
+    assert len(kept(tmp_path / "out")) == 2 and before.keys() == after.keys()
+
+
+def write_clips(folder: Path, labels: list[str]) -> None:
+    rows = [{"audio": f"{index}.wav", "label": label, "fold": 1} for index, label in enumerate(labels)]
+    for index, row in enumerate(rows):
+        if not (folder / row["audio"]).exists():
+            clip = generate_clip(CLASSES[0], torch.Generator().manual_seed(index))
+            soundfile.write(folder / row["audio"], clip.numpy(), 16000)
+    rows += [{**rows[index], "fold": 2} for index in range(len(rows))]
+    with open(folder / "clips.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def replace_a_clip(folder: Path) -> None:
+    status = os.stat(folder / "0.wav")
+    soundfile.write(folder / "0.wav", generate_clip("siren", torch.Generator().manual_seed(9)).numpy(), 16000)
+    assert os.stat(folder / "0.wav").st_size == status.st_size  # it is not the size that tells
+    os.utime(folder / "0.wav", ns=(status.st_atime_ns, status.st_mtime_ns + 1000))
+
+
+def relabel_a_clip(folder: Path) -> None:
+    write_clips(folder, ["bell", "bell", "bell", "siren"])
+
+
+def drop_a_clip(folder: Path) -> None:
+    write_clips(folder, ["bell", "siren", "bell"])
+
+
+@pytest.mark.parametrize("change", [replace_a_clip, relabel_a_clip, drop_a_clip])
+def test_predictions_on_data_that_were_changed_are_not_used(tmp_path, clips_heard, change):
+    write_clips(tmp_path, ["bell", "siren", "bell", "siren"])
+    folder = save_model(tmp_path / "model", SHORT, labels=("bell", "siren"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"dataset_name: {tmp_path / 'clips.csv'}\nfold_column_name: fold\neval_fold: 1\n")
+    run(folder, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    assert clips_heard == [4]
+    clips_heard.clear()
+    change(tmp_path)
+    after = run(folder, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    assert clips_heard == [3 if change is drop_a_clip else 4]
+    assert after == run(folder, "--recipe", recipe, "--output_dir", tmp_path / "anew")
+
+
+# What is refused
+
+
+def test_models_with_other_labels_are_refused_by_name(recipe, tmp_path):
+    folder = save_model(tmp_path / "model", SHORT, labels=(*CLASSES[:8], "rain", "wind"))
+    with pytest.raises(RecipeError) as error:
+        run(folder, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    assert str(error.value) == (
+        f"{folder} cannot be used: Expected the labels of the data, but the model alone has rain, wind and the data "
+        "alone have steam, whistle."
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_missing_are_not_drawn(recipe, tmp_path):
+    config = make_tiny_config(**SHORT, id2label=dict(enumerate(CLASSES)))
+    ASTModel(config).save_pretrained(tmp_path / "body")
+    ASTFeatureExtractor(**SHORT).save_pretrained(tmp_path / "body")
+    with pytest.raises(RecipeError, match="body cannot be used: .*weights are missing, such as classifier.dense.bias"):
+        run(tmp_path / "body", "--recipe", recipe, "--output_dir", tmp_path / "out")
+
+
+def test_a_model_without_feature_extractor_is_refused(recipe, short, tmp_path):
+    (short / "preprocessor_config.json").unlink()
+    with pytest.raises(RecipeError, match="short cannot be used: .*preprocessor_config.json"):
+        run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        (["--max_length", "64"], "No effect on an ensemble: max_length. Models bring their own settings"),
+        (["--mean=-5", "--learning_rate=1"], "No effect on an ensemble: learning_rate, mean"),
+        (["--nonsense", "1"], "Unknown: --nonsense 1"),
+        (["--dataset_name", "{short}/nothing.csv"], "no such file"),
+        (["--dataset_name", "{csv}", "--fold_column_name=fold", "--eval_fold=1", "--split=test"], "a split test, got"),
+    ],
+)
+def test_keys_and_splits_that_cannot_be_used_are_named(recipe, short, tmp_path, keys, message):
+    write_clips(tmp_path, ["bell", "siren"])
+    keys = [key.format(short=short, csv=tmp_path / "clips.csv") for key in keys]
+    with pytest.raises((RecipeError, DataError), match=message):
+        run(short, "--recipe", recipe, "--output_dir", tmp_path / "out", *keys)
+
+
+def test_the_same_model_twice_and_a_file_as_output_are_refused(recipe, short, tmp_path):
+    with pytest.raises(RecipeError, match="Expected different models"):
+        run(short, short, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    with pytest.raises(RecipeError, match="Expected output_dir to be a folder, got the file"):
+        run(short, "--recipe", recipe, "--output_dir", recipe)
+
+
+@pytest.mark.slow
+def test_command_line_ends_with_one_sentence_of_error(tmp_path):
+    """Also where a worker process meets it."""
+    write_clips(tmp_path, ["bell", "siren"])
+    (tmp_path / "1.wav").write_bytes(b"RIFF")
+    folder = save_model(tmp_path / "model", SHORT, labels=("bell", "siren"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"dataset_name: {tmp_path / 'clips.csv'}\nfold_column_name: fold\neval_fold: 1\n")
+    command = [sys.executable, ROOT / "scripts" / "ensemble.py", folder, "--recipe", recipe]
+    command += ["--output_dir", tmp_path / "out", "--dataloader_num_workers", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "1.wav: cannot be decoded" in last
+    assert not (tmp_path / "out").exists()
