@@ -1,43 +1,133 @@
-"""Augmentation of training clips: masks before normalisation, roll after it.
+"""Augmentation of one training clip: crop and mixup of waveforms, masks before normalisation, roll and noise after it.
 
-Every draw comes from torch, so that one seed reproduces a run.
+Every draw comes from a generator of the clip's own, which `clip_generator` seeds with the run's seed and the clip's
+position in the order of training. So a draw depends neither on the number of processes and workers nor on where a run
+was interrupted.
 """
+
+import hashlib
 
 import torch
 
 
-def mask(spectrograms: torch.Tensor, dim: int, max_width: int, value: float = 0.0) -> torch.Tensor:
-    """Mask one stretch of each spectrogram, drawn anew for each.
+def clip_generator(seed: int, position: int) -> torch.Generator:
+    """The source of one clip's draws.
 
     Args:
-        spectrograms: Tensor of shape (batch, frames, mel bins), not normalised yet.
-        dim: 1 masks frames, 2 masks mel bins.
+        seed: Of the run.
+        position: Of the clip among all clips of the run, counted on from epoch to epoch.
+    """
+    digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest()  # neighbours share no pattern
+    return torch.Generator().manual_seed(int.from_bytes(digest))
+
+
+def crop(waveform: torch.Tensor, num_samples: int, generator: torch.Generator) -> torch.Tensor:
+    """A stretch of `num_samples` samples that starts anywhere; the whole clip where it is not longer."""
+    spare = waveform.shape[0] - num_samples
+    if spare <= 0:
+        return waveform
+    start = torch.randint(spare + 1, (), generator=generator).item()
+    return waveform[start : start + num_samples]
+
+
+def draw_mixing_weight(alpha: int, generator: torch.Generator) -> float:
+    """The anchor's weight in mixup, from Beta(alpha, alpha).
+
+    Of 2 * alpha - 1 uniform numbers the alpha-th smallest has that distribution; torch's own takes no generator.
+    """
+    return torch.rand(2 * alpha - 1, generator=generator).sort().values[alpha - 1].item()
+
+
+def mix(anchor: torch.Tensor, partner: torch.Tensor, weight: float) -> torch.Tensor:
+    """Mixup of two waveforms: `weight` times the anchor and the rest of the partner, with the anchor's length.
+
+    Args:
+        anchor: Tensor of shape (samples,), of mean 0.
+        partner: Tensor of shape (other samples,), of mean 0; padded with zeros at its end, or cut there.
+        weight: In [0, 1].
+
+    Source: Gong et al., AST (2021), after Tokozume et al., "Learning from Between-class Examples" (2018); the mean is
+        removed once more, as in the original.
+    """
+    mixed = weight * anchor
+    shared = min(anchor.shape[0], partner.shape[0])
+    mixed[:shared] += (1 - weight) * partner[:shared]
+    return mixed - mixed.mean()
+
+
+def mask(
+    spectrogram: torch.Tensor, dim: int, max_width: int, generator: torch.Generator, value: float = 0.0
+) -> torch.Tensor:
+    """Mask one stretch of a spectrogram.
+
+    Args:
+        spectrogram: Tensor of shape (frames, mel bins), not normalised yet.
+        dim: 0 masks frames, 1 masks mel bins.
         max_width: The width is uniform in [0, max_width), rounded down, and at most the axis; 0 leaves all as it is.
+        generator: Of the clip.
         value: What masked cells hold: 0.0, as in padding.
 
     Source: the original's SpecAugment (torchaudio's FrequencyMasking and TimeMasking, once each).
     """
     if max_width == 0:
-        return spectrograms
-    batch_size, size = spectrograms.shape[0], spectrograms.shape[dim]
-    width = (torch.rand(batch_size) * max_width).clamp(max=size)
-    start = (torch.rand(batch_size) * (size - width)).floor()
-    position = torch.arange(size)
-    masked = (position >= start[:, None]) & (position < (start + width.floor())[:, None])  # (batch, size)
-    masked = masked.unsqueeze(2 if dim == 1 else 1).to(spectrograms.device)
-    return spectrograms.masked_fill(masked, value)
+        return spectrogram
+    size = spectrogram.shape[dim]
+    draws = torch.rand(2, generator=generator).tolist()
+    width = min(draws[0] * max_width, size)
+    start = int(draws[1] * (size - width))
+    masked = spectrogram.clone()
+    masked.narrow(dim, start, int(width)).fill_(value)
+    return masked
 
 
-def roll(spectrograms: torch.Tensor, max_frames: int) -> torch.Tensor:
-    """Roll each spectrogram in time, circularly, by a whole number of frames in [-max_frames, max_frames).
+def add_noise(
+    spectrogram: torch.Tensor, max_noise: float, generator: torch.Generator, original: bool = False
+) -> torch.Tensor:
+    """Add uniform noise, of an amplitude drawn in [0, max_noise), to every cell.
 
     Args:
-        spectrograms: Tensor of shape (batch, frames, mel bins).
+        spectrogram: Normalised tensor of shape (frames, mel bins).
+        max_noise: 0 leaves all as it is.
+        generator: Of the clip.
+        original: Whether the noise lies above zero, as in the original, which so raises the mean too; else around it.
+
+    Source: the original's Speech Commands recipe, with 0.1.
+    """
+    if max_noise == 0:
+        return spectrogram
+    amplitude = torch.rand((), generator=generator) * max_noise
+    noise = torch.rand(spectrogram.shape, generator=generator)
+    return spectrogram + amplitude * (noise if original else noise - 0.5)
+
+
+def roll(
+    spectrogram: torch.Tensor,
+    max_frames: int,
+    frames: int,
+    generator: torch.Generator,
+    padding: float = 0.0,
+    original: bool = False,
+) -> torch.Tensor:
+    """Move a spectrogram in time by a whole number of frames in [-max_frames, max_frames).
+
+    What leaves a clip that fills all frames at one end comes in at the other. Into a padded clip comes padding instead,
+    so that its beginning does not end up behind its padding.
+
+    Args:
+        spectrogram: Normalised tensor of shape (all frames, mel bins).
         max_frames: 0 leaves all as it is.
+        frames: How many frames are the clip's; the rest is padding.
+        generator: Of the clip.
+        padding: What padding holds after normalisation.
+        original: Whether all frames go round, padding included, as in the original.
 
     Source: the original's Speech Commands recipe, with 10 frames.
     """
     if max_frames == 0:
-        return spectrograms
-    shifts = torch.randint(-max_frames, max_frames, (len(spectrograms),)).tolist()
-    return torch.stack([clip.roll(shift, dims=0) for clip, shift in zip(spectrograms, shifts)])
+        return spectrogram
+    shift = int(torch.randint(-max_frames, max_frames, (), generator=generator))
+    rolled = spectrogram.roll(shift, dims=0)
+    if frames < len(spectrogram) and not original:
+        came_round = slice(shift, None) if shift < 0 else slice(shift)
+        rolled[came_round] = padding
+    return rolled

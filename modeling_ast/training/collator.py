@@ -1,12 +1,14 @@
 """Batches: decoded rows to what the model's forward takes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.fbank import frame_length, frame_shift
 from modeling_ast.training.arguments import AugmentArguments
-from modeling_ast.training.augment import mask, roll
+from modeling_ast.training.augment import add_noise, clip_generator, crop, draw_mixing_weight, mask, mix, roll
 
 
 class ASTDataCollator:
@@ -18,8 +20,11 @@ class ASTDataCollator:
     Args:
         extractor: Whose features the model is to learn.
         num_labels: Number of labels.
-        multi_label: Whether rows hold lists of labels; `labels` is then multi-hot.
+        multi_label: Whether `labels` is multi-hot: rows hold lists of labels, or one.
         augment: `None` for evaluation.
+        rows: The decoded training rows, of which mixup draws its partners, uniformly; `None` where they cannot be
+            indexed (a stream): partners then come from the batch.
+        seed: Of the augmentation.
     """
 
     def __init__(
@@ -28,37 +33,92 @@ class ASTDataCollator:
         num_labels: int,
         multi_label: bool = False,
         augment: AugmentArguments | None = None,
+        rows: Sequence[dict[str, Any]] | None = None,
+        seed: int = 0,
     ):
         self.extractor = extractor
         self.num_labels = num_labels
         self.multi_label = multi_label
-        self.augment = augment if augment is not None else AugmentArguments()
+        self.augment = augment
+        self.rows = rows
+        self.seed = seed
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: Each with `waveform` (float tensor (samples,)) and `labels` (a class index, or a list of them).
+            rows: Each with `waveform` (float tensor (samples,)) and `labels` (a class index, or a list of them); for
+                training also with `position`, which seeds the clip's draws.
 
         Returns:
-            `input_values` (batch, max_length, num_mel_bins) and `labels`: class indices (batch,), or multi-hot
-            (batch, num_labels).
+            `input_values` (batch, max_length, num_mel_bins) and `labels`: class indices (batch,); or weights
+            (batch, num_labels), 0 or 1 without mixup, with several labels a clip or with mixup.
         """
-        waveforms = [row["waveform"] - row["waveform"].mean() for row in rows]
-        return {"input_values": self.features(waveforms), "labels": self.labels([row["labels"] for row in rows])}
+        if self.augment is None:
+            waveforms = [_centred(row["waveform"]) for row in rows]
+            input_values = self.extractor.fit_length(self.fbank(waveforms))
+            if self.extractor.do_normalize:
+                input_values = self.extractor.normalize(input_values)
+            return {"input_values": input_values, "labels": self.labels(rows)}
+        generators = [clip_generator(self.seed, row["position"]) for row in rows]
+        waveforms = [self.cropped(row, generator) for row, generator in zip(rows, generators)]
+        labels = self.labels(rows)
+        if self.augment.mixup_probability > 0:
+            labels = torch.stack([self.label_weights(row) for row in rows])
+            pairs = [self.partner(rows, generator) for generator in generators]
+            for index, (row, generator) in enumerate(zip(pairs, generators)):
+                if row is not None:
+                    weight = draw_mixing_weight(self.augment.mixup_alpha, generator)
+                    waveforms[index] = mix(waveforms[index], self.cropped(row, generator), weight)
+                    labels[index] = weight * labels[index] + (1 - weight) * self.label_weights(row)
+        return {"input_values": self.augmented_features(waveforms, generators), "labels": labels}
 
-    def features(self, waveforms: list[torch.Tensor]) -> torch.Tensor:
-        extractor, augment = self.extractor, self.augment
-        spectrograms = extractor.fit_length(extractor.fbank(extractor.to_waveforms(waveforms)))
-        spectrograms = mask(spectrograms, 2, augment.freq_mask_bins, extractor.padding_value)
-        spectrograms = mask(spectrograms, 1, augment.time_mask_frames, extractor.padding_value)
-        if extractor.do_normalize:
-            spectrograms = extractor.normalize(spectrograms)
-        return roll(spectrograms, augment.roll_frames)
+    def fbank(self, waveforms: list[torch.Tensor]) -> list[torch.Tensor]:
+        return self.extractor.fbank(self.extractor.to_waveforms(waveforms))
 
-    def labels(self, labels: list[int] | list[list[int]]) -> torch.Tensor:
+    def cropped(self, row: dict[str, Any], generator: torch.Generator) -> torch.Tensor:
+        """A training clip's waveform without its mean; a part of it where a random crop is wanted."""
+        waveform = row["waveform"]
+        if self.augment.random_crop:
+            rate = self.extractor.sampling_rate
+            samples = (self.extractor.max_length - 1) * frame_shift(rate) + frame_length(rate)
+            waveform = crop(waveform, samples, generator)
+        return _centred(waveform)
+
+    def partner(self, rows: list[dict[str, Any]], generator: torch.Generator) -> dict[str, Any] | None:
+        """With the recipe's probability, a row to mix in."""
+        if torch.rand((), generator=generator) >= self.augment.mixup_probability:
+            return None
+        candidates = rows if self.rows is None else self.rows
+        return candidates[int(torch.randint(len(candidates), (), generator=generator))]
+
+    def augmented_features(self, waveforms: list[torch.Tensor], generators: list[torch.Generator]) -> torch.Tensor:
+        """Spectrograms of a training batch, masked, normalised, rolled and with noise."""
+        extractor, augment, fill = self.extractor, self.augment, self.extractor.padding_value
+        spectrograms = self.fbank(waveforms)
+        padding = extractor.normalize(torch.tensor(fill)).item() if extractor.do_normalize else fill
+        features = []
+        for spectrogram, full, generator in zip(spectrograms, extractor.fit_length(spectrograms), generators):
+            full = mask(full, 1, augment.freq_mask_bins, generator, fill)
+            full = mask(full, 0, augment.time_mask_frames, generator, fill)
+            if extractor.do_normalize:
+                full = extractor.normalize(full)
+            original = augment.original_noise_and_roll
+            # The other way round than in the original, for noise on the padding that comes in; otherwise the same.
+            full = roll(full, augment.roll_frames, len(spectrogram), generator, padding, original)
+            features.append(add_noise(full, augment.max_noise, generator, original))
+        return torch.stack(features)
+
+    def labels(self, rows: list[dict[str, Any]]) -> torch.Tensor:
         if not self.multi_label:
-            return torch.tensor(labels)
-        multi_hot = torch.zeros(len(labels), self.num_labels)
-        for row, clip_labels in zip(multi_hot, labels):
-            row[clip_labels] = 1.0
-        return multi_hot
+            return torch.tensor([row["labels"] for row in rows])
+        return torch.stack([self.label_weights(row) for row in rows])
+
+    def label_weights(self, row: dict[str, Any]) -> torch.Tensor:
+        """1 for each label of a clip, as (num_labels,)."""
+        weights = torch.zeros(self.num_labels)
+        weights[row["labels"]] = 1.0
+        return weights
+
+
+def _centred(waveform: torch.Tensor) -> torch.Tensor:
+    return waveform - waveform.mean()

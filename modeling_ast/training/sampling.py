@@ -1,0 +1,138 @@
+"""The order in which training clips are seen: shuffled or class-balanced, the same for every number of processes."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from torch.utils.data import Sampler, get_worker_info
+
+from modeling_ast.training.augment import clip_generator
+
+
+def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
+    """Weight of each clip in class-balanced sampling: the sum over its labels of 1000 / (clips with it + 0.01).
+
+    Args:
+        rows: With a column `labels`: a class index, or a list of them.
+        num_labels: Number of labels.
+
+    Returns:
+        float64 tensor of shape (clips,).
+
+    Raises:
+        ValueError: No clip has a label, so that there is nothing to balance.
+
+    Source: the original's sampling weights for AudioSet.
+    """
+    column = rows.with_format("arrow").select_columns("labels")[:]["labels"].combine_chunks()
+    if hasattr(column, "flatten") and column.type.num_fields:  # lists of labels
+        counts_per_clip = np.asarray(column.value_lengths())
+        labels = np.asarray(column.flatten())
+    else:
+        counts_per_clip, labels = np.ones(len(column), dtype=int), np.asarray(column)
+    if len(labels) == 0:
+        raise ValueError("Expected labels to balance the classes by, got clips without any.")
+    clips = np.repeat(np.arange(len(counts_per_clip)), counts_per_clip)
+    class_weights = 1000 / (np.bincount(labels, minlength=num_labels) + 0.01)
+    return torch.from_numpy(np.bincount(clips, weights=class_weights[labels], minlength=len(counts_per_clip)))
+
+
+class TrainingSampler(Sampler):
+    """Pairs (position, index of the clip), an epoch at a time.
+
+    The position counts on from epoch to epoch and seeds the clip's augmentation. An epoch is as many draws as there
+    are clips, completed to whole global batches by its own first ones, so that any layout of processes and
+    accumulation steps makes the same updates.
+
+    Args:
+        num_clips: Number of training clips.
+        global_batch_size: Clips per update, over all processes and accumulation steps.
+        seed: Of the order; the same on all processes.
+        weights: Of shape (num_clips,): draw with replacement, by these weights; `None` shuffles.
+        drop_last: Whether the epoch is cut to whole batches instead.
+    """
+
+    def __init__(
+        self,
+        num_clips: int,
+        global_batch_size: int,
+        seed: int,
+        weights: torch.Tensor | None = None,
+        drop_last: bool = False,
+    ):
+        self.num_clips = num_clips
+        self.seed = seed
+        self.cumulative_weights = None if weights is None else weights.double().cumsum(0)
+        self.epoch = 0
+        self.length = num_clips // global_batch_size * global_batch_size
+        if not drop_last and self.length < num_clips:
+            self.length += global_batch_size
+        if self.length == 0:
+            raise ValueError(
+                f"Expected at least one batch of {global_batch_size} clips, got {num_clips} training clips. Use a "
+                "smaller batch, or do not drop the last one."
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        # Positions are not negative: no clip has this generator, and runs with other seeds share no epoch.
+        generator = clip_generator(self.seed, -1 - self.epoch)
+        if self.cumulative_weights is None:
+            order = torch.randperm(self.num_clips, generator=generator)
+            order = order.repeat(-(-self.length // self.num_clips))[: self.length]
+        else:
+            draws = torch.rand(self.length, generator=generator, dtype=torch.float64) * self.cumulative_weights[-1]
+            order = torch.searchsorted(self.cumulative_weights, draws, right=True).clamp(max=self.num_clips - 1)
+        first = self.epoch * self.length
+        return ((first + offset, index) for offset, index in enumerate(order.tolist()))
+
+
+class PositionedRows(torch.utils.data.Dataset):
+    """Rows asked for by the pairs of `TrainingSampler`; each brings its position along."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, pair: tuple[int, int]) -> dict[str, Any]:
+        return self.__getitems__([pair])[0]
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        rows = self.rows.__getitems__([index for _, index in pairs])
+        return [{**row, "position": position} for (position, _), row in zip(pairs, rows)]
+
+
+def positioned(rows: Dataset | IterableDataset) -> "PositionedRows | PositionedStream":
+    """Decoded training rows, each with its position."""
+    return PositionedStream(rows) if isinstance(rows, IterableDataset) else PositionedRows(rows)
+
+
+class PositionedStream(torch.utils.data.IterableDataset):
+    """Rows of a stream, each with a position, as `PositionedRows` gives them.
+
+    A stream has no order that all workers share: positions, and so the augmentation, are the same again only with the
+    same number of workers.
+    """
+
+    def __init__(self, rows: IterableDataset):
+        self.rows = rows
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for offset, row in enumerate(self.rows):
+            yield {**row, "position": (self.epoch << 40) + offset * count + number}
