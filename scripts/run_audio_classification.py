@@ -3,13 +3,13 @@
     accelerate launch scripts/run_audio_classification.py configs/demo.yaml [--key value ...]
 
 A recipe is a saved command line; keys given here win over it. Everything goes to `output_dir`: the model and its
-feature extractor (for `from_pretrained` and `pipeline`), the resolved recipe, metrics, checkpoints, a model card and a
-picture. Run it again with `--resume_from_checkpoint true` to continue an interrupted run.
+feature extractor (for `from_pretrained` and `pipeline`), the resolved recipe, metrics, checkpoints, a model card and
+pictures; `results.csv` can be read while the run goes on. Run it again with `--resume_from_checkpoint true` to
+continue an interrupted run.
 """
 
+import copy
 import logging
-import re
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,20 +21,23 @@ try:
 except ImportError as error:
     sys.exit(str(error))
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import pipeline, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.data.metrics import compute_metrics
-from modeling_ast.data.sources import AudioSplits, DataError, DecodeAudio, load_splits
-from modeling_ast.inference.plots import plot_tags
-from modeling_ast.training.arguments import ASTTrainingArguments, DataArguments
+from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
+from modeling_ast.data.sources import AudioSplits, DataError
+from modeling_ast.data.streams import decode
+from modeling_ast.inference.plots import plot_confusion_matrix, plot_per_class, plot_tags, plot_training_curves
+from modeling_ast.training.arguments import DataArguments
 from modeling_ast.training.baseline import linear_baseline
 from modeling_ast.training.collator import ASTDataCollator
 from modeling_ast.training.model_card import write_model_card
-from modeling_ast.training.recipes import RECIPE_NAME, Arguments, RecipeError, parse_arguments, save_recipe
-from modeling_ast.training.start import build_feature_extractor, build_model
+from modeling_ast.training.output_dir import AVERAGE_FOLDER, check_output_dir, prepare_output_dir
+from modeling_ast.training.recipes import RecipeError, error_sentence, parse_arguments
+from modeling_ast.training.record import RESULTS_NAME, EpochRecord
+from modeling_ast.training.sampling import class_balanced_weights, positioned
+from modeling_ast.training.start import build_model_and_extractor, read_splits
 from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger("run_audio_classification")
@@ -58,50 +61,67 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.ERROR, format="%(message)s")
     output_dir = Path(training_args.output_dir)
     check_output_dir(output_dir, training_args)
-    multi_label = model_args.problem_type == "multi_label_classification"
-    metric = "mAP" if multi_label else "accuracy"
-    if (training_args.metric_for_best_model or "loss").removeprefix("eval_") not in ("loss", metric):
-        raise RecipeError(
-            f"Expected metric_for_best_model to be {metric} or loss, got {training_args.metric_for_best_model}."
-        )
+    problem_type = model_args.problem_type
+    multi_label = problem_type == "multi_label_classification"
     set_seed(training_args.seed)
 
     # Data.
     with training_args.main_process_first(desc="reading the data set"):
         splits = read_splits(data_args, multi_label)
+    num_labels = len(splits.label_names)
+    sizes = {name: "a stream of" if data_args.streaming and name == "train" else len(rows) for name, rows in splits}
     logger.info(
-        f"{data_args.dataset_name}: {len(splits.label_names)} labels, "
-        + ", ".join(f"{len(rows)} clips for {name}" for name, rows in splits)
+        f"{data_args.dataset_name}: {num_labels} labels, "
+        + ", ".join(f"{size} clips for {name}" for name, size in sizes.items())
     )
 
     # Model and feature extractor, from the same arguments.
-    try:
-        model = build_model(model_args, splits.label_names, allow_fresh_head=training_args.do_train)
-        extractor = build_feature_extractor(model_args, model.config)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())  # the libraries' messages have several lines
-        raise RecipeError(f"{model_args.model_name_or_path} cannot be used: {reason}") from error
+    model, extractor = build_model_and_extractor(
+        model_args, splits.label_names, allow_fresh_head=training_args.do_train
+    )
+    if training_args.freeze_backbone:
+        model.audio_spectrogram_transformer.requires_grad_(False)
     logger.info(
         f"{model_args.model_name_or_path}: {model.num_parameters() / 1e6:.2f} million parameters, "
         f"{model.config.max_length} frames, {model.config.num_tokens} tokens"
     )
     for name, rows in splits:
-        setattr(splits, name, rows.with_transform(DecodeAudio(extractor.sampling_rate)))
-    collate = partial(ASTDataCollator, extractor, len(splits.label_names), multi_label)
+        setattr(splits, name, decode(rows, extractor.sampling_rate))
 
     # Training.
     results = {}
-    trainer = ASTTrainer(
-        model=model,
+    make_trainer = partial(
+        ASTTrainer,
         args=training_args,
-        train_dataset=splits.train,
         eval_dataset=splits.validation,
-        data_collator=collate(),
-        train_collator=collate(augment=augment_args),
+        data_collator=ASTDataCollator(extractor, num_labels, multi_label),
         processing_class=extractor,
-        compute_metrics=lambda p: compute_metrics(p.predictions, p.label_ids, model_args.problem_type),
+        compute_metrics=lambda p: compute_metrics(
+            to_probabilities(p.predictions, problem_type), p.label_ids, problem_type, label_names=splits.label_names
+        ),
+    )
+    trainer = make_trainer(
+        model=model,
+        train_dataset=positioned(splits.train),
+        train_collator=ASTDataCollator(
+            extractor,
+            num_labels,
+            multi_label,
+            augment_args,
+            rows=None if data_args.streaming else splits.train,
+            seed=training_args.seed,
+        ),
+        sampling_weights=class_balanced_weights(splits.train, num_labels)
+        if training_args.class_balanced_sampling
+        else None,
+        record=EpochRecord(output_dir, problem_type),
     )
     if training_args.do_train:
+        logger.info(
+            f"{trainer.global_batch_size} clips an update: {training_args.per_device_train_batch_size} on each of "
+            f"{training_args.world_size * max(1, training_args.n_gpu)} device(s), "
+            f"{training_args.gradient_accumulation_steps} accumulation step(s)"
+        )
         if training_args.should_save:
             prepare_output_dir(output_dir, arguments)
         checkpoint = training_args.resume_from_checkpoint
@@ -116,16 +136,27 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         trainer.save_model()
 
     # Evaluation: the epoch was chosen on the validation clips; the test clips are looked at once.
-    for name, rows in splits:
-        if name != "train":
-            metrics = trainer.evaluate(rows, metric_key_prefix=name)
-            trainer.log_metrics(name, metrics)
-            trainer.save_metrics(name, metrics)
-            results |= metrics
+    results |= evaluate(trainer, splits, output_dir)
+    average_folder = output_dir / AVERAGE_FOLDER
+    if trainer.average.count:
+        average = ASTForAudioClassification(copy.deepcopy(model.config))
+        average.load_state_dict(trainer.average.weights)
+        average.save_pretrained(average_folder)
+        extractor.save_pretrained(average_folder)
+    elif trainer.is_world_process_zero() and training_args.do_train and training_args.weight_average_start is not None:
+        logger.warning("The run ended before the first epoch whose weights were to be averaged.")
+    training_args.distributed_state.wait_for_everyone()
+    if training_args.do_train and average_folder.is_dir():
+        average = make_trainer(model=ASTForAudioClassification.from_pretrained(average_folder))
+        results |= evaluate(average, splits, average_folder, "average_")
+
+    # Report.
     if trainer.is_world_process_zero():
-        results |= report_baseline(data_args, splits, extractor, model_args.problem_type, results)
+        results |= report_baseline(data_args, splits, extractor, results)
         trainer.save_metrics("baseline", {key: value for key, value in results.items() if "baseline" in key})
         if training_args.do_train:
+            if (output_dir / RESULTS_NAME).is_file():  # not without evaluations during training
+                plot_training_curves(output_dir / RESULTS_NAME, output_dir / "training_curves.png")
             write_model_card(
                 output_dir, model, extractor, data_args.dataset_name, model_args.model_name_or_path, results
             )
@@ -136,60 +167,38 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     return results
 
 
-def check_output_dir(output_dir: Path, training_args: ASTTrainingArguments) -> None:
-    """A folder that holds a run is only used to continue that run, or to start anew when asked."""
-    is_new_run = training_args.do_train and not training_args.resume_from_checkpoint
-    if output_dir.exists() and not output_dir.is_dir():
-        raise RecipeError(f"Expected output_dir to be a folder, got the file {output_dir}.")
-    checkpoint = training_args.resume_from_checkpoint
-    if isinstance(checkpoint, str) and not Path(checkpoint).is_dir():
-        raise RecipeError(f"Expected resume_from_checkpoint to be true or a checkpoint's folder, got {checkpoint}.")
-    if is_new_run and (output_dir / RECIPE_NAME).is_file() and not training_args.overwrite_output_dir:
-        raise RecipeError(
-            f"{output_dir} holds a run already. Continue it with --resume_from_checkpoint true, replace it with "
-            "--overwrite_output_dir true, or choose another --output_dir."
-        )
-
-
-def prepare_output_dir(output_dir: Path, arguments: Arguments) -> None:
-    """Make the folder, with the recipe in it, and without what is left of a run that this one replaces."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    training_args = arguments[-1]
-    if (output_dir / RECIPE_NAME).is_file() and not training_args.resume_from_checkpoint:
-        for path in output_dir.iterdir():
-            if path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name):
-                shutil.rmtree(path)
-            elif path.name in ("trainer_state.json", "README.md", "example.png") or path.match("*_results.json"):
-                path.unlink()
-    save_recipe(arguments, output_dir / RECIPE_NAME)
-
-
-def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
-    """The data set, cut to some clips, drawn at random, where the arguments say so."""
-    settings = vars(data_args).copy()
-    limits = {"train": settings.pop("max_train_samples"), "other": settings.pop("max_eval_samples")}
-    del settings["linear_baseline"]
-    splits = load_splits(settings.pop("dataset_name"), multi_label=multi_label, **settings)
+def evaluate(trainer: ASTTrainer, splits: AudioSplits, folder: Path, prefix: str = "") -> dict[str, float]:
+    """Metrics on each held-out split, with a table and pictures of the classes in a folder."""
+    results = {}
     for name, rows in splits:
-        limit = limits["train" if name == "train" else "other"]
-        if limit is not None:
-            setattr(splits, name, rows.shuffle(seed=0).select(range(min(limit, len(rows)))))
-    return splits
+        if name == "train":
+            continue
+        metrics = trainer.evaluate(rows, metric_key_prefix=prefix + name)
+        trainer.log_metrics(prefix + name, metrics)
+        trainer.save_metrics(prefix + name, metrics)
+        results |= metrics
+        if trainer.is_world_process_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            logits, labels = trainer.last_evaluation.predictions, trainer.last_evaluation.label_ids
+            probabilities = to_probabilities(logits, trainer.model.config.problem_type)
+            classes = per_class_metrics(probabilities, labels, splits.label_names)
+            write_per_class_csv(classes, folder / f"per_class_{name}.csv")
+            if any(row["AP"] is not None for row in classes):
+                plot_per_class(classes, folder / f"per_class_{name}.png")
+            if f"{prefix}{name}_accuracy" in metrics and len(classes) <= 100:  # beyond, nothing can be read in it
+                plot_confusion_matrix(probabilities, labels, splits.label_names, folder / f"confusion_{name}.png")
+    return results
 
 
 def report_baseline(
-    data_args: DataArguments,
-    splits: AudioSplits,
-    extractor: ASTFeatureExtractor,
-    problem_type: str,
-    results: dict[str, float],
+    data_args: DataArguments, splits: AudioSplits, extractor: ASTFeatureExtractor, results: dict[str, float]
 ) -> dict[str, float]:
     """What a linear model reaches on the clips that are reported, and whether the network beats it."""
     if not data_args.linear_baseline:
         return {}
     name, rows = ("validation", splits.validation) if splits.test is None else ("test", splits.test)
-    baseline = linear_baseline(splits.train, rows, extractor, len(splits.label_names), problem_type)
-    metric = "mAP" if problem_type == "multi_label_classification" else "accuracy"
+    baseline = linear_baseline(splits.train, rows, extractor, len(splits.label_names))
+    metric = "accuracy" if f"{name}_accuracy" in results else "mAP"
     network, linear = results[f"{name}_{metric}"], baseline[metric]
     verdict = "beats" if network > linear else "does not beat"
     logger.info(f"{name} {metric}: the network reaches {network:.4f} and {verdict} a linear model's {linear:.4f}.")
@@ -213,7 +222,4 @@ if __name__ == "__main__":
     try:
         main()
     except (RecipeError, DataError, AudioError) as error:
-        message = str(error)
-        if message.startswith("Caught "):  # in a worker process; torch put the worker's traceback before it
-            message = message.strip().splitlines()[-1].partition(": ")[2]
-        sys.exit(f"error: {message}")
+        sys.exit(error_sentence(error))

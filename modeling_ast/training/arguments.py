@@ -5,6 +5,8 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+# What the best epoch can be chosen by; the first is of the logits, the others are those of `data.metrics`.
+BEST_METRICS = ("loss", "accuracy", "mAP", "mAUC", "d_prime", "macro_f1", "micro_f1")
 
 @dataclass
 class ModelArguments:
@@ -50,8 +52,19 @@ class DataArguments:
 
     dataset_name: str = field(
         metadata={
-            "help": "synthetic, a folder with a sub-folder a class, a CSV file, Parquet (file or folder), or the name "
-            "of a data set on the Hub."
+            "help": "synthetic, a folder with a sub-folder a class, a CSV file, a data file of the original (.json), "
+            "Parquet (file or folder), or the name of a data set on the Hub."
+        },
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "CSV, JSON or Parquet file with the clips to choose on."}
+    )
+    test_file: str | None = field(default=None, metadata={"help": "The same for the clips to report on."})
+    label_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Label table (CSV: index, mid, display_name) that gives the labels and their order: a path, or "
+            "audioset, esc50 or speech_commands_v2."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
@@ -69,6 +82,9 @@ class DataArguments:
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the training clips to hold out where the data holds out none."}
     )
+    streaming: bool = field(
+        default=False, metadata={"help": "Train on clips while they arrive from the Hub; needs max_steps."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many clips, to try things."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "The same for each of the other splits."})
     linear_baseline: bool = field(
@@ -82,30 +98,87 @@ class DataArguments:
                 raise ValueError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
         if not self.label_separator:
             raise ValueError("Expected a label_separator, got nothing.")
+        not_for_streams = (
+            *("audio_dir", "fold_column_name", "split_column_name", "validation_file", "test_file"),
+            *("max_train_samples", "max_eval_samples", "linear_baseline"),
+        )
+        for name in not_for_streams if self.streaming else ():
+            if getattr(self, name):
+                raise ValueError(f"{name} has no effect on a stream: leave it out, or streaming.")
 
 
 @dataclass
 class AugmentArguments:
-    """What is done to training clips. 0 switches off."""
+    """What is done to training clips. 0 or false switches off."""
 
+    mixup_probability: float = field(
+        default=0.0, metadata={"help": "Share of the clips that another one, drawn from all, is mixed into."}
+    )
+    mixup_alpha: int = field(default=10, metadata={"help": "Mixing weights are drawn from Beta(alpha, alpha)."})
+    random_crop: bool = field(default=False, metadata={"help": "Take any part of a longer clip, not its head."})
     freq_mask_bins: int = field(default=0, metadata={"help": "Mask up to this many (less one) mel bins in a row."})
     time_mask_frames: int = field(default=0, metadata={"help": "Mask up to this many (less one) frames in a row."})
-    roll_frames: int = field(default=0, metadata={"help": "Roll in time by up to this many frames, either way."})
+    max_noise: float = field(
+        default=0.0, metadata={"help": "Add uniform noise of a drawn amplitude below this to normalised features."}
+    )
+    roll_frames: int = field(default=0, metadata={"help": "Move in time by up to this many frames, either way."})
+    original_noise_and_roll: bool = field(
+        default=False, metadata={"help": "Noise above zero alone, and padding goes round, as in the original."}
+    )
 
     def __post_init__(self):
-        for name in ("freq_mask_bins", "time_mask_frames", "roll_frames"):
+        for name in ("freq_mask_bins", "time_mask_frames", "max_noise", "roll_frames"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Expected {name} of at least 0, got {getattr(self, name)}.")
+        if not 0 <= self.mixup_probability <= 1:
+            raise ValueError(f"Expected mixup_probability between 0 and 1, got {self.mixup_probability}.")
+        if self.mixup_alpha < 1:
+            raise ValueError(f"Expected mixup_alpha of at least 1, got {self.mixup_alpha}.")
+        if self.original_noise_and_roll and not (self.max_noise or self.roll_frames):
+            raise ValueError("original_noise_and_roll has no effect without max_noise or roll_frames.")
 
 
 @dataclass
 class ASTTrainingArguments(TrainingArguments):
-    """Transformers' `TrainingArguments`, with what audio rows need, and one more key."""
+    """Transformers' `TrainingArguments`, with what audio rows and the original's training need."""
 
     # Rows are decoded by a transform from a column that the model's forward does not know.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false for audio rows."})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew in a folder that holds a run; its checkpoints are removed."}
+    )
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "Clips per process and accumulation step; follows from global_batch_size."}
+    )
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "Clips per update, over all processes and accumulation steps."}
+    )
+    class_balanced_sampling: bool = field(
+        default=False, metadata={"help": "Draw training clips with replacement, rare classes more often."}
+    )
+    decoupled_weight_decay: bool = field(
+        default=True,
+        metadata={
+            "help": "true: AdamW, without decay of biases and norms. false: Adam with L2 on every parameter, as the "
+            "original."
+        },
+    )
+    head_learning_rate_factor: float = field(
+        default=1.0, metadata={"help": "The classifier's learning rate, in multiples of the others'."}
+    )
+    freeze_backbone: bool = field(default=False, metadata={"help": "Train the classifier alone (linear probe)."})
+    lr_step_factor: float | None = field(
+        default=None, metadata={"help": "Multiply a constant rate by this, again and again, between epochs."}
+    )
+    lr_step_first_epochs: int = field(default=0, metadata={"help": "Epochs before lr_step_factor first applies."})
+    lr_step_epochs: int = field(default=1, metadata={"help": "Epochs between its later applications."})
+    weight_average_start: int | None = field(
+        default=None, metadata={"help": "First epoch, counted from 1, of the average of the epochs' weights."}
+    )
+    weight_average_end: int | None = field(default=None, metadata={"help": "Last epoch of it; the last one if unset."})
+    # No parameter of this model goes unused.
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Whether DistributedDataParallel looks for parameters without gradients."}
     )
 
     def __post_init__(self):
@@ -116,7 +189,72 @@ class ASTTrainingArguments(TrainingArguments):
             raise ValueError(
                 "do_predict has no effect: every held-out split is evaluated, and nothing else predicted."
             )
+        if (self.metric_for_best_model or "loss").removeprefix("eval_") not in BEST_METRICS:
+            raise ValueError(
+                f"Expected metric_for_best_model to be one of {', '.join(BEST_METRICS)}, got "
+                f"{self.metric_for_best_model}."
+            )
+        if self.train_sampling_strategy != "random":
+            raise ValueError(
+                "Expected train_sampling_strategy to stay random (class_balanced_sampling chooses the other order), "
+                f"got {self.train_sampling_strategy}."
+            )
+        self._divide_global_batch()
+        self._check_schedule()
+        if not self.decoupled_weight_decay and self.optim not in ("adamw_torch", "adamw_torch_fused"):
+            raise ValueError(f"Expected optim adamw_torch with decoupled_weight_decay false, got {self.optim.value}.")
+        if self.head_learning_rate_factor <= 0:
+            raise ValueError(f"Expected head_learning_rate_factor above 0, got {self.head_learning_rate_factor}.")
+        if self.weight_average_start is None and self.weight_average_end is not None:
+            raise ValueError("weight_average_end has no effect without weight_average_start.")
+        if self.weight_average_start is not None:
+            last = self.num_train_epochs if self.weight_average_end is None else self.weight_average_end
+            if not 1 <= self.weight_average_start <= last <= self.num_train_epochs:
+                raise ValueError(
+                    f"Expected weight averaging over epochs of 1 to {self.num_train_epochs:g}, got "
+                    f"{self.weight_average_start} to {last:g}."
+                )
         self.label_names = self.label_names or ["labels"]
         # `Trainer` takes a path or True (the last checkpoint of the folder); a command line gives text.
         if str(self.resume_from_checkpoint).lower() in ("true", "false", "none"):
             self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true" or None
+
+    def _divide_global_batch(self) -> None:
+        if self.global_batch_size is not None and self.auto_find_batch_size:
+            raise ValueError("auto_find_batch_size would change global_batch_size: use one of them.")
+        parts = self.world_size * max(1, self.n_gpu) * self.gradient_accumulation_steps
+        if self.global_batch_size is None or not self.do_train:
+            self.per_device_train_batch_size = self.per_device_train_batch_size or 8  # Transformers' default
+            return
+        layout = f"{self.world_size * max(1, self.n_gpu)} device(s) x {self.gradient_accumulation_steps} step(s)"
+        if self.global_batch_size < 1 or self.global_batch_size % parts:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} cannot be divided by {layout} of accumulation. Choose "
+                "gradient_accumulation_steps, or the number of processes, so that it can."
+            )
+        share = self.global_batch_size // parts
+        if self.per_device_train_batch_size not in (None, share):
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is {share} clips for each of {layout}, got "
+                f"per_device_train_batch_size {self.per_device_train_batch_size}. Leave it out, or change "
+                "gradient_accumulation_steps."
+            )
+        self.per_device_train_batch_size = share
+
+    def _check_schedule(self) -> None:
+        if self.lr_scheduler_type == "constant" and self.warmup_steps:
+            raise ValueError("Expected lr_scheduler_type constant_with_warmup with warmup_steps, got constant.")
+        if self.lr_step_factor is None:
+            if self.lr_step_first_epochs != 0 or self.lr_step_epochs != 1:
+                raise ValueError("lr_step_first_epochs and lr_step_epochs have no effect without lr_step_factor.")
+            return
+        if self.lr_scheduler_type not in ("constant", "constant_with_warmup"):
+            raise ValueError(
+                "Expected lr_scheduler_type constant or constant_with_warmup with lr_step_factor, got "
+                f"{self.lr_scheduler_type.value}."
+            )
+        if self.lr_step_factor <= 0 or self.lr_step_first_epochs < 0 or self.lr_step_epochs < 1:
+            raise ValueError(
+                "Expected lr_step_factor above 0, lr_step_first_epochs of at least 0 and lr_step_epochs of at least "
+                f"1, got {self.lr_step_factor}, {self.lr_step_first_epochs} and {self.lr_step_epochs}."
+            )

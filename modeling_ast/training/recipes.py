@@ -13,11 +13,21 @@ from transformers import HfArgumentParser
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, DataArguments, ModelArguments
 
 RECIPE_NAME = "recipe.yaml"
+# Behind the arguments of a tool that only looks at a recipe: its batches need not fit this machine's devices.
+NOT_TRAINING = "--do_train=false"
 Arguments = tuple[ModelArguments, DataArguments, AugmentArguments, ASTTrainingArguments]
 
 
 class RecipeError(ValueError):
     """A recipe or command line that cannot be used. The message says which key, what was expected and what came."""
+
+
+def error_sentence(error: Exception) -> str:
+    """What to tell the user of an error, also of one that comes out of a worker process."""
+    message = str(error)
+    if message.startswith("Caught "):  # torch put the worker's traceback before it
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    return f"error: {message}"
 
 
 class _Parser(HfArgumentParser):
@@ -84,12 +94,25 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         if unknown:
             raise RecipeError(f"Unknown: {' '.join(unknown)}. Keys are written in full, as --key value.")
         values = vars(namespace)
-        return tuple(
+        arguments = tuple(
             kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
             for kind in parser.dataclass_types
         )
+        _check_stream(arguments[1], arguments[3])
+        return arguments
     except (ValueError, ImportError) as error:
         raise RecipeError(str(error)) from error
+
+
+def _check_stream(data_args: DataArguments, training_args: ASTTrainingArguments) -> None:
+    """What needs to know all clips in advance is refused where they come as a stream."""
+    if not data_args.streaming:
+        return
+    if training_args.do_train and training_args.max_steps <= 0:
+        raise ValueError("Expected max_steps with streaming: a stream does not tell how long an epoch is.")
+    for name in ("class_balanced_sampling", "lr_step_factor", "weight_average_start"):
+        if getattr(training_args, name):
+            raise ValueError(f"{name} needs to know all clips in advance, which a stream does not tell.")
 
 
 def save_recipe(arguments: Arguments, path: str | Path) -> None:
@@ -111,6 +134,9 @@ def _settings(block) -> Iterator[tuple[str, Any]]:
         value = getattr(block, field.name)
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         is_default = isinstance(block, ASTTrainingArguments) and value == default
+        # Saved is the batch of all devices, so that the recipe runs on another number of them.
+        if field.name == "per_device_train_batch_size" and block.global_batch_size is not None:
+            continue
         is_secret = field.name.endswith("_token")  # such as hub_token; the recipe is uploaded with the model
         if not field.init or value is None or is_default or is_secret:
             continue

@@ -1,9 +1,10 @@
-"""What a run starts from: the model and the feature extractor, built together from the same arguments."""
+"""What a run starts from: the rows, the model and the feature extractor, from the arguments."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 
 from modeling_ast import (
@@ -15,13 +16,49 @@ from modeling_ast import (
 )
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, strides_in_name
+from modeling_ast.data.sources import AudioSplits, load_splits
+from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
-from modeling_ast.training.arguments import ModelArguments
+from modeling_ast.training.arguments import DataArguments, ModelArguments
+from modeling_ast.training.recipes import RecipeError
 
 logger = logging.getLogger(__name__)
 
 _NETWORK_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _SETTING_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "problem_type", "attn_implementation")
+
+
+def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
+    """The data set, cut to some clips, drawn at random, where the arguments say so."""
+    settings = vars(data_args).copy()
+    limits = {"train": settings.pop("max_train_samples"), "other": settings.pop("max_eval_samples")}
+    del settings["linear_baseline"]
+    if settings.pop("streaming"):
+        keys = ("dataset_config_name", "audio_column_name", "label_column_name", "label_file")
+        own = {key: settings[key] for key in keys}
+        return load_streamed_splits(settings["dataset_name"], multi_label=multi_label, **own)
+    splits = load_splits(settings.pop("dataset_name"), multi_label=multi_label, **settings)
+    for name, rows in splits:
+        limit = limits["train" if name == "train" else "other"]
+        if limit is not None:
+            setattr(splits, name, rows.shuffle(seed=0).select(range(min(limit, len(rows)))))
+    return splits
+
+
+def build_model_and_extractor(
+    arguments: ModelArguments, label_names: list[str], allow_fresh_head: bool = True
+) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
+    """Both, as `build_model` and `build_feature_extractor` make them.
+
+    Raises:
+        RecipeError: Arguments or weights that cannot be used, in one sentence.
+    """
+    try:
+        model = build_model(arguments, label_names, allow_fresh_head)
+        return model, build_feature_extractor(arguments, model.config)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())  # the libraries' messages have several lines
+        raise RecipeError(f"{arguments.model_name_or_path} cannot be used: {reason}") from error
 
 
 def build_model(

@@ -1,0 +1,81 @@
+"""What a run did, a line an epoch: the metrics of its model and of the mean of all predictions so far."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from modeling_ast.data.metrics import compute_metrics
+from modeling_ast.training.arguments import BEST_METRICS
+
+RESULTS_NAME = "results.csv"
+_STATE_NAME, _PREDICTIONS_NAME = "epoch_record.json", "mean_predictions.npy"
+
+
+class EpochRecord:
+    """`results.csv` in the output folder, readable while the run goes on.
+
+    Its columns: epoch, learning_rate (of the epoch's last update), train_loss (mean over the epoch, augmented),
+    validation_loss (of logits), the metrics of this epoch's model, and the same with `cum_` for the mean of the
+    probabilities of all epochs so far.
+
+    Args:
+        folder: Of the run.
+        problem_type: Of the model.
+
+    Source: the original's result.csv; its losses were of other things (sigmoids of sigmoids, running averages).
+    """
+
+    def __init__(self, folder: str | Path, problem_type: str):
+        self.folder = Path(folder)
+        self.problem_type = problem_type
+        self.rows: list[dict[str, float]] = []
+        self.mean_probabilities: np.ndarray | None = None
+
+    def add(
+        self, row: dict[str, float], measured: dict[str, float], probabilities: np.ndarray, labels: np.ndarray
+    ) -> None:
+        """Write one more line.
+
+        Args:
+            row: Epoch, rate and training loss, by the names of their columns.
+            measured: The loss and the metrics of this epoch's model.
+            probabilities: This epoch's, of shape (clips, num_labels).
+            labels: Class indices (clips,) or multi-hot (clips, num_labels).
+        """
+        if self.mean_probabilities is None:
+            self.mean_probabilities = np.zeros_like(probabilities, dtype=np.float64)
+        self.mean_probabilities += (probabilities - self.mean_probabilities) / (len(self.rows) + 1)
+        mean_metrics = compute_metrics(self.mean_probabilities, labels, self.problem_type)
+        columns = {"validation_loss": measured["loss"]}
+        for prefix, values in (("", measured), ("cum_", mean_metrics)):
+            columns |= {prefix + name: values[name] for name in BEST_METRICS if name != "loss" and name in values}
+        self.rows.append({**row, **columns})
+        self._write()
+
+    def save_state(self, checkpoint: str | Path) -> None:
+        """Into a checkpoint's folder, so that a resumed run goes on with the mean."""
+        (Path(checkpoint) / _STATE_NAME).write_text(json.dumps(self.rows), encoding="utf-8")
+        if self.mean_probabilities is not None:
+            np.save(Path(checkpoint) / _PREDICTIONS_NAME, self.mean_probabilities)
+
+    def load_state(self, checkpoint: str | Path) -> None:
+        """Go on with it, where the checkpoint brings one."""
+        if not (Path(checkpoint) / _STATE_NAME).is_file():
+            return
+        self.rows = json.loads((Path(checkpoint) / _STATE_NAME).read_text(encoding="utf-8"))
+        if self.rows:
+            self.mean_probabilities = np.load(Path(checkpoint) / _PREDICTIONS_NAME)
+            self._write()
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        path = self.folder / RESULTS_NAME
+        partial = path.with_suffix(".csv.part")
+        with open(partial, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        shutil.move(partial, path)  # whoever reads meanwhile finds a whole file

@@ -1,0 +1,319 @@
+"""Training arguments do what they say, fit together, or are refused with what to do instead."""
+
+import copy
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_tiny_config, random_model
+
+from modeling_ast import ASTForAudioClassification
+from modeling_ast.data import synthetic
+from modeling_ast.training.arguments import ASTTrainingArguments
+from modeling_ast.training.sampling import PositionedRows
+from modeling_ast.training.trainer import ASTTrainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "run_audio_classification.py"
+ORIGINAL_ADAM = {"learning_rate": 0.01, "weight_decay": 0.1, "adam_beta1": 0.95, "adam_beta2": 0.999}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes training arguments."""
+    common = {"use_cpu": True, "report_to": "none", "do_train": True}
+    return lambda **settings: ASTTrainingArguments(str(tmp_path), **(common | settings))
+
+
+@pytest.fixture
+def make_trainer(make):
+    """Makes a trainer of a tiny model, with its optimiser."""
+
+    def build(model: ASTForAudioClassification | None = None, **settings) -> ASTTrainer:
+        model = random_model(make_tiny_config()) if model is None else model
+        trainer = ASTTrainer(model=model, args=make(**settings), train_dataset=PositionedRows(range(8)))
+        trainer.create_optimizer()
+        return trainer
+
+    return build
+
+
+def settings_of(trainer: ASTTrainer, name: str) -> dict[str, list]:
+    """A setting of the optimiser for each parameter, by the parameter's name; as many as there are."""
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    found = {}
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            found.setdefault(names[id(parameter)], []).append(group[name])
+    return found
+
+
+def update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, times: int = 4) -> None:
+    """Steps with the same gradients for every optimiser."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(times):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+# Global batch
+
+
+def test_batches_are_transformers_default_where_nothing_is_said(make):
+    assert make().per_device_train_batch_size == 8
+
+
+@pytest.mark.parametrize(("settings", "share"), [({}, 12), ({"gradient_accumulation_steps": 4}, 3)])
+def test_the_global_batch_is_divided(make, settings, share):
+    arguments = make(global_batch_size=12, **settings)
+    assert arguments.per_device_train_batch_size == share
+    assert arguments.train_batch_size == share
+
+
+def test_the_global_batch_is_divided_by_processes(make, monkeypatch):
+    monkeypatch.setattr(ASTTrainingArguments, "world_size", property(lambda self: 3))
+    assert make(global_batch_size=48, gradient_accumulation_steps=2).per_device_train_batch_size == 8
+    with pytest.raises(ValueError, match=r"global_batch_size 50 cannot be divided by 3 device\(s\) x 2 step\(s\)"):
+        make(global_batch_size=50, gradient_accumulation_steps=2)
+
+
+def test_the_trainer_makes_batches_of_the_global_size(make_trainer):
+    trainer = make_trainer(global_batch_size=4, gradient_accumulation_steps=2)
+    assert trainer.global_batch_size == 4
+    assert len(trainer.get_train_dataloader()) == 4  # steps of 2 clips: an epoch of 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"global_batch_size": 12, "gradient_accumulation_steps": 5},
+            r"global_batch_size 12 cannot be divided by 1 device\(s\) x 5 step\(s\) of accumulation. Choose "
+            "gradient_accumulation_steps",
+        ),
+        ({"global_batch_size": 0}, "global_batch_size 0 cannot be divided"),
+        ({"global_batch_size": -4}, "global_batch_size -4 cannot be divided"),
+        (
+            {"global_batch_size": 12, "per_device_train_batch_size": 8},
+            r"global_batch_size 12 is 12 clips for each of 1 device\(s\) x 1 step\(s\), got "
+            "per_device_train_batch_size 8. Leave it out",
+        ),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(make, settings, words):
+    with pytest.raises(ValueError, match=words):
+        make(**settings)
+
+
+def test_batches_need_not_fit_where_nothing_is_trained(make):
+    assert make(global_batch_size=12, gradient_accumulation_steps=5, do_train=False).per_device_train_batch_size == 8
+
+
+def test_a_share_that_is_said_and_fits_is_taken(make):
+    arguments = make(global_batch_size=12, per_device_train_batch_size=6, gradient_accumulation_steps=2)
+    assert arguments.per_device_train_batch_size == 6
+
+
+# Schedule and average
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lr_step_first_epochs": 5}, "lr_step_first_epochs and lr_step_epochs have no effect without lr_step_factor"),
+        ({"lr_step_epochs": 5}, "lr_step_first_epochs and lr_step_epochs have no effect without lr_step_factor"),
+        ({"lr_step_factor": 0.5}, "Expected lr_scheduler_type constant or constant_with_warmup .* got linear"),
+        (
+            {"lr_step_factor": 0.5, "lr_scheduler_type": "cosine"},
+            "constant_with_warmup with lr_step_factor, got cosine",
+        ),
+        (
+            {"lr_step_factor": 0.5, "lr_scheduler_type": "constant", "warmup_steps": 10},
+            "Expected lr_scheduler_type constant_with_warmup with warmup_steps, got constant",
+        ),
+        ({"lr_step_factor": 0, "lr_scheduler_type": "constant"}, "Expected lr_step_factor above 0.* got 0, 0 and 1"),
+        (
+            {"lr_step_factor": 0.5, "lr_step_first_epochs": -1, "lr_scheduler_type": "constant"},
+            "lr_step_first_epochs of at least 0.* got 0.5, -1 and 1",
+        ),
+        (
+            {"lr_step_factor": 0.5, "lr_step_epochs": 0, "lr_scheduler_type": "constant"},
+            "lr_step_epochs of at least 1, got 0.5, 0 and 0",
+        ),
+        ({"weight_average_end": 3}, "weight_average_end has no effect without weight_average_start"),
+        ({"weight_average_start": 0, "num_train_epochs": 5}, "over epochs of 1 to 5, got 0 to 5"),
+        ({"weight_average_start": 6, "num_train_epochs": 5}, "over epochs of 1 to 5, got 6 to 5"),
+        (
+            {"weight_average_start": 3, "weight_average_end": 2, "num_train_epochs": 5},
+            "over epochs of 1 to 5, got 3 to 2",
+        ),
+        (
+            {"weight_average_start": 2, "weight_average_end": 6, "num_train_epochs": 5},
+            "over epochs of 1 to 5, got 2 to 6",
+        ),
+        ({"head_learning_rate_factor": 0}, "Expected head_learning_rate_factor above 0, got 0"),
+        ({"head_learning_rate_factor": -2}, "Expected head_learning_rate_factor above 0, got -2"),
+        (
+            {"decoupled_weight_decay": False, "optim": "sgd"},
+            "adamw_torch with decoupled_weight_decay false, got sgd",
+        ),
+        ({"remove_unused_columns": True}, "remove_unused_columns must stay false"),
+        ({"do_predict": True}, "do_predict has no effect"),
+        ({"metric_for_best_model": "f1"}, "metric_for_best_model to be one of loss, accuracy, mAP.*, got f1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(make, settings, words):
+    with pytest.raises(ValueError, match=words):
+        make(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lr_step_factor": 0.5, "lr_scheduler_type": "constant"},
+        {"lr_step_factor": 0.5, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 10},
+        {"weight_average_start": 1},
+        {"weight_average_start": 5, "weight_average_end": 5, "num_train_epochs": 5},
+        {"decoupled_weight_decay": False, "optim": "adamw_torch_fused"},
+        {"metric_for_best_model": "eval_mAP"},
+    ],
+)
+def test_arguments_that_fit_are_taken(make, settings):
+    arguments = make(**settings)
+    assert {name: getattr(arguments, name) for name in settings} == settings
+
+
+# Optimiser
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_adam_with_l2_is_the_originals(make_trainer, optim):
+    """torch.optim.Adam, with the decay on every parameter: biases, norms and positions too."""
+    expected = random_model(make_tiny_config())
+    adam = torch.optim.Adam(expected.parameters(), lr=0.01, betas=(0.95, 0.999), eps=1e-8, weight_decay=0.1)
+    trainer = make_trainer(decoupled_weight_decay=False, optim=optim, **ORIGINAL_ADAM)
+    update(trainer.model, trainer.optimizer)
+    update(expected, adam)
+    torch.testing.assert_close(trainer.model.state_dict(), expected.state_dict(), rtol=1e-5, atol=1e-6)
+    decays = settings_of(trainer, "weight_decay")
+    assert decays == {name: [0.1] for name, _ in expected.named_parameters()}
+
+
+def test_adamw_spares_biases_and_norms(make_trainer):
+    trainer = make_trainer(**ORIGINAL_ADAM)
+    norms = {f"{n}.weight" for n, module in trainer.model.named_modules() if isinstance(module, torch.nn.LayerNorm)}
+    spared = {n for n, _ in trainer.model.named_parameters() if n.endswith("bias") or n in norms}
+    assert len(norms) == 6 and "classifier.layernorm.weight" in norms
+    decays = settings_of(trainer, "weight_decay")
+    assert decays == {name: [0.0 if name in spared else 0.1] for name, _ in trainer.model.named_parameters()}
+
+
+def test_adamw_is_torchs(make_trainer):
+    trainer = make_trainer(**ORIGINAL_ADAM)
+    expected = random_model(make_tiny_config())
+    decays = settings_of(trainer, "weight_decay")
+    groups = [
+        {"params": [p for n, p in expected.named_parameters() if decays[n] == [decay]], "weight_decay": decay}
+        for decay in (0.1, 0.0)
+    ]
+    adamw = torch.optim.AdamW(groups, lr=0.01, betas=(0.95, 0.999), eps=1e-8)
+    update(trainer.model, trainer.optimizer)
+    update(expected, adamw)
+    torch.testing.assert_close(trainer.model.state_dict(), expected.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("factor", [10.0, 0.5])
+def test_the_head_learns_at_a_multiple_of_the_rate(make_trainer, decoupled, factor):
+    plain = make_trainer(decoupled_weight_decay=decoupled, **ORIGINAL_ADAM)
+    trainer = make_trainer(decoupled_weight_decay=decoupled, head_learning_rate_factor=factor, **ORIGINAL_ADAM)
+    expected = {
+        n: [0.01 * factor if n.startswith("classifier.") else 0.01] for n, _ in trainer.model.named_parameters()
+    }
+    assert settings_of(trainer, "lr") == expected  # each parameter once
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.01  # the rate that is logged
+    for name in ("weight_decay", "betas", "eps"):
+        assert settings_of(trainer, name) == settings_of(plain, name)
+
+
+def test_the_heads_steps_are_as_much_larger(make_trainer):
+    before = random_model(make_tiny_config()).state_dict()
+    moved = []
+    for factor in (1.0, 10.0):
+        trainer = make_trainer(head_learning_rate_factor=factor, weight_decay=0.0, learning_rate=0.01)
+        update(trainer.model, trainer.optimizer, times=1)
+        moved.append({name: tensor - before[name] for name, tensor in trainer.model.state_dict().items()})
+    for name in before:
+        scale = 10 if name.startswith("classifier.") else 1
+        torch.testing.assert_close(moved[1][name], scale * moved[0][name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_heads_rate_keeps_its_multiple_through_the_schedule(make_trainer):
+    trainer = make_trainer(
+        head_learning_rate_factor=10.0,
+        learning_rate=0.01,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=4,
+        lr_step_factor=0.5,
+    )
+    trainer.get_train_dataloader()
+    trainer.create_scheduler(10)
+    for _ in range(5):
+        for name, (rate,) in settings_of(trainer, "lr").items():
+            body = trainer.optimizer.param_groups[0]["lr"]
+            assert rate == pytest.approx(10 * body if name.startswith("classifier.") else body)
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+
+
+def test_the_multiple_is_taken_once_however_often_the_optimiser_is_asked_for(make_trainer):
+    """As by a second `train`, or by a search for a batch size that fits into memory."""
+    trainer = make_trainer(head_learning_rate_factor=10.0, learning_rate=0.01)
+    rates = settings_of(trainer, "lr")
+    trainer.create_optimizer()
+    assert settings_of(trainer, "lr") == rates
+
+
+@pytest.mark.parametrize("factor", [1.0, 10.0])
+def test_frozen_parameters_are_not_in_the_optimiser(make_trainer, factor):
+    model = random_model(make_tiny_config())
+    model.audio_spectrogram_transformer.requires_grad_(False)
+    trainer = make_trainer(model, head_learning_rate_factor=factor, learning_rate=0.01)
+    names = [name for name, _ in model.named_parameters() if name.startswith("classifier.")]
+    assert settings_of(trainer, "lr") == {name: [pytest.approx(0.01 * factor)] for name in names}
+    assert all(group["params"] for group in trainer.optimizer.param_groups)
+
+
+class Trained(Exception):
+    """Ends the script after its training."""
+
+
+def test_freezing_trains_the_classifier_alone(tmp_path, tmp_path_factory, monkeypatch):
+    """By the script: all of the head moves, and nothing else."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(synthetic, "CLIPS_PER_CLASS", {"train": 2, "validation": 1, "test": 1})
+    train, models = ASTTrainer.train, []
+
+    def train_and_stop(self, *args, **kwargs):
+        models.append(copy.deepcopy(self.model))
+        train(self, *args, **kwargs)
+        models.append(self.model)
+        raise Trained
+
+    monkeypatch.setattr(ASTTrainer, "train", train_and_stop)
+    random_model(make_tiny_config(id2label=dict(enumerate(synthetic.CLASSES)))).save_pretrained(tmp_path / "model")
+    data = [
+        "--dataset_name=synthetic",
+        f"--model_name_or_path={tmp_path / 'model'}",
+        f"--output_dir={tmp_path / 'run'}",
+    ]
+    settings = ["--do_train=true", "--freeze_backbone=true", "--max_steps=2", "--learning_rate=0.1", "--use_cpu=true"]
+    with pytest.raises(Trained):
+        runpy.run_path(str(SCRIPT))["main"]([*data, *settings, "--report_to=none", "--disable_tqdm=true"])
+    before, after = (model.state_dict() for model in models)
+    head = {name for name in before if name.startswith("classifier.")}
+    assert {name for name, parameter in models[1].named_parameters() if parameter.requires_grad} == head
+    assert {name for name, tensor in after.items() if not torch.equal(tensor, before[name])} == head

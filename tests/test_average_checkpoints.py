@@ -1,0 +1,55 @@
+"""The script that averages saved models."""
+
+from pathlib import Path
+
+import average_checkpoints
+import pytest
+import torch
+import transformers
+from conftest import make_tiny_config, random_model
+
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+
+
+def run(*arguments) -> None:
+    average_checkpoints.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folders(tmp_path) -> list[Path]:
+    folders = []
+    for scale in (1.0, 3.0):
+        model = random_model(make_tiny_config())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(scale)
+        folders.append(tmp_path / f"checkpoint-{scale:.0f}")
+        model.save_pretrained(folders[-1])
+        ASTFeatureExtractor(max_length=64, num_mel_bins=32, mean=-7.0).save_pretrained(folders[-1])
+    return folders
+
+
+def test_the_average_loads_like_any_model(tmp_path, folders):
+    run(*folders, "--output_dir", tmp_path / "average")
+    first = ASTForAudioClassification.from_pretrained(folders[0]).state_dict()
+    for model_class in (ASTForAudioClassification, transformers.ASTForAudioClassification):
+        assert model_class.from_pretrained(tmp_path / "average").config.num_labels == 5
+    for name, tensor in ASTForAudioClassification.from_pretrained(tmp_path / "average").state_dict().items():
+        torch.testing.assert_close(tensor, 2 * first[name])
+    assert ASTFeatureExtractor.from_pretrained(tmp_path / "average").mean == -7.0
+
+
+def test_what_cannot_be_averaged_is_refused(tmp_path, folders):
+    random_model(make_tiny_config(hidden_size=64)).save_pretrained(tmp_path / "wider")
+    for arguments, words in (
+        ([folders[0], tmp_path / "wider"], "in the first model and"),
+        ([tmp_path / "nothing"], "nothing"),
+    ):
+        with pytest.raises((ValueError, OSError), match=words):
+            run(*arguments, "--output_dir", tmp_path / "average")
+        assert not (tmp_path / "average").exists()
+
+
+def test_a_folder_that_holds_something_is_not_overwritten(folders):
+    with pytest.raises(ValueError, match="new or empty folder"):
+        run(*folders, "--output_dir", folders[0])

@@ -1,0 +1,130 @@
+"""Streams: rows are those of the table, and what needs all clips in advance is refused."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import run_audio_classification
+import soundfile
+import torch
+from datasets import Audio, ClassLabel, Dataset
+from torch.utils.data import DataLoader
+
+from modeling_ast.data.sources import AudioSplits, DataError, load_splits
+from modeling_ast.data.streams import decode, load_streamed_splits
+from modeling_ast.training.recipes import RecipeError
+from modeling_ast.training.sampling import positioned
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = ["hiss", "hum"]
+
+
+def write_parquet(folder: Path, labels: str = "names", splits: tuple = ("train", "validation")) -> Path:
+    """Six clips a split, each with a level of its own to be told by."""
+    folder.mkdir()
+    for split in splits:
+        sounds, classes = [], [number % 2 for number in range(6)]
+        for number in range(6):
+            content = io.BytesIO()
+            samples = torch.linspace(-1, 1, 8000) * (number + 1) / 10
+            soundfile.write(content, samples.numpy(), 16000, format="WAV", subtype="FLOAT")
+            sounds.append({"bytes": content.getvalue(), "path": f"{split}-{number}.wav"})
+        written = classes if labels == "names" else [NAMES[number] for number in classes]
+        rows = Dataset.from_dict({"audio": sounds, "label": written})
+        rows = rows.cast_column("audio", Audio(decode=False))
+        if labels == "names":
+            rows = rows.cast_column("label", ClassLabel(names=NAMES))
+        rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return str(write_parquet(tmp_path_factory.mktemp("stream") / "data"))
+
+
+@pytest.fixture(scope="module")
+def stream(folder) -> AudioSplits:
+    return load_streamed_splits(folder)
+
+
+@pytest.mark.slow  # `datasets` sleeps for five seconds an epoch
+def test_a_stream_gives_the_rows_of_the_table(folder, stream):
+    table = load_splits(folder)
+    assert stream.label_names == table.label_names == NAMES
+    for name in ("train", "validation"):
+        expected = {row["waveform"].max().item(): row["labels"] for row in decode(getattr(table, name), 16000)}
+        found = {row["waveform"].max().item(): row["labels"] for row in decode(getattr(stream, name), 16000)}
+        assert found == expected and len(found) == 6
+
+
+@pytest.mark.slow  # `datasets` sleeps for five seconds an epoch
+def test_each_clip_of_a_stream_has_a_position_of_its_own_in_every_epoch(stream):
+    rows = positioned(decode(stream.train, 16000))
+    positions = []
+    for epoch in (0, 1):
+        rows.set_epoch(epoch)
+        loader = DataLoader(rows, batch_size=2, num_workers=1, collate_fn=list)
+        positions += [row["position"] for batch in loader for row in batch]
+    assert len(set(positions)) == len(positions) == 12
+
+
+def test_a_label_table_names_what_the_stream_does_not(tmp_path):
+    folder = str(write_parquet(tmp_path / "data", labels="text"))
+    with pytest.raises(DataError, match="label_file"):
+        load_streamed_splits(folder)
+    table = tmp_path / "labels.csv"
+    table.write_text("index,mid,display_name\n0,/m/1,hum\n1,/m/0,hiss\n")
+    splits = load_streamed_splits(folder, label_file=str(table))
+    assert splits.label_names == ["hum", "hiss"]
+    assert [row["labels"] for row in splits.validation] == [1, 0, 1, 0, 1, 0]
+    table.write_text("index,mid,display_name\n0,/m/1,hum\n1,/m/0,rain\n")
+    with pytest.raises(DataError, match="'hiss' of column 'label' is not in the label table"):
+        load_streamed_splits(folder, label_file=str(table))
+
+
+def test_a_data_set_that_cannot_be_streamed_is_one_sentence(tmp_path, folder):
+    with pytest.raises(DataError, match="cannot be streamed"):
+        load_streamed_splits(str(tmp_path / "nothing"))
+    with pytest.raises(DataError, match="expected splits train and validation, got train"):
+        load_streamed_splits(str(write_parquet(tmp_path / "train_alone", splits=("train",))))
+    with pytest.raises(DataError, match="expected a column 'sound', got audio, label"):
+        load_streamed_splits(folder, audio_column_name="sound")
+
+
+COMMON = {
+    **{"model_name_or_path": "tiny224", "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3},
+    **{"intermediate_size": 24, "max_length": 32, "num_mel_bins": 32, "streaming": "true", "do_train": "true"},
+    **{"global_batch_size": 3, "mixup_probability": 0.5, "use_cpu": "true", "dataloader_pin_memory": "false"},
+    **{"eval_strategy": "steps", "eval_steps": 2, "disable_tqdm": "true", "save_strategy": "no"},
+}
+
+
+def run(tmp_path: Path, **settings) -> dict[str, float]:
+    settings = COMMON | {"output_dir": tmp_path / "out"} | settings
+    return run_audio_classification.main([f"--{key}={value}" for key, value in settings.items()])
+
+
+@pytest.mark.slow  # `datasets` sleeps for five seconds an epoch
+def test_the_script_trains_on_a_stream(tmp_path, folder):
+    results = run(tmp_path, dataset_name=folder, max_steps=4)
+    assert 0 <= results["validation_accuracy"] <= 1
+    lines = (tmp_path / "out" / "results.csv").read_text().splitlines()
+    assert lines[0].startswith("epoch,learning_rate,train_loss") and len(lines) == 3
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"] == {"0": "hiss", "1": "hum"}
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({}, "Expected max_steps"),
+        ({"max_steps": 2, "class_balanced_sampling": "true"}, "class_balanced_sampling needs to know all clips"),
+        ({"max_steps": 2, "lr_scheduler_type": "constant", "lr_step_factor": 0.5}, "lr_step_factor needs to know"),
+        ({"max_steps": 2, "linear_baseline": "true"}, "linear_baseline has no effect on a stream"),
+        ({"max_steps": 2, "fold_column_name": "fold", "eval_fold": 1}, "fold_column_name has no effect"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(tmp_path, settings, message):
+    with pytest.raises(RecipeError, match=message):
+        run(tmp_path, dataset_name=tmp_path, **settings)
