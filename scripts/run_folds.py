@@ -1,0 +1,72 @@
+"""Train on every fold of a data set, one after the other, and summarise.
+
+    python scripts/run_folds.py configs/esc50.yaml [--folds 1 2 3 4 5] [--accelerate_config FILE] [--key value ...]
+
+Each fold is held out in turn: `accelerate launch scripts/run_audio_classification.py` with `--eval_fold`, into
+`fold_NUMBER` below the recipe's `output_dir`. What is finished is not run again, and what was interrupted goes on; so
+several machines can each take some of the folds, and `scripts/summarize_folds.py` brings them together.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import summarize_folds
+
+from modeling_ast.training.folds import FoldError
+from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, parse_arguments
+
+TRAINING_SCRIPT = Path(__file__).with_name("run_audio_classification.py")
+
+
+def main(argv: list[str] | None = None) -> dict | None:
+    """Run the folds.
+
+    Returns:
+        The summary, or `None` where only some of the folds were asked for.
+
+    Raises:
+        RecipeError: Arguments that cannot be used, or a recipe without folds.
+        FoldError: A run that failed.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", help="recipe with fold_column_name")
+    parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="folds to hold out")
+    parser.add_argument("--accelerate_config", help="file of configs/accelerate, for the launcher")
+    arguments, keys = parser.parse_known_args(argv)
+    _, data_args, _, training_args = parse_arguments([arguments.recipe, *keys, NOT_TRAINING])
+    if data_args.fold_column_name is None:
+        raise RecipeError(f"Expected fold_column_name in {arguments.recipe}, got none.")
+    output_dir = Path(training_args.output_dir)
+
+    for fold in arguments.folds:
+        folder = output_dir / f"fold_{fold}"
+        if (folder / "all_results.json").is_file() and not training_args.overwrite_output_dir:
+            print(f"Fold {fold} is finished: {folder}.", flush=True)
+            continue
+        print(f"Fold {fold}: {folder}.", flush=True)
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+        if arguments.accelerate_config:
+            launcher += ["--config_file", arguments.accelerate_config]
+        own = [f"--eval_fold={fold}", f"--output_dir={folder}"]
+        if not training_args.overwrite_output_dir:
+            own.append("--resume_from_checkpoint=true")
+        status = subprocess.run([*launcher, str(TRAINING_SCRIPT), arguments.recipe, *keys, *own]).returncode
+        if status:
+            raise FoldError(f"Fold {fold} failed (exit status {status}). The same command goes on where it stopped.")
+    if sorted(arguments.folds) != [1, 2, 3, 4, 5] and len(list(output_dir.glob("fold_*"))) > len(arguments.folds):
+        return None
+    metric = (training_args.metric_for_best_model or "accuracy").removeprefix("eval_")
+    return summarize_folds.main([str(output_dir), "--metric", "accuracy" if metric == "loss" else metric])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (RecipeError, FoldError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,139 @@
+"""Folds: one command trains them all, and the summary is the original's."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import run_folds
+import soundfile
+import summarize_folds as script
+import torch
+
+from modeling_ast.training.folds import FoldError, summarize_folds
+from modeling_ast.training.recipes import RecipeError
+
+
+def write_run(folder: Path, accuracies: list[float], metric: str = "accuracy") -> Path:
+    folder.mkdir(parents=True)
+    with open(folder / "results.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["epoch", metric, f"cum_{metric}"])
+        writer.writeheader()
+        for epoch, accuracy in enumerate(accuracies, start=1):
+            writer.writerow({"epoch": float(epoch), metric: accuracy, f"cum_{metric}": accuracy / 2})
+    return folder
+
+
+def test_the_epoch_is_chosen_on_the_mean_of_the_folds(tmp_path):
+    # Each fold's own best epoch is another one; the first of two equal means is taken.
+    folders = [
+        write_run(tmp_path / "fold_1", [0.5, 0.8, 0.7, 0.9]),
+        write_run(tmp_path / "fold_2", [0.9, 0.8, 0.9, 0.6]),
+    ]
+    summary = summarize_folds(folders)
+    assert summary["chosen"] == {"epoch": 2.0, "folds": [0.8, 0.8], "mean": pytest.approx(0.8)}
+    assert summary["last"] == {"epoch": 4.0, "folds": [0.9, 0.6], "mean": pytest.approx(0.75)}
+    np.testing.assert_allclose(summary["mean"], [0.7, 0.8, 0.8, 0.75])
+    np.testing.assert_allclose(summary["cum_mean"], [0.35, 0.4, 0.4, 0.375])
+
+
+def test_the_published_folds_give_the_published_mean(tmp_path, capsys):
+    # Source: the attached ESC-50 log of the original, epochs 22 and 25.
+    chosen, last = [95.0, 97.75, 94.75, 97.0, 94.25], [94.75, 97.25, 94.75, 96.75, 94.5]
+    for fold, values in enumerate(zip(chosen, last), start=1):
+        write_run(tmp_path / f"fold_{fold}", list(values))
+    summary = script.main([str(tmp_path)])
+    assert json.loads((tmp_path / "folds.json").read_text()) == summary
+    assert summary["chosen"]["mean"] == pytest.approx(95.75) and summary["chosen"]["folds"] == chosen
+    assert summary["last"]["mean"] == pytest.approx(95.6)
+    printed = capsys.readouterr().out
+    assert "mean 95.7500" in printed and "optimistic" in printed
+
+
+def test_averaged_weights_and_the_linear_model_are_summarised_where_all_folds_have_them(tmp_path, capsys):
+    for fold, accuracy in ((1, 0.5), (2, 0.75)):
+        folder = write_run(tmp_path / f"fold_{fold}", [0.1])
+        results = {"average_validation_accuracy": accuracy}
+        if fold == 1:
+            results["validation_baseline_accuracy"] = 0.4
+        (folder / "all_results.json").write_text(json.dumps(results))
+    summary = script.main([str(tmp_path)])
+    assert summary["weight_average"] == {"folds": [0.5, 0.75], "mean": 0.625} and "baseline" not in summary
+    assert "average of weights: 0.5000, 0.7500; mean 0.6250" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda folder: (folder / "results.csv").unlink(), "no such file"),
+        (lambda folder: (folder / "results.csv").write_text("epoch,loss\n1,0\n"), "expected columns accuracy"),
+        (
+            lambda folder: (folder / "results.csv").write_text("epoch,accuracy,cum_accuracy\n1.0,1,1\n"),
+            "still running",
+        ),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_refused(tmp_path, damage, message):
+    folders = [write_run(tmp_path / f"fold_{fold}", [0.1, 0.2]) for fold in (1, 2)]
+    damage(folders[1])
+    with pytest.raises(FoldError, match=message):
+        summarize_folds(folders)
+
+
+def test_no_runs_is_one_sentence(tmp_path):
+    with pytest.raises(FoldError, match="expected folders fold_1, fold_2"):
+        script.main([str(tmp_path)])
+
+
+def test_a_recipe_without_folds_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dataset_name: synthetic\noutput_dir: out\n")
+    with pytest.raises(RecipeError, match="fold_column_name"):
+        run_folds.main([str(recipe), "--output_dir", str(tmp_path / "out")])
+
+
+@pytest.fixture
+def fold_recipe(tmp_path) -> Path:
+    """Two folds of two kinds of sounds, and one epoch for one layer."""
+    generator = torch.Generator().manual_seed(0)
+    lines = ["audio,label,fold"]
+    for number in range(8):
+        label, fold = ("hum", "hiss")[number % 2], 1 + number // 4
+        noise = torch.rand(8000, generator=generator) - 0.5
+        hum = torch.sin(torch.arange(8000) * 0.05 * (1 + number)) / 2
+        soundfile.write(tmp_path / f"{number}.wav", (hum if label == "hum" else noise).numpy(), 16000)
+        lines.append(f"{number}.wav,{label},{fold}")
+    (tmp_path / "clips.csv").write_text("\n".join(lines) + "\n")
+    recipe = {
+        **{"model_name_or_path": "tiny224", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        **{"intermediate_size": 16, "max_length": 32, "num_mel_bins": 32, "dataset_name": tmp_path / "clips.csv"},
+        **{"fold_column_name": "fold", "eval_fold": 1, "output_dir": tmp_path / "out", "do_train": "true"},
+        **{"global_batch_size": 2, "num_train_epochs": 2, "eval_strategy": "epoch", "save_strategy": "epoch"},
+        **{"use_cpu": "true", "dataloader_pin_memory": "false", "report_to": "none"},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in recipe.items()))
+    return path
+
+
+@pytest.mark.slow
+def test_one_command_runs_all_folds_and_what_is_finished_is_not_run_again(fold_recipe, capsys):
+    run_folds.main([str(fold_recipe), "--folds", "2", "--learning_rate", "1e-3"])
+    capsys.readouterr()
+    run_folds.main([str(fold_recipe), "--folds", "1", "2", "--learning_rate", "1e-3"])
+    printed = capsys.readouterr().out
+    assert "Fold 2 is finished" in printed and "Fold 1 is finished" not in printed
+    out = fold_recipe.parent / "out"
+    summary = json.loads((out / "folds.json").read_text())
+    assert summary["folders"] == ["fold_1", "fold_2"] and len(summary["epochs"]) == 2
+    for fold in (1, 2):
+        recipe = (out / f"fold_{fold}" / "recipe.yaml").read_text()
+        assert f"eval_fold: {fold}\n" in recipe and "learning_rate: 0.001" in recipe
+
+
+@pytest.mark.slow
+def test_a_fold_that_fails_is_named(fold_recipe, capfd):
+    with pytest.raises(FoldError, match="Fold 7 failed"):
+        run_folds.main([str(fold_recipe), "--folds", "7"])
+    assert "eval_fold to be one of 1, 2" in capfd.readouterr().err
