@@ -32,6 +32,22 @@ def load_waveform(
         AudioError: The file is missing, empty, truncated or not decodable.
         ImportError: torchaudio is needed for resampling and cannot be loaded.
     """
+    return to_waveform(*read_samples(source, name), sampling_rate)
+
+
+def read_samples(source: str | os.PathLike | bytes, name: str | None = None) -> tuple[torch.Tensor, int]:
+    """Read a sound file as it is.
+
+    Args:
+        source: Path of a file, or its bytes.
+        name: What to call the file in errors; `None` means the path.
+
+    Returns:
+        float32 tensor of shape (samples, channels), and the sampling rate in Hz.
+
+    Raises:
+        AudioError: The file is missing, empty, truncated or not decodable.
+    """
     import soundfile
 
     name = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
@@ -49,7 +65,16 @@ def load_waveform(
         raise AudioError(f"{name}: holds no samples.")
     if is_cut or missing > 0.01:
         raise AudioError(f"{name}: truncated, the file ends before the audio that it declares.")
-    waveform = torch.from_numpy(samples).mean(dim=1)  # (samples, channels) -> (samples,)
+    return torch.from_numpy(samples), file_rate
+
+
+def to_waveform(samples: torch.Tensor, file_rate: int, sampling_rate: int) -> torch.Tensor:
+    """What `read_samples` gives, its channels averaged, at another rate: a tensor of shape (samples,).
+
+    Raises:
+        ImportError: torchaudio is needed for resampling and cannot be loaded.
+    """
+    waveform = samples.mean(dim=1)  # (samples, channels) -> (samples,)
     if file_rate != sampling_rate:
         require_torchaudio()
         from torchaudio.functional import resample

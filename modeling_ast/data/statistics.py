@@ -1,0 +1,114 @@
+"""Mean and standard deviation of the log-mel features of a data set: the recipe's `mean` and `std`."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from modeling_ast import ASTFeatureExtractor
+from modeling_ast.audio import AudioError, load_waveform
+
+
+@dataclass(frozen=True, slots=True)
+class FbankStatistics:
+    """Sums over the cells of spectrograms, in float64; those of two sets of clips add up to those of both."""
+
+    clips: int = 0
+    frames: int = 0
+    cells: int = 0
+    total: float = 0.0
+    total_of_squares: float = 0.0
+
+    def __add__(self, other: "FbankStatistics") -> "FbankStatistics":
+        return FbankStatistics(
+            self.clips + other.clips,
+            self.frames + other.frames,
+            self.cells + other.cells,
+            self.total + other.total,
+            self.total_of_squares + other.total_of_squares,
+        )
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.cells
+
+    @property
+    def std(self) -> float:
+        """Of all cells (divided by their number, not by one less)."""
+        # The mean is about as large as the deviation, so that the difference costs float64 a digit at most.
+        return math.sqrt(max(0.0, self.total_of_squares / self.cells - self.mean**2))
+
+
+def recipe_lines(mean: float, std: float) -> str:
+    """The two lines of a recipe."""
+    return f"mean: {mean:.3f}\nstd: {std:.3f}"
+
+
+def clip_statistics(waveform: torch.Tensor, extractor: ASTFeatureExtractor) -> FbankStatistics:
+    """Sums over the real frames of a clip: at most `max_length`, without padding, masks or normalisation.
+
+    Args:
+        waveform: Tensor of shape (samples,), at the extractor's rate. Its mean is removed first, as in training.
+        extractor: Of the features.
+
+    Raises:
+        ValueError: The clip is shorter than a frame, or holds NaN or infinite samples.
+    """
+    (spectrogram,) = extractor.fbank(extractor.to_waveforms([waveform - waveform.mean()]))
+    cells = spectrogram[: extractor.max_length].double()  # (frames, num_mel_bins)
+    return FbankStatistics(1, len(cells), cells.numel(), cells.sum().item(), cells.square().sum().item())
+
+
+class _ClipStatistics(torch.utils.data.Dataset):
+    def __init__(self, rows: Dataset, extractor: ASTFeatureExtractor):
+        self.rows, self.extractor = rows, extractor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> FbankStatistics:
+        audio = self.rows[index]["audio"]
+        waveform = load_waveform(audio["bytes"] or audio["path"], self.extractor.sampling_rate, audio["path"])
+        try:
+            return clip_statistics(waveform, self.extractor)
+        except ValueError as error:
+            raise AudioError(f"{audio['path'] or f'clip {index}'}: {error}") from error
+
+
+def pooled_statistics(
+    rows: Dataset, extractor: ASTFeatureExtractor, num_workers: int = 0, disable_tqdm: bool = False
+) -> FbankStatistics:
+    """Sums over the real frames of all clips, each cell counting the same.
+
+    Args:
+        rows: With a column `audio`, not decoded.
+        extractor: Of the features.
+        num_workers: Processes that read and compute; the result does not depend on them.
+        disable_tqdm: Whether to show no progress.
+
+    Raises:
+        AudioError: A clip that cannot be read, or is too short.
+    """
+    loader = DataLoader(_ClipStatistics(rows, extractor), batch_size=None, num_workers=num_workers)
+    return sum(tqdm(loader, desc="Features", unit="clip", disable=disable_tqdm), FbankStatistics())
+
+
+def batch_moments(rows: list[dict[str, Any]], collate: Callable) -> tuple[float, float]:
+    """Mean and unbiased standard deviation of the `input_values` of a batch, padding and masks included."""
+    input_values = collate(rows)["input_values"]
+    return input_values.mean().item(), input_values.std().item()
+
+
+def mean_of_batch_moments(moments: list[tuple[float, float]]) -> tuple[float, float]:
+    """The mean of the batches' means and the mean of their deviations, a smaller last batch counting as much.
+
+    Not the deviation of the whole, which is larger than the mean of its parts'. Source: the original's
+    `get_norm_stats.py`.
+    """
+    means, stds = zip(*moments)
+    return sum(means) / len(means), sum(stds) / len(stds)

@@ -1,0 +1,191 @@
+"""A doctor before a long run: what is wrong with the data of a recipe, and the line that mends it.
+
+    python scripts/check_data.py RECIPE [--key value ...] [--max_clips N] [--json FILE]
+
+Listens to every clip once and looks at the files (readable, long enough), sampling rates, channels, clipping,
+silence, lengths against `max_length`, labels and their order against the model's, mean and std against the
+recipe's, masks, sampling weights, and clips that stand in two splits or folds. All other keys are those of the
+training script; `--dataloader_num_workers` processes listen. Exit status: 0 without errors or warnings (notes
+tell true facts that do no harm), 1 with warnings, 2 with errors.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from modeling_ast.audio import require_torchaudio
+
+try:
+    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
+except ImportError as error:
+    sys.exit(str(error))
+
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from modeling_ast import ASTConfig, ASTFeatureExtractor
+from modeling_ast.conversion import is_original_checkpoint
+from modeling_ast.data import checks, sources
+from modeling_ast.data.checks import LEVELS, ClipSummary, Examination, Finding, audio_key
+from modeling_ast.data.sources import AudioSplits, DataError
+from modeling_ast.training.arguments import DataArguments
+from modeling_ast.training.recipes import Arguments, RecipeError, parse_arguments
+from modeling_ast.training.sampling import class_balanced_weights
+from modeling_ast.training.start import build_model_and_extractor, is_ast, read_splits
+
+NUM_EXAMPLES = 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Examine the data of a recipe and report.
+
+    Args:
+        argv: Command line without the program; `None` takes the process's own.
+
+    Returns:
+        The exit status: 0, 1 with warnings, 2 with errors.
+
+    Raises:
+        RecipeError, DataError: Arguments, a model or a data set that cannot be used at all.
+    """
+    options, recipe_argv = parse_options(argv)
+    arguments = model_args, data_args, _, training_args = parse_arguments(recipe_argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    splits = read_splits(data_args, model_args.problem_type == "multi_label_classification")
+    _, extractor = build_model_and_extractor(model_args, splits.label_names)
+    model_label_names = read_model_labels(model_args.model_name_or_path)
+
+    examination = Examination(dict(splits), extractor, read_folds(data_args), options.max_clips)
+    loader = DataLoader(examination, batch_size=None, num_workers=training_args.dataloader_num_workers)
+    clips = list(tqdm(loader, desc="Listening", unit="clip", disable=training_args.disable_tqdm))
+    findings = [
+        *check_clips(clips, splits, extractor, arguments),
+        *check_labels(splits, model_label_names, arguments),
+    ]
+    findings.sort(key=lambda finding: -LEVELS.index(finding.level))
+    status = max((LEVELS.index(finding.level) for finding in findings), default=0)
+    report(data_args.dataset_name, splits, clips, findings)
+    if options.json is not None:
+        contents = {"status": status, "clips": len(clips), "findings": [dataclasses.asdict(each) for each in findings]}
+        options.json.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return status
+
+
+def parse_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The script's own options, and the rest of the command line, which is a recipe's."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        usage="%(prog)s RECIPE [--key value ...] [--max_clips N] [--json FILE]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--max_clips", type=int, metavar="N", help="listen to so many clips alone, drawn at random")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings, with the names of all clips")
+    options, rest = parser.parse_known_args(argv)
+    if options.max_clips is not None and options.max_clips < 1:
+        raise RecipeError(f"Expected max_clips of at least 1, got {options.max_clips}.")
+    if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
+        raise RecipeError(f"Expected json to be a file in a folder that exists, got {options.json}.")
+    return options, rest
+
+
+def read_model_labels(name: str) -> list[str] | None:
+    """Label names of the model to start from, in the order of its outputs, as `check_label_names` takes them."""
+    if is_ast(name):
+        return list(ASTConfig.from_pretrained(name).id2label.values())
+    return [] if Path(name).is_file() and is_original_checkpoint(name) else None
+
+
+def read_folds(data_args: DataArguments) -> dict[str | bytes, frozenset[str]]:
+    """In which folds each clip stands."""
+    if data_args.fold_column_name is None:
+        return {}
+    # Read once more, with the fold for a label. Which of these clips are held out says nothing.
+    data_args = dataclasses.replace(
+        data_args,
+        label_column_name=data_args.fold_column_name,
+        label_file=None,
+        fold_column_name=None,
+        eval_fold=None,
+        max_train_samples=None,
+        max_eval_samples=None,
+    )
+    sources.logger.setLevel(logging.ERROR)  # else it would warn of that
+    try:
+        splits = read_splits(data_args, multi_label=False)
+    finally:
+        sources.logger.setLevel(logging.NOTSET)
+    folds = {}
+    for _, rows in splits:
+        for row in rows:
+            folds.setdefault(audio_key(row["audio"]), set()).add(splits.label_names[row["labels"]])
+    return {key: frozenset(names) for key, names in folds.items()}
+
+
+def check_clips(
+    clips: list[ClipSummary], splits: AudioSplits, extractor: ASTFeatureExtractor, arguments: Arguments
+) -> Iterator[Finding]:
+    """What the sounds say."""
+    augment_args = arguments[2]
+    yield from checks.check_files(clips)
+    heard = [clip for clip in clips if not clip.fault]
+    training = [clip for clip in heard if clip.split == "train"]
+    yield from checks.check_rates(heard, extractor.sampling_rate)
+    yield from checks.check_channels(heard)
+    yield from checks.check_levels(heard)
+    yield from checks.check_duplicates(heard, splits.label_names)
+    yield from checks.check_lengths(heard, extractor.max_length, augment_args.random_crop)
+    yield from checks.check_statistics(training, extractor)
+    masks = augment_args.freq_mask_bins, augment_args.time_mask_frames
+    yield from checks.check_masks(training, *masks, extractor.num_mel_bins, extractor.max_length)
+
+
+def check_labels(splits: AudioSplits, model_label_names: list[str] | None, arguments: Arguments) -> Iterator[Finding]:
+    """What the labels say, of all clips, listened to or not."""
+    model_args, _, _, training_args = arguments
+    labels = {name: checks.read_labels(rows) for name, rows in splits}
+    is_balanced = training_args.class_balanced_sampling
+    yield from checks.check_label_counts(labels, splits.label_names, is_balanced)
+    yield from checks.check_label_names(
+        splits.label_names, model_label_names, model_args.model_name_or_path, training_args.do_train
+    )
+    if is_balanced and any(labels["train"]):
+        weights = class_balanced_weights(splits.train, len(splits.label_names))
+        yield from checks.check_sampling_weights(weights, splits.train, labels["train"], splits.label_names)
+
+
+def report(dataset_name: str, splits: AudioSplits, clips: list[ClipSummary], findings: list[Finding]) -> None:
+    """Print the findings, the worst first; errors with all clips concerned, others with some of them."""
+    sizes = ", ".join(f"{len(rows)} clips for {name}" for name, rows in splits)
+    print(f"{dataset_name}: {len(splits.label_names)} labels, {sizes}; listened to {len(clips)}")
+    folders = {os.path.dirname(clip.name) for clip in clips}
+    root = os.path.commonpath(folders) if all(map(os.path.isabs, folders)) else os.sep
+    if root != os.sep and findings:
+        print(f"File names start at {root}")
+    for finding in findings:
+        print(f"\n{finding.level.upper()}  {finding.check}: {finding.seen}")
+        shown = finding.clips if finding.level == "error" else finding.clips[:NUM_EXAMPLES]
+        for clip in shown:
+            print("    " + (clip if root == os.sep else clip.replace(root + os.sep, "")))
+        if len(shown) < len(finding.clips):
+            print(f"    and {len(finding.clips) - len(shown)} more (--json FILE lists them all)")
+        for line in (finding.mend or "").splitlines():
+            print(f"  > {line}")
+    counts = Counter(finding.level for finding in findings)
+    print(
+        "\n" + (", ".join(f"{counts[level]} {level}(s)" for level in LEVELS[::-1]) if findings else "Nothing found.")
+    )
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (RecipeError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(LEVELS.index("error"))

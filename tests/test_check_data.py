@@ -1,0 +1,520 @@
+"""The doctor finds each planted fault, names the clip and the line that mends it, and finds nothing in clean data."""
+
+import csv
+import json
+import math
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from conftest import make_tiny_config, random_model
+
+from modeling_ast import ASTFeatureExtractor
+from modeling_ast.data.sources import DataError
+from modeling_ast.training.recipes import RecipeError
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "check_data.py"
+main = runpy.run_path(str(SCRIPT))["main"]
+compute_fbank_stats = runpy.run_path(str(ROOT / "scripts" / "compute_fbank_stats.py"))["main"]
+
+PITCHES = {"high": 2000, "low": 200, "middle": 700}  # Hz
+COUNTS = {"train": 12, "validation": 2, "test": 2}
+SAMPLES = 6400  # 0.4 s, 38 frames
+FRAMES = 38
+RECIPE = f"""
+model_name_or_path: tiny224
+hidden_size: 32
+num_hidden_layers: 2
+num_attention_heads: 4
+intermediate_size: 64
+max_length: {FRAMES}
+num_mel_bins: 32
+do_train: true
+disable_tqdm: true
+"""
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def make_sound(label: str, seed: int, samples: int = SAMPLES) -> torch.Tensor:
+    """A tone in noise."""
+    noise = torch.randn(samples, generator=torch.Generator().manual_seed(seed))
+    return 0.2 * torch.sin(2 * math.pi * PITCHES[label] * torch.arange(samples) / 16000) + 0.02 * noise
+
+
+def write(path: Path, sound: torch.Tensor, rate: int = 16000, **options) -> Path:
+    soundfile.write(path, sound.numpy(), rate, **options)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clean_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clean") / "data"
+    lists = {split: [] for split in COUNTS}
+    for place, label in enumerate(PITCHES):
+        (folder / label).mkdir(parents=True)
+        for split, count in COUNTS.items():
+            for number in range(count):
+                name = f"{label}/{split}_{number}.wav"
+                write(folder / name, make_sound(label, 1000 * place + 100 * len(split) + number))
+                lists[split].append(name)
+    (folder / "validation_list.txt").write_text("\n".join(lists["validation"]))
+    (folder / "testing_list.txt").write_text("\n".join(lists["test"]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def statistics(clean_folder, tmp_path_factory) -> tuple[float, float]:
+    recipe = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    return compute_fbank_stats([str(recipe), f"--dataset_name={clean_folder}"])
+
+
+@pytest.fixture
+def data(clean_folder, tmp_path) -> Path:
+    """A copy of the clean folder, to plant faults in."""
+    return Path(shutil.copytree(clean_folder, tmp_path / "data"))
+
+
+@pytest.fixture
+def examine(statistics, tmp_path, capsys):
+    """Runs the doctor on a data set; returns its exit status, its findings and what it printed."""
+    (tmp_path / "recipe.yaml").write_text(f"{RECIPE}mean: {statistics[0]}\nstd: {statistics[1]}\n")
+
+    def run(dataset: Path, *argv) -> tuple[int, list[dict], str]:
+        paths = [str(tmp_path / "recipe.yaml"), f"--dataset_name={dataset}", f"--output_dir={tmp_path / 'run'}"]
+        capsys.readouterr()
+        status = main([*paths, "--json", str(tmp_path / "findings.json"), *map(str, argv)])
+        findings = json.loads((tmp_path / "findings.json").read_text())["findings"]
+        assert status == max(({"note": 0, "warning": 1, "error": 2}[found["level"]] for found in findings), default=0)
+        return status, findings, capsys.readouterr().out
+
+    return run
+
+
+def only(findings: list[dict], check: str, level: str) -> dict:
+    """The one finding, where nothing else may be found."""
+    assert [(found["check"], found["level"]) for found in findings] == [(check, level)], findings
+    return findings[0]
+
+
+def one(findings: list[dict], check: str) -> dict:
+    """The one finding of a check, among others."""
+    (found,) = [found for found in findings if found["check"] == check]
+    return found
+
+
+def names(finding: dict) -> list[str]:
+    return [Path(clip.split(" (")[0].split(":")[0]).name for clip in finding["clips"]]
+
+
+def write_csv(path: Path, rows: list[dict]) -> Path:
+    with open(path, "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
+# Clean data
+
+
+def test_finds_nothing_in_clean_data(clean_folder, examine):
+    status, findings, printed = examine(clean_folder)
+    assert (status, findings) == (0, [])
+    assert "3 labels, 36 clips for train, 6 clips for validation, 6 clips for test; listened to 48" in printed
+    assert printed.endswith("Nothing found.\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "path", "columns", "notes"),
+    [
+        # Recorded at 8 kHz, 0.14 to 1.3 s long: true of the data, known to the recipe, no harm.
+        ("fsdd.yaml", "fsdd", [], {"rates", "length"}),
+        # At 44.1 kHz; three recordings touch full scale a few times, two are longer than the others' 5 s.
+        (
+            "esc10.yaml",
+            "esc10/meta/esc50.csv",
+            ["--audio_column_name=filename", "--label_column_name=category", "--audio_dir=../audio"],
+            {"rates", "clipping", "length"},
+        ),
+    ],
+)
+def test_finds_no_fault_in_real_recordings(shared_data, tmp_path, recipe, path, columns, notes):
+    argv = [str(ROOT / "configs" / recipe), f"--dataset_name={shared_data / path}", f"--output_dir={tmp_path}"]
+    assert main([*argv, *columns, "--disable_tqdm=true", "--json", str(tmp_path / "findings.json")]) == 0
+    findings = json.loads((tmp_path / "findings.json").read_text())["findings"]
+    assert {found["check"] for found in findings} == notes
+    assert {found["level"] for found in findings} == {"note"}
+
+
+def test_does_not_depend_on_the_workers(data, examine):
+    write(data / "low" / "train_3.wav", 20 * make_sound("low", 1).clamp(-0.05, 0.05))
+    (data / "high" / "train_0.wav").write_bytes(b"not a sound")
+    status, findings, _ = examine(data)
+    assert examine(data, "--dataloader_num_workers=2")[:2] == (status, findings) and status == 2
+
+
+def test_listens_to_some_clips_if_asked(data, examine):
+    for path in data.glob("*/*.wav"):
+        path.write_bytes(b"not a sound")
+    _, findings, printed = examine(data, "--max_clips=5")
+    assert len(one(findings, "files")["clips"]) == 5 and "listened to 5" in printed
+
+
+# The files
+
+
+def test_lists_all_clips_that_cannot_be_used_and_goes_on(data, examine):
+    (data / "high" / "train_0.wav").write_bytes(b"not a sound")
+    truncated = data / "high" / "train_1.wav"
+    truncated.write_bytes(truncated.read_bytes()[:5000])
+    (data / "high" / "train_2.wav").write_bytes(b"")
+    write(data / "low" / "train_0.wav", make_sound("low", 0, 399))
+    write(data / "low" / "test_0.wav", make_sound("low", 0) * math.nan, subtype="FLOAT")
+    write(data / "low" / "train_1.wav", torch.zeros(SAMPLES))
+    status, findings, printed = examine(data)
+    unusable = one(findings, "files")
+    expected = {"train_0.wav": 2, "train_1.wav": 1, "train_2.wav": 1, "test_0.wav": 1}
+    assert {name: names(unusable).count(name) for name in names(unusable)} == expected
+    assert status == 2 and unusable["level"] == "error" and "5 clips of 48" in unusable["seen"]
+    for words in ("cannot be decoded", "truncated", "too short, 24.9 ms where one frame takes 25 ms", "NaN"):
+        assert any(words in clip for clip in unusable["clips"]), words
+        assert words in printed  # all of them, not a choice
+    assert names(one(findings, "silence")) == ["train_1.wav"]  # the others are examined all the same
+
+
+def test_finds_some_clips_at_a_lower_rate(data, examine):
+    for number in (0, 1):
+        write(data / "low" / f"train_{number}.wav", make_sound("low", 10 + number)[::2].clone(), 8000)
+    _, findings, printed = examine(data)
+    found = only(findings, "rates", "warning")
+    assert names(found) == ["train_0.wav", "train_1.wav"] and "8000 Hz (2 clips), 16000 Hz (46 clips)" in found["seen"]
+    assert "nothing above 4000 Hz" in found["seen"] and found["mend"].startswith("sampling_rate: 8000")
+    assert "low/train_0.wav (8000 Hz)" in printed and "  > sampling_rate: 8000" in printed
+    assert f"File names start at {data}" in printed
+
+
+def test_notes_one_rate_for_all_that_is_not_the_models(data, examine):
+    for path in data.glob("*/*.wav"):
+        sound = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+        write(path, sound.repeat_interleave(2), 32000)
+    assert "resampled to 16000 Hz" in one(examine(data)[1], "rates")["seen"]
+    found = one(examine(data, "--sampling_rate=44100")[1], "rates")
+    assert found["level"] == "note" and found["mend"].startswith("sampling_rate: 32000")
+
+
+def test_finds_channels_that_cancel_each_other(data, examine):
+    sound = make_sound("low", 10)
+    write(data / "low" / "train_0.wav", torch.stack([sound, sound], dim=1))
+    assert "47 with 1 channel(s), 1 with 2" in only(examine(data)[1], "channels", "note")["seen"]
+    write(data / "low" / "train_1.wav", torch.stack([sound, -sound], dim=1))
+    status, findings, _ = examine(data)
+    cancelled, note = [found for found in findings if found["check"] == "channels"]
+    assert names(cancelled) == ["train_1.wav"] and "cancel" in cancelled["seen"] and cancelled["level"] == "warning"
+    assert "2 with 2" in note["seen"] and "silence" not in {found["check"] for found in findings}
+
+
+def test_finds_clipping(data, examine):
+    write(data / "middle" / "train_4.wav", (20 * make_sound("middle", 10)).clamp(-1, 1))
+    found = only(examine(data)[1], "clipping", "warning")
+    assert names(found) == ["train_4.wav"] and "lower level" in found["mend"]
+    sound = make_sound("middle", 10)
+    sound[:20] = 1.0
+    write(data / "middle" / "train_4.wav", sound)
+    assert names(only(examine(data)[1], "clipping", "note")) == ["train_4.wav"]
+
+
+def test_clipping_of_one_channel_is_found(data, examine):
+    sound = make_sound("low", 10)
+    write(data / "low" / "train_0.wav", torch.stack([(20 * sound).clamp(-1, 1), torch.zeros(SAMPLES)], dim=1))
+    assert names(one(examine(data)[1], "clipping")) == ["train_0.wav"]
+
+
+def test_finds_silence(data, examine):
+    for name in ("train_1", "train_2"):  # equal, and no duplicates for that
+        write(data / "high" / f"{name}.wav", torch.zeros(SAMPLES))
+    write(data / "low" / "test_1.wav", 1e-4 * make_sound("low", 10), subtype="FLOAT")
+    write(data / "low" / "train_1.wav", torch.full((SAMPLES,), 0.01))
+    _, findings, _ = examine(data)
+    found = one(findings, "silence")
+    assert found["level"] == "warning" and "duplicates" not in {found["check"] for found in findings}
+    assert names(found) == ["train_1.wav", "train_2.wav", "train_1.wav", "test_1.wav"]
+    assert (
+        "4 clips of 48" in found["seen"] and "digital silence" in found["clips"][0] and "-97 dB" in found["clips"][3]
+    )
+
+
+def test_notes_an_offset(data, examine):
+    write(data / "high" / "train_1.wav", make_sound("high", 10) - 0.1)
+    assert one(examine(data)[1], "offset")["clips"] == [f"{data / 'high' / 'train_1.wav'} (-0.100)"]
+
+
+# Length, statistics, masks
+
+
+def test_finds_audio_that_is_cut_off(data, examine):
+    found = one(examine(data, "--max_length=24")[1], "length")
+    assert (found["level"], found["mend"]) == ("warning", f"max_length: {FRAMES}")
+    assert "more than a tenth: 48 clips of 48" in found["seen"] and "36.8% of all audio" in found["seen"]
+    assert one(examine(data, "--max_length=24", "--random_crop=true")[1], "length")["level"] == "note"
+
+
+def test_notes_one_long_clip(data, examine):
+    write(data / "high" / "train_1.wav", make_sound("high", 10, 9600))
+    found = only(examine(data)[1], "length", "note")
+    assert found["clips"] == [f"{data / 'high' / 'train_1.wav'} (58 frames)"]
+
+
+def test_finds_padding_that_can_be_saved(data, examine):
+    found = one(examine(data, "--max_length=128")[1], "length")
+    assert (found["level"], found["mend"]) == ("warning", f"max_length: {FRAMES}")
+    assert "70% of the features are padding" in found["seen"]
+    assert one(examine(data, "--max_length=44")[1], "length")["level"] == "note"
+
+
+def test_finds_statistics_of_other_data_and_gives_the_lines(data, examine, statistics, tmp_path):
+    status, findings, printed = examine(data, "--mean=-4.2677393", "--std=4.5689974")
+    found = only(findings, "statistics", "warning")
+    assert found["mend"] == f"mean: {statistics[0]:.3f}\nstd: {statistics[1]:.3f}" and status == 1
+    assert f"  > mean: {statistics[0]:.3f}\n  > std: {statistics[1]:.3f}\n" in printed
+    assert examine(data, *(f"--{line.replace(': ', '=')}" for line in found["mend"].splitlines()))[1] == []
+    slightly = f"--mean={statistics[0] + 0.15 * statistics[1]}"
+    assert only(examine(data, slightly)[1], "statistics", "note")["mend"] == found["mend"]
+
+
+def test_statistics_that_count_the_padding_are_the_originals(data, examine, statistics):
+    share, (mean, std) = FRAMES / 128, statistics
+    padded = f"--mean={mean * share}", f"--std={math.sqrt((std**2 + mean**2) * share - (mean * share) ** 2)}"
+    found = one(examine(data, "--max_length=128", *padded)[1], "statistics")
+    assert found["level"] == "note" and "counts the padding too" in found["seen"]
+
+
+@pytest.mark.parametrize(
+    ("option", "level", "mend"),
+    [
+        ("--freq_mask_bins=33", "error", "freq_mask_bins: 12"),
+        ("--freq_mask_bins=17", "warning", "freq_mask_bins: 12"),
+        ("--time_mask_frames=39", "error", "time_mask_frames: 7"),
+        ("--time_mask_frames=20", "warning", "time_mask_frames: 7"),
+    ],
+)
+def test_finds_masks_that_hide_too_much(clean_folder, examine, option, level, mend):
+    assert only(examine(clean_folder, option)[1], "masks", level)["mend"] == mend
+    assert examine(clean_folder, "--freq_mask_bins=16", "--time_mask_frames=19")[1] == []
+
+
+def test_finds_short_clips_that_a_mask_can_hide(data, examine):
+    write(data / "high" / "train_1.wav", make_sound("high", 10, 1680))  # 9 frames
+    assert examine(data, "--time_mask_frames=9")[1] == []  # up to 8 are masked
+    found = only(examine(data, "--time_mask_frames=10")[1], "masks", "note")
+    assert names(found) == ["train_1.wav"] and found["mend"] == "time_mask_frames: 7"
+    write(data / "high" / "train_2.wav", make_sound("high", 11, 1680))
+    assert only(examine(data, "--time_mask_frames=10")[1], "masks", "warning")["clips"]
+
+
+# What stands where
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_finds_a_sound_in_two_splits_under_any_name_and_format(data, examine, suffix):
+    sound, rate = soundfile.read(data / "low" / "train_7.wav", dtype="int16")
+    (data / "low" / "test_1.wav").unlink()
+    soundfile.write(data / "low" / f"test_1{suffix}", sound, rate)
+    listed = data / "testing_list.txt"
+    listed.write_text(listed.read_text().replace("low/test_1.wav", f"low/test_1{suffix}"))
+    status, findings, printed = examine(data)
+    found = only(findings, "duplicates", "error")
+    assert status == 2 and "1 sound stands in two splits" in found["seen"]
+    assert f"low/train_7.wav (train) = low/test_1{suffix} (test)" in printed
+
+
+def folds(data: Path) -> list[dict]:
+    """The training clips in three folds."""
+    clips = sorted(data.glob("*/train_*.wav"))
+    return [
+        {"audio": str(clip), "label": clip.parent.name, "fold": int(clip.stem.rpartition("_")[2]) % 3 + 1}
+        for clip in clips
+    ]
+
+
+FOLD = ["--fold_column_name=fold", "--eval_fold=1"]
+
+
+def test_finds_a_sound_in_two_folds_that_both_train(data, examine):
+    rows = folds(data)
+    assert examine(write_csv(data / "clips.csv", rows), *FOLD)[1] == []
+    shutil.copy(data / "low" / "train_1.wav", data / "low" / "train_2.wav")  # folds 2 and 3
+    status, findings, printed = examine(data / "clips.csv", *FOLD)
+    assert status == 2 and "two folds" in only(findings, "duplicates", "error")["seen"]
+    assert "low/train_1.wav (fold 2) = low/train_2.wav (fold 3)" in printed.replace("data/", "")
+    assert "one fold" in findings[0]["mend"]
+
+
+def test_finds_a_row_that_stands_in_two_folds(data, examine):
+    rows = folds(data)
+    write_csv(data / "clips.csv", [*rows, {**rows[0], "fold": 3}])
+    assert "two folds" in only(examine(data / "clips.csv", *FOLD)[1], "duplicates", "error")["seen"]
+
+
+def test_finds_a_sound_with_two_labels(data, examine):
+    shutil.copy(data / "low" / "train_1.wav", data / "high" / "train_1.wav")
+    _, findings, printed = examine(data)
+    found = only(findings, "duplicates", "warning")
+    assert "different labels" in found["seen"] and "multi_label_classification" in found["mend"]
+    assert "high/train_1.wav (high) = low/train_1.wav (low)" in printed
+
+
+def test_notes_a_sound_that_stands_there_twice(data, examine):
+    shutil.copy(data / "low" / "train_1.wav", data / "low" / "train_2.wav")
+    assert names(only(examine(data)[1], "duplicates", "note")) == ["train_1.wav"]
+
+
+# Labels
+
+
+def move(data: Path, label: str, number: int, list_name: str) -> None:
+    """Hold a training clip out."""
+    listed = data / list_name
+    listed.write_text(f"{listed.read_text()}\n{label}/train_{number}.wav")
+
+
+def test_finds_labels_without_clips(data, examine):
+    for number in range(COUNTS["train"]):
+        move(data, "low", number, "testing_list.txt")
+    found = one(examine(data)[1], "labels")
+    assert found["level"] == "warning" and "1 of 3 labels have no clip in train: low." in found["seen"]
+    listed = data / "validation_list.txt"
+    listed.write_text("\n".join(line for line in listed.read_text().splitlines() if "high" not in line))
+    validation = [found for found in examine(data)[1] if "validation" in found["seen"]]
+    assert len(validation) == 1 and "no clip in validation: high" in validation[0]["seen"]
+
+
+def test_finds_imbalance_and_suggests_balanced_sampling(data, examine):
+    for number in range(1, COUNTS["train"]):
+        (data / "low" / f"train_{number}.wav").unlink()
+    _, findings, printed = examine(data)
+    found = one(findings, "labels")
+    assert found["level"] == "warning" and "high has 12 clips for training and low 1: 12 times" in found["seen"]
+    assert "  > class_balanced_sampling: true" in printed
+    assert not [found for found in examine(data, "--class_balanced_sampling=true")[1] if found["check"] == "labels"]
+
+
+@pytest.fixture
+def save_model(tmp_path):
+    """A trained model with labels of its own."""
+
+    def save(*labels: str) -> str:
+        config = make_tiny_config(max_length=FRAMES, id2label=dict(enumerate(labels)))
+        random_model(config).save_pretrained(tmp_path / "model")
+        ASTFeatureExtractor(num_mel_bins=32, max_length=FRAMES).save_pretrained(tmp_path / "model")
+        return f"--model_name_or_path={tmp_path / 'model'}"
+
+    return save
+
+
+def test_notes_the_models_labels_in_another_order(clean_folder, examine, save_model):
+    assert examine(clean_folder, save_model("high", "low", "middle"))[1] == []
+    found = only(examine(clean_folder, save_model("high", "middle", "low"))[1], "label order", "note")
+    assert "output 1 is 'middle' there and 'low' here" in found["seen"] and "head is kept" in found["seen"]
+
+
+def test_says_when_the_head_is_dropped(clean_folder, examine, save_model):
+    other = save_model("dog", "cat", "bird", "low")
+    found = only(examine(clean_folder, other)[1], "label names", "note")
+    assert "1 of the data's 3 are among its 4; missing there: high, middle; missing here: bird" in found["seen"]
+    assert "Its head is dropped and a fresh one trained" in found["seen"]
+    found = only(examine(clean_folder, other, "--do_train=false")[1], "label names", "error")
+    assert "cannot be evaluated" in found["seen"]
+
+
+@pytest.mark.parametrize("labels", [("High", "LOW", "middle"), ("high", "low", "middle", "noise")])
+def test_finds_labels_that_are_nearly_the_models(clean_folder, examine, save_model, labels):
+    found = only(examine(clean_folder, save_model(*labels))[1], "label names", "warning")
+    assert "label_file" in found["mend"] and "head is dropped" in found["seen"]
+
+
+def test_finds_a_model_whose_outputs_have_no_names(clean_folder, examine, save_model):
+    found = only(examine(clean_folder, save_model("LABEL_0", "LABEL_1", "LABEL_2"))[1], "label names", "warning")
+    assert "3 outputs without names" in found["seen"] and "id2label" in found["mend"]
+    assert only(examine(clean_folder, save_model("LABEL_0", "LABEL_1"))[1], "label names", "note")["mend"] is None
+
+
+def test_says_how_a_checkpoint_of_the_original_keeps_its_head(clean_folder, examine, reference):
+    checkpoint = reference / "original_tiny224_f10_t10_1024.pth"
+    argv = [f"--model_name_or_path={checkpoint}", "--hidden_size=192", "--num_attention_heads=3"]
+    _, findings, _ = examine(clean_folder, *argv, "--intermediate_size=768", "--num_mel_bins=128")
+    found = one(findings, "label names")
+    assert found["level"] == "note" and "convert_checkpoint.py" in found["mend"] and "dropped" in found["seen"]
+
+
+# Sampling
+
+
+def test_finds_a_clip_that_balanced_sampling_draws_all_the_time(tmp_path, examine):
+    rows = []
+    for number in range(121):
+        path = write(tmp_path / f"{number}.wav", make_sound("high", number, 800))
+        rows.append({"audio": path, "label": "rare" if number == 7 else "common", "part": "train"})
+    rows += [{**rows[number], "part": "val"} for number in (7, 8)]
+    write_csv(tmp_path / "clips.csv", rows)
+    argv = ["--split_column_name=part", "--class_balanced_sampling=true"]
+    _, findings, printed = examine(tmp_path / "clips.csv", *argv, "--max_clips=10")
+    found = one(findings, "sampling")
+    assert found["level"] == "warning" and "7.wav (rare) about 60 times" in found["seen"]
+    assert "119 times the median" in found["seen"] and names(found) == ["7.wav"]
+    assert "  > class_balanced_sampling: false" in printed
+
+
+def test_finds_a_label_that_goes_along_with_all_and_clips_that_are_never_drawn(data, examine):
+    clips, rare = sorted(data.glob("*/train_*.wav")), ["a", "b", "c", "d"]
+    rows = [
+        {
+            "audio": clip,
+            "label": f"speech,{rare[number % 4]}" if number else "",
+            "part": ["train", "val"][number % 3 == 2],
+        }
+        for number, clip in enumerate(clips)
+    ]
+    write_csv(data / "clips.csv", rows)
+    argv = ["--split_column_name=part", "--problem_type=multi_label_classification", "--class_balanced_sampling=true"]
+    _, findings, _ = examine(data / "clips.csv", *argv)
+    assert one(findings, "labels")["seen"] == "Without any label: 1 clip."
+    dominating, never = [found for found in findings if found["check"] == "sampling"]
+    assert "speech is among the labels of 100% of the draws" in dominating["seen"]
+    assert names(never) == [clips[0].name] and "never drawn" in never["seen"]
+
+
+# Refusals
+
+
+def test_refuses_what_it_cannot_examine(clean_folder, examine, tmp_path):
+    for argv, message in (
+        (["--max_clip=3"], "Unknown: --max_clip=3"),
+        (["--max_clips=0"], "max_clips of at least 1, got 0"),
+        (["--json", str(tmp_path / "no" / "x.json")], "Expected json to be a file in a folder that exists"),
+        (["--model_name_or_path=./nowhere"], "nowhere cannot be used"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            examine(clean_folder, *argv)
+    with pytest.raises(DataError, match="no such file or folder"):
+        examine(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(("name", "status"), [("data", 2), ("clean", 0), ("nowhere", 2)])
+def test_exit_status_is_for_scripts(data, clean_folder, tmp_path, examine, monkeypatch, capsys, name, status):
+    examine(clean_folder)  # which writes the recipe
+    (data / "low" / "train_0.wav").write_bytes(b"")
+    path = clean_folder if name == "clean" else tmp_path / name
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path / "recipe.yaml"), f"--dataset_name={path}"])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert exit.value.code == status
+    errors = capsys.readouterr().err
+    assert ("error: " in errors) == (name == "nowhere") and "Traceback" not in errors
