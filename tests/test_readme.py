@@ -1,5 +1,6 @@
 """What the README tells people to do works, in the order in which it stands there."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
 from conftest import make_tiny_config, random_model
+from transformers import pipeline
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
@@ -19,8 +22,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.fixture
 def folder_of_a_reader(tmp_path, monkeypatch):
     """A folder as the quickstart leaves it, with a tiny model, and a clip of the reader's own."""
-    import torch
-
     config = make_tiny_config(id2label=dict(enumerate(CLASSES)), max_length=96, num_mel_bins=128, time_stride=16)
     random_model(config).save_pretrained(tmp_path / "outputs" / "demo")
     ASTFeatureExtractor(max_length=96).save_pretrained(tmp_path / "outputs" / "demo")
@@ -51,6 +52,37 @@ def test_every_test_that_the_readme_names_is_there():
     assert named
     for path, function in named:
         assert re.search(rf"^def {function}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), function
+
+
+@pytest.mark.slow
+def test_the_guide_to_own_data_runs(tmp_path, monkeypatch, capsys):
+    """Its recipe and every command in it, on two kinds of sounds, with a model of one layer and fewer epochs."""
+    guide = README[README.index("## Train on your own sounds") : README.index("## Convert weights")]
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", guide, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) == 3
+    monkeypatch.chdir(tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    for kind in ("siren", "noise"):
+        (tmp_path / "my_sounds" / kind).mkdir(parents=True)
+        for number in range(20):
+            sound = generate_clip(kind, generator).numpy()
+            soundfile.write(tmp_path / "my_sounds" / kind / f"{number}.wav", sound, SAMPLING_RATE)
+    network = "hidden_size: 24\nnum_hidden_layers: 1\nnum_attention_heads: 3\nintermediate_size: 24\nuse_cpu: true\n"
+    recipe = re.sub(r"model_name_or_path: \S+", "model_name_or_path: tiny224", recipe) + network
+    recipe = recipe.replace("num_train_epochs: 10", "num_train_epochs: 2").replace("1e-5 ", "1e-3 ")
+    (tmp_path / "my.yaml").write_text(recipe)
+    for command in commands:
+        words = command.removeprefix("python ").removeprefix("accelerate launch ").split()
+        script = importlib.import_module(Path(words[0]).stem)
+        result = script.main(words[1:])
+        if script.__name__ == "compute_fbank_stats":
+            assert re.search(r"^mean: -?\d", capsys.readouterr().out, re.MULTILINE)
+        if script.__name__ == "check_data":
+            assert result < 2, capsys.readouterr().out
+    assert result["validation_accuracy"] > 0
+    classifier = pipeline("audio-classification", model="outputs/my_model")
+    assert {tag["label"] for tag in classifier(generate_clip("siren", generator).numpy())} == {"siren", "noise"}
 
 
 @pytest.mark.slow
