@@ -572,6 +572,7 @@ CSV_NAMES = {"audio_column_name": "audio", "label_column_name": "label"}
         (listed_but_missing, {}, "testing_list.txt, line 5: no file 'cat/nowhere.wav'"),
         (repository_without_train, {}, "expected a split called train, got (test, validation|validation, test)"),
         (unlabelled_in_the_test, {}, "-1"),
+        (broken_csv('audio,label\na.wav,"x,y"\n'), {"multi_label": True}, "clips.csv: too few clips to hold some out"),
         (nowhere("{}/nowhere"), {}, "nowhere: no such file or folder"),
         (nowhere("./nowhere"), {}, "nowhere: no such file or folder"),
         (nowhere("nobody/nothing"), {}, "nobody/nothing: no such file or folder, nor to be had from the Hub"),

@@ -21,6 +21,10 @@ logger = logging.get_logger(__name__)
 AUDIO_TAGGING_METRIC = str(Path(__file__).parent / "audio_tagging")
 
 
+class DivergedError(ValueError):
+    """Scores that are no numbers, as of a model whose training diverged."""
+
+
 def to_probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
     """Logits to float32 probabilities: a sigmoid each for several labels a clip, one softmax for a single label.
 
@@ -52,7 +56,7 @@ def positive_labels(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if scores.ndim != 2 or len(scores) == 0:
         raise ValueError(f"Expected scores of shape (clips, num_labels) of at least one clip, got {scores.shape}.")
     if not np.isfinite(scores).all():
-        raise ValueError("Expected finite scores, got NaN or infinite ones. Did the training diverge?")
+        raise DivergedError("Expected finite scores, got NaN or infinite ones. Did the training diverge?")
     if labels.shape not in (scores.shape, scores.shape[:1]):
         raise ValueError(
             f"Expected labels of shape {scores.shape[:1]} or {scores.shape}, as the scores, got {labels.shape}."

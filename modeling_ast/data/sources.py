@@ -7,6 +7,7 @@ Columns stay in Arrow from the file to the rows, so that two million clips fit i
 import csv
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from datasets import Audio, ClassLabel, Dataset, Value, load_dataset
 
 from modeling_ast.audio import load_waveform
@@ -558,15 +560,18 @@ def _filter(rows: Dataset, is_wanted: np.ndarray) -> Dataset:
 
 
 def _hold_out_some(rows: Dataset, dataset_name: str, fraction: float, seed: int) -> dict[str, Dataset]:
-    try:  # a plain draw: a stratified one would need every class twice
-        parts = rows.train_test_split(test_size=fraction, seed=seed)
-    except ValueError as error:
-        raise DataError(f"{dataset_name}: too few clips to hold some out ({error}).") from error
+    count = math.ceil(fraction * len(rows))
+    if count == len(rows):
+        raise DataError(f"{dataset_name}: too few clips to hold some out, got {count}.")
+    # A plain draw: a stratified one would need every class twice.
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
+    is_held_out = np.zeros(len(rows), bool)
+    is_held_out[drawn.numpy()] = True
     logger.warning(
-        f"{dataset_name} holds out nothing to choose the epoch on: {len(parts['test'])} of its training clips, "
-        "drawn at random, do not train but validate (validation_fraction)."
+        f"{dataset_name} holds out nothing to choose the epoch on: {count} of its training clips, drawn at random, do "
+        "not train but validate (validation_fraction)."
     )
-    return {"train": parts["train"], "validation": parts["test"]}
+    return {"train": _filter(rows, ~is_held_out), "validation": _filter(rows, is_held_out)}
 
 
 class DecodeAudio:

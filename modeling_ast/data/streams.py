@@ -58,9 +58,7 @@ def load_streamed_splits(
     elif class_names is not None:
         label_names, index = class_names, {name: number for number, name in enumerate(class_names)}
     else:
-        raise DataError(
-            f"{dataset_name}: a stream does not tell all its labels in advance; name them by label_file."
-        )
+        raise DataError(f"{dataset_name}: a stream does not tell all its labels in advance; name them by label_file.")
     to_row = partial(
         _to_row,
         audio_column=audio_column_name,

@@ -1,0 +1,347 @@
+"""From what data sets are published as to a manifest: a CSV file of clips and labels, as `load_splits` reads it."""
+
+import csv
+import os
+import re
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from modeling_ast.audio import AudioError, load_waveform
+from modeling_ast.data.download import Archive
+from modeling_ast.data.label_tables import DataError
+from modeling_ast.data.sources import find_sounds, load_splits, read_data_json
+from modeling_ast.data.synthetic import LISTS
+
+SAMPLING_RATE = 16000  # Hz, of the FLAC cache
+MIN_SECONDS = 0.025  # one frame of the features
+ARCHIVES = {
+    # Packed by GitHub when asked for: no checksum of the file lasts, those in it are compared, and its files counted.
+    "esc50": Archive("ESC-50-master.zip", "https://github.com/karolpiczak/ESC-50/archive/master.zip", None, 2000),
+    # Source: the checksum is torchaudio's (`torchaudio.datasets.SPEECHCOMMANDS`), the count that of the paper
+    # (Warden, "Speech Commands", 2018): 105,829 words, and 6 background noises.
+    "speech_commands": Archive(
+        "speech_commands_v0.02.tar.gz",
+        "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
+        "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+        105829 + 6,
+    ),
+}
+
+
+@dataclass
+class Manifest:
+    """Rows of a manifest: absolute path of a clip, its label or labels, and what else the columns say."""
+
+    columns: list[str]
+    rows: list[tuple[str, ...]]
+
+    @property
+    def paths(self) -> list[str]:
+        return [row[0] for row in self.rows]
+
+    def with_paths(self, paths: Iterable[str]) -> "Manifest":
+        return Manifest(self.columns, [(path, *row[1:]) for path, row in zip(paths, self.rows, strict=True)])
+
+
+# ESC-50 and Speech Commands
+
+
+def find_root(folder: Path, name: str) -> Path:
+    """The folder that holds `name`: this one, or the first one in it that does, as archives are often packed.
+
+    Raises:
+        DataError: There is no such file.
+    """
+    roots = [root for root in (folder, *sorted(folder.glob("*/"))) if (root / name).exists()]
+    if not roots:
+        raise DataError(f"{folder}: expected {name} in it, found none.")
+    return roots[0]
+
+
+def expect_clips(folder: Path, expected: int) -> None:
+    """Raise a DataError if a folder holds another number of sound files than its archive should."""
+    if (found := sum(1 for _ in find_sounds(folder))) != expected:
+        raise DataError(f"{folder}: expected {expected:,} sound files, found {found:,}. Delete it and run again.")
+
+
+def read_esc50(root: Path) -> Manifest:
+    """Manifest with the folds of a folder like ESC-50, with `meta/esc50.csv` and `audio`.
+
+    Raises:
+        DataError: A column or a clip is missing.
+    """
+    path = root / "meta" / "esc50.csv"
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if missing := {"filename", "category", "fold"} - set(reader.fieldnames or ()):
+            raise DataError(f"{path}: expected a column {min(missing)!r}, got {', '.join(reader.fieldnames or ())}.")
+        rows = [(str(root / "audio" / row["filename"]), row["category"], row["fold"]) for row in reader]
+    for number, (audio, *_) in enumerate(rows, start=1):
+        if not os.path.isfile(audio):
+            raise DataError(f"{path}, row {number}: no file {audio}.")
+    return Manifest(["audio", "label", "fold"], rows)
+
+
+def read_speech_commands(root: Path) -> Manifest:
+    """Manifest with the splits of a folder like Speech Commands: a sub-folder a word, and the two lists.
+
+    Raises:
+        DataError: A list is missing or names a file that is not there, or there are no clips.
+    """
+    for name in LISTS.values():
+        if not (root / name).is_file():
+            raise DataError(f"{root}: expected {name} in it, found none.")
+    splits = load_splits(str(root))
+    rows = [(row["audio"]["path"], splits.label_names[row["labels"]], split) for split, part in splits for row in part]
+    return Manifest(["audio", "label", "split"], rows)
+
+
+# AudioSet
+
+
+def clip_id(name: str) -> str:
+    """The YouTube id in the name of a clip without its ending, or the name where there is none.
+
+    Files are called by the id (11 characters), perhaps with a Y before it, and where the clip starts and ends after
+    it: `--4gqARaEJE`, `Y--4gqARaEJE`, `--4gqARaEJE_0.000`, `Y--4gqARaEJE_0_10000`.
+    """
+    match = re.fullmatch(r"Y?([\w-]{11})(?:_\d+(?:\.\d+)?){0,2}", name, re.ASCII)
+    return match[1] if match else name
+
+
+def read_segments(path: Path) -> list[tuple[str, str]]:
+    """Id and labels (mids with a comma between) of each segment of a CSV file of Google's.
+
+    The columns are YTID, start_seconds, end_seconds, positive_labels. Where a spreadsheet has mangled the quotes of
+    the fourth, and spread it over several, it is read all the same: everything there that looks like a mid.
+
+    Raises:
+        DataError: A line without the first three columns, or without a label.
+    """
+    segments = []
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            first, *columns = (column.strip(' "\t\r\n') for column in line.split(",", 3))
+            if not line.strip(' ",\t\r\n') or first.startswith("#") or first.upper() == "YTID":
+                continue
+            mids = re.findall(r"/[a-z]+/[0-9a-z_]+", columns[2]) if len(columns) == 3 else []
+            if not (mids and all(re.fullmatch(r"\d+(\.\d+)?", seconds) for seconds in columns[:2])):
+                raise DataError(
+                    f"{path}, line {number}: expected an id, start, end and labels such as /m/09x0r, got "
+                    f"{line.strip()!r}."
+                )
+            segments.append((first, ",".join(mids)))
+    if not segments:
+        raise DataError(f"{path}: holds no segments.")
+    return segments
+
+
+def read_json_segments(path: Path) -> list[tuple[str, str]]:
+    """Id and labels of each entry of a data file in the original's format; the id is that in the name of the file.
+
+    Raises:
+        DataError: See `read_data_json`.
+    """
+    return [(clip_id(Path(wav).stem), labels) for wav, labels in read_data_json(path)]
+
+
+def index_clips(folder: Path) -> dict[str, list[str]]:
+    """Absolute paths of the sound files below a folder, by `clip_id`; the first is the first by name.
+
+    Raises:
+        DataError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder.")
+    clips = defaultdict(list)
+    for path in tqdm(find_sounds(folder.resolve()), desc="Listing clips", unit=" files"):
+        clips[clip_id(os.path.splitext(os.path.basename(path))[0])].append(path)
+    for paths in clips.values():
+        paths.sort()
+    return clips
+
+
+def read_seconds(path: str) -> float | str:
+    """Length of a sound file by its header, or why it cannot be read."""
+    import soundfile
+
+    try:
+        info = soundfile.info(path)
+    except (soundfile.SoundFileError, OSError) as error:
+        return " ".join(str(error).split())
+    return info.frames / info.samplerate
+
+
+def read_all_seconds(paths: list[str], journal: Path, num_workers: int) -> list[float | str]:
+    """`read_seconds` of each file. The run after an interruption goes on from there.
+
+    Args:
+        paths: Of the files.
+        journal: File to note in what is read, until all is.
+        num_workers: Files that are read at once.
+    """
+    known = _read_journal(journal) if journal.is_file() else {}
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    unknown = [path for path in paths if path not in known]
+    with open(journal, "a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write("\n")  # the last line may have been cut
+        for seconds, path in zip(_in_threads(read_seconds, unknown, "Checking clips", num_workers), unknown):
+            known[path] = seconds
+            if not isinstance(seconds, str):  # what could not be read may be mended by then
+                file.write(f"{seconds}\t{path}\n")
+    journal.unlink()
+    return [known[path] for path in paths]
+
+
+def _read_journal(journal: Path) -> dict[str, float | str]:
+    with open(journal, encoding="utf-8", errors="surrogateescape") as file:
+        pairs = (line.rstrip("\n").partition("\t") for line in file)
+        return {path: float(seconds) for seconds, _, path in pairs if path}
+
+
+def match_clips(
+    segments: list[tuple[str, str]],
+    clips: dict[str, list[str]],
+    journal: Path,
+    min_seconds: float = MIN_SECONDS,
+    num_workers: int = 16,
+) -> tuple[Manifest, list[tuple[str, str, str]]]:
+    """The segments whose clip is there, readable and long enough, and the others.
+
+    Args:
+        segments: Id and labels of each.
+        clips: See `index_clips`.
+        journal: See `read_all_seconds`.
+        min_seconds: Shorter clips are left out.
+        num_workers: Clips that are read at once.
+
+    Returns:
+        The manifest; and id, path and reason ("missing", "unreadable: ...", "too short: ...") of what is not in it.
+    """
+    found = [(name, clips[name][0], labels) for name, labels in segments if name in clips]
+    left_out = [(name, "", "missing") for name, _ in segments if name not in clips]
+    rows = []
+    for (name, path, labels), seconds in zip(
+        found, read_all_seconds([path for _, path, _ in found], journal, num_workers)
+    ):
+        if isinstance(seconds, str):
+            left_out.append((name, path, f"unreadable: {seconds}"))
+        elif seconds < min_seconds:
+            left_out.append((name, path, f"too short: {seconds:.3f} s"))
+        else:
+            rows.append((path, labels))
+    return Manifest(["audio", "label"], rows), left_out
+
+
+# FLAC cache
+
+
+def cache_as_flac(paths: list[str], root: Path, cache_dir: Path, num_workers: int = 16) -> list[str | AudioError]:
+    """Write each clip once as mono FLAC of 16 bits at 16 kHz; what is there already is taken.
+
+    Args:
+        paths: Absolute paths of the clips, below `root`.
+        root: The cache has the same folders below itself.
+        cache_dir: Of the cache.
+        num_workers: Clips that are converted at once.
+
+    Returns:
+        The path in the cache of each clip, or what is wrong with the clip.
+
+    Raises:
+        DataError: Two clips differ in their ending alone, and would be the same file.
+    """
+    # Not resolved: a clip may be a link to a file elsewhere.
+    targets = [str(cache_dir.resolve() / Path(os.path.relpath(path, root)).with_suffix(".flac")) for path in paths]
+    sources = {}
+    for path, target in zip(paths, targets):
+        if sources.setdefault(target, path) != path:
+            raise DataError(f"{path} and {sources[target]} would be the same file of the cache, {target}.")
+    return list(_in_threads(_cache_one, list(zip(paths, targets)), "Writing FLAC", num_workers))
+
+
+def _cache_one(pair: tuple[str, str]) -> str | AudioError:
+    import soundfile
+
+    path, target = pair
+    if os.path.isfile(target):
+        return target
+    try:
+        waveform = load_waveform(path, SAMPLING_RATE)
+    except AudioError as error:
+        return error
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    # Beside, of a name that no other process or thread has, and renamed: a file that is there is complete.
+    unfinished = f"{target}.{os.getpid()}.{threading.get_ident()}.part"
+    try:
+        soundfile.write(unfinished, waveform.clamp(-1, 1).numpy(), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+        os.replace(unfinished, target)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+    return target
+
+
+def _in_threads(function: Callable, items: list, description: str, num_workers: int) -> Iterable[Any]:
+    """Results in the order of the items, a few at a time: for millions, a future each would take gigabytes."""
+    with ThreadPool(num_workers) as pool:
+        yield from tqdm(pool.imap(function, items, chunksize=16), desc=description, total=len(items))
+
+
+# What is written and said
+
+
+def write_csv(path: Path, columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
+    """Write a table at once: a file that is there is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(unfinished, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(rows)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest. Paths of clips below its folder are relative to it, so that both can be moved together."""
+    folder = os.path.join(os.path.realpath(path.parent), "")
+    write_csv(path, manifest.columns, ((row[0].removeprefix(folder), *row[1:]) for row in manifest.rows))
+
+
+def summarize(manifest: Manifest, separator: str | None = None) -> str:
+    """Clips and labels of each split or fold, and clips of each label.
+
+    Args:
+        manifest: What to count.
+        separator: Between the labels of a clip; `None` where it has one.
+    """
+    parts = defaultdict(Counter)
+    num_clips = Counter()
+    for _, label, *part in manifest.rows:
+        name = " ".join((*manifest.columns[2:], *part)) or "all"
+        num_clips[name] += 1
+        parts[name].update(label.split(separator) if separator else [label])
+    lines = []
+    for name, counts in parts.items():
+        least, most = min(counts.values()), max(counts.values())
+        each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        lines.append(f"  {name}: {num_clips[name]:,} clips of {len(counts):,} labels, {each} clips each")
+    counts = sum(parts.values(), Counter()).most_common()
+    if len(counts) > 50:
+        lines += [f"  most: {_join(counts[:5])}", f"  fewest: {_join(counts[-5:])}"]
+    else:
+        lines.append(f"  {_join(counts)}")
+    return "\n".join(lines)
+
+
+def _join(counts: list[tuple[str, int]]) -> str:
+    return ", ".join(f"{label} {count:,}" for label, count in counts)

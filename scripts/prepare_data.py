@@ -1,0 +1,179 @@
+"""Make a manifest, the CSV file of clips and labels that the recipes read, of ESC-50, Speech Commands or AudioSet.
+
+    python scripts/prepare_data.py esc50                                # fetches, unpacks, writes data/esc50.csv
+    python scripts/prepare_data.py speech_commands --source PATH/TO/speech_commands    # a local copy, where it lies
+    python scripts/prepare_data.py audioset --segments eval_segments.csv --audio_dir PATH/TO/clips --only_paper_eval \
+        --output data/audioset_eval.csv
+
+Run it again after an interruption: it goes on from there. Clips of other rates are resampled while a model trains, or
+once and for all with --flac_cache FOLDER.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+from modeling_ast.audio import AudioError, require_torchaudio
+
+try:
+    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
+except ImportError as error:
+    sys.exit(str(error))
+
+from modeling_ast.data import prepare
+from modeling_ast.data.download import fetch, unpack
+from modeling_ast.data.label_tables import DataError, read_paper_eval_ids
+from modeling_ast.data.prepare import ARCHIVES, MIN_SECONDS, Manifest
+
+# Name of its folder and manifest, a file by which it is known, what reads it, and what trains on it.
+DATA_SETS = {
+    "esc50": ("esc50", "meta/esc50.csv", prepare.read_esc50, "scripts/run_folds.py configs/esc50.yaml"),
+    "speech_commands": (
+        "speech_commands_v2",
+        "testing_list.txt",
+        prepare.read_speech_commands,
+        "scripts/run_audio_classification.py configs/speech_commands_v2.yaml",
+    ),
+}
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="data_set", required=True)
+    for name, (folder, *_) in DATA_SETS.items():
+        command = commands.add_parser(name, allow_abbrev=False)
+        command.add_argument("--data_dir", type=Path, default=Path("data"), help="where to (default: %(default)s)")
+        origin = command.add_mutually_exclusive_group()
+        origin.add_argument("--source", type=Path, help="local copy: a folder, used where it lies, or the archive")
+        origin.add_argument("--url", help="fetch from there instead; the checksum stays the same")
+        command.add_argument("--output", type=Path, help=f"manifest (default: {folder}.csv in --data_dir)")
+    command = commands.add_parser("audioset", allow_abbrev=False)
+    segments = command.add_mutually_exclusive_group(required=True)
+    segments.add_argument("--segments", type=Path, help="Google's CSV file of segments")
+    segments.add_argument("--json", type=Path, help="data file of the original AST")
+    command.add_argument(
+        "--audio_dir", type=Path, required=True, help="folder of WAV, FLAC, OGG or MP3, called by their ids"
+    )
+    command.add_argument("--output", type=Path, required=True, help="manifest; what is left out is listed beside it")
+    command.add_argument("--split", choices=("train", "validation", "test"), help="add a column that says this")
+    command.add_argument(
+        "--only_paper_eval", action="store_true", help="only the 19,185 clips of the published figures"
+    )
+    command.add_argument("--min_seconds", type=float, default=MIN_SECONDS, help="default: %(default)s")
+    for command in commands.choices.values():
+        command.add_argument(
+            "--flac_cache", type=Path, metavar="FOLDER", help="write each clip once as 16 kHz mono FLAC"
+        )
+        command.add_argument("--num_workers", type=int, default=16, help="clips at once (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.num_workers < 1:
+        parser.error(f"Expected --num_workers of at least 1, got {args.num_workers}.")
+    return args
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Make a manifest.
+
+    Args:
+        argv: Command line without the program; `None` takes the process's own.
+
+    Returns:
+        Path of the manifest.
+
+    Raises:
+        DataError, AudioError: An archive, a folder, a list or a clip that cannot be used.
+    """
+    args = parse_arguments(argv)
+    return prepare_audioset(args) if args.data_set == "audioset" else prepare_data_set(args)
+
+
+def prepare_data_set(args: argparse.Namespace) -> Path:
+    name, marker, read, command = DATA_SETS[args.data_set]
+    output = args.output or args.data_dir / f"{name}.csv"
+    root = prepare.find_root(find_folder(args, args.data_dir / name), marker).resolve()
+    manifest = read(root)
+    if args.flac_cache is not None:
+        paths = prepare.cache_as_flac(manifest.paths, root, args.flac_cache, args.num_workers)
+        for path in paths:
+            if isinstance(path, AudioError):
+                raise path
+        manifest = manifest.with_paths(paths)
+    prepare.write_manifest(output, manifest)
+    print(f"Wrote {output}, {len(manifest.rows):,} clips:\n{prepare.summarize(manifest)}")
+    is_the_recipes = os.path.abspath(output) == os.path.abspath(f"data/{name}.csv")
+    print(f"To train: python {command}" + ("" if is_the_recipes else f" --dataset_name {os.path.abspath(output)}"))
+    return output
+
+
+def find_folder(args: argparse.Namespace, unpacked: Path) -> Path:
+    """The data set's folder: the local copy, or unpacked from a local or fetched archive."""
+    if args.source is not None and not args.source.exists():
+        raise DataError(f"{args.source}: no such file or folder.")
+    if args.source is not None and args.source.is_dir():
+        return args.source
+    if unpacked.is_dir():
+        print(f"{unpacked} is there already, and is not unpacked again.")
+    if args.source is not None:
+        return unpack(args.source, unpacked)
+    archive = ARCHIVES[args.data_set]
+    if args.url:
+        archive = dataclasses.replace(archive, url=args.url)
+    if not unpacked.is_dir():
+        unpack(fetch(archive, args.data_dir), unpacked)
+    prepare.expect_clips(unpacked, archive.num_clips)
+    return unpacked
+
+
+def prepare_audioset(args: argparse.Namespace) -> Path:
+    segments = prepare.read_segments(args.segments) if args.segments else prepare.read_json_segments(args.json)
+    paper_ids = read_paper_eval_ids()
+    if args.only_paper_eval:
+        segments = [segment for segment in segments if segment[0] in paper_ids]
+        if not segments:
+            raise DataError(f"{args.segments or args.json}: holds none of the paper's evaluation clips.")
+    clips = prepare.index_clips(args.audio_dir)
+    journal = args.output.with_name(f"{args.output.name}.checked")
+    manifest, left_out = prepare.match_clips(segments, clips, journal, args.min_seconds, args.num_workers)
+    found = manifest.paths
+    if args.flac_cache is not None:
+        cached = prepare.cache_as_flac(found, args.audio_dir.resolve(), args.flac_cache, args.num_workers)
+        left_out += [
+            (prepare.clip_id(Path(path).stem), path, f"unreadable: {result}")
+            for path, result in zip(found, cached)
+            if isinstance(result, AudioError)
+        ]
+        manifest = manifest.with_paths(cached)
+        manifest.rows = [row for row in manifest.rows if not isinstance(row[0], AudioError)]
+    if args.split is not None:
+        manifest = Manifest([*manifest.columns, "split"], [(*row, args.split) for row in manifest.rows])
+    report = args.output.with_name(f"{args.output.stem}_left_out.csv")
+    prepare.write_csv(report, ["id", "audio", "reason"], left_out)
+    reasons = Counter(reason.partition(":")[0] for _, _, reason in left_out)
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())) or "none"
+    if not manifest.rows:
+        raise DataError(f"No clip of {len(segments):,} can be used ({counts}; see {report}). Is --audio_dir right?")
+    prepare.write_manifest(args.output, manifest)
+    print(f"Wrote {args.output}, {len(manifest.rows):,} clips:\n{prepare.summarize(manifest, ',')}")
+    print(f"Left out of {len(segments):,}: {counts} (listed in {report}).")
+    if several := sum(len(clips.get(name, ())) > 1 for name, _ in segments):
+        print(f"{several:,} ids have several files; the first by name was taken.")
+    if args.only_paper_eval:
+        ids = {prepare.clip_id(Path(path).stem) for path in manifest.paths}
+        print(f"{len(ids):,} of the paper's {len(paper_ids):,} evaluation clips are there.")
+    split = args.split or ("validation" if args.only_paper_eval else "train")
+    option = "--dataset_name" if split == "train" else f"--{split}_file"
+    command = "scripts/run_audio_classification.py configs/audioset_full.yaml"
+    print(f"To train: accelerate launch {command} {option} {os.path.abspath(args.output)}")
+    return args.output
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, AudioError, OSError) as error:
+        sys.exit(f"error: {error}")
