@@ -230,7 +230,13 @@ def make_trainer(folder, **settings) -> ASTTrainer:
     rows = Dataset.from_dict({"input_values": input_values.numpy(), "labels": [0, 1, 2, 3] * 2}).with_format("torch")
     settings = {"save_strategy": "epoch", "num_train_epochs": 4, "learning_rate": 1e-3} | settings
     arguments = ASTTrainingArguments(
-        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, global_batch_size=4, **settings
+        str(folder),
+        do_train=True,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        global_batch_size=4,
+        **settings,
     )
     return ASTTrainer(
         model=random_model(config), args=arguments, train_dataset=PositionedRows(rows), train_collator=stack

@@ -207,6 +207,7 @@ def make_trainer(folder, **settings) -> ASTTrainer:
     arguments = ASTTrainingArguments(
         str(folder),
         use_cpu=True,
+        do_train=True,
         report_to="none",
         disable_tqdm=True,
         global_batch_size=4,

@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler, get_worker_info
 
 from modeling_ast.training.augment import clip_generator
+from modeling_ast.training.recipes import RecipeError
 
 
 def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
@@ -70,7 +71,7 @@ class TrainingSampler(Sampler):
         if not drop_last and self.length < num_clips:
             self.length += global_batch_size
         if self.length == 0:
-            raise ValueError(
+            raise RecipeError(
                 f"Expected at least one batch of {global_batch_size} clips, got {num_clips} training clips. Use a "
                 "smaller batch, or do not drop the last one."
             )

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from modeling_ast.data.metrics import to_probabilities
+from modeling_ast.modeling_ast import classification_loss
 from modeling_ast.training.averaging import RunningAverage
 from modeling_ast.training.record import RESULTS_NAME, EpochRecord
 from modeling_ast.training.sampling import TrainingSampler
@@ -45,7 +47,9 @@ class ASTTrainer(Trainer):
         self.sampling_weights = sampling_weights
         self.record = record
         self.average = RunningAverage()
-        self.loss_sum, self.num_losses, self.last_rate = torch.zeros(()), 0, 0.0
+        # Sums of the losses of updates and their numbers, since the last evaluation and since the beginning.
+        self.loss_sum, self.num_losses, self.last_rate = torch.zeros(()), 0.0, 0.0
+        self.total_loss, self.total_losses = torch.zeros(()), 0.0
         self.add_callback(_EpochCallback(self))
 
     def create_model_card(self, *args, **kwargs) -> None:
@@ -123,24 +127,33 @@ class ASTTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
-            self.loss_sum = self.loss_sum + (result[0] if return_outputs else result).detach().float().mean()
-            self.num_losses += 1
+            loss = (result[0] if return_outputs else result).detach().float().mean()
+            share = 1 / self.args.gradient_accumulation_steps  # of an update
+            self.loss_sum, self.num_losses = self.loss_sum + share * loss, self.num_losses + share
+            self.total_loss, self.total_losses = self.total_loss + share * loss, self.total_losses + share
         return result
 
     def evaluation_loop(self, *args, **kwargs) -> EvalLoopOutput:
         self.last_evaluation = super().evaluation_loop(*args, **kwargs)
+        # The Trainer's own weighs a smaller last batch like a whole one, and counts the clips twice that complete the
+        # batches of several processes.
+        if self.last_evaluation.predictions is not None:  # as without metrics
+            (name,) = [name for name in self.last_evaluation.metrics if name.endswith("_loss")]
+            logits, labels = map(torch.as_tensor, (self.last_evaluation.predictions, self.last_evaluation.label_ids))
+            loss = classification_loss(logits, labels, self.model.config.problem_type)
+            self.last_evaluation.metrics[name] = loss.item()
         return self.last_evaluation
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.is_in_train and self.record is not None:
-            train_loss = self._mean_loss_sum() / max(self.num_losses, 1)
+            train_loss = self._mean(self.loss_sum) / max(self.num_losses, 1)
             if self.is_world_process_zero():
                 measured = {name.removeprefix(f"{metric_key_prefix}_"): value for name, value in metrics.items()}
                 row = {"epoch": self.state.epoch, "learning_rate": self.last_rate, "train_loss": train_loss}
                 logits, labels = self.last_evaluation.predictions, self.last_evaluation.label_ids
                 self.record.add(row, measured, to_probabilities(logits, self.model.config.problem_type), labels)
-            self.loss_sum, self.num_losses = torch.zeros(()), 0
+            self.loss_sum, self.num_losses = torch.zeros(()), 0.0
         return metrics
 
     def finish_epoch(self) -> None:
@@ -158,26 +171,29 @@ class ASTTrainer(Trainer):
     # An interrupted run goes on with all of that.
 
     def _save_checkpoint(self, model, trial) -> None:
-        super()._save_checkpoint(model, trial)
-        loss_sum = self._mean_loss_sum()
+        # Before the Trainer's own files, whose last one tells that a checkpoint is whole.
+        losses = {"loss_sum": self._mean(self.loss_sum), "num_losses": self.num_losses, "last_rate": self.last_rate}
+        losses |= {"total_loss": self._mean(self.total_loss), "total_losses": self.total_losses}
         checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.is_world_process_zero() and checkpoint.is_dir():  # a limit on their number may have removed it
-            losses = {"loss_sum": loss_sum, "num_losses": self.num_losses, "last_rate": self.last_rate}
+        if self.is_world_process_zero():
+            checkpoint.mkdir(parents=True, exist_ok=True)
             torch.save(losses, checkpoint / _LOSS_NAME)
             if self.record is not None:
                 self.record.save_state(checkpoint)
             if self.average.count:
                 self.average.save(checkpoint / _AVERAGE_NAME)
+        super()._save_checkpoint(model, trial)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
             checkpoint = Path(resume_from_checkpoint)
             if (checkpoint / _LOSS_NAME).is_file():
                 losses = torch.load(checkpoint / _LOSS_NAME, weights_only=True)
                 self.loss_sum, self.num_losses = torch.tensor(losses["loss_sum"]), losses["num_losses"]
                 self.last_rate = losses["last_rate"]
+                self.total_loss, self.total_losses = torch.tensor(losses["total_loss"]), losses["total_losses"]
             else:
                 logger.warning(f"{checkpoint} was not saved by this trainer: {RESULTS_NAME} and averages start anew.")
             if self.is_world_process_zero():
@@ -185,16 +201,26 @@ class ASTTrainer(Trainer):
                     self.record.load_state(checkpoint)
                 if (checkpoint / _AVERAGE_NAME).is_file():
                     self.average.load(checkpoint / _AVERAGE_NAME)
-        return super().train(resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint, **kwargs)
+        # The Trainer's own forgets what came before the checkpoint of a resumed run.
+        output.metrics["train_loss"] = self._mean(self.total_loss) / max(self.total_losses, 1)
+        return output
 
-    def _mean_loss_sum(self) -> float:
-        """The sum of the losses since the last evaluation, averaged over the processes."""
-        return self.accelerator.reduce(self.loss_sum.to(self.args.device), "mean").item()
+    def _mean(self, loss_sum: torch.Tensor) -> float:
+        """A sum of losses, averaged over the processes."""
+        return self.accelerator.reduce(loss_sum.to(self.args.device), "mean").item()
+
+
+def last_whole_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint of a run that was not stopped while it was being saved."""
+    whole = [path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 class _EpochCallback(TrainerCallback):
     def __init__(self, trainer: ASTTrainer):
         self.trainer = trainer
+        self.saves_at_end = False
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         # Accelerate does not reach the sampler of a run that is resumed within an epoch by several processes.
@@ -205,11 +231,12 @@ class _EpochCallback(TrainerCallback):
         self.trainer.last_rate = self.trainer.optimizer.param_groups[0]["lr"]  # before the schedule goes on
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if math.isclose(state.epoch, round(state.epoch), abs_tol=1e-9):  # before a checkpoint of this step is saved
+        ends_epoch = math.isclose(state.epoch, round(state.epoch), abs_tol=1e-9)
+        # A checkpoint of an epoch's last update waits until the epoch is averaged and evaluated.
+        self.saves_at_end = ends_epoch and control.should_save
+        if ends_epoch:
             self.trainer.finish_epoch()
+            control.should_save = False
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        # A checkpoint that was saved at an epoch's last step, before its evaluation: that is made up for.
-        is_whole = math.isclose(state.epoch or 0, round(state.epoch or 0), abs_tol=1e-9)
-        if args.eval_strategy == "epoch" and is_whole and self.trainer.num_losses:
-            self.trainer._evaluate(trial=None, ignore_keys_for_eval=None)
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        control.should_save |= self.saves_at_end
