@@ -22,10 +22,15 @@ except ImportError as error:
     sys.exit(str(error))
 
 from transformers import pipeline, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
+from modeling_ast.data.metrics import (
+    DivergedError,
+    compute_metrics,
+    per_class_metrics,
+    to_probabilities,
+    write_per_class_csv,
+)
 from modeling_ast.data.sources import AudioSplits, DataError
 from modeling_ast.data.streams import decode
 from modeling_ast.inference.plots import plot_confusion_matrix, plot_per_class, plot_tags, plot_training_curves
@@ -38,7 +43,7 @@ from modeling_ast.training.recipes import RecipeError, error_sentence, parse_arg
 from modeling_ast.training.record import RESULTS_NAME, EpochRecord
 from modeling_ast.training.sampling import class_balanced_weights, positioned
 from modeling_ast.training.start import build_model_and_extractor, read_splits
-from modeling_ast.training.trainer import ASTTrainer
+from modeling_ast.training.trainer import ASTTrainer, last_whole_checkpoint
 
 logger = logging.getLogger("run_audio_classification")
 
@@ -54,6 +59,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     Raises:
         RecipeError, DataError, AudioError: Arguments, data set or a sound file that cannot be used.
+        DivergedError: The training diverged.
     """
     model_args, data_args, augment_args, training_args = arguments = parse_arguments(
         sys.argv[1:] if argv is None else argv
@@ -126,7 +132,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             prepare_output_dir(output_dir, arguments)
         checkpoint = training_args.resume_from_checkpoint
         if checkpoint is True:
-            checkpoint = get_last_checkpoint(output_dir)
+            checkpoint = last_whole_checkpoint(output_dir)
             logger.info(f"Continuing from {checkpoint}." if checkpoint else "No checkpoint yet: from the beginning.")
         result = trainer.train(resume_from_checkpoint=checkpoint)
         results |= result.metrics
@@ -148,6 +154,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     training_args.distributed_state.wait_for_everyone()
     if training_args.do_train and average_folder.is_dir():
         average = make_trainer(model=ASTForAudioClassification.from_pretrained(average_folder))
+        average.state.epoch = trainer.state.epoch
         results |= evaluate(average, splits, average_folder, "average_")
 
     # Report.
@@ -158,7 +165,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             if (output_dir / RESULTS_NAME).is_file():  # not without evaluations during training
                 plot_training_curves(output_dir / RESULTS_NAME, output_dir / "training_curves.png")
             write_model_card(
-                output_dir, model, extractor, data_args.dataset_name, model_args.model_name_or_path, results
+                output_dir,
+                model,
+                extractor,
+                data_args.dataset_name,
+                model_args.model_name_or_path,
+                results,
+                repo_id=trainer.hub_model_id,
             )
         tag_example(str(output_dir) if training_args.do_train else model, output_dir, splits, extractor)
         logger.info(f"Everything is in {output_dir}.")
@@ -174,6 +187,7 @@ def evaluate(trainer: ASTTrainer, splits: AudioSplits, folder: Path, prefix: str
         if name == "train":
             continue
         metrics = trainer.evaluate(rows, metric_key_prefix=prefix + name)
+        metrics.pop(f"{prefix}{name}_model_preparation_time", None)  # of a trainer that has not trained
         trainer.log_metrics(prefix + name, metrics)
         trainer.save_metrics(prefix + name, metrics)
         results |= metrics
@@ -221,5 +235,5 @@ def tag_example(
 if __name__ == "__main__":
     try:
         main()
-    except (RecipeError, DataError, AudioError) as error:
+    except (RecipeError, DataError, AudioError, DivergedError) as error:
         sys.exit(error_sentence(error))

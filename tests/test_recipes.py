@@ -114,6 +114,22 @@ def test_switches_can_do_without_a_value(switch):
     assert parse("--dataset_name=synthetic", "--output_dir=somewhere", f"--{switch}")[switch] is True
 
 
+# The batch of all devices
+
+
+def test_saved_recipe_keeps_the_global_batch_and_can_be_divided_anew(tmp_path):
+    argv = [
+        "--dataset_name=synthetic",
+        f"--output_dir={tmp_path}",
+        "--use_cpu",
+        "--do_train",
+        "--global_batch_size=48",
+    ]
+    save_recipe(parse_arguments(argv), tmp_path / "saved.yaml")
+    assert parse(tmp_path / "saved.yaml")["per_device_train_batch_size"] == 48
+    assert parse(tmp_path / "saved.yaml", "--gradient_accumulation_steps=6")["per_device_train_batch_size"] == 8
+
+
 # What is refused
 
 
@@ -131,6 +147,16 @@ def test_switches_can_do_without_a_value(switch):
         ("eval_strategy: sometimes\n", "sometimes"),
         ("optim: magic\n", "magic"),
         ("freq_mask_bins: -1\n", "Expected freq_mask_bins of at least 0, got -1"),
+        ("mixup_probability: 2\n", "Expected mixup_probability between 0 and 1, got 2.0"),
+        ("mixup_alpha: 0\n", "Expected mixup_alpha of at least 1, got 0"),
+        ("max_noise: -0.1\n", "Expected max_noise of at least 0, got -0.1"),
+        ("original_noise_and_roll: true\n", "original_noise_and_roll has no effect without max_noise or roll_frames"),
+        (
+            "global_batch_size: 10\ngradient_accumulation_steps: 4\ndo_train: true\n",
+            r"global_batch_size 10 cannot be divided by \d+ device\(s\) x 4 step\(s\) of accumulation. Choose",
+        ),
+        ("train_sampling_strategy: sequential\n", "Expected train_sampling_strategy to stay random.*, got sequential"),
+        ("do_predict: true\n", "do_predict has no effect"),
         ("remove_unused_columns: true\n", "remove_unused_columns must stay false"),
         ("model:\n  max_length: 3\n", "some.yaml, line 3: expected a value, or a list of values, for model"),
         ("label_names: [[a], b]\n", "line 3: expected a value, or a list of values, for label_names"),
@@ -233,6 +259,18 @@ def test_saved_recipe_gives_the_same_arguments(path, tmp_path):
         ["--accelerator_config", '{"split_batches": true}'],
         ["--warmup_steps", "0.1", "--max_steps", "7", "--gradient_accumulation_steps", "2", "--use_cpu"],
         ["--do_train", "--do_eval", "--resume_from_checkpoint", "some/checkpoint-3", "--overwrite_output_dir"],
+        [
+            "--global_batch_size",
+            "48",
+            "--class_balanced_sampling",
+            "--freeze_backbone",
+            "--head_learning_rate_factor=10",
+        ],
+        ["--mixup_probability", "0.6", "--mixup_alpha", "5", "--max_noise", "0.1", "--original_noise_and_roll"],
+        ["--random_crop", "--decoupled_weight_decay", "false", "--adam_beta1", "0.95", "--weight_decay", "5e-7"],
+        ["--lr_step_factor=0.85", "--lr_step_first_epochs=5", "--lr_step_epochs=2", "--lr_scheduler_type=constant"],
+        ["--weight_average_start", "2", "--weight_average_end", "4", "--num_train_epochs", "5"],
+        ["--validation_file", "held out.csv", "--test_file", "test.json", "--label_file", "esc50"],
         ["--bf16", "false", "--disable_tqdm", "true", "--log_level", "error", "--report_to", "none"],
         ["--seed", "-1", "--data_seed", "3", "--max_grad_norm", "0", "--save_total_limit", "1"],
         ["--dataloader_pin_memory", "false", "--dataloader_num_workers", "2", "--push_to_hub", "false"],

@@ -1,5 +1,6 @@
 """The keys of a recipe: four dataclasses, one a block."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -7,6 +8,7 @@ from transformers import TrainingArguments
 
 # What the best epoch can be chosen by; the first is of the logits, the others are those of `data.metrics`.
 BEST_METRICS = ("loss", "accuracy", "mAP", "mAUC", "d_prime", "macro_f1", "micro_f1")
+
 
 @dataclass
 class ModelArguments:
@@ -71,9 +73,9 @@ class DataArguments:
     audio_column_name: str = field(default="audio", metadata={"help": "Column with the sound."})
     label_column_name: str = field(default="label", metadata={"help": "Column with the label or labels."})
     audio_dir: str | None = field(
-        default=None, metadata={"help": "Where the paths of a CSV file start, relative to the file."}
+        default=None, metadata={"help": "Where the paths of a CSV or JSON file start, relative to the file."}
     )
-    label_separator: str = field(default=",", metadata={"help": "Between labels in a CSV file."})
+    label_separator: str = field(default=",", metadata={"help": "Between labels in a CSV or JSON file."})
     fold_column_name: str | None = field(default=None, metadata={"help": "Column with the number of the fold."})
     eval_fold: int | None = field(default=None, metadata={"help": "The fold to hold out."})
     split_column_name: str | None = field(
@@ -183,6 +185,8 @@ class ASTTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.hub_token is not None:  # Transformers saves these arguments beside the model, and uploads the file
+            os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay false: the audio column is read by a transform.")
         if self.do_predict:

@@ -1,50 +1,84 @@
 """The model card of a run: what was trained on what, how well it does, and how to use it."""
 
+import json
+import math
 import platform
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.training.recipes import RECIPE_NAME
 
+CARD_NAME = "README.md"
+_ALL_RESULTS_NAME = "all_results.json"  # as `Trainer.save_metrics` names it
+
+# Metrics as `compute_metrics` calls them: the card's words, and the Hub's identifier of those that it compares.
+_METRICS = {
+    "accuracy": ("accuracy", "accuracy"),
+    "mAP": ("mAP", "mAP"),
+    "mAUC": ("mean AUC", "mAUC"),
+    "d_prime": ("d′", "d_prime"),
+    "macro_f1": ("macro F1", "f1"),
+    "micro_f1": ("micro F1", "f1"),
+    "loss": ("loss", None),
+    "classes_without_positives": ("classes without positives, left out of the means", None),
+}
+# `average_` is the model of averaged weights, `baseline_` the linear one.
+_RESULT = re.compile(rf"(average_)?(validation|test)_(baseline_)?({'|'.join(_METRICS)})")
+_FILE_SUFFIXES = (".csv", ".json", ".parquet", ".pth", ".pt", ".bin", ".safetensors")
+
 _TEXT = """
 # {name}
 
 An Audio Spectrogram Transformer ([Gong et al., 2021](https://arxiv.org/abs/2104.01778)) that names {num_labels} kinds
-of sounds, {kind}. Trained on `{dataset}`, starting from {start}.
-
-| split | metric | value |
-|---|---|---|
+of sounds, {kind}.{provenance}
 {results}
-
-{choice}
-
 ## Use
 
-It loads in Transformers as it is. Clips are mono at {sampling_rate} Hz; of each, the first {seconds:.2f} s
-({max_length} frames) are heard.
+It loads in Transformers as it is. For WAV, FLAC, OGG and MP3 files of any rate: `pip install transformers soundfile
+torchaudio`.
 
 ```python
 import soundfile
 from transformers import pipeline
 
 samples, sampling_rate = soundfile.read("clip.wav", dtype="float32", always_2d=True)
-classifier = pipeline("audio-classification", model="{name}")
+classifier = pipeline("audio-classification", model={address})
 print(classifier({{"raw": samples.mean(axis=1), "sampling_rate": sampling_rate}}))
 ```
+
+## Model
+
+| | |
+|---|---|
+| audio | mono, {sampling_rate} Hz; the first {seconds:.2f} s ({max_length} frames of 10 ms), shorter clips padded |
+| features | {num_mel_bins} mel bins, mean {mean} and deviation {std} |
+| patches | {patch_size} x {patch_size}, strides {frequency_stride} (bins), {time_stride} (frames): {tokens} tokens |
+| parameters | {parameters:.1f} million |
+| made with | Transformers {transformers}, torch {torch}, Python {python} |
 
 ## Labels
 
 {labels}
+"""
 
+_RESULTS_TEXT = """
+| split | metric | value |
+|---|---|---|
+{rows}
+
+{choice}
+"""
+
+_RECIPE_TEXT = """
 ## Recipe
-
-{parameters:.1f} million parameters, {tokens} tokens, strides {frequency_stride} (mel bins) and {time_stride} (frames).
-Transformers {transformers}, torch {torch}, Python {python}.
 
 ```yaml
 {recipe}
@@ -56,71 +90,134 @@ def write_model_card(
     folder: Path,
     model: ASTForAudioClassification,
     extractor: ASTFeatureExtractor,
-    dataset: str,
-    start: str,
+    dataset: str | None,
+    start: str | None,
     results: dict[str, float],
+    repo_id: str | None = None,
 ) -> None:
     """Write `README.md` of a model's folder.
 
     Args:
-        folder: Of the model, with the resolved recipe in it; its name is the model's.
+        folder: Of the model, with the resolved recipe in it, if it has one; its name is the model's.
         model: The trained model.
         extractor: Its feature extractor.
-        dataset: Name of the data set.
-        start: What training started from.
-        results: Metrics named `{split}_{metric}`.
+        dataset: Name of the data set; `None` where it is not known.
+        start: What training started from; `None` where it is not known.
+        results: Metrics named `{split}_{metric}`, `{split}_baseline_{metric}` for the linear model and
+            `average_{split}_{metric}` for the average of the weights. Others are left out.
+        repo_id: Where on the Hub the model will be, for the example; `None` means that it stays in the folder.
     """
     config = model.config
-    shown = {}
-    for key, value in results.items():
-        split, _, metric = key.partition("_")
-        if split in ("validation", "test") and metric.removeprefix("baseline_") in ("accuracy", "mAP", "loss"):
-            shown[split, metric] = value
-    reported = "test" if any(split == "test" for split, _ in shown) else "validation"
+    is_multi_label = config.problem_type == "multi_label_classification"
     name = folder.resolve().name
-    card = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="audio-classification",
-        tags=["audio-spectrogram-transformer", "modeling_ast"],
-        model_name=name,
-        eval_results=[
-            EvalResult(
-                task_type="audio-classification",
-                dataset_type=Path(dataset).name,
-                dataset_name=Path(dataset).name,
-                dataset_split=split,
-                metric_type=metric,
-                metric_value=value,
-            )
-            for (split, metric), value in shown.items()
-            if metric in ("accuracy", "mAP") and split == reported
-        ],
-    )
-    is_chosen_on_validation = reported == "test"
+    recipe = folder / RECIPE_NAME
+    provenance = f" Trained on `{dataset}`." if dataset else ""
+    if start:
+        provenance += f" Started from {'random weights' if start in SIZES else f'`{start}`'}."
     text = _TEXT.format(
         name=name,
         num_labels=config.num_labels,
-        kind="any number in a clip" if config.problem_type == "multi_label_classification" else "one in a clip",
-        dataset=dataset,
-        start="random weights" if start in SIZES else f"`{start}`",
-        results="\n".join(
-            f"| {split} | {metric.replace('baseline_', 'linear baseline, ')} | {value:.4f} |"
-            for (split, metric), value in shown.items()
-        ),
-        choice="The validation clips may have chosen the epoch; the test clips were looked at once."
-        if is_chosen_on_validation
-        else "The validation clips may also have chosen the epoch, which flatters; the data has no test clips.",
+        kind="any number in a clip" if is_multi_label else "one in a clip",
+        provenance=provenance,
+        results=_results_text(results, is_multi_label),
+        address=json.dumps(repo_id or name, ensure_ascii=False),
         sampling_rate=extractor.sampling_rate,
         seconds=extractor.max_length * 0.01,
         max_length=extractor.max_length,
-        labels=", ".join(config.id2label.values()),
-        parameters=model.num_parameters() / 1e6,
-        tokens=config.num_tokens,
+        num_mel_bins=extractor.num_mel_bins,
+        mean=extractor.mean,
+        std=extractor.std,
+        patch_size=config.patch_size,
         frequency_stride=config.frequency_stride,
         time_stride=config.time_stride,
+        tokens=config.num_tokens,
+        parameters=model.num_parameters() / 1e6,
         transformers=transformers.__version__,
         torch=torch.__version__,
         python=platform.python_version(),
-        recipe=(folder / RECIPE_NAME).read_text(encoding="utf-8").strip(),
+        labels=", ".join(f"`{label}`" for label in config.id2label.values()),
     )
-    (folder / "README.md").write_text(f"---\n{card.to_yaml()}\n---\n{text}", encoding="utf-8")
+    if recipe.is_file():
+        text += _RECIPE_TEXT.format(recipe=recipe.read_text(encoding="utf-8").strip())
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="audio-classification",
+        tags=["audio-spectrogram-transformer", "modeling_ast"],
+        base_model=start if _is_on_the_hub(start) else None,
+        datasets=[dataset] if _is_on_the_hub(dataset) else None,
+        model_name=name,
+        eval_results=_eval_results(dataset, results),
+    )
+    (folder / CARD_NAME).write_text(f"---\n{metadata.to_yaml()}\n---\n{text}", encoding="utf-8")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What a finished folder says of its run: `dataset`, `start` and `results`, as `write_model_card` takes them.
+
+    Raises:
+        ValueError: The recipe or the results cannot be read.
+    """
+    recipe, results = {}, {}
+    try:
+        if (folder / RECIPE_NAME).is_file():
+            recipe = yaml.load((folder / RECIPE_NAME).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        if (folder / _ALL_RESULTS_NAME).is_file():
+            results = json.loads((folder / _ALL_RESULTS_NAME).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder}: {RECIPE_NAME} or {_ALL_RESULTS_NAME} cannot be read ({reason}).") from error
+    if not isinstance(recipe, dict) or not isinstance(results, dict):
+        raise ValueError(f"{folder}: expected names and values in {RECIPE_NAME} and {_ALL_RESULTS_NAME}.")
+    return {"dataset": recipe.get("dataset_name"), "start": recipe.get("model_name_or_path"), "results": results}
+
+
+def _results_text(results: dict[str, float], is_multi_label: bool) -> str:
+    """The table of all metrics, and how the epoch and what F1 counts were chosen."""
+    rows, splits = [], set()
+    for key, value in results.items():
+        if match := _RESULT.fullmatch(key):
+            average, split, baseline, metric = match.groups()
+            if metric == "classes_without_positives" and not value:
+                continue
+            shown = _METRICS[metric][0]
+            shown = f"linear baseline, {shown}" if baseline else f"{shown}, weight average" if average else shown
+            number = str(value) if isinstance(value, int) else f"{value:.4f}"
+            rows.append(f"| {split} | {shown} | {number} |")
+            splits.add(split)
+    if not rows:
+        return ""
+    choice = (
+        "The validation clips may have chosen the epoch; the test clips were looked at once."
+        if "test" in splits
+        else "The validation clips may also have chosen the epoch, which flatters; the data has no test clips."
+    )
+    if is_multi_label and any("F1" in row for row in rows):
+        choice += " F1 counts a label as named where its probability is at least 0.5."
+    return _RESULTS_TEXT.format(rows="\n".join(rows), choice=choice)
+
+
+def _eval_results(dataset: str | None, results: dict[str, float]) -> list[EvalResult]:
+    """What the Hub may compare: the metrics of this model, on the test clips where there are any."""
+    reported = "test" if any(_RESULT.fullmatch(key) and key.startswith("test_") for key in results) else "validation"
+    # A path says nothing to others; the last part of it may.
+    name = "unknown" if dataset is None else dataset if _is_on_the_hub(dataset) else Path(dataset).name
+    return [
+        EvalResult(
+            task_type="audio-classification",
+            dataset_type=re.sub(r"[^\w./-]+", "-", name),
+            dataset_name=name,
+            dataset_split=reported,
+            metric_type=identifier,
+            metric_name=shown[0].upper() + shown[1:] if shown[1].islower() else shown,
+            metric_value=results[f"{reported}_{metric}"],
+        )
+        for metric, (shown, identifier) in _METRICS.items()
+        if identifier and math.isfinite(results.get(f"{reported}_{metric}", math.nan))
+    ]
+
+
+def _is_on_the_hub(name: str | None) -> bool:
+    """Whether a name is `owner/name`, as on the Hub, and no path: there is no folder that it would be in."""
+    if name is None or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or name.endswith(_FILE_SUFFIXES):
+        return False
+    return not Path(name).parent.is_dir()
