@@ -31,10 +31,10 @@ def main(argv: list[str] | None = None) -> dict:
     if not folders:
         raise FoldError(f"{arguments.output_dir}: expected folders fold_1, fold_2, ... in it, found none.")
     summary = summarize_folds(folders, arguments.metric)
-    for name, words in (("chosen", "with the best mean (optimistic)"), ("last", "last")):
+    for name, words in (("chosen", "the best on average, which is optimistic"), ("last", "the last")):
         of_folds = ", ".join(f"{value:.4f}" for value in summary[name]["folds"])
         print(
-            f"{arguments.metric} at epoch {summary[name]['epoch']:g} ({words}): {of_folds}; "
+            f"{arguments.metric} at epoch {summary[name]['epoch']:g}, {words}: {of_folds}; "
             f"mean {summary[name]['mean']:.4f}"
         )
     print(f"{arguments.metric} of the mean of all epochs' predictions: mean {summary['cum_mean'][-1]:.4f}")

@@ -1,10 +1,12 @@
 """What the tests share: a tiny model, its input, and the folders that live outside the repository."""
 
 import os
+import sys
 from pathlib import Path
 
-# Before Transformers is imported: it reads this once, and no test may reach for the network.
-os.environ["HF_HUB_OFFLINE"] = "1"
+# Before Transformers is imported: it reads this once, and no test may reach for the network, but those that are asked
+# for by `-m network`.
+os.environ["HF_HUB_OFFLINE"] = "0" if "network" in sys.argv else "1"
 
 import pytest
 import torch
@@ -21,6 +23,12 @@ def _shared_folder(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs {folder}, which is not part of the repository")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "network" in item.keywords and os.environ["HF_HUB_OFFLINE"] == "1":
+            item.add_marker(pytest.mark.skip(reason="needs the network: pytest -m network"))
 
 
 @pytest.fixture(scope="session")

@@ -110,8 +110,8 @@ def roll(
 ) -> torch.Tensor:
     """Move a spectrogram in time by a whole number of frames in [-max_frames, max_frames).
 
-    What leaves a clip that fills all frames at one end comes in at the other. Into a padded clip comes padding instead,
-    so that its beginning does not end up behind its padding.
+    What leaves a clip that fills all frames at one end comes in at the other. Into a padded clip comes padding
+    instead, so that its beginning does not end up behind its padding.
 
     Args:
         spectrogram: Normalised tensor of shape (all frames, mel bins).
