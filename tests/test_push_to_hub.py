@@ -227,6 +227,7 @@ print(json.dumps(report))
 """
 
 
+@pytest.mark.slow
 def test_what_was_uploaded_loads_on_a_machine_without_this_package(hub, run_folder, tmp_path):
     push(run_folder, "me/birds")
     hub.folder.rename(tmp_path / "plain")

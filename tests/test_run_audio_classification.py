@@ -25,7 +25,6 @@ from modeling_ast.data import synthetic
 from modeling_ast.data.synthetic import CLASSES, CLIPS_PER_CLASS, generate_clip, synthetic_folder
 from modeling_ast.modeling_ast import ASTLayer
 from modeling_ast.training.recipes import RecipeError
-from modeling_ast.training.trainer import ASTTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "run_audio_classification.py"
