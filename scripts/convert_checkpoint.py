@@ -1,13 +1,12 @@
 """Convert a checkpoint of the original AST, or ImageNet weights of a DeiT, to a folder for `from_pretrained`.
 
-    python scripts/convert_checkpoint.py audioset_10_10_0.4593.pth ast-audioset --labels class_labels_indices.csv
+    python scripts/convert_checkpoint.py audioset_10_10_0.4593.pth ast-audioset --labels audioset
     python scripts/convert_checkpoint.py base384 ast-imagenet --imagenet --num_labels 50 --max_length 512
 
 The folder holds the model, with its label names, and the feature extractor.
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
@@ -15,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from modeling_ast import ASTConfig, ASTFeatureExtractor, load_imagenet_checkpoint, load_original_checkpoint
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes
+from modeling_ast.data.label_tables import read_label_table
 
 GEOMETRY = ("frequency_stride", "time_stride", "num_mel_bins", "max_length")
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "regression")
@@ -27,7 +27,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("source", help="the original's .pth file; with --imagenet DeiT weights or " + ", ".join(SIZES))
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--imagenet", action="store_true", help="the source is a DeiT: positions adapted, fresh head")
-    parser.add_argument("--labels", type=Path, metavar="CSV", help="label names: columns index, (mid,) display_name")
+    parser.add_argument(
+        "--labels", metavar="CSV", help="label table: a path, or audioset, esc50 or speech_commands_v2"
+    )
     parser.add_argument("--num_labels", type=int, help="outputs of the fresh head, where --labels does not tell")
     parser.add_argument("--problem_type", choices=PROBLEM_TYPES, default=PROBLEM_TYPES[0], help="default: %(default)s")
     parser.add_argument("--frequency_stride", type=int, help="in mel bins; default: from the file name, or 10")
@@ -48,21 +50,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def read_labels(path: Path) -> dict[int, str]:
-    """Label names by index, from a table in the original's format."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"index", "display_name"} <= rows[0].keys():
-        raise ValueError(f"Expected the columns index and display_name, and a row a label, in {path}.")
-    names = {row["index"]: row["display_name"] for row in rows}
-    indices = [str(index) for index in range(len(rows))]
-    if names.keys() != set(indices) or len(set(names.values()) - {None, ""}) != len(rows):
-        raise ValueError(f"Expected {len(rows)} different names with the indices 0 to {len(rows) - 1} in {path}.")
-    return {int(index): names[index] for index in indices}
-
-
 def convert(args: argparse.Namespace) -> None:
-    id2label = read_labels(args.labels) if args.labels else None
+    id2label = dict(enumerate(read_label_table(args.labels).names)) if args.labels else None
     geometry = {key: getattr(args, key) for key in GEOMETRY if getattr(args, key) is not None}
     statistics = {key: getattr(args, key) for key in ("mean", "std") if getattr(args, key) is not None}
     if args.imagenet:
