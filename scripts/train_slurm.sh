@@ -1,8 +1,9 @@
 #!/bin/bash
 # An example of a SLURM job: one launcher a machine, the same command on each.
 #
-#   sbatch --nodes 2 scripts/train_slurm.sh configs/audioset_full.yaml [--key value ...]
+#   sbatch --nodes 2 scripts/train_slurm.sh configs/speech_commands_v2.yaml [--key value ...]
 #
+# The recipe's global batch must be divisible by the number of GPUs: of audioset_full.yaml it is 12, for 1 or 3 such nodes.
 # Interrupted (time limit, failure), submit it again: it goes on from its last checkpoint.
 #SBATCH --job-name=modeling_ast
 #SBATCH --nodes=2
