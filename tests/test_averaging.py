@@ -243,6 +243,7 @@ def make_trainer(folder, **settings) -> ASTTrainer:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "updates"),
     [
@@ -274,6 +275,7 @@ class StopAt(TrainerCallback):
         control.should_training_stop = control.should_training_stop or state.global_step == self.update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", [4, 5], ids=["after an epoch", "within one"])
 def test_an_interrupted_run_has_the_average_of_an_uninterrupted_one(tmp_path, update):
     """Whatever became of the checkpoints of the epochs before."""

@@ -262,6 +262,7 @@ def change_problem_type(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [change_weights, change_statistics, change_problem_type])
 def test_predictions_of_a_model_that_was_changed_are_not_used(recipe, short, tmp_path, clips_heard, change):
     run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
@@ -301,6 +302,7 @@ def drop_a_clip(folder: Path) -> None:
     write_clips(folder, ["bell", "siren", "bell"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [replace_a_clip, relabel_a_clip, drop_a_clip])
 def test_predictions_on_data_that_were_changed_are_not_used(tmp_path, clips_heard, change):
     write_clips(tmp_path, ["bell", "siren", "bell", "siren"])

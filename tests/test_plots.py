@@ -117,6 +117,7 @@ def test_few_classes_are_all_shown_best_first(tmp_path, figures):
     assert figures[0].get_suptitle() == f"validation: mAP {np.nanmean(expected):.4f}"
 
 
+@pytest.mark.slow
 def test_of_many_classes_the_best_and_the_worst_are_named(tmp_path, figures):
     probabilities, labels, label_names = problem(61, 122)
     plot_per_class(per_class_metrics(probabilities, labels, label_names), tmp_path / "classes.png")
@@ -152,6 +153,7 @@ def test_confusion_matrix_counts_labels_in_rows_and_predictions_in_columns(tmp_p
     assert names(axes) == label_names and axes.get_ylabel() == "label"
 
 
+@pytest.mark.slow
 def test_confusion_matrix_of_many_classes_has_no_names(tmp_path, figures):
     probabilities, labels, label_names = problem(120, 120)
     plot_confusion_matrix(probabilities, labels, label_names, tmp_path / "confusion.png")

@@ -258,6 +258,7 @@ def test_a_run_records_its_losses_and_rates(whole_run):
         assert float(row["mAP"]) == pytest.approx(evaluation["eval_mAP"])
 
 
+@pytest.mark.slow
 def test_accumulation_does_not_change_what_is_recorded(tmp_path, whole_run):
     make_trainer(tmp_path, gradient_accumulation_steps=2, save_strategy="no").train()
     for row, expected in zip(read(tmp_path), read(whole_run.record.folder), strict=True):
@@ -271,6 +272,7 @@ def test_evaluation_after_training_is_not_recorded(whole_run):
     assert read(whole_run.record.folder) == before and len(before) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("update", "settings"),
     [(6, {}), (5, {"save_strategy": "steps", "save_steps": 5})],

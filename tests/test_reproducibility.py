@@ -177,6 +177,7 @@ def run_once(tmp_path_factory, *argv) -> tuple[Path, list]:
 # The same updates, however they are divided
 
 
+@pytest.mark.slow
 def test_accumulated_batches_make_the_same_updates(whole, tmp_path):
     folder, argv = whole
     run(*argv, "--gradient_accumulation_steps=2", "--output_dir", tmp_path)

@@ -253,6 +253,7 @@ def test_evaluation_alone_gives_the_same_metrics(demo, tmp_path):
 # Ways to train
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_bfloat16_trains_nearly_as_float32(plain, tmp_path):
     folder, argv = plain
@@ -375,6 +376,7 @@ def cautious(tmp_path) -> Path:
     return tmp_path / "cautious.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_second_run_in_a_folder_is_refused_unless_asked_for(cautious, tmp_path):
     argv = [cautious, *SMALL, "--num_train_epochs=1", "--max_train_samples=32", "--output_dir", tmp_path / "run"]
@@ -391,6 +393,7 @@ def test_second_run_in_a_folder_is_refused_unless_asked_for(cautious, tmp_path):
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_run_that_found_no_data_is_not_in_the_way_of_the_next(cautious, tmp_path):
     argv = [cautious, *SMALL, "--num_train_epochs=1", "--max_train_samples=16", "--output_dir", tmp_path / "run"]
@@ -437,6 +440,7 @@ def test_several_labels_a_clip_from_a_csv_file(tmp_path):
     assert abs(sum(tag["score"] for tag in tags) - 1) > 1e-3  # each on its own
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_run_starts_from_the_model_of_another_run(demo, tmp_path):
     """With other sounds to tell apart, on longer clips."""
@@ -516,6 +520,7 @@ def test_other_sizes_than_the_model_has_are_refused(demo, monkeypatch, tmp_path)
     assert "Expected hidden_size" in said and "got 48" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_sound_file_ends_in_one_line_with_its_path(workers, monkeypatch, tmp_path):
     for kind in ("a", "b"):

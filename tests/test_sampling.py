@@ -226,6 +226,7 @@ def test_rare_classes_are_drawn_as_often_as_common_ones():
     assert chisquare(counts).pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_two_million_clips_are_weighted_and_drawn_quickly():
     """The size of AudioSet, one to three labels a clip; a minute is allowed, on any machine."""
     generator = np.random.default_rng(0)
