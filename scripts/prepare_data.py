@@ -2,7 +2,7 @@
 
     python scripts/prepare_data.py esc50                                # fetches, unpacks, writes data/esc50.csv
     python scripts/prepare_data.py speech_commands --source PATH/TO/speech_commands    # a local copy, where it lies
-    python scripts/prepare_data.py audioset --segments eval_segments.csv --audio_dir PATH/TO/clips --only_paper_eval \
+    python scripts/prepare_data.py audioset --segments eval_segments.csv --audio_dir PATH/TO/clips --only_paper_eval \\
         --output data/audioset_eval.csv
 
 Run it again after an interruption: it goes on from there. Clips of other rates are resampled while a model trains, or

@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> dict | None:
     """Run the folds.
 
     Returns:
-        The summary, or `None` where only some of the folds were asked for.
+        The summary, or `None` where the folder holds other folds too.
 
     Raises:
         RecipeError: Arguments that cannot be used, or a recipe without folds.
@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> dict | None:
         status = subprocess.run([*launcher, str(TRAINING_SCRIPT), arguments.recipe, *keys, *own]).returncode
         if status:
             raise FoldError(f"Fold {fold} failed (exit status {status}). The same command goes on where it stopped.")
-    if sorted(arguments.folds) != [1, 2, 3, 4, 5] and len(list(output_dir.glob("fold_*"))) > len(arguments.folds):
+    if {folder.name for folder in output_dir.glob("fold_*")} != {f"fold_{fold}" for fold in arguments.folds}:
+        print(f"There are other folds: once all are finished, python scripts/summarize_folds.py {output_dir}.")
         return None
     metric = (training_args.metric_for_best_model or "accuracy").removeprefix("eval_")
     return summarize_folds.main([str(output_dir), "--metric", "accuracy" if metric == "loss" else metric])

@@ -440,7 +440,8 @@ class _Labels:
         return int(np.searchsorted(np.cumsum(self.lengths), np.argmax(self.codes == code), side="right"))
 
 
-def _class_names(feature: Any) -> list[str] | None:
+def class_names(feature: Any) -> list[str] | None:
+    """Names of the classes of a label column, or of a column of lists of labels, if the data set tells them."""
     feature = getattr(feature, "feature", feature)  # of a list: what it is a list of
     return feature.names if isinstance(feature, ClassLabel) else None
 
@@ -474,7 +475,7 @@ def _read_labels(table: _Table, separator: str, multi_label: bool) -> _Labels:
         lengths = pc.list_value_length(values).fill_null(0).to_numpy().astype(np.int64)
         values = pc.list_flatten(values)
     found, codes = _distinct(values)
-    names = _class_names(table.rows.features[table.label_column])
+    names = class_names(table.rows.features[table.label_column])
     # -1 is what data sets on the Hub write where a label is not told.
     is_wrong = [value in (None, "", -1) or bool(names and not 0 <= value < len(names)) for value in found]
     wrong = written.is_null().to_numpy(zero_copy_only=False) | (not multi_label and lengths != 1)
@@ -495,7 +496,7 @@ def _read_labels(table: _Table, separator: str, multi_label: bool) -> _Labels:
 
 
 def _find_label_names(table: _Table, labels: Iterable[_Labels]) -> list[str]:
-    names = _class_names(table.rows.features[table.label_column])
+    names = class_names(table.rows.features[table.label_column])
     if names is None:
         # Class indices without names keep their order.
         found = {name for split in labels for name in split.names}

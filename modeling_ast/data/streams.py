@@ -7,7 +7,7 @@ from datasets import Audio, Dataset, Features, IterableDataset, Value, load_data
 from datasets.exceptions import DatasetGenerationError
 
 from modeling_ast.data.label_tables import DataError, read_label_table
-from modeling_ast.data.sources import SPLIT_ALIASES, AudioSplits, DecodeAudio
+from modeling_ast.data.sources import SPLIT_ALIASES, AudioSplits, DecodeAudio, class_names
 
 SHUFFLE_BUFFER = 1000  # clips, not decoded
 
@@ -50,20 +50,19 @@ def load_streamed_splits(
         if column not in (splits["train"].features or {}):
             found = ", ".join(splits["train"].features or {})
             raise DataError(f"{dataset_name}: expected a column {column!r}, got {found}.")
-    feature = splits["train"].features[label_column_name]
-    class_names = getattr(getattr(feature, "feature", feature), "names", None)
+    known_names = class_names(splits["train"].features[label_column_name])
     if label_file is not None:
         table = read_label_table(label_file)
         label_names, index = table.names, table.index_of()
-    elif class_names is not None:
-        label_names, index = class_names, {name: number for number, name in enumerate(class_names)}
+    elif known_names is not None:
+        label_names, index = known_names, {name: number for number, name in enumerate(known_names)}
     else:
         raise DataError(f"{dataset_name}: a stream does not tell all its labels in advance; name them by label_file.")
     to_row = partial(
         _to_row,
         audio_column=audio_column_name,
         label_column=label_column_name,
-        class_names=class_names,
+        known_names=known_names,
         index=index,
         multi_label=multi_label,
     )
@@ -99,13 +98,13 @@ def _to_row(
     row: dict[str, Any],
     audio_column: str,
     label_column: str,
-    class_names: list[str] | None,
+    known_names: list[str] | None,
     index: dict[str, int],
     multi_label: bool,
 ) -> dict[str, Any]:
     value = row[label_column]
     values = value if isinstance(value, list) else [value]
-    names = [class_names[label] if class_names and isinstance(label, int) else str(label) for label in values]
+    names = [known_names[label] if known_names and isinstance(label, int) else str(label) for label in values]
     if not multi_label and len(names) != 1:
         raise DataError(f"Expected one label a clip, got {value!r} in column {label_column!r}.")
     if unknown := [name for name in names if name not in index]:

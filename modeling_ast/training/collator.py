@@ -54,11 +54,8 @@ class ASTDataCollator:
             (batch, num_labels), 0 or 1 without mixup, with several labels a clip or with mixup.
         """
         if self.augment is None:
-            waveforms = [_centred(row["waveform"]) for row in rows]
-            input_values = self.extractor.fit_length(self.fbank(waveforms))
-            if self.extractor.do_normalize:
-                input_values = self.extractor.normalize(input_values)
-            return {"input_values": input_values, "labels": self.labels(rows)}
+            features = self.extractor([_centred(row["waveform"]) for row in rows], return_tensors="pt")
+            return {"input_values": features["input_values"], "labels": self.labels(rows)}
         generators = [clip_generator(self.seed, row["position"]) for row in rows]
         waveforms = [self.cropped(row, generator) for row, generator in zip(rows, generators)]
         labels = self.labels(rows)
@@ -71,9 +68,6 @@ class ASTDataCollator:
                     waveforms[index] = mix(waveforms[index], self.cropped(row, generator), weight)
                     labels[index] = weight * labels[index] + (1 - weight) * self.label_weights(row)
         return {"input_values": self.augmented_features(waveforms, generators), "labels": labels}
-
-    def fbank(self, waveforms: list[torch.Tensor]) -> list[torch.Tensor]:
-        return self.extractor.fbank(self.extractor.to_waveforms(waveforms))
 
     def cropped(self, row: dict[str, Any], generator: torch.Generator) -> torch.Tensor:
         """A training clip's waveform without its mean; a part of it where a random crop is wanted."""
@@ -94,7 +88,7 @@ class ASTDataCollator:
     def augmented_features(self, waveforms: list[torch.Tensor], generators: list[torch.Generator]) -> torch.Tensor:
         """Spectrograms of a training batch, masked, normalised, rolled and with noise."""
         extractor, augment, fill = self.extractor, self.augment, self.extractor.padding_value
-        spectrograms = self.fbank(waveforms)
+        spectrograms = extractor.fbank(extractor.to_waveforms(waveforms))
         padding = extractor.normalize(torch.tensor(fill)).item() if extractor.do_normalize else fill
         features = []
         for spectrogram, full, generator in zip(spectrograms, extractor.fit_length(spectrograms), generators):

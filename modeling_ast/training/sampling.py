@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler, get_worker_info
@@ -28,7 +29,7 @@ def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
     Source: the original's sampling weights for AudioSet.
     """
     column = rows.with_format("arrow").select_columns("labels")[:]["labels"].combine_chunks()
-    if hasattr(column, "flatten") and column.type.num_fields:  # lists of labels
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         counts_per_clip = np.asarray(column.value_lengths())
         labels = np.asarray(column.flatten())
     else:
