@@ -34,6 +34,11 @@ def frame_shift(sampling_rate: int) -> int:
     return int(sampling_rate * FRAME_SHIFT_MS * 0.001)
 
 
+def num_samples(num_frames: int, sampling_rate: int) -> int:
+    """Samples that so many frames take up."""
+    return (num_frames - 1) * frame_shift(sampling_rate) + frame_length(sampling_rate)
+
+
 def _mel(frequency: torch.Tensor | float) -> torch.Tensor | float:
     log = torch.log if isinstance(frequency, torch.Tensor) else math.log
     return 1127.0 * log(1.0 + frequency / 700.0)
@@ -72,6 +77,13 @@ def mel_filters(
         has weight 0.
     """
     return torch.from_numpy(_mel_filters(sampling_rate, num_mel_bins)).to(device, dtype)
+
+
+def mel_bin_frequencies(sampling_rate: int, num_mel_bins: int) -> torch.Tensor:
+    """The middle of each mel bin in Hz: (num_mel_bins,)."""
+    low, high = _mel(LOW_FREQUENCY_HZ), _mel(sampling_rate / 2)
+    mel = low + torch.arange(1, num_mel_bins + 1) * (high - low) / (num_mel_bins + 1)
+    return 700.0 * ((mel / 1127.0).exp() - 1.0)
 
 
 def _num_fft(sampling_rate: int) -> int:

@@ -18,6 +18,7 @@ logger = logging.get_logger(__name__)
 _BOOKKEEPING_KEYS = ("feature_extractor_type", "auto_map", "processor_class", "_commit_hash")
 # Keys of Transformers' own AST extractor, with the only value that has a meaning there.
 _STOCK_KEYS = {"feature_size": 1, "padding_side": "right", "return_attention_mask": False}
+PADDINGS = ("max_length", "longest")
 
 
 class ASTFeatureExtractor(FeatureExtractionMixin):
@@ -31,6 +32,10 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         num_mel_bins: Number of mel bins.
         max_length: Number of frames (10 ms apart) of `input_values`: longer clips keep their head, shorter ones are
             padded at the end.
+        min_length: Frames that a clip is padded to at least whatever `padding` says: one patch of the model.
+        padding: "max_length" pads or cuts every clip to `max_length`, as the original. "longest" pads a batch to its
+            longest clip, cuts nothing, and returns an `attention_mask`, with which the model's output does not depend
+            on the padding. Transformers' own extractor ignores this key and does the former.
         padding_value: What padded frames hold before normalisation. 0.0 as in the original, which is not silence
             (-15.94) but loud; pretrained weights expect it.
         do_normalize: Whether the last step is done.
@@ -44,7 +49,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
     Source: Gong et al., AST, Interspeech 2021, and its published code, for every step and number.
     """
 
-    model_input_names = ["input_values"]
+    model_input_names = ["input_values", "attention_mask"]
 
     def __init__(
         self,
@@ -55,12 +60,15 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         do_normalize: bool = True,
         mean: float = -4.2677393,
         std: float = 4.5689974,
+        min_length: int = 16,
+        padding: str = "max_length",
         **kwargs,
     ):
         for name, value in (
             ("sampling_rate", sampling_rate),
             ("num_mel_bins", num_mel_bins),
             ("max_length", max_length),
+            ("min_length", min_length),
         ):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"Expected {name} to be a whole number above 0, got {value!r}.")
@@ -69,6 +77,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
                 raise ValueError(f"Expected {name} to be a number, got {value!r}.")
         if not std > 0:
             raise ValueError(f"Expected std above 0, got {std!r}.")
+        _check_padding(padding)
         if sampling_rate < 100:
             raise ValueError(f"Expected sampling_rate of at least 100 Hz (a sample a frame), got {sampling_rate}.")
         for name, only_value in _STOCK_KEYS.items():
@@ -86,11 +95,14 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         self.do_normalize = do_normalize
         self.mean = mean
         self.std = std
+        self.min_length = min_length
+        self.padding = padding
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs):
         """As in Transformers; keys of a file that have no effect here are dropped, with a warning if unknown."""
-        known = {"sampling_rate", "num_mel_bins", "max_length", "padding_value", "do_normalize", "mean", "std"}
+        features = {"sampling_rate", "num_mel_bins", "padding_value", "do_normalize", "mean", "std"}
+        known = features | {"max_length", "min_length", "padding"}
         kept = {key: value for key, value in feature_extractor_dict.items() if key in known.union(_BOOKKEEPING_KEYS)}
         unknown = feature_extractor_dict.keys() - kept.keys() - _STOCK_KEYS.keys()
         if unknown:
@@ -164,7 +176,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             )
         if waveform.numel() == 0:
             raise ValueError(f"Expected a clip with samples, but {which} is empty.")
-        waveform = _to_float32(waveform, which)
+        waveform = to_float32(waveform, which)
         minimum = frame_length(self.sampling_rate)
         if waveform.numel() < minimum:
             raise ValueError(
@@ -181,24 +193,42 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             return list(fbank(torch.stack(waveforms), self.sampling_rate, self.num_mel_bins))
         return [fbank(waveform, self.sampling_rate, self.num_mel_bins) for waveform in waveforms]
 
-    def fit_length(self, spectrograms: list[torch.Tensor], max_length: int | None = None) -> torch.Tensor:
-        """Step 2: the first `max_length` frames, or padding at the end.
+    def fit_length(
+        self, spectrograms: list[torch.Tensor], max_length: int | None = None, padding: str | None = None
+    ) -> torch.Tensor:
+        """Step 2: one length, by padding at the end.
 
         Args:
             spectrograms: Each (frames, num_mel_bins).
-            max_length: Number of frames; `None` means the extractor's own.
+            max_length: Number of frames; `None` means the extractor's own. Under "longest" where longer clips are cut;
+                `None` then cuts nothing.
+            padding: "max_length" or "longest"; `None` means the extractor's own.
 
         Returns:
-            Tensor of shape (batch, max_length, num_mel_bins).
+            Tensor of shape (batch, frames, num_mel_bins).
         """
-        max_length = self.max_length if max_length is None else max_length
-        if not isinstance(max_length, int) or max_length < 1:
+        padding = self.padding if padding is None else _check_padding(padding)
+        if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
             raise ValueError(f"Expected max_length to be a whole number of frames above 0, got {max_length!r}.")
-        batch = spectrograms[0].new_full((len(spectrograms), max_length, self.num_mel_bins), self.padding_value)
+        lengths = [len(spectrogram) for spectrogram in spectrograms]
+        if padding == "longest":
+            length = max(*lengths, self.min_length)
+            length = length if max_length is None else min(length, max_length)
+        else:
+            length = self.max_length if max_length is None else max_length
+        batch = spectrograms[0].new_full((len(spectrograms), length, self.num_mel_bins), self.padding_value)
         for index, spectrogram in enumerate(spectrograms):
-            frames = min(max_length, spectrogram.shape[0])
+            frames = min(length, spectrogram.shape[0])
             batch[index, :frames] = spectrogram[:frames]
         return batch
+
+    def mask_frames(self, spectrograms: list[torch.Tensor], length: int) -> torch.Tensor:
+        """Which frames are a clip's (1) and which padding (0), as int64 (batch, length).
+
+        A clip shorter than one patch counts as one whole patch.
+        """
+        own = torch.tensor([max(len(spectrogram), self.min_length) for spectrogram in spectrograms])
+        return (torch.arange(length) < own.unsqueeze(1)).long().to(spectrograms[0].device)
 
     def normalize(self, spectrogram: torch.Tensor) -> torch.Tensor:
         """Step 3: mean 0 and standard deviation 0.5 (not 1: the original divides by twice the deviation)."""
@@ -210,6 +240,8 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         sampling_rate: int | None = None,
         return_tensors: str | TensorType | None = None,
         max_length: int | None = None,
+        padding: str | bool | None = None,
+        return_attention_mask: bool | None = None,
     ) -> BatchFeature:
         """One clip or many to model inputs.
 
@@ -218,33 +250,50 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
                 torch tensor (batch, samples). Floats in [-1, 1], or integer PCM (uint8, int8, int16, int32), which is
                 scaled to that range. Computed on the device of the input.
             sampling_rate: Rate of the clips in Hz, compared with the extractor's; `None` means that it is the same.
-            return_tensors: "pt" or "np" for one tensor of shape (batch, max_length, num_mel_bins); `None` for a list
-                of numpy arrays (max_length, num_mel_bins), as Transformers' own extractor gives.
-            max_length: Number of frames; `None` means the extractor's own.
+            return_tensors: "pt" or "np" for one tensor of shape (batch, frames, num_mel_bins); `None` for a list of
+                numpy arrays (frames, num_mel_bins), as Transformers' own extractor gives.
+            max_length: Number of frames; `None` means the extractor's own. Under "longest" where longer clips are cut;
+                `None` then cuts nothing.
+            padding: "max_length" or "longest" (or `True`, which is Transformers' other word for it); `None` means the
+                extractor's own.
+            return_attention_mask: Whether `attention_mask` (batch, frames) comes along: 1 for a clip's frames, 0 for
+                its padding. `None` means where the padding is "longest".
 
         Returns:
-            `BatchFeature` with `input_values`.
+            `BatchFeature` with `input_values` and, where wanted, `attention_mask`.
 
         Raises:
             ValueError: Another sampling rate, several channels, an empty clip, one shorter than 25 ms, NaN or infinite
-                samples, integers without a known full scale.
+                samples, integers without a known full scale, or another word for `padding`.
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(
                 f"Expected clips at {self.sampling_rate} Hz, got {sampling_rate} Hz. Resample them first "
                 f"(modeling_ast.load_waveform(path, sampling_rate={self.sampling_rate}) does it for sound files)."
             )
-        input_values = self.fit_length(self.fbank(self.to_waveforms(raw_speech)), max_length)
+        padding = self.padding if padding is None else _check_padding("longest" if padding is True else padding)
+        spectrograms = self.fbank(self.to_waveforms(raw_speech))
+        input_values = self.fit_length(spectrograms, max_length, padding)
         if self.do_normalize:
             input_values = self.normalize(input_values)
+        outputs = {"input_values": input_values.detach()}
+        if padding == "longest" if return_attention_mask is None else return_attention_mask:
+            outputs["attention_mask"] = self.mask_frames(spectrograms, input_values.shape[1])
         if return_tensors is None:
-            return BatchFeature({"input_values": list(input_values.detach().cpu().numpy())})
+            return BatchFeature({name: list(tensor.cpu().numpy()) for name, tensor in outputs.items()})
         if TensorType(return_tensors) == TensorType.PYTORCH:
-            return BatchFeature({"input_values": input_values})
-        return BatchFeature({"input_values": input_values.detach().cpu().numpy()}, tensor_type=return_tensors)
+            return BatchFeature({**outputs, "input_values": input_values})
+        arrays = {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+        return BatchFeature(arrays, tensor_type=return_tensors)
 
 
-def _to_float32(waveform: torch.Tensor, which: str) -> torch.Tensor:
+def _check_padding(padding: Any) -> str:
+    if padding not in PADDINGS:
+        raise ValueError(f"Expected padding to be one of {', '.join(PADDINGS)}, got {padding!r}.")
+    return padding
+
+
+def to_float32(waveform: torch.Tensor, which: str) -> torch.Tensor:
     """Integer PCM to float32 in [-1, 1]; floating point to float32 as it is."""
     if waveform.is_floating_point():
         return waveform.float()

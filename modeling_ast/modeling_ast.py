@@ -12,6 +12,7 @@ import copy
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import logging
@@ -45,13 +47,40 @@ _STOCK_MEMORY_NAMES = {
 }
 
 
+def source_positions(source: int, target: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where the cells of one axis of a patch grid lie on the same axis of another, by the original's rule.
+
+    Where the target is not longer than the source, the centre is cut out; where it is longer, linear interpolation.
+    Index arithmetic that holds on both sides, without a branch, so that a traced or exported graph holds there too.
+
+    Args:
+        source: Cells of the axis that has position embeddings.
+        target: int64 tensor of any shape: cells of the axis that needs some.
+        size: How many cells to place; those beyond the target's end are placed somewhere on the source.
+
+    Returns:
+        Three tensors of shape (*target.shape, size): the source's cell before each place, the cell behind it, and how
+        far (float32, in [0, 1)) the place lies from the former to the latter.
+
+    Source: the original's `ASTModel.__init__`. Its cut starts at source // 2 - target // 2, and its interpolation is
+        PyTorch's (`align_corners=False`).
+    """
+    cell = torch.arange(size, device=target.device)
+    target = target.unsqueeze(-1)
+    cut = source // 2 - target // 2 + cell
+    stretched = (cell + 0.5) * (source / target.float()) - 0.5
+    place = torch.where(target <= source, cut.float(), stretched).clamp(0, source - 1)
+    lower = place.floor()
+    upper = (lower + 1).clamp(max=source - 1)
+    return lower.long(), upper.long(), place - lower
+
+
 def adapt_position_embeddings(
     table: torch.Tensor, source_grid: tuple[int, int], target_grid: tuple[int, int]
 ) -> torch.Tensor:
-    """Fit a table of position embeddings to another patch grid, by the original's rule.
+    """Fit a table of position embeddings to another patch grid, by the original's rule: time first, then frequency.
 
-    Time first, then frequency. Where the target is not longer than the source, the centre is cut out; where it is
-    longer, bilinear interpolation. The rows of the two special tokens stay.
+    The rows of the two special tokens stay; see `source_positions` for the others.
 
     Args:
         table: Tensor of shape (1, 2 + frequency * time, hidden_size), patches frequency-major.
@@ -63,8 +92,6 @@ def adapt_position_embeddings(
 
     Raises:
         ValueError: The table does not have the size of the source grid.
-
-    Source: the original's `ASTModel.__init__`. Its crop starts at source // 2 - target // 2.
     """
     frequency, time = source_grid
     if table.shape[1] != 2 + frequency * time:
@@ -73,20 +100,12 @@ def adapt_position_embeddings(
             f"special tokens, got {table.shape[1]}."
         )
     special, patches = table[:, :2], table[:, 2:]
-    # Interpolation in float32 whatever the table is kept in; (1, hidden_size, frequency, time).
-    grid = patches.float().transpose(1, 2).reshape(1, -1, frequency, time)
-    target_frequency, target_time = target_grid
-    if target_time <= time:
-        start = time // 2 - target_time // 2
-        grid = grid[:, :, :, start : start + target_time]
-    else:
-        grid = F.interpolate(grid, size=(frequency, target_time), mode="bilinear", align_corners=False)
-    if target_frequency <= frequency:
-        start = frequency // 2 - target_frequency // 2
-        grid = grid[:, :, start : start + target_frequency]
-    else:
-        grid = F.interpolate(grid, size=(target_frequency, target_time), mode="bilinear", align_corners=False)
-    return torch.cat((special, grid.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)
+    grid = patches.float().unflatten(1, source_grid)  # (1, frequency, time, hidden_size); float32 for interpolation
+    for dim, source, target in ((2, time, target_grid[1]), (1, frequency, target_grid[0])):
+        lower, upper, fraction = source_positions(source, torch.tensor(target, device=table.device), target)
+        fraction = fraction.unsqueeze(1) if dim == 2 else fraction[:, None, None]
+        grid = torch.lerp(grid.index_select(dim, lower), grid.index_select(dim, upper), fraction)
+    return torch.cat((special, grid.flatten(1, 2).to(table.dtype)), dim=1)
 
 
 class ASTPatchEmbeddings(nn.Module):
@@ -104,7 +123,9 @@ class ASTPatchEmbeddings(nn.Module):
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
         image = input_values.transpose(1, 2).unsqueeze(1)  # (batch, 1, mel bins, frames)
         image = image.to(self.projection.weight.dtype)  # a float32 spectrogram for a bf16 model
-        return self.projection(image).flatten(2).transpose(1, 2)
+        rows = self.projection(image).unbind(2)
+        # Not by `flatten`: tracing it over an unknown number of frames leaves a guard that torch.export refuses.
+        return torch.cat(rows, dim=-1).transpose(1, 2)
 
 
 class ASTEmbeddings(nn.Module):
@@ -119,32 +140,51 @@ class ASTEmbeddings(nn.Module):
         self.patch_embeddings = ASTPatchEmbeddings(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
-        self._check_shape(input_values)
+    def forward(self, input_values: torch.Tensor, num_columns: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            input_values: Of shape (batch, frames, mel bins).
+            num_columns: Columns of patches that belong to each clip, (batch,); `None` means all.
+        """
+        self.check_shape(input_values)
         patches = self.patch_embeddings(input_values)
-        batch_size = patches.shape[0]
-        special = torch.cat((self.cls_token, self.distillation_token), dim=1).expand(batch_size, -1, -1)
-        return self.dropout(torch.cat((special, patches), dim=1) + self.position_embeddings)
+        special = torch.cat((self.cls_token, self.distillation_token), dim=1)
+        special = special + self.position_embeddings[:, :2]
+        patches = patches + self._patch_positions(self.count_columns(input_values.shape[1]), num_columns)
+        return self.dropout(torch.cat((special.expand(patches.shape[0], -1, -1), patches), dim=1))
 
-    def _check_shape(self, input_values: torch.Tensor) -> None:
+    def count_columns(self, frames: int) -> int:
+        """Columns of the patch grid over so many frames."""
+        return (frames - self.config.patch_size) // self.config.time_stride + 1
+
+    def _patch_positions(self, columns: int, num_columns: torch.Tensor | None) -> torch.Tensor:
+        """What `adapt_position_embeddings` gives for each clip's own columns: (1 or batch, patches, hidden_size)."""
+        table, rows, source = self.position_embeddings, self.config.num_frequency_patches, self.config.num_time_patches
+        if num_columns is None:
+            num_columns = torch.full((1,), columns, device=table.device)
+        lower, upper, fraction = source_positions(source, num_columns, columns)  # (clips, columns)
+        grid = table[0, 2:].float().unflatten(0, (rows, source))  # (frequency, time, hidden_size)
+        # (frequency, clips, columns, hidden_size)
+        positions = torch.lerp(grid[:, lower], grid[:, upper], fraction.unsqueeze(-1))
+        return torch.cat(positions.unbind(0), dim=1).to(table.dtype)
+
+    def check_shape(self, input_values: torch.Tensor) -> None:
         config = self.config
-
-        def fits(frames: int, bins: int) -> bool:
-            columns = (frames - config.patch_size) // config.time_stride + 1
-            return bins == config.num_mel_bins and columns == config.num_time_patches
-
-        expected = f"(batch, {config.max_length} frames, {config.num_mel_bins} mel bins)"
+        expected = f"(batch, {config.patch_size} or more frames, {config.num_mel_bins} mel bins)"
         if input_values.ndim != 3:
             raise ValueError(f"Expected input_values of shape {expected}, got {tuple(input_values.shape)}.")
         frames, bins = input_values.shape[1:]
-        if not fits(frames, bins):
-            swapped = f"{bins} frames of {frames} mel bins" + (
-                ", which would fit: swap them" if fits(bins, frames) else ", which would not fit either"
+        got = f"Expected input_values of shape {expected}, got {tuple(input_values.shape)}"
+        if bins != config.num_mel_bins:
+            cause = (
+                "The last two axes are swapped."
+                if frames == config.num_mel_bins and bins >= config.patch_size
+                else f"For {bins} mel bins load the model with num_mel_bins={bins}, which adapts it."
             )
+            raise ValueError(f"{got}. {cause}")
+        if frames < config.patch_size:
             raise ValueError(
-                f"Expected input_values of shape {expected}, got {tuple(input_values.shape)}: {frames} frames of "
-                f"{bins} mel bins, or, with the last two axes swapped, {swapped}. For clips of another length give "
-                "the feature extractor this max_length, or load the model with max_length=... to adapt it."
+                f"{got}: less than one patch of {config.patch_size} frames. The feature extractor pads so far."
             )
 
 
@@ -180,7 +220,7 @@ class ASTSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool
+        self, hidden_states: torch.Tensor, attention_mask: Any, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_size, num_tokens, _ = hidden_states.shape
         shape = (batch_size, num_tokens, -1, self.head_dim)
@@ -195,7 +235,7 @@ class ASTSelfAttention(nn.Module):
             query,
             key,
             value,
-            None,
+            attention_mask,
             scaling=self.head_dim**-0.5,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
         )
@@ -209,9 +249,9 @@ class ASTAttention(nn.Module):
         self.output = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool
+        self, hidden_states: torch.Tensor, attention_mask: Any, output_attentions: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        context, weights = self.attention(hidden_states, output_attentions)
+        context, weights = self.attention(hidden_states, attention_mask, output_attentions)
         return self.output["dense"](context), weights
 
 
@@ -229,9 +269,9 @@ class ASTLayer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, attention_mask: Any = None, output_attentions: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attended, weights = self.attention(self.layernorm_before(hidden_states), output_attentions)
+        attended, weights = self.attention(self.layernorm_before(hidden_states), attention_mask, output_attentions)
         hidden_states = hidden_states + self.dropout(attended)
         expanded = self.activation(self.intermediate["dense"](self.layernorm_after(hidden_states)))
         return hidden_states + self.dropout(self.output["dense"](expanded)), weights
@@ -247,16 +287,16 @@ class ASTEncoder(nn.Module):
         self.checkpoint_every_n_layers = 1
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool, output_hidden_states: bool
+        self, hidden_states: torch.Tensor, attention_mask: Any, output_attentions: bool, output_hidden_states: bool
     ) -> BaseModelOutput:
         all_hidden_states, all_attentions = [hidden_states], []
         for index, layer in enumerate(self.layer):
             if self.gradient_checkpointing and self.training and index % self.checkpoint_every_n_layers == 0:
                 hidden_states, weights = self._gradient_checkpointing_func(
-                    layer.__call__, hidden_states, output_attentions
+                    layer.__call__, hidden_states, attention_mask, output_attentions
                 )
             else:
-                hidden_states, weights = layer(hidden_states, output_attentions)
+                hidden_states, weights = layer(hidden_states, attention_mask, output_attentions)
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
             if output_attentions:
@@ -337,7 +377,8 @@ class ASTPreTrainedModel(PreTrainedModel):
 
         `max_length`, `num_mel_bins`, `frequency_stride` and `time_stride`, as keyword arguments or in `config`, may
         differ from the checkpoint's: the weights are loaded as they are and then adapted (`adapt_geometry`). Another
-        number of labels needs `ignore_mismatched_sizes=True`, as always in Transformers, and gives a fresh head.
+        number of labels needs `ignore_mismatched_sizes=True`, as always in Transformers, and gives a fresh head, which
+        has no thresholds.
 
         Raises:
             ValueError: The patch size differs from the checkpoint's.
@@ -374,8 +415,11 @@ class ASTPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
         )
         model._weight_conversions = None  # or saving would undo the renaming, and write names that are not ours
-        if any("classifier.dense.weight" in key for key, *_ in loading_info["mismatched_keys"]):
+        mismatched = {key for key, *_ in loading_info["mismatched_keys"]}
+        if "classifier.dense.weight" in mismatched:
             logger.warning(f"Fresh classification head: {model.config.num_labels} labels, unlike the checkpoint.")
+        if "classifier.dense.weight" in mismatched | set(loading_info["missing_keys"]):
+            model.config.thresholds = None  # those of another head
         model.adapt_geometry(**wanted)
         return (model, loading_info) if return_loading_info else model
 
@@ -433,21 +477,21 @@ class ASTPreTrainedModel(PreTrainedModel):
         """Patch tokens back on their grid, without the two special tokens.
 
         Args:
-            hidden_states: Tensor of shape (batch, tokens, dim), such as `last_hidden_state`.
+            hidden_states: Tensor of shape (batch, tokens, dim), such as `last_hidden_state`, of clips of any length.
 
         Returns:
             Tensor of shape (batch, frequency patches, time patches, dim); row 0 holds the lowest frequencies.
 
         Raises:
-            ValueError: The number of tokens is not the model's.
+            ValueError: The number of tokens is not that of a grid with the model's number of rows.
         """
-        if hidden_states.ndim != 3 or hidden_states.shape[1] != self.config.num_tokens:
+        rows = self.config.num_frequency_patches
+        if hidden_states.ndim != 3 or hidden_states.shape[1] < 2 + rows or (hidden_states.shape[1] - 2) % rows:
             raise ValueError(
-                f"Expected hidden states of shape (batch, {self.config.num_tokens} tokens, dim), got "
+                f"Expected hidden states of shape (batch, 2 + {rows} x time patches tokens, dim), got "
                 f"{tuple(hidden_states.shape)}."
             )
-        grid = (self.config.num_frequency_patches, self.config.num_time_patches)
-        return hidden_states[:, 2:].unflatten(1, grid)
+        return hidden_states[:, 2:].unflatten(1, (rows, -1))
 
 
 def _init_like_pytorch(module: nn.Linear | nn.Conv2d) -> None:
@@ -460,6 +504,8 @@ def _init_like_pytorch(module: nn.Linear | nn.Conv2d) -> None:
 
 class ASTModel(ASTPreTrainedModel):
     """AST without a head: spectrograms to hidden states and one pooled vector a clip."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # a classifier's head is left out on purpose
 
     def __init__(self, config: ASTConfig):
         super().__init__(config)
@@ -474,32 +520,47 @@ class ASTModel(ASTPreTrainedModel):
     def forward(
         self,
         input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutputWithPooling | tuple:
         """
         Args:
-            input_values: Log-mel spectrograms of shape (batch, max_length frames, num_mel_bins), normalised; any
-                floating type, cast to the model's.
+            input_values: Log-mel spectrograms of shape (batch, frames, num_mel_bins), normalised; any floating type,
+                cast to the model's. Any number of frames from one patch up: the positions are those that the model
+                would have if it were loaded with `max_length=frames`.
+            attention_mask: Which frames are the clip's (1) and which padding at its end (0), of shape (batch, frames).
+                Each clip then gets the positions of its own length and attends to its own patches alone (those without
+                a padded frame), so that its outputs do not depend on what it is batched or padded with. A clip
+                keeps at least one column of patches. `None` takes every frame for the clip's, as the original does.
             output_attentions: Whether to return attention weights; that call then runs eager attention.
             output_hidden_states: Whether to return the hidden states before the first and after each layer.
             return_dict: `False` for a tuple. `None` means the configuration's value, for all three.
 
         Returns:
             `last_hidden_state` (batch, tokens, hidden_size) after the final norm: CLS, distillation, then the patches
-            frequency-major; `pooler_output` (batch, hidden_size): the mean of the first two; `hidden_states`: layers +
-            1 tensors like the first, before the final norm; `attentions`: a tensor (batch, heads, tokens, tokens) a
-            layer.
+            frequency-major (those of padding mean nothing); `pooler_output` (batch, hidden_size): the mean of the
+            first two; `hidden_states`: layers + 1 tensors like the first, before the final norm; `attentions`: a
+            tensor (batch, heads, tokens, tokens) a layer.
 
         Raises:
-            ValueError: Another number of frames or mel bins than the configuration's.
+            ValueError: Other mel bins than the configuration's, less than one patch of frames, or a mask of another
+                shape or with padding before the clip.
         """
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        encoded = self.encoder(self.embeddings(input_values), bool(output_attentions), bool(output_hidden_states))
+        num_columns = None
+        if attention_mask is not None:
+            is_own = self._check_mask(attention_mask, input_values)
+            num_columns = self.embeddings.count_columns(is_own.sum(dim=1)).clamp(min=1)
+            # Blank, not only masked: even an attention weight of 0 would bring NaN or infinity out of the padding.
+            input_values = input_values.masked_fill(~is_own.unsqueeze(-1), 0)
+        embedded = self.embeddings(input_values, num_columns)
+        token_mask = self._mask_tokens(embedded, num_columns, eager=bool(output_attentions))
+        encoded = self.encoder(embedded, token_mask, bool(output_attentions), bool(output_hidden_states))
         last_hidden_state = self.layernorm(encoded.last_hidden_state)
         output = BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state,
@@ -509,6 +570,34 @@ class ASTModel(ASTPreTrainedModel):
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def _check_mask(self, attention_mask: torch.Tensor, input_values: torch.Tensor) -> torch.Tensor:
+        """Which frames are the clip's, as booleans on the device of the input: (batch, frames)."""
+        self.embeddings.check_shape(input_values)
+        if attention_mask.shape != input_values.shape[:2]:
+            raise ValueError(
+                f"Expected attention_mask of shape (batch, frames), here {tuple(input_values.shape[:2])}, got "
+                f"{tuple(attention_mask.shape)}."
+            )
+        is_own = attention_mask.to(input_values.device).bool()
+        # Not in a graph, which could not look at values.
+        if not torch.compiler.is_compiling() and (is_own[:, 1:] & ~is_own[:, :-1]).any():
+            raise ValueError("Expected attention_mask to be 1 from the start of each clip to its end and 0 behind it.")
+        return is_own
+
+    def _mask_tokens(self, embedded: torch.Tensor, num_columns: torch.Tensor | None, eager: bool) -> Any:
+        """Which tokens can be attended to, in the form that the attention implementation takes."""
+        if num_columns is None:
+            return None
+        rows = self.config.num_frequency_patches
+        columns = (embedded.shape[1] - 2) // rows
+        is_own = torch.arange(columns, device=num_columns.device) < num_columns.unsqueeze(1)  # (batch, columns)
+        is_own = is_own.repeat(1, rows)  # (batch, patches)
+        is_own = F.pad(is_own, (2, 0), value=True)  # (batch, tokens)
+        if eager:
+            bias = torch.zeros_like(is_own, dtype=embedded.dtype).masked_fill(~is_own, torch.finfo(embedded.dtype).min)
+            return bias[:, None, None]
+        return create_bidirectional_mask(self.config, embedded, is_own)
 
 
 class ASTForAudioClassification(ASTPreTrainedModel):
@@ -523,7 +612,7 @@ class ASTForAudioClassification(ASTPreTrainedModel):
 
     @torch.no_grad()
     def reset_classifier(self, id2label: dict[int, str]) -> None:
-        """Replace the head, in place, by a fresh one for other labels.
+        """Replace the head, in place, by a fresh one for other labels, which has no thresholds.
 
         Args:
             id2label: Names of the labels by index.
@@ -539,6 +628,7 @@ class ASTForAudioClassification(ASTPreTrainedModel):
         config = copy.deepcopy(self.config)
         config.id2label = dict(id2label)
         config.label2id = {label: index for index, label in id2label.items()}
+        config.thresholds = None  # those of the old head
         self._replace_config(config)
         self.num_labels = len(id2label)
         old = self.classifier.dense.weight
@@ -549,14 +639,16 @@ class ASTForAudioClassification(ASTPreTrainedModel):
         self,
         input_values: torch.Tensor,
         labels: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput | tuple:
         """
         Args:
-            input_values: Log-mel spectrograms of shape (batch, max_length frames, num_mel_bins), normalised.
+            input_values: Log-mel spectrograms of shape (batch, frames, num_mel_bins), normalised, of any length.
             labels: See `classification_loss`; `None` for logits alone.
+            attention_mask: See `ASTModel.forward`.
             output_attentions: See `ASTModel.forward`.
             output_hidden_states: See `ASTModel.forward`.
             return_dict: See `ASTModel.forward`.
@@ -566,10 +658,11 @@ class ASTForAudioClassification(ASTPreTrainedModel):
             `hidden_states` and `attentions` as from `ASTModel`.
 
         Raises:
-            ValueError: Another number of frames or mel bins than the configuration's, or labels of a wrong shape.
+            ValueError: As from `ASTModel`, or labels of a wrong shape.
         """
         encoded = self.audio_spectrogram_transformer(
             input_values,
+            attention_mask=attention_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,

@@ -11,6 +11,7 @@ from conftest import make_tiny_config, random_model
 from torch.utils.data import Dataset
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 
 SECOND = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
 
@@ -99,6 +100,56 @@ def test_other_strides_adapt_the_trained_positions(folder):
         transformers.ASTForAudioClassification.from_pretrained(folder, time_stride=16)
     adapted = ASTForAudioClassification.from_pretrained(folder, time_stride=16)
     assert torch.isfinite(adapted(torch.randn(1, 64, 32)).logits).all()
+
+
+@torch.no_grad()
+def test_one_model_takes_any_length(folder, stock, ours):
+    for frames in (16, 40, 200):
+        clip = torch.randn(1, frames, 32)
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            stock(clip)
+        loaded = ASTForAudioClassification.from_pretrained(folder, max_length=frames)
+        torch.testing.assert_close(ours(clip).logits, loaded(clip).logits)
+
+
+@torch.no_grad()
+def test_clips_of_different_lengths_share_a_batch(stock, ours):
+    long, short = torch.randn(64, 32), torch.randn(40, 32)
+    batch = torch.stack((long, torch.cat((short, torch.zeros(24, 32)))))
+    mask = torch.ones(2, 64, dtype=torch.long)
+    mask[1, 40:] = 0
+    other = batch.clone()
+    other[1, 40:] = 1.0  # another padding
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        stock(batch, attention_mask=mask)  # over frames, where stock counts tokens
+    assert (stock(batch).logits[1] - stock(other).logits[1]).abs().max() > 1e-2
+
+    alone = torch.cat((ours(long[None]).logits, ours(short[None]).logits))
+    for inputs in (batch, other):
+        torch.testing.assert_close(ours(inputs, attention_mask=mask).logits, alone, atol=1e-5, rtol=0)
+
+
+def test_padding_to_the_longest_clip_gives_a_mask():
+    clips = [SECOND, SECOND[:8000]]
+    stock = transformers.ASTFeatureExtractor()(clips, sampling_rate=16000, padding="longest", return_tensors="pt")
+    assert stock.input_values.shape == (2, 1024, 128) and "attention_mask" not in stock
+    ours = ASTFeatureExtractor()(clips, sampling_rate=16000, padding="longest", return_tensors="pt")
+    assert ours.input_values.shape == (2, 98, 128)
+    assert ours.attention_mask.sum(dim=1).tolist() == [98, 48]
+
+
+def test_the_whole_recording_is_heard(folder):
+    ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(folder)
+    quiet = np.concatenate((SECOND, np.zeros(32000, np.float32)))
+    loud = np.concatenate((SECOND, np.tile(SECOND, 2)))  # the same first second
+
+    def scores(**options) -> list[list[float]]:
+        classifier = transformers.pipeline("audio-classification", str(folder), top_k=None, device="cpu", **options)
+        return [[tag["score"] for tag in sorted(classifier(x), key=lambda tag: tag["label"])] for x in (quiet, loud)]
+
+    assert scores(chunk_length_s=0.5)[0] == scores(chunk_length_s=0.5)[1]
+    one, other = scores(pipeline_class=ASTAudioClassificationPipeline)
+    assert np.abs(np.subtract(one, other)).max() > 0.01
 
 
 def test_soft_labels_work_with_cross_entropy(stock, ours, input_values):

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 import transformers
+from conftest import call_with_portable_fft
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.fbank import fbank, mel_filters
@@ -143,15 +144,24 @@ def test_fbank_has_a_gradient_also_after_inference_mode():
 # The extractor against others
 
 
-@pytest.mark.parametrize("max_length, mean, std", [ESC50, SPEECH_COMMANDS, AUDIOSET])
-def test_features_equal_the_original(reference, max_length, mean, std):
-    extractor = ASTFeatureExtractor(max_length=max_length, mean=mean, std=std)
-    expected = np.load(reference / "fbank.npz")
-    for index, name in enumerate(expected["names"]):
+def features_of_the_originals_clips(reference) -> dict[str, np.ndarray]:
+    found = {}
+    for index, name in enumerate(np.load(reference / "fbank.npz")["names"]):
         waveform = torch.from_numpy(soundfile.read(reference / "audio16k" / str(name), dtype="float32")[0])
-        # The original's data loader removes the mean of the clip.
-        actual = extractor(waveform - waveform.mean(), sampling_rate=16000, return_tensors="np").input_values[0]
-        np.testing.assert_allclose(actual, expected[f"fbank_{max_length}_{index}"], atol=1e-4, rtol=0)
+        waveform = waveform - waveform.mean()  # as the original's data loader
+        for max_length, mean, std in (ESC50, SPEECH_COMMANDS, AUDIOSET):
+            extractor = ASTFeatureExtractor(max_length=max_length, mean=mean, std=std)
+            features = extractor(waveform, sampling_rate=16000, return_tensors="np").input_values[0]
+            found[f"fbank_{max_length}_{index}"] = features
+    return found
+
+
+def test_features_equal_the_original(reference, tmp_path):
+    found = call_with_portable_fft(__name__, "features_of_the_originals_clips", reference, tmp_path / "found.npz")
+    expected = np.load(reference / "fbank.npz")
+    assert len(found) == 3 * len(expected["names"])
+    for name, features in found.items():
+        np.testing.assert_allclose(features, expected[name], atol=1e-4, rtol=0, err_msg=name)
 
 
 @pytest.mark.parametrize("options", [{}, {"max_length": 100, "num_mel_bins": 64, "mean": -6.0, "std": 5.0}])
@@ -263,6 +273,69 @@ def test_max_length_at_the_call_wins():
     assert extractor.max_length == 100
 
 
+# Clips of different lengths
+
+
+def test_longest_pads_to_the_longest_clip_and_says_what_is_padding():
+    extractor = ASTFeatureExtractor(max_length=60)
+    waveforms = [noise(8000), noise(16000), noise(400)]  # 48, 98 and 1 frames
+    own = extractor.fbank(extractor.to_waveforms(waveforms))
+    for padding in ("longest", True):
+        batch = extractor(waveforms, return_tensors="pt", padding=padding)
+        assert batch.input_values.shape == (3, 98, 128)
+        assert batch.attention_mask.shape == (3, 98) and batch.attention_mask.dtype == torch.int64
+        for clip, features, spectrogram, frames in zip(batch.attention_mask, batch.input_values, own, (48, 98, 16)):
+            assert clip.tolist() == [1] * frames + [0] * (98 - frames)
+            assert torch.equal(features[: len(spectrogram)], extractor.normalize(spectrogram))
+            padded = features[len(spectrogram) :]
+            assert torch.equal(padded, extractor.normalize(torch.zeros_like(padded)))
+
+
+@pytest.mark.parametrize("padding", ["longest", "max_length"])
+@pytest.mark.parametrize("max_length, frames", [(30, [30, 30]), (60, [60, 48]), (98, [98, 48]), (10, [10, 10])])
+def test_mask_fits_what_is_cut(padding, max_length, frames):
+    waveforms = [noise(16000), noise(8000)]
+    batch = ASTFeatureExtractor()(
+        waveforms, return_tensors="pt", padding=padding, max_length=max_length, return_attention_mask=True
+    )
+    assert batch.input_values.shape[:2] == batch.attention_mask.shape == (2, max_length)
+    assert batch.attention_mask.sum(dim=1).tolist() == frames
+
+
+def test_a_clip_alone_under_longest_is_not_padded_but_to_one_patch():
+    extractor = ASTFeatureExtractor(padding="longest")
+    for samples, frames in ((400, 16), (2800, 16), (2960, 17), (32000, 198)):
+        batch = extractor(noise(samples), return_tensors="pt")
+        assert batch.input_values.shape == (1, frames, 128)
+        assert batch.attention_mask.tolist() == [[1] * frames]
+
+
+def test_default_padding_gives_no_mask_unless_it_is_asked_for():
+    extractor, waveforms = ASTFeatureExtractor(max_length=60), [noise(8000), noise(16000)]
+    plain = extractor(waveforms, return_tensors="pt")
+    masked = extractor(waveforms, return_tensors="pt", return_attention_mask=True)
+    assert "attention_mask" not in plain and torch.equal(masked.input_values, plain.input_values)
+    assert masked.attention_mask.sum(dim=1).tolist() == [48, 60]
+    assert "attention_mask" not in extractor(waveforms, padding="longest", return_attention_mask=False)
+
+
+def test_padding_of_the_extractor_is_kept_and_the_call_wins(tmp_path):
+    ASTFeatureExtractor(padding="longest", min_length=20, max_length=60).save_pretrained(tmp_path)
+    extractor = ASTFeatureExtractor.from_pretrained(tmp_path)
+    assert (extractor.padding, extractor.min_length) == ("longest", 20)
+    assert extractor(noise(400), return_tensors="pt").input_values.shape == (1, 20, 128)
+    assert extractor(noise(400), return_tensors="pt", padding="max_length").input_values.shape == (1, 60, 128)
+    assert ASTFeatureExtractor.from_pretrained(tmp_path, padding="max_length").padding == "max_length"
+
+
+def test_mask_comes_in_the_form_of_the_features():
+    extractor, waveforms = ASTFeatureExtractor(padding="longest"), [noise(8000), noise(4000)]
+    as_list, as_numpy, as_torch = (extractor(waveforms, return_tensors=form) for form in (None, "np", "pt"))
+    assert [(type(mask), mask.shape) for mask in as_list.attention_mask] == [(np.ndarray, (48,))] * 2
+    assert isinstance(as_numpy.attention_mask, np.ndarray) and as_numpy.attention_mask.dtype == np.int64
+    assert np.array_equal(as_numpy.attention_mask, as_torch.attention_mask.numpy())
+
+
 # Errors
 
 
@@ -306,8 +379,10 @@ def test_a_clip_of_one_frame_is_enough():
     [
         ({"sampling_rate": 44100}, ValueError, "Expected clips at 16000 Hz, got 44100 Hz.*load_waveform"),
         ({"max_length": 0}, ValueError, "max_length.*got 0"),
-        ({"padding": "longest"}, TypeError, "padding"),
-        ({"return_attention_mask": True}, TypeError, "return_attention_mask"),
+        ({"max_length": -1, "padding": "longest"}, ValueError, "max_length.*got -1"),
+        ({"padding": "shortest"}, ValueError, "padding to be one of max_length, longest, got 'shortest'"),
+        ({"padding": False}, ValueError, "padding to be one of max_length, longest, got False"),
+        ({"truncation": True}, TypeError, "truncation"),
         ({"return_tensors": "jx"}, ValueError, "jx"),
     ],
 )
@@ -330,6 +405,8 @@ def test_unusable_arguments_of_the_call_are_refused(options, error, words):
         ({"sampling_rate": 0}, ValueError, "sampling_rate.*got 0"),
         ({"num_mel_bins": -1}, ValueError, "num_mel_bins.*got -1"),
         ({"max_length": 10.5}, ValueError, "max_length.*got 10.5"),
+        ({"min_length": 0}, ValueError, "min_length.*got 0"),
+        ({"padding": "shortest"}, ValueError, "padding to be one of max_length, longest, got 'shortest'"),
     ],
 )
 def test_unusable_options_are_refused(options, error, words):
@@ -386,7 +463,7 @@ def test_overrides_of_from_pretrained_win(tmp_path):
 
 @pytest.mark.parametrize(
     "name, value",
-    [("std", 0.0), ("feature_size", 2), ("max_lenght", 128)],
+    [("std", 0.0), ("feature_size", 2), ("max_lenght", 128), ("padding", "shortest"), ("min_length", 0)],
 )
 def test_unusable_overrides_of_from_pretrained_are_refused(tmp_path, name, value):
     ASTFeatureExtractor().save_pretrained(tmp_path)
