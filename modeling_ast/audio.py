@@ -1,9 +1,12 @@
 """Sound files: the one place that reads them."""
 
 import io
+import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -13,7 +16,7 @@ class AudioError(ValueError):
 
 
 def load_waveform(
-    source: str | os.PathLike | bytes, sampling_rate: int = 16000, name: str | None = None
+    source: str | os.PathLike | bytes | BinaryIO, sampling_rate: int = 16000, name: str | None = None
 ) -> torch.Tensor:
     """Read a sound file into a mono waveform at one rate.
 
@@ -21,7 +24,7 @@ def load_waveform(
     `torchaudio.functional.resample` where the file has another rate.
 
     Args:
-        source: Path of a file, or its bytes.
+        source: Path of a file, its bytes, or a file that is open for reading bytes.
         sampling_rate: Of the result, in Hz.
         name: What to call the file in errors; `None` means the path.
 
@@ -35,11 +38,42 @@ def load_waveform(
     return to_waveform(*read_samples(source, name), sampling_rate)
 
 
-def read_samples(source: str | os.PathLike | bytes, name: str | None = None) -> tuple[torch.Tensor, int]:
+def read_blocks(
+    source: str | os.PathLike | bytes | BinaryIO,
+    sampling_rate: int = 16000,
+    name: str | None = None,
+    block_seconds: float = 10.0,
+) -> Iterator[torch.Tensor]:
+    """What `load_waveform` gives, piece by piece, so that a file of any length fits into memory.
+
+    Args:
+        source: As for `load_waveform`.
+        sampling_rate: Of the result, in Hz.
+        name: What to call the file in errors; `None` means the path.
+        block_seconds: How much is read at once.
+
+    Yields:
+        float32 tensors of shape (samples,), one behind the other.
+
+    Raises:
+        AudioError: As from `load_waveform`. That a file is truncated shows at its end.
+        ImportError: torchaudio is needed for resampling and cannot be loaded.
+        ValueError: `block_seconds` is no length.
+    """
+    if not 0 < block_seconds < math.inf:
+        raise ValueError(f"Expected block_seconds to be a number above 0, got {block_seconds}.")
+    resampler = None
+    for samples, file_rate in _decode(source, name, block_seconds):
+        resampler = resampler or StreamResampler(file_rate, sampling_rate)
+        yield resampler.push(samples.mean(dim=1))
+    yield resampler.finish()
+
+
+def read_samples(source: str | os.PathLike | bytes | BinaryIO, name: str | None = None) -> tuple[torch.Tensor, int]:
     """Read a sound file as it is.
 
     Args:
-        source: Path of a file, or its bytes.
+        source: As for `load_waveform`.
         name: What to call the file in errors; `None` means the path.
 
     Returns:
@@ -48,24 +82,56 @@ def read_samples(source: str | os.PathLike | bytes, name: str | None = None) -> 
     Raises:
         AudioError: The file is missing, empty, truncated or not decodable.
     """
+    ((samples, file_rate),) = _decode(source, name)
+    return samples, file_rate
+
+
+def _decode(
+    source: str | os.PathLike | bytes | BinaryIO, name: str | None, block_seconds: float | None = None
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """Pieces of (samples, channels), each with the rate; the whole file at once where no length is given."""
     import soundfile
 
-    name = name or ("<bytes>" if isinstance(source, bytes) else os.fspath(source))
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise AudioError(f"{name}: no such file.")
+    if isinstance(source, (str, os.PathLike)):
+        source = os.fspath(source)
+        name = name or source
+        if not Path(source).is_file():
+            raise AudioError(f"{name}: no such file.")
+        if os.name == "posix":  # as bytes, since soundfile refuses names that are not UTF-8
+            source = os.fsencode(source)
+    elif isinstance(source, bytes):
+        name, source = name or "<bytes>", io.BytesIO(source)
+    elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
+        name = name or str(getattr(source, "name", None) or "<file>")
+        # libsndfile counts from the beginning of a file, and goes back and forth in it.
+        if not (hasattr(source, "seekable") and source.seekable()) or source.tell() != 0:
+            source = io.BytesIO(source.read())
+    else:
+        raise AudioError(f"Expected a path, bytes or a file open for reading bytes, got {type(source).__name__}.")
+    num_samples = 0
     try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as file:
-            samples, file_rate = file.read(dtype="float32", always_2d=True), file.samplerate
+        with soundfile.SoundFile(source) as file:
+            length = file.frames if block_seconds is None else max(1, round(block_seconds * file.samplerate))
+            # soundfile seeks to where it is after each block, which breaks an MP3 decoder's memory of the last frames.
+            file.seekable = lambda: False
+            while True:
+                wanted = min(length, file.frames - num_samples)
+                samples = file.read(wanted, dtype="float32", always_2d=True)
+                num_samples += len(samples)
+                if len(samples):
+                    yield torch.from_numpy(samples), file.samplerate
+                if len(samples) < wanted or num_samples == file.frames:
+                    break
             # libsndfile takes the last whole page of an OGG file for its end, and says so in its log only.
             is_cut = re.search(r"^Ogg ?: (Last page lacks|Junk after)", file.extra_info, re.MULTILINE)
-            missing = _missing_share(file, len(samples))
+            missing = _missing_share(file, num_samples)
     except (soundfile.SoundFileError, OSError, ValueError, MemoryError) as error:
-        raise AudioError(f"{name}: cannot be decoded ({error}). Readable are WAV, FLAC, OGG and MP3.") from error
-    if len(samples) == 0:
+        reason = getattr(error, "error_string", error)  # without the name or the object that was opened
+        raise AudioError(f"{name}: cannot be decoded ({reason}). Readable are WAV, FLAC, OGG and MP3.") from error
+    if num_samples == 0:
         raise AudioError(f"{name}: holds no samples.")
     if is_cut or missing > 0.01:
         raise AudioError(f"{name}: truncated, the file ends before the audio that it declares.")
-    return torch.from_numpy(samples), file_rate
 
 
 def to_waveform(samples: torch.Tensor, file_rate: int, sampling_rate: int) -> torch.Tensor:
@@ -74,13 +140,61 @@ def to_waveform(samples: torch.Tensor, file_rate: int, sampling_rate: int) -> to
     Raises:
         ImportError: torchaudio is needed for resampling and cannot be loaded.
     """
-    waveform = samples.mean(dim=1)  # (samples, channels) -> (samples,)
-    if file_rate != sampling_rate:
-        require_torchaudio()
-        from torchaudio.functional import resample
+    return _resample(samples.mean(dim=1), file_rate, sampling_rate)  # (samples, channels) -> (samples,)
 
-        waveform = resample(waveform, file_rate, sampling_rate)
-    return waveform
+
+class StreamResampler:
+    """A mono waveform that arrives in pieces, at another rate: together what resampling it as a whole gives.
+
+    Args:
+        source_rate: Of what arrives, in Hz.
+        target_rate: Of what comes out, in Hz.
+    """
+
+    def __init__(self, source_rate: int, target_rate: int):
+        divisor = math.gcd(source_rate, target_rate)
+        # `source` samples become `target` samples, which depend on `reach` more on either side.
+        self.source, self.target = source_rate // divisor, target_rate // divisor
+        # Source: torchaudio.functional.resample, lowpass_filter_width 6 and rolloff 0.99.
+        self.reach = math.ceil(6 * self.source / (0.99 * min(self.source, self.target)))
+        self.context = math.ceil(self.reach / self.source)  # in units of `source` samples
+        self.kept = torch.zeros(0)  # what later output depends on
+        self.num_before = 0  # units of it that have been put out
+
+    def push(self, waveform: torch.Tensor) -> torch.Tensor:
+        """The samples that the piece completes; perhaps none.
+
+        Args:
+            waveform: Of shape (samples,).
+        """
+        if self.source == self.target:
+            return waveform
+        self.kept = torch.cat((self.kept, waveform))
+        num_units = (len(self.kept) - self.reach) // self.source
+        if num_units <= self.num_before:
+            return waveform.new_zeros(0)
+        output = self._resample()[self.num_before * self.target : num_units * self.target]
+        first = max(0, num_units - self.context)
+        self.kept, self.num_before = self.kept[first * self.source :].clone(), num_units - first
+        return output
+
+    def finish(self) -> torch.Tensor:
+        """The samples that are still out when nothing more arrives."""
+        output = self._resample()[self.num_before * self.target :] if len(self.kept) else self.kept
+        self.kept, self.num_before = torch.zeros(0), 0
+        return output
+
+    def _resample(self) -> torch.Tensor:
+        return _resample(self.kept, self.source, self.target)
+
+
+def _resample(waveform: torch.Tensor, source_rate: int, target_rate: int) -> torch.Tensor:
+    if source_rate == target_rate:
+        return waveform
+    require_torchaudio()
+    from torchaudio.functional import resample
+
+    return resample(waveform, source_rate, target_rate)
 
 
 def _missing_share(file, num_samples: int) -> float:

@@ -1,6 +1,8 @@
 """Sound files of every format come out as mono float32 at one rate, and broken ones as one kind of error."""
 
+import io
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,9 @@ import soundfile
 import torch
 
 from modeling_ast import AudioError, load_waveform
+from modeling_ast.audio import StreamResampler, read_blocks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Name of the file, subtype (None: the format's own) and the largest error that its coding may cost.
 FORMATS = [
@@ -76,6 +81,156 @@ def test_wav_of_a_program_that_did_not_know_the_length_is_read_whole(tmp_path, d
         np.testing.assert_allclose(load_waveform(source), tone(), atol=1e-4, rtol=0)
 
 
+# In blocks
+
+
+def assert_blocks_equal_the_whole(source, block_seconds: float, **options) -> None:
+    whole = load_waveform(source, **options)
+    blocks = list(read_blocks(source, block_seconds=block_seconds, **options))
+    assert all(block.dtype == torch.float32 and block.ndim == 1 for block in blocks)
+    torch.testing.assert_close(torch.cat(blocks), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name, subtype, file_rate",
+    [(name, subtype, 16000) for name, subtype, _ in FORMATS]
+    + [("tone.ogg", "OPUS", 48000), ("tone.ogg", None, 44100), ("tone.mp3", None, 44100), ("tone.mp3", None, 22050)]
+    + [("tone.flac", None, rate) for rate in (8000, 11025, 44100, 48000)],
+)
+def test_blocks_equal_the_whole_file(tmp_path, name, subtype, file_rate):
+    """0.617 s in blocks that divide it and in blocks that do not, mono and stereo."""
+    for num_channels in (1, 2):
+        samples = noise(num_channels * int(0.617 * file_rate)).reshape(-1, num_channels)
+        soundfile.write(tmp_path / name, samples, file_rate, subtype=subtype)
+        for block_seconds in (0.0377, 0.617, 10.0):
+            assert_blocks_equal_the_whole(tmp_path / name, block_seconds)
+
+
+@pytest.mark.parametrize("bitrate_mode", ["CONSTANT", "VARIABLE"])
+@pytest.mark.parametrize("compression_level", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("file_rate", [16000, 44100])
+def test_blocks_of_mp3_equal_the_whole_file_at_every_bit_rate(tmp_path, file_rate, compression_level, bitrate_mode):
+    """An MP3 frame may hold bits of the ones behind it; a decoder that is told to seek forgets those that it has."""
+    samples = 0.5 * tone(2.0, file_rate) * (np.arange(2 * file_rate) > file_rate // 2) + noise(2 * file_rate)
+    path = tmp_path / "clip.mp3"
+    soundfile.write(path, samples, file_rate, compression_level=compression_level, bitrate_mode=bitrate_mode)
+    for block_seconds in (0.1, 0.77):
+        assert_blocks_equal_the_whole(path, block_seconds)
+
+
+def test_blocks_are_as_long_as_they_are_asked_to_be(tmp_path):
+    soundfile.write(tmp_path / "tone.wav", tone(1.0), 16000)
+    lengths = [len(block) for block in read_blocks(tmp_path / "tone.wav", block_seconds=0.3)]
+    assert [length for length in lengths if length] == [4800, 4800, 4800, 1600]
+    resampled = [len(block) for block in read_blocks(tmp_path / "tone.wav", 8000, block_seconds=0.3)]
+    assert sum(resampled) == 8000 and max(resampled) <= 2400 + 20
+
+
+@pytest.mark.parametrize("block_seconds", [0, -1.0, float("nan"), float("inf")])
+def test_blocks_of_no_length_are_refused(tmp_path, block_seconds):
+    soundfile.write(tmp_path / "tone.wav", tone(0.1), 16000)
+    with pytest.raises(ValueError, match="block_seconds"):
+        list(read_blocks(tmp_path / "tone.wav", block_seconds=block_seconds))
+
+
+# Source and target rate in Hz.
+RATES = [(44100, 16000), (48000, 16000), (8000, 16000), (16000, 22050), (11025, 16000), (16000, 8000), (16000, 16000)]
+
+
+@pytest.mark.parametrize("source_rate, target_rate", RATES)
+def test_resampling_in_pieces_equals_resampling_at_once(source_rate, target_rate):
+    from torchaudio.functional import resample
+
+    draw = random.Random(0)
+    for length in (1, 60, 3989):
+        waveform = torch.from_numpy(noise(length)).float()
+        for longest in (1 if length < 100 else 200, 3000):
+            resampler, found, start = StreamResampler(source_rate, target_rate), [], 0
+            while start < length:
+                end = start + draw.randint(0, longest)  # empty pieces too
+                found.append(resampler.push(waveform[start:end]))
+                start = end
+            found.append(resampler.finish())
+            expected = resample(waveform, source_rate, target_rate)
+            torch.testing.assert_close(torch.cat(found), expected, atol=1e-6, rtol=0)
+
+
+def test_resampler_gives_what_it_can_and_keeps_little():
+    resampler, given = StreamResampler(44100, 16000), 0
+    for seconds in range(1, 10):
+        given += len(resampler.push(torch.zeros(44100)))
+        assert seconds * 16000 - 200 <= given <= seconds * 16000  # 10 ms behind at the most
+        assert len(resampler.kept) < 2000
+    assert given + len(resampler.finish()) == 9 * 16000
+    assert len(resampler.finish()) == 0
+
+
+def test_resampler_can_be_used_again():
+    resampler, waveform = StreamResampler(48000, 16000), torch.from_numpy(noise(5000)).float()
+    first, second = (torch.cat((resampler.push(waveform), resampler.finish())) for _ in range(2))
+    assert torch.equal(first, second) and len(first) == 1667
+
+
+# Open files
+
+
+class Socket(io.RawIOBase):
+    """Can be read once, from the beginning to the end."""
+
+    def __init__(self, content: bytes):
+        self.content = io.BytesIO(content)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        return self.content.readinto(buffer)
+
+
+class Reader:
+    """The least that is called a file."""
+
+    def __init__(self, content: bytes):
+        self.read = io.BytesIO(content).read
+
+
+def after_a_header(content: bytes) -> io.BytesIO:
+    file = io.BytesIO(b"header" + content)
+    file.seek(6)
+    return file
+
+
+@pytest.mark.parametrize("name", ["tone.wav", "tone.flac", "tone.ogg", "tone.mp3"])
+@pytest.mark.parametrize("open_", [io.BytesIO, Socket, Reader, after_a_header])
+def test_open_files_are_read_as_their_paths(tmp_path, name, open_):
+    path = tmp_path / name
+    soundfile.write(path, tone(0.5, 44100), 44100)
+    expected = load_waveform(path)
+    for read in (load_waveform, lambda file: torch.cat(list(read_blocks(file, block_seconds=0.11)))):
+        torch.testing.assert_close(read(open_(path.read_bytes())), expected, atol=1e-6, rtol=0)
+        with path.open("rb") as file:
+            torch.testing.assert_close(read(file), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("read", [load_waveform, lambda source: list(read_blocks(source))], ids=["whole", "blocks"])
+def test_errors_of_open_files_say_which(tmp_path, read):
+    (tmp_path / "broken.wav").write_bytes(b"not a sound")
+    with (
+        (tmp_path / "broken.wav").open("rb") as file,
+        pytest.raises(AudioError, match="broken.wav: cannot be decoded"),
+    ):
+        read(file)
+    with pytest.raises(AudioError, match="^<file>: cannot be decoded"):
+        read(io.BytesIO(b"not a sound"))
+
+
+@pytest.mark.parametrize("source", [None, 5, ["clip.wav"], io.StringIO("text")], ids=["None", "int", "list", "text"])
+def test_what_is_no_source_is_refused(source):
+    for read in (load_waveform, lambda source: list(read_blocks(source))):
+        with pytest.raises(AudioError, match=f"a path, bytes or .*, got {type(source).__name__}"):
+            read(source)
+
+
 # Errors
 
 
@@ -133,6 +288,25 @@ def test_truncated_file_is_an_error_with_its_path(tmp_path, name, subtype, share
     assert str(path) in str(error.value)
     with pytest.raises(AudioError, match="row 7"):
         load_waveform(path.read_bytes(), name="row 7")
+    with pytest.raises(AudioError) as error:
+        for _ in read_blocks(path, block_seconds=0.3):
+            pass
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name, subtype", [("tone.wav", "PCM_16"), ("tone.flac", None)])
+def test_truncated_file_gives_its_blocks_before_the_error(tmp_path, name, subtype):
+    path = tmp_path / name
+    soundfile.write(path, noise(64000), 16000, subtype=subtype)
+    expected = load_waveform(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found = []
+    with pytest.raises(AudioError, match=name):
+        for block in read_blocks(path, block_seconds=0.3):
+            found.append(block)
+    found = torch.cat(found)
+    assert len(found) > 16000
+    torch.testing.assert_close(found[:16000], expected[:16000], atol=1e-6, rtol=0)
 
 
 @pytest.mark.slow
