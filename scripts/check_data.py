@@ -140,10 +140,11 @@ def check_clips(
     yield from checks.check_channels(heard)
     yield from checks.check_levels(heard)
     yield from checks.check_duplicates(heard, splits.label_names)
-    yield from checks.check_lengths(heard, extractor.max_length, augment_args.random_crop)
+    is_padded = extractor.padding == "max_length"
+    yield from checks.check_lengths(heard, extractor.max_length, augment_args.random_crop, is_padded)
     yield from checks.check_statistics(training, extractor)
     masks = augment_args.freq_mask_bins, augment_args.time_mask_frames
-    yield from checks.check_masks(training, *masks, extractor.num_mel_bins, extractor.max_length)
+    yield from checks.check_masks(training, *masks, extractor.num_mel_bins, extractor.max_length, is_padded)
 
 
 def check_labels(splits: AudioSplits, model_label_names: list[str] | None, arguments: Arguments) -> Iterator[Finding]:

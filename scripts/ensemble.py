@@ -40,9 +40,9 @@ from modeling_ast.inference.ensemble import (
     predict,
     save_predictions,
 )
-from modeling_ast.training.arguments import DataArguments, ModelArguments
+from modeling_ast.training.arguments import ModelArguments
 from modeling_ast.training.collator import ASTDataCollator
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, error_sentence, parse_arguments
+from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, error_sentence, parse_arguments
 from modeling_ast.training.start import build_feature_extractor, read_splits
 
 logger = logging.getLogger("ensemble")
@@ -51,7 +51,7 @@ COLUMNS = ("mAP", "mAUC", "d_prime", "accuracy", "macro_f1", "micro_f1", "classe
 # Keys of the recipe that have an effect here, besides those that say where the rows come from ...
 KEYS = {"problem_type", "per_device_eval_batch_size", "dataloader_num_workers"}
 # ... and those that a checkpoint of the original does not bring.
-FEATURE_KEYS = {"sampling_rate", "num_mel_bins", "mean", "std"}
+FEATURE_KEYS = {"sampling_rate", "num_mel_bins", "mean", "std", "padding"}
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, keys = parse_command_line(argv)
     model_args, data_args, _, training_args = parse_arguments([args.recipe, *keys, NOT_TRAINING])
-    check_keys(keys, args.models)
+    brings_features = not any(Path(name).is_file() for name in args.models)
+    check_data_keys(keys, "an ensemble", KEYS if brings_features else KEYS | FEATURE_KEYS)
     problem_type = model_args.problem_type
     multi_label = problem_type == "multi_label_classification"
 
@@ -125,19 +126,6 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     if args.output_dir.is_file():
         raise RecipeError(f"Expected output_dir to be a folder, got the file {args.output_dir}.")
     return args, keys
-
-
-def check_keys(keys: list[str], models: list[str]) -> None:
-    """Refuse keys that would have no effect: what a model is, it brings itself."""
-    known = KEYS | {field.name for field in dataclasses.fields(DataArguments)} - {"linear_baseline"}
-    if any(Path(name).is_file() for name in models):
-        known |= FEATURE_KEYS
-    given = {key.removeprefix("--").partition("=")[0] for key in keys if key.startswith("--")}
-    if given - known:
-        raise RecipeError(
-            f"No effect on an ensemble: {', '.join(sorted(given - known))}. Models bring their own settings; keys can "
-            f"say which data are predicted, and {', '.join(sorted(KEYS))}."
-        )
 
 
 def choose_rows(splits: AudioSplits, split: str | None) -> Dataset:

@@ -33,6 +33,7 @@ from modeling_ast.data.metrics import (
 )
 from modeling_ast.data.sources import AudioSplits, DataError
 from modeling_ast.data.streams import decode
+from modeling_ast.fbank import num_samples
 from modeling_ast.inference.plots import plot_confusion_matrix, plot_per_class, plot_tags, plot_training_curves
 from modeling_ast.training.arguments import DataArguments
 from modeling_ast.training.baseline import linear_baseline
@@ -41,7 +42,7 @@ from modeling_ast.training.model_card import write_model_card
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, check_output_dir, prepare_output_dir
 from modeling_ast.training.recipes import RecipeError, error_sentence, parse_arguments
 from modeling_ast.training.record import RESULTS_NAME, EpochRecord
-from modeling_ast.training.sampling import class_balanced_weights, positioned
+from modeling_ast.training.sampling import class_balanced_weights, positioned, read_clip_seconds, sort_by_length
 from modeling_ast.training.start import build_model_and_extractor, read_splits
 from modeling_ast.training.trainer import ASTTrainer, last_whole_checkpoint
 
@@ -91,7 +92,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         f"{model_args.model_name_or_path}: {model.num_parameters() / 1e6:.2f} million parameters, "
         f"{model.config.max_length} frames, {model.config.num_tokens} tokens"
     )
+    is_free, clip_seconds = extractor.padding == "longest", None
+    if is_free and training_args.do_train and not data_args.streaming:
+        clip_seconds = read_clip_seconds(splits.train).clamp(max=0.01 * extractor.max_length)  # longer ones are cut
     for name, rows in splits:
+        rows = sort_by_length(rows) if is_free and name != "train" else rows
         setattr(splits, name, decode(rows, extractor.sampling_rate))
 
     # Training.
@@ -120,6 +125,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         sampling_weights=class_balanced_weights(splits.train, num_labels)
         if training_args.class_balanced_sampling
         else None,
+        clip_seconds=clip_seconds,
         record=EpochRecord(output_dir, problem_type),
     )
     if training_args.do_train:
@@ -226,6 +232,7 @@ def tag_example(
     "heard."""
     rows = splits.validation if splits.test is None else splits.test
     waveform, path = rows[0]["waveform"], rows.with_format(None)[0]["audio"]["path"]
+    waveform = waveform[: num_samples(extractor.max_length, extractor.sampling_rate)]  # as in training and evaluation
     classifier = pipeline("audio-classification", model=model, feature_extractor=extractor, device="cpu")
     tags = classifier({"raw": waveform.numpy(), "sampling_rate": extractor.sampling_rate}, top_k=5)
     plot_tags(waveform, extractor, tags, output_dir / "example.png", title=Path(path or "clip").name)

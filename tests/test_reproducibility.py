@@ -66,9 +66,11 @@ dataloader_pin_memory: false
 disable_tqdm: true
 seed: 3
 """
-# Soft cross entropy, shuffled; and BCE of one or two labels a clip, of which rare ones are drawn more often.
+# Soft cross entropy, shuffled; the same of clips at their own lengths, 48 to 98 frames; and BCE of one or two labels a
+# clip, of which rare ones are drawn more often.
 VARIANTS = {
     "shuffled": [],
+    "free": ["--max_length=98", "--padding=longest"],
     "balanced": ["--problem_type=multi_label_classification", "--label_column_name=labels"]
     + ["--class_balanced_sampling=true"],
 }
@@ -162,7 +164,9 @@ def assert_identical(folder: Path, expected: Path) -> None:
         assert [name for name in wanted if not torch.equal(actual[name], wanted[name])] == []
 
 
-@pytest.fixture(scope="module", params=["shuffled", pytest.param("balanced", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["shuffled", *(pytest.param(x, marks=pytest.mark.slow) for x in ("free", "balanced"))]
+)
 def whole(request, recipe, tmp_path_factory) -> tuple[Path, list]:
     """Folder and arguments of a run in one go, by one process."""
     return run_once(tmp_path_factory, recipe, *VARIANTS[request.param])

@@ -255,7 +255,9 @@ def check_levels(clips: Sequence[ClipSummary]) -> Iterator[Finding]:
 # Length, statistics and masks
 
 
-def check_lengths(clips: Sequence[ClipSummary], max_length: int, random_crop: bool = False) -> Iterator[Finding]:
+def check_lengths(
+    clips: Sequence[ClipSummary], max_length: int, random_crop: bool = False, is_padded: bool = True
+) -> Iterator[Finding]:
     """Padding and cut against `max_length`.
 
     A warning where more than 5 % of the audio or of the clips are cut, or a quarter of the frames could be saved; a
@@ -265,6 +267,7 @@ def check_lengths(clips: Sequence[ClipSummary], max_length: int, random_crop: bo
         clips: Those that can be used.
         max_length: Frames of the features.
         random_crop: Whether training takes any part of a longer clip, so that all of it is heard in time.
+        is_padded: Whether shorter clips are padded to `max_length`.
     """
     if not clips:
         return
@@ -286,6 +289,8 @@ def check_lengths(clips: Sequence[ClipSummary], max_length: int, random_crop: bo
             line if is_much else None,
             tuple(f"{clip.name} ({clip.frames} frames)" for clip in losing),
         )
+    if not is_padded:
+        return
     spare = 1 - enough / max_length
     if spare > 0.1:
         yield Finding(
@@ -340,7 +345,12 @@ def _mismatch(measured: FbankStatistics, extractor: ASTFeatureExtractor) -> floa
 
 
 def check_masks(
-    clips: Sequence[ClipSummary], freq_mask_bins: int, time_mask_frames: int, num_mel_bins: int, max_length: int
+    clips: Sequence[ClipSummary],
+    freq_mask_bins: int,
+    time_mask_frames: int,
+    num_mel_bins: int,
+    max_length: int,
+    is_padded: bool = True,
 ) -> Iterator[Finding]:
     """Masks that leave too little.
 
@@ -350,6 +360,7 @@ def check_masks(
         time_mask_frames: Of the recipe.
         num_mel_bins: Of the features.
         max_length: Frames of the features.
+        is_padded: Whether shorter clips are padded to `max_length`; else their time masks are shorter too.
     """
     for key, size, axis, usual in (
         ("freq_mask_bins", freq_mask_bins, num_mel_bins, num_mel_bins * 48 // 128),
@@ -361,7 +372,7 @@ def check_masks(
             level = "error" if size > axis else "warning"
             yield Finding(level, "masks", f"{key} {size} of {axis} {unit} {what}.", f"{key}: {usual}")
     hidden = [clip for clip in clips if clip.frames < time_mask_frames <= max_length / 2]  # at most one frame less
-    if hidden:
+    if hidden and is_padded:
         yield Finding(
             "warning" if len(hidden) > 0.05 * len(clips) else "note",
             "masks",

@@ -1,11 +1,12 @@
 """From what data sets are published as to a manifest: a CSV file of clips and labels, as `load_splits` reads it."""
 
 import csv
+import io
 import os
 import re
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -168,12 +169,12 @@ def index_clips(folder: Path) -> dict[str, list[str]]:
     return clips
 
 
-def read_seconds(path: str) -> float | str:
-    """Length of a sound file by its header, or why it cannot be read."""
+def read_seconds(source: str | bytes) -> float | str:
+    """Length of a sound file, given by its path or its bytes, by its header; or why it cannot be read."""
     import soundfile
 
     try:
-        info = soundfile.info(path)
+        info = soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (soundfile.SoundFileError, OSError) as error:
         return " ".join(str(error).split())
     return info.frames / info.samplerate
@@ -192,7 +193,7 @@ def read_all_seconds(paths: list[str], journal: Path, num_workers: int) -> list[
     unknown = [path for path in paths if path not in known]
     with open(journal, "a", encoding="utf-8", errors="surrogateescape") as file:
         file.write("\n")  # the last line may have been cut
-        for seconds, path in zip(_in_threads(read_seconds, unknown, "Checking clips", num_workers), unknown):
+        for seconds, path in zip(in_threads(read_seconds, unknown, "Checking clips", num_workers), unknown):
             known[path] = seconds
             if not isinstance(seconds, str):  # what could not be read may be mended by then
                 file.write(f"{seconds}\t{path}\n")
@@ -264,7 +265,7 @@ def cache_as_flac(paths: list[str], root: Path, cache_dir: Path, num_workers: in
     for path, target in zip(paths, targets):
         if sources.setdefault(target, path) != path:
             raise DataError(f"{path} and {sources[target]} would be the same file of the cache, {target}.")
-    return list(_in_threads(_cache_one, list(zip(paths, targets)), "Writing FLAC", num_workers))
+    return list(in_threads(_cache_one, list(zip(paths, targets)), "Writing FLAC", num_workers))
 
 
 def _cache_one(pair: tuple[str, str]) -> str | AudioError:
@@ -288,7 +289,7 @@ def _cache_one(pair: tuple[str, str]) -> str | AudioError:
     return target
 
 
-def _in_threads(function: Callable, items: list, description: str, num_workers: int) -> Iterable[Any]:
+def in_threads(function: Callable, items: Sequence, description: str, num_workers: int) -> Iterable[Any]:
     """Results in the order of the items, a few at a time: for millions, a future each would take gigabytes."""
     with ThreadPool(num_workers) as pool:
         yield from tqdm(pool.imap(function, items, chunksize=16), desc=description, total=len(items))

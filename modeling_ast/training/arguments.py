@@ -24,6 +24,14 @@ class ModelArguments:
     max_length: int | None = field(
         default=None, metadata={"help": "Frames (10 ms apart) of the spectrograms; longer clips are cut."}
     )
+    padding: Literal["max_length", "longest"] | None = field(
+        default=None,
+        metadata={
+            "help": "max_length pads every clip to max_length (so it is with random weights). longest leaves clips as "
+            "long as they are: batches are of similar lengths, padded to their longest clip and masked; a stream, "
+            "which tells no lengths in advance, is padded and masked alone."
+        },
+    )
     num_mel_bins: int | None = field(default=None, metadata={"help": "Mel bins of the spectrograms."})
     frequency_stride: int | None = field(default=None, metadata={"help": "Mel bins between patches."})
     time_stride: int | None = field(default=None, metadata={"help": "Frames between patches."})
@@ -119,11 +127,23 @@ class AugmentArguments:
     mixup_alpha: int = field(default=10, metadata={"help": "Mixing weights are drawn from Beta(alpha, alpha)."})
     random_crop: bool = field(default=False, metadata={"help": "Take any part of a longer clip, not its head."})
     freq_mask_bins: int = field(default=0, metadata={"help": "Mask up to this many (less one) mel bins in a row."})
-    time_mask_frames: int = field(default=0, metadata={"help": "Mask up to this many (less one) frames in a row."})
+    time_mask_frames: int = field(
+        default=0,
+        metadata={
+            "help": "Mask up to this many (less one) frames in a row; with padding longest, of a clip shorter than "
+            "max_length the same share."
+        },
+    )
     max_noise: float = field(
         default=0.0, metadata={"help": "Add uniform noise of a drawn amplitude below this to normalised features."}
     )
-    roll_frames: int = field(default=0, metadata={"help": "Move in time by up to this many frames, either way."})
+    roll_frames: int = field(
+        default=0,
+        metadata={
+            "help": "Move in time by up to this many frames, either way; with padding longest, a clip shorter than "
+            "max_length by the same share."
+        },
+    )
     original_noise_and_roll: bool = field(
         default=False, metadata={"help": "Noise above zero alone, and padding goes round, as in the original."}
     )

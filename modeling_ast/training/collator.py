@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.fbank import frame_length, frame_shift
+from modeling_ast.fbank import num_samples
 from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.augment import add_noise, clip_generator, crop, draw_mixing_weight, mask, mix, roll
 
@@ -16,6 +17,10 @@ class ASTDataCollator:
 
     Between its steps training inserts its augmentation; evaluation is the same without the draws. The mean of each
     clip is removed first, as the original does.
+
+    Where the extractor's padding is "longest", clips are cut to `max_length` but padded to the longest of their batch
+    alone, and an `attention_mask` comes along. Augmentation then sees each clip at its own length: its features do not
+    depend on what it is batched with.
 
     Args:
         extractor: Whose features the model is to learn.
@@ -50,12 +55,14 @@ class ASTDataCollator:
                 training also with `position`, which seeds the clip's draws.
 
         Returns:
-            `input_values` (batch, max_length, num_mel_bins) and `labels`: class indices (batch,); or weights
-            (batch, num_labels), 0 or 1 without mixup, with several labels a clip or with mixup.
+            `input_values` (batch, frames, num_mel_bins), with `attention_mask` (batch, frames) where the padding is
+            "longest", and `labels`: class indices (batch,); or weights (batch, num_labels), 0 or 1 without mixup, with
+            several labels a clip or with mixup.
         """
         if self.augment is None:
-            features = self.extractor([_centred(row["waveform"]) for row in rows], return_tensors="pt")
-            return {"input_values": features["input_values"], "labels": self.labels(rows)}
+            waveforms = [_centred(row["waveform"]) for row in rows]
+            features = self.extractor(waveforms, return_tensors="pt", max_length=self.extractor.max_length)
+            return {**features, "labels": self.labels(rows)}
         generators = [clip_generator(self.seed, row["position"]) for row in rows]
         waveforms = [self.cropped(row, generator) for row, generator in zip(rows, generators)]
         labels = self.labels(rows)
@@ -67,14 +74,13 @@ class ASTDataCollator:
                     weight = draw_mixing_weight(self.augment.mixup_alpha, generator)
                     waveforms[index] = mix(waveforms[index], self.cropped(row, generator), weight)
                     labels[index] = weight * labels[index] + (1 - weight) * self.label_weights(row)
-        return {"input_values": self.augmented_features(waveforms, generators), "labels": labels}
+        return {**self.augmented_features(waveforms, generators), "labels": labels}
 
     def cropped(self, row: dict[str, Any], generator: torch.Generator) -> torch.Tensor:
         """A training clip's waveform without its mean; a part of it where a random crop is wanted."""
         waveform = row["waveform"]
         if self.augment.random_crop:
-            rate = self.extractor.sampling_rate
-            samples = (self.extractor.max_length - 1) * frame_shift(rate) + frame_length(rate)
+            samples = num_samples(self.extractor.max_length, self.extractor.sampling_rate)
             waveform = crop(waveform, samples, generator)
         return _centred(waveform)
 
@@ -85,22 +91,34 @@ class ASTDataCollator:
         candidates = rows if self.rows is None else self.rows
         return candidates[int(torch.randint(len(candidates), (), generator=generator))]
 
-    def augmented_features(self, waveforms: list[torch.Tensor], generators: list[torch.Generator]) -> torch.Tensor:
-        """Spectrograms of a training batch, masked, normalised, rolled and with noise."""
+    def augmented_features(
+        self, waveforms: list[torch.Tensor], generators: list[torch.Generator]
+    ) -> dict[str, torch.Tensor]:
+        """Spectrograms of a training batch, masked, normalised, rolled and with noise, as the model takes them.
+
+        Where clips keep their own length, masks and rolls of frames shrink with it.
+
+        Source: Park et al., "SpecAugment on Large Scale Datasets" (2020), for time masks in proportion to the length.
+        """
         extractor, augment, fill = self.extractor, self.augment, self.extractor.padding_value
         spectrograms = extractor.fbank(extractor.to_waveforms(waveforms))
         padding = extractor.normalize(torch.tensor(fill)).item() if extractor.do_normalize else fill
         features = []
-        for spectrogram, full, generator in zip(spectrograms, extractor.fit_length(spectrograms), generators):
+        for spectrogram, generator in zip(spectrograms, generators):
+            (full,) = extractor.fit_length([spectrogram], extractor.max_length)  # (frames, num_mel_bins)
+            share = len(full) / extractor.max_length  # 1 where all are padded
             full = mask(full, 1, augment.freq_mask_bins, generator, fill)
-            full = mask(full, 0, augment.time_mask_frames, generator, fill)
+            full = mask(full, 0, round(share * augment.time_mask_frames), generator, fill)
             if extractor.do_normalize:
                 full = extractor.normalize(full)
             original = augment.original_noise_and_roll
             # The other way round than in the original, for noise on the padding that comes in; otherwise the same.
-            full = roll(full, augment.roll_frames, len(spectrogram), generator, padding, original)
+            full = roll(full, round(share * augment.roll_frames), len(spectrogram), generator, padding, original)
             features.append(add_noise(full, augment.max_noise, generator, original))
-        return torch.stack(features)
+        batch = {"input_values": pad_sequence(features, batch_first=True, padding_value=padding)}
+        if extractor.padding == "longest":
+            batch["attention_mask"] = extractor.mask_frames(features, batch["input_values"].shape[1])
+        return batch
 
     def labels(self, rows: list[dict[str, Any]]) -> torch.Tensor:
         if not self.multi_label:

@@ -47,7 +47,7 @@ torchaudio`.
 
 ```python
 import soundfile
-from transformers import pipeline
+{own_length}from transformers import pipeline
 
 samples, sampling_rate = soundfile.read("clip.wav", dtype="float32", always_2d=True)
 classifier = pipeline("audio-classification", model={address})
@@ -58,7 +58,7 @@ print(classifier({{"raw": samples.mean(axis=1), "sampling_rate": sampling_rate}}
 
 | | |
 |---|---|
-| audio | mono, {sampling_rate} Hz; the first {seconds:.2f} s ({max_length} frames of 10 ms), shorter clips padded |
+| audio | mono, {sampling_rate} Hz; the first {seconds:.2f} s ({max_length} frames of 10 ms), shorter clips {shorter} |
 | features | {num_mel_bins} mel bins, mean {mean} and deviation {std} |
 | patches | {patch_size} x {patch_size}, strides {frequency_stride} (bins), {time_stride} (frames): {tokens} tokens |
 | parameters | {parameters:.1f} million |
@@ -68,6 +68,8 @@ print(classifier({{"raw": samples.mean(axis=1), "sampling_rate": sampling_rate}}
 
 {labels}
 """
+
+_OWN_LENGTH = "import modeling_ast  # without it Transformers pads shorter clips, which this model has not learnt\n"
 
 _RESULTS_TEXT = """
 | split | metric | value |
@@ -124,6 +126,8 @@ def write_model_card(
         sampling_rate=extractor.sampling_rate,
         seconds=extractor.max_length * 0.01,
         max_length=extractor.max_length,
+        shorter="as they are" if extractor.padding == "longest" else "padded",
+        own_length=_OWN_LENGTH if extractor.padding == "longest" else "",
         num_mel_bins=extractor.num_mel_bins,
         mean=extractor.mean,
         std=extractor.std,

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,26 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         return arguments
     except (ValueError, ImportError) as error:
         raise RecipeError(str(error)) from error
+
+
+def check_data_keys(keys: Sequence[str], purpose: str, others: Iterable[str] = ()) -> None:
+    """Refuse keys of a recipe that have no effect on a tool which only looks at its clips.
+
+    Args:
+        keys: Of a command line: `["--key", "value", ...]` or `["--key=value", ...]`.
+        purpose: What the tool does, for the message.
+        others: Keys that have an effect, besides those that say where the clips come from.
+
+    Raises:
+        RecipeError: Keys without effect.
+    """
+    known = set(others) | {field.name for field in dataclasses.fields(DataArguments)} - {"linear_baseline"}
+    given = {key.removeprefix("--").partition("=")[0] for key in keys if key.startswith("--")}
+    if given - known:
+        raise RecipeError(
+            f"No effect on {purpose}: {', '.join(sorted(given - known))}. Models bring their own settings; keys can "
+            f"say which clips are heard{', and ' if others else ''}{', '.join(sorted(others))}."
+        )
 
 
 def _check_stream(data_args: DataArguments, training_args: ASTTrainingArguments) -> None:

@@ -1,4 +1,4 @@
-"""The order in which training clips are seen: shuffled or class-balanced, the same for every number of processes."""
+"""The order of training clips: shuffled, class-balanced, grouped by length; the same for any number of processes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,6 +9,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler, get_worker_info
 
+from modeling_ast.audio import AudioError
+from modeling_ast.data.prepare import in_threads, read_seconds
 from modeling_ast.training.augment import clip_generator
 from modeling_ast.training.recipes import RecipeError
 
@@ -41,6 +43,64 @@ def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
     return torch.from_numpy(np.bincount(clips, weights=class_weights[labels], minlength=len(counts_per_clip)))
 
 
+def read_clip_seconds(rows: Dataset, num_workers: int = 16) -> torch.Tensor:
+    """Length of each clip in seconds, by the headers of the sound files.
+
+    Args:
+        rows: With a column `audio` as `load_splits` gives it, decoded or not.
+        num_workers: Files that are read at once.
+
+    Returns:
+        float64 tensor of shape (clips,).
+
+    Raises:
+        AudioError: A file cannot be read.
+    """
+    rows = rows.with_format(None)
+
+    def read(index: int) -> float:
+        audio = rows[index]["audio"]
+        seconds = read_seconds(audio["bytes"] or audio["path"])
+        if isinstance(seconds, str):
+            raise AudioError(f"{audio['path']}: its length cannot be read ({seconds}).")
+        return seconds
+
+    seconds = list(in_threads(read, range(len(rows)), "Lengths of the clips", num_workers))
+    return torch.tensor(seconds, dtype=torch.float64)
+
+
+def sort_by_length(rows: Dataset) -> Dataset:
+    """Rows to evaluate, the shortest first, so that little of a batch is padding.
+
+    Raises:
+        AudioError: See `read_clip_seconds`.
+    """
+    return rows.select(read_clip_seconds(rows).argsort(stable=True))
+
+
+def group_by_length(
+    order: torch.Tensor, clip_seconds: torch.Tensor, batch_size: int, generator: torch.Generator
+) -> torch.Tensor:
+    """The same draws, cut into batches of similar lengths that come in an order of their own.
+
+    Windows of 50 batches, or of a quarter of the epoch where that is less, are sorted by length, so that a clip still
+    meets others in every epoch. Clips of one length keep their drawn order.
+
+    Args:
+        order: Indices of clips, whole batches of them.
+        clip_seconds: Length of each clip.
+        batch_size: Clips in a batch.
+        generator: Of the order of the batches.
+
+    Source: Transformers' `get_length_grouped_indices`, for the windows and their size.
+    """
+    batches_at_once = max(1, min(50, len(order) // batch_size // 4))
+    windows = order.split(batches_at_once * batch_size)
+    batches = torch.cat([window[clip_seconds[window].argsort(stable=True)] for window in windows])
+    batches = batches.view(-1, batch_size)
+    return batches[torch.randperm(len(batches), generator=generator)].flatten()
+
+
 class TrainingSampler(Sampler):
     """Pairs (position, index of the clip), an epoch at a time.
 
@@ -54,6 +114,7 @@ class TrainingSampler(Sampler):
         seed: Of the order; the same on all processes.
         weights: Of shape (num_clips,): draw with replacement, by these weights; `None` shuffles.
         drop_last: Whether the epoch is cut to whole batches instead.
+        clip_seconds: Of shape (num_clips,): a global batch gets clips of similar lengths; `None` mixes lengths.
     """
 
     def __init__(
@@ -63,9 +124,12 @@ class TrainingSampler(Sampler):
         seed: int,
         weights: torch.Tensor | None = None,
         drop_last: bool = False,
+        clip_seconds: torch.Tensor | None = None,
     ):
         self.num_clips = num_clips
+        self.global_batch_size = global_batch_size
         self.seed = seed
+        self.clip_seconds = clip_seconds
         self.cumulative_weights = None if weights is None else weights.double().cumsum(0)
         self.epoch = 0
         self.length = num_clips // global_batch_size * global_batch_size
@@ -92,6 +156,8 @@ class TrainingSampler(Sampler):
         else:
             draws = torch.rand(self.length, generator=generator, dtype=torch.float64) * self.cumulative_weights[-1]
             order = torch.searchsorted(self.cumulative_weights, draws, right=True).clamp(max=self.num_clips - 1)
+        if self.clip_seconds is not None:
+            order = group_by_length(order, self.clip_seconds, self.global_batch_size, generator)
         first = self.epoch * self.length
         return ((first + offset, index) for offset, index in enumerate(order.tolist()))
 

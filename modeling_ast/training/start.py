@@ -116,16 +116,18 @@ def build_model(
         if not allow_fresh_head:
             raise ValueError(f"expected the labels of the model ({', '.join(trained_names[:5])}, ...) in the data")
         model.reset_classifier(id2label)
+    if allow_fresh_head:  # training moves the scores that they were fitted to
+        model.config.thresholds = None
     return model
 
 
 def build_feature_extractor(arguments: ModelArguments, config: ASTConfig) -> ASTFeatureExtractor:
-    """The feature extractor that belongs to the model: its length and mel bins, and the statistics of the arguments.
+    """The feature extractor that belongs to the model: its length and mel bins, the arguments' statistics and padding.
 
     What the arguments leave open comes from the checkpoint where it brings a feature extractor, else from AudioSet.
     """
-    given = _given(arguments, ("sampling_rate", "mean", "std"))
-    given |= {"max_length": config.max_length, "num_mel_bins": config.num_mel_bins}
+    given = _given(arguments, ("sampling_rate", "mean", "std", "padding"))
+    given |= {"max_length": config.max_length, "num_mel_bins": config.num_mel_bins, "min_length": config.patch_size}
     if is_ast(arguments.model_name_or_path):
         try:
             return ASTFeatureExtractor.from_pretrained(arguments.model_name_or_path, **given)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from modeling_ast.data.metrics import to_probabilities
 from modeling_ast.modeling_ast import classification_loss
 from modeling_ast.training.averaging import RunningAverage
+from modeling_ast.training.recipes import RecipeError
 from modeling_ast.training.record import RESULTS_NAME, EpochRecord
 from modeling_ast.training.sampling import TrainingSampler
 from modeling_ast.training.schedule import step_schedule
@@ -31,6 +32,7 @@ class ASTTrainer(Trainer):
         train_dataset: `PositionedRows`.
         train_collator: Makes training batches; `data_collator` makes the others.
         sampling_weights: Of the training clips, to draw with replacement; `None` shuffles.
+        clip_seconds: Lengths of the training clips, to batch those of similar length; `None` mixes them.
         record: Where each evaluation during training is written down.
     """
 
@@ -39,12 +41,14 @@ class ASTTrainer(Trainer):
         *args,
         train_collator: Callable | None = None,
         sampling_weights: torch.Tensor | None = None,
+        clip_seconds: torch.Tensor | None = None,
         record: EpochRecord | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.train_collator = train_collator
         self.sampling_weights = sampling_weights
+        self.clip_seconds = clip_seconds
         self.record = record
         self.average = RunningAverage()
         # Sums of the losses of updates and their numbers, since the last evaluation and since the beginning.
@@ -58,6 +62,13 @@ class ASTTrainer(Trainer):
     # Data.
 
     def get_train_dataloader(self) -> DataLoader:
+        is_stream = isinstance(self.train_dataset, IterableDataset)
+        is_dispatched = self.args.world_size > 1 and self.args.accelerator_config.dispatch_batches is not False
+        if is_stream and is_dispatched and getattr(self.processing_class, "padding", None) == "longest":
+            raise RecipeError(
+                'Expected accelerator_config {"dispatch_batches": false} for a stream with padding longest on several '
+                "processes: else one of them joins the batches of all, which differ in length."
+            )
         collator, self.data_collator = self.data_collator, self.train_collator
         try:
             return super().get_train_dataloader()
@@ -72,6 +83,7 @@ class ASTTrainer(Trainer):
             args.seed if args.data_seed is None else args.data_seed,
             weights=self.sampling_weights,
             drop_last=args.dataloader_drop_last,
+            clip_seconds=self.clip_seconds,
         )
         return self.train_sampler
 
