@@ -1,0 +1,534 @@
+"""`pipeline("audio-classification")` for whole recordings: windows, timelines, and sound that is still arriving."""
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import pipeline
+from transformers.pipelines.base import ChunkPipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from modeling_ast import ASTFeatureExtractor, AudioError
+from modeling_ast.audio import StreamResampler
+from modeling_ast.data.metrics import to_probabilities
+from modeling_ast.fbank import num_samples
+from modeling_ast.feature_extraction_ast import PADDINGS
+from modeling_ast.inference.recordings import (
+    Recording,
+    Window,
+    WindowCutter,
+    read_recording,
+    recording_name,
+    to_mono,
+)
+from modeling_ast.inference.timeline import Timeline, is_number
+
+FUNCTIONS = ("softmax", "sigmoid", "none")
+_WINDOW_KEYS = ("chunk_length_s", "stride_length_s", "padding", "on_error")
+_RESULT_KEYS = ("top_k", "function_to_apply", "threshold", "aggregate", "return_timeline")
+
+
+class ASTAudioClassificationPipeline(ChunkPipeline):
+    """What Transformers' audio-classification pipeline does, and for recordings of any length.
+
+        classifier = pipeline("audio-classification", "outputs/demo", pipeline_class=ASTAudioClassificationPipeline)
+        classifier("street.wav", return_timeline=True)
+
+    A recording no longer than the model's `max_length` is heard as by Transformers' own pipeline, with the same
+    scores. A longer one is heard in overlapping windows, batched through the model (`batch_size`), and read in blocks
+    (in `num_workers` processes). WAV, FLAC, OGG and MP3 need no ffmpeg.
+
+    All keywords can be given when the pipeline is made, and again at a call:
+
+        top_k: How many labels, best first; `None` for all.
+        function_to_apply: "softmax", "sigmoid" or "none"; `None` goes by the model's problem type.
+        threshold: Leave out labels with lower scores: one number, or some by label. `None` means the thresholds that
+            were fitted to the model (`config.thresholds`), if any and if its scores are asked for; 0 switches those
+            off too.
+        chunk_length_s: Length of a window in seconds; `None` means the model's `max_length`.
+        stride_length_s: Overlap of a window on its left and right, in seconds: one number, or two. `None` means a
+            sixth of the window on each side. Windows start every `chunk_length_s - left - right`, which is the hop of
+            the timeline.
+        padding: "max_length" or "longest" as in the feature extractor. `None`: a recording that fits into one window
+            of the model's own length gets the extractor's padding; all others are heard at their windows' own lengths.
+            With windows longer than the model's `max_length` only "longest" or `None` can be.
+        aggregate: Score of a recording: "mean" over its windows, each by the time that it speaks for, or "max".
+        return_timeline: Whether a result is a dictionary with `tags` (what is a result otherwise) and `timeline` (see
+            `Timeline`).
+        on_error: "raise", or "return" to get `{"error": message}` for a recording that cannot be used, so that the
+            others of a list go on.
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = True
+    _load_tokenizer = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.model, "adapt_geometry"):
+            raise TypeError(
+                f"Expected modeling_ast.ASTForAudioClassification, got {type(self.model).__module__}."
+                f"{type(self.model).__name__}: name the model by its folder or repository, or load it by "
+                "AutoModelForAudioClassification beside modeling_ast."
+            )
+        if not hasattr(self.feature_extractor, "mask_frames"):  # Transformers' own, which has the same features
+            self.feature_extractor = ASTFeatureExtractor.from_dict(self.feature_extractor.to_dict())
+        self.model.eval()  # a model that comes from its training would drop at random
+        self._check_processes(1 if self._batch_size is None else self._batch_size, self._num_workers or 0)
+        self._check_windows(self._preprocess_params)
+
+    def __call__(self, inputs: Recording | list[Recording], **kwargs) -> Any:
+        """Hear one recording, or a list, generator or data set of them.
+
+        Args:
+            inputs: See `read_recording` for what a recording can be.
+            **kwargs: See the class; and `batch_size` (windows at a time) and `num_workers` (processes that read; 0
+                means this one). Each process reads whole recordings, so that one recording alone is read by one. With
+                processes a generator is read to its end first, since they share out what it gives.
+
+        Returns:
+            `[{"score": ..., "label": ...}, ...]`, best first, or with `return_timeline` a dictionary; a list of these
+            for a list or tuple, an iterator of them for a generator or a data set.
+
+        Raises:
+            AudioError: A recording that cannot be used. Of several, those before it have their results; an iterator
+                gives them first.
+            TypeError: An unknown keyword.
+            ValueError: A keyword with a value that cannot work.
+        """
+        if isinstance(inputs, tuple):
+            inputs = list(inputs)
+        if isinstance(inputs, (list, KeyDataset)) and not len(inputs):  # Transformers would look at the first one
+            return [] if isinstance(inputs, list) else iter(())
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
+        for key, value in kwargs.items():
+            if key not in _WINDOW_KEYS + _RESULT_KEYS:
+                meant = difflib.get_close_matches(key, _WINDOW_KEYS + _RESULT_KEYS, n=1)
+                hint = f" Is {meant[0]!r} meant?" if meant else ""
+                raise TypeError(f"{type(self).__name__} has no keyword {key!r}.{hint}")
+            _CHECKS[key](value)
+        labels = self.model.config.id2label.values()
+        if isinstance(threshold := kwargs.get("threshold"), Mapping):
+            if unknown := [label for label in threshold if label not in labels]:
+                raise ValueError(f"Expected a threshold for labels of the model, got {unknown[0]!r}.")
+        window_params = {key: kwargs[key] for key in _WINDOW_KEYS if key in kwargs}
+        return window_params, {}, {key: kwargs[key] for key in _RESULT_KEYS if key in kwargs}
+
+    # A recording to windows.
+
+    def window_cutter(self, chunk_length_s: float | None = None, stride_length_s: Any = None) -> WindowCutter:
+        """What cuts a recording into the windows of these keywords.
+
+        The model's own window is the longest sound of which it hears all: `max_length` frames, and what is left over
+        behind the last one.
+
+        Raises:
+            ValueError: A window of less than one patch, or strides that leave nothing of it.
+        """
+        rate, extractor = self.feature_extractor.sampling_rate, self.feature_extractor
+        shortest = num_samples(extractor.min_length, rate)
+        if chunk_length_s is None:
+            length = num_samples(extractor.max_length + 1, rate) - 1
+        else:
+            length = round(chunk_length_s * rate)
+        if length < shortest:
+            raise ValueError(
+                f"Expected chunk_length_s of at least {shortest / rate:g} s, one patch, got {chunk_length_s}."
+            )
+        if stride_length_s is None:
+            left = right = length // 6
+        else:
+            strides = stride_length_s if isinstance(stride_length_s, (tuple, list)) else (stride_length_s,) * 2
+            left, right = (round(stride * rate) for stride in strides)
+        if min(left, right) < 0 or left + right >= length:
+            raise ValueError(
+                f"Expected stride_length_s of at least 0 and, left and right together, below the window of "
+                f"{length / rate:g} s, got {stride_length_s}."
+            )
+        return WindowCutter(length, left, right, shortest)
+
+    def _check_windows(self, params: Mapping[str, Any]) -> None:
+        """Raise a ValueError where keywords do not go together, before anything is read."""
+        chunk_length_s = params.get("chunk_length_s")
+        cutter = self.window_cutter(chunk_length_s, params.get("stride_length_s"))
+        if params.get("padding") == "max_length" and cutter.length > self.window_cutter().length:
+            raise ValueError(
+                f"Expected padding 'longest' or None for windows of {chunk_length_s} s, of which 'max_length' would "
+                "leave no more than the model's own length, got 'max_length'."
+            )
+
+    @staticmethod
+    def _check_processes(batch_size: Any, num_workers: Any) -> None:
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"Expected {name} to be a whole number of at least {least}, got {value!r}.")
+
+    def window_keywords(self, window: float | None = None, hop: float | None = None) -> dict[str, Any]:
+        """What the pipeline calls a window and a hop.
+
+        Args:
+            window: Seconds heard at once; `None` means the model's `max_length`.
+            hop: Seconds from the start of a window to the start of the next; `None` means the pipeline's own.
+
+        Returns:
+            `chunk_length_s` and, with a hop, `stride_length_s`: half of the overlap on either side.
+
+        Raises:
+            ValueError: A window of less than one patch, or a hop that would leave sound out.
+        """
+        extractor = self.feature_extractor
+        rate, shortest = extractor.sampling_rate, num_samples(extractor.min_length, extractor.sampling_rate)
+        if window is not None and not shortest / rate <= window < float("inf"):
+            raise ValueError(
+                f"Expected a window of at least {shortest / rate:g} s, which is one patch, got {window:g} s."
+            )
+        length = self.window_cutter(window).length
+        if hop is None:
+            return {"chunk_length_s": window}
+        if not 1 <= hop * rate <= length:
+            raise ValueError(f"Expected a hop above 0 and of at most the window, {length / rate:g} s, got {hop:g} s.")
+        overlap = length - round(hop * rate)
+        return {"chunk_length_s": window, "stride_length_s": (overlap // 2 / rate, (overlap - overlap // 2) / rate)}
+
+    def featurize(
+        self, window: Window, chunk_length_s: float | None = None, padding: str | None = None
+    ) -> dict[str, torch.Tensor]:
+        """One window to `input_values` (1, frames, mel bins) and `attention_mask` (1, frames).
+
+        Raises:
+            ValueError: Too short for one frame, or samples that are NaN, infinite or beyond all measure.
+        """
+        if padding is None:
+            is_as_trained = window.is_whole_recording and chunk_length_s is None
+            padding = self.feature_extractor.padding if is_as_trained else "longest"
+        features = self.feature_extractor(window.waveform, return_tensors="pt", padding=padding)
+        if not torch.isfinite(features["input_values"]).all():
+            raise ValueError(f"Expected floats in [-1, 1], got up to {window.waveform.abs().max():g}.")
+        if padding == "max_length":  # padding that the model hears, as the original does
+            features["attention_mask"] = torch.ones(features["input_values"].shape[:2], dtype=torch.long)
+        return dict(features)
+
+    def preprocess(
+        self,
+        source: Recording,
+        chunk_length_s: float | None = None,
+        stride_length_s: Any = None,
+        padding: str | None = None,
+        on_error: str = "raise",
+    ) -> Iterator[dict[str, Any]]:
+        """The windows of a recording: features, `start`, and with the last one `num_samples` of the recording."""
+        cutter = self.window_cutter(chunk_length_s, stride_length_s)
+        try:
+            previous = None
+            for window in _cut(read_recording(source, self.feature_extractor.sampling_rate), cutter):
+                if previous is not None:
+                    yield {**previous, "num_samples": None}
+                previous = {**self.featurize(window, chunk_length_s, padding), "start": window.start}
+            if previous is None:
+                raise AudioError("holds no samples.")
+            yield {**previous, "num_samples": cutter.num_samples}
+        except (ValueError, OSError) as error:  # AudioError, and what the feature extractor or the system refuses
+            name, message = recording_name(source), str(error)
+            message = message if message.startswith(f"{name}: ") else f"{name}: {message}"
+            if on_error == "raise":
+                raise AudioError(message) from error
+            yield {"error": message}
+
+    # Windows through the model, and back to recordings.
+
+    def get_iterator(
+        self,
+        inputs: Iterable,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> Iterator[Any]:
+        """Results in the order of the inputs; windows of several recordings share a batch.
+
+        In place of Transformers' own, which reads in one process at the most and cannot go on after an error.
+        """
+        self._check_processes(batch_size, num_workers)
+        self._check_windows(preprocess_params)
+        # Each process would run through a generator of its own, and what they share, such as a file, would be torn.
+        if num_workers and not _is_indexed(inputs):
+            inputs = list(inputs)
+        # An error of another process would come with the traceback of that process.
+        windows = _Windows(inputs, self.preprocess, {**preprocess_params, "on_error": "return"})
+        loader = DataLoader(windows, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
+        results = self._hear(loader, forward_params, postprocess_params)
+        return results if preprocess_params.get("on_error") == "return" else _raise_errors(results, inputs)
+
+    def _hear(self, loader: DataLoader, forward_params: dict, postprocess_params: dict) -> Iterator[Any]:
+        heard, results, next_index = {}, {}, 0
+        for items, batch in loader:
+            outputs = iter(_split(self.forward(batch, **forward_params))) if batch else iter(())
+            for index, item in items:
+                if "error" in item:
+                    heard.pop(index, None)
+                    results[index] = item
+                    continue
+                heard.setdefault(index, []).append({**item, **next(outputs)})
+                if item["num_samples"] is not None:
+                    results[index] = self.postprocess(heard.pop(index), **postprocess_params)
+            while next_index in results:
+                yield results.pop(next_index)
+                next_index += 1
+
+    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"logits": self.model(**model_inputs).logits.float()}
+
+    def postprocess(
+        self,
+        windows: list[dict[str, Any]],
+        top_k: int | None = 5,
+        function_to_apply: str | None = None,
+        threshold: float | Mapping[str, float] | None = None,
+        aggregate: str = "mean",
+        return_timeline: bool = False,
+    ) -> list[dict[str, Any]] | dict[str, Any]:
+        """The result of a recording, from its windows with their `logits` (1, labels)."""
+        config = self.model.config
+        label_names = [config.id2label[index] for index in range(config.num_labels)]
+        own_function = {"regression": "none", "multi_label_classification": "sigmoid"}
+        own_function = own_function.get(config.problem_type, "softmax")
+        function_to_apply = function_to_apply or own_function
+        # Fitted thresholds are those of the scores that the model's problem type gives.
+        fitted = config.thresholds or {} if function_to_apply == own_function else {}
+        logits = torch.cat([window["logits"] for window in windows])  # (windows, labels)
+        timeline = Timeline(
+            boundaries=np.array([*(window["start"] for window in windows), windows[-1]["num_samples"]]),
+            scores=_apply(function_to_apply, logits.numpy()),
+            label_names=label_names,
+            sampling_rate=self.feature_extractor.sampling_rate,
+            thresholds={label: value for label, value in fitted.items() if label in label_names},
+        )
+        tags = _choose(timeline, aggregate, threshold, top_k)
+        return {"tags": tags, "timeline": timeline} if return_timeline else tags
+
+
+class StreamTagger:
+    """A recording that is still arriving, from a microphone or a socket, heard as the pipeline hears it as a file.
+
+    Args:
+        classifier: The pipeline.
+        sampling_rate: Of what arrives, in Hz; `None` means the model's.
+        **kwargs: Keywords of the pipeline, but for `on_error`.
+
+    Raises:
+        TypeError: An unknown keyword.
+        ValueError: A keyword with a value that cannot work.
+    """
+
+    def __init__(self, classifier: ASTAudioClassificationPipeline, sampling_rate: int | None = None, **kwargs):
+        if "on_error" in kwargs:
+            raise TypeError("StreamTagger has no keyword 'on_error'.")
+        window_params, _, self.result_params = classifier._sanitize_parameters(**kwargs)
+        window_params = {**classifier._preprocess_params, **window_params}
+        self.result_params = {**classifier._postprocess_params, **self.result_params}
+        classifier._check_windows(window_params)
+        rate = classifier.feature_extractor.sampling_rate
+        if sampling_rate is not None and (
+            not isinstance(sampling_rate, int) or isinstance(sampling_rate, bool) or sampling_rate < 1
+        ):
+            raise ValueError(f"Expected sampling_rate to be a whole number of Hz above 0, got {sampling_rate!r}.")
+        self.classifier = classifier
+        self.resampler = StreamResampler(rate if sampling_rate is None else sampling_rate, rate)
+        self.cutter = classifier.window_cutter(
+            window_params.get("chunk_length_s"), window_params.get("stride_length_s")
+        )
+        self.feature_params = {key: window_params.get(key) for key in ("chunk_length_s", "padding")}
+        self.heard = []
+        self.is_finished = False
+
+    def push(self, waveform: np.ndarray | torch.Tensor) -> list[dict[str, Any]]:
+        """Hear what has arrived.
+
+        Args:
+            waveform: The next samples, mono, of any number; floats in [-1, 1] or integer PCM.
+
+        Returns:
+            A result for each window that is complete now, as the pipeline gives them, with a `timeline` of one row:
+            what the window speaks for.
+
+        Raises:
+            AudioError: NaN or infinite samples, or several channels. Then nothing of them was taken.
+            ValueError: The stream is finished.
+        """
+        self._check_unfinished()
+        if not isinstance(waveform, (np.ndarray, torch.Tensor)) or waveform.ndim != 1:
+            got = f"shape {tuple(waveform.shape)}" if hasattr(waveform, "shape") else type(waveform).__name__
+            raise AudioError(f"<stream>: expected an array of mono samples of shape (samples,), got {got}.")
+        samples = to_mono(waveform, "<stream>")
+        if not torch.isfinite(samples).all():
+            raise AudioError("<stream>: expected finite samples, got NaN or infinite ones.")
+        return [self._hear(window) for window in self.cutter.push(self.resampler.push(samples))]
+
+    def finish(self) -> list[dict[str, Any]] | dict[str, Any]:
+        """The result for the whole recording, the same as the pipeline gives for it as a file.
+
+        Raises:
+            AudioError: Nothing arrived, or less than 25 ms.
+            ValueError: The stream was finished before.
+        """
+        self._check_unfinished()
+        self.is_finished = True
+        for window in [*self.cutter.push(self.resampler.finish()), *self.cutter.finish()]:
+            self._hear(window)
+        if not self.heard:
+            raise AudioError("<stream>: holds no samples.")
+        self.heard[-1]["num_samples"] = self.cutter.num_samples
+        return self.classifier.postprocess(self.heard, **self.result_params)
+
+    def _check_unfinished(self) -> None:
+        if self.is_finished:
+            raise ValueError("This stream is finished. Make a new StreamTagger for another one.")
+
+    def _hear(self, window: Window) -> dict[str, Any]:
+        try:
+            features = self.classifier.featurize(window, **self.feature_params)
+        except ValueError as error:
+            raise AudioError(f"<stream>: {error}") from error
+        self.heard.append({"start": window.start, **self.classifier.forward(features)})
+        row = {**self.heard[-1], "num_samples": window.stop}
+        return self.classifier.postprocess([row], **{**self.result_params, "return_timeline": True})
+
+
+def audio_tagger(model: str | os.PathLike, **kwargs) -> ASTAudioClassificationPipeline:
+    """The pipeline of a folder or a Hub repository, without more words.
+
+    Args:
+        model: Folder or Hub repository of an AST.
+        **kwargs: Keywords of `transformers.pipeline` (`device`, `dtype`, ...) and of the pipeline.
+    """
+    return pipeline("audio-classification", str(model), pipeline_class=ASTAudioClassificationPipeline, **kwargs)
+
+
+class _Windows(IterableDataset):
+    """(index of the recording, window) of many recordings, which worker processes share among them."""
+
+    def __init__(self, inputs: Iterable, preprocess: Callable, params: dict):
+        self.inputs, self.preprocess, self.params = inputs, preprocess, params
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        worker = get_worker_info()
+        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        if _is_indexed(self.inputs):
+            sources = ((index, self.inputs[index]) for index in range(number, len(self.inputs), count))
+        else:
+            sources = enumerate(self.inputs)
+        for index, source in sources:
+            for item in self.preprocess(source, **self.params):
+                yield index, item
+
+
+def _is_indexed(inputs: Iterable) -> bool:
+    return hasattr(inputs, "__len__") and not isinstance(inputs, IterableDataset)
+
+
+def _raise_errors(results: Iterator[Any], inputs: Iterable) -> Iterator[Any]:
+    with closing(results):  # and so the processes that read, which otherwise live as long as the error is held
+        for index, result in enumerate(results):
+            if isinstance(result, Mapping) and "error" in result:
+                is_alone = _is_indexed(inputs) and len(inputs) == 1
+                raise AudioError(result["error"] if is_alone else f"Recording {index}, {result['error']}")
+            yield result
+
+
+def _collate(items: list[tuple[int, dict[str, Any]]]) -> tuple[list[tuple[int, dict]], dict[str, torch.Tensor]]:
+    """What belongs to each window, and the features of those that have some as one batch, padded to the longest."""
+    features = [
+        (item.pop("input_values")[0], item.pop("attention_mask")[0]) for _, item in items if "error" not in item
+    ]
+    batch = {}
+    if features:
+        pad = torch.nn.utils.rnn.pad_sequence  # with zeros, which the mask hides
+        values, masks = zip(*features)
+        batch = {"input_values": pad(values, batch_first=True), "attention_mask": pad(masks, batch_first=True)}
+    return items, batch
+
+
+def _split(outputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Outputs of a batch, a window at a time."""
+    names, tensors = zip(*outputs.items())
+    return [dict(zip(names, rows)) for rows in zip(*(tensor.split(1) for tensor in tensors))]
+
+
+def _cut(pieces: Iterable[torch.Tensor], cutter: WindowCutter) -> Iterator[Window]:
+    for piece in pieces:
+        yield from cutter.push(piece)
+    yield from cutter.finish()
+
+
+def _apply(function: str, logits: np.ndarray) -> np.ndarray:
+    """Scores from logits."""
+    if function == "none":
+        return logits
+    problem_types = {"softmax": "single_label_classification", "sigmoid": "multi_label_classification"}
+    return to_probabilities(logits, problem_types[function])
+
+
+def _choose(
+    timeline: Timeline, aggregate: str, threshold: float | Mapping[str, float] | None, top_k: int | None
+) -> list[dict[str, Any]]:
+    """The labels of a recording, best first."""
+    scores, names = timeline.aggregate(aggregate), timeline.label_names
+    minimum = timeline.thresholds if threshold is None else threshold
+    if isinstance(minimum, Mapping):
+        minimum = np.array([minimum.get(name, -np.inf) for name in names])
+    order = np.argsort(-scores, kind="stable")
+    chosen = order[~(scores < minimum)[order]][:top_k]  # NaN, as of a model whose training diverged, stays in sight
+    return [{"score": float(scores[index]), "label": names[index]} for index in chosen]
+
+
+def _check_choice(name: str, choices: tuple) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        if not isinstance(value, (str, bool, type(None))) or value not in choices:
+            raise ValueError(f"Expected {name} to be one of {', '.join(map(str, choices))}, got {value!r}.")
+
+    return check
+
+
+def _check_top_k(value: Any) -> None:
+    if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
+        raise ValueError(f"Expected top_k to be a whole number above 0, or None for all labels, got {value!r}.")
+
+
+def _check_seconds(value: Any) -> None:
+    if value is not None and not (is_number(value) and value > 0):
+        raise ValueError(f"Expected chunk_length_s to be a number of seconds above 0, got {value!r}.")
+
+
+def _check_strides(value: Any) -> None:
+    strides = value if isinstance(value, (tuple, list)) else (value, value)
+    if value is not None and (len(strides) != 2 or not all(map(is_number, strides))):
+        raise ValueError(f"Expected stride_length_s to be a number of seconds, or two of them, got {value!r}.")
+
+
+def _check_threshold(value: Any) -> None:
+    values = value.values() if isinstance(value, Mapping) else (value,)
+    if value is not None and not all(map(is_number, values)):
+        raise ValueError(f"Expected threshold to be a finite number, or such numbers by label, got {value!r}.")
+
+
+_CHECKS = {
+    "top_k": _check_top_k,
+    "threshold": _check_threshold,
+    "chunk_length_s": _check_seconds,
+    "stride_length_s": _check_strides,
+    "padding": _check_choice("padding", (None, *PADDINGS)),
+    "function_to_apply": _check_choice("function_to_apply", (None, *FUNCTIONS)),
+    "aggregate": _check_choice("aggregate", ("mean", "max")),
+    "on_error": _check_choice("on_error", ("raise", "return")),
+    "return_timeline": _check_choice("return_timeline", (True, False)),
+}

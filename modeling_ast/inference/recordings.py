@@ -1,0 +1,197 @@
+"""Whatever people hold a recording in, as mono pieces at one rate; and windows cut from pieces."""
+
+import io
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from modeling_ast.audio import AudioError, StreamResampler, read_blocks
+from modeling_ast.feature_extraction_ast import to_float32
+
+# An array with more channels than this is refused: it is more likely a batch of clips.
+MAX_CHANNELS = 8
+
+Recording = str | os.PathLike | bytes | BinaryIO | np.ndarray | torch.Tensor | Mapping[str, Any]
+
+
+def recording_name(source: Recording) -> str:
+    """What to call a recording in messages: its path where it has one."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, Mapping) and isinstance(source.get("path"), (str, os.PathLike)):
+        return os.fspath(source["path"])
+    if hasattr(source, "read") and isinstance(getattr(source, "name", None), str):
+        return source.name
+    return f"<{type(source).__name__}>"
+
+
+def read_recording(source: Recording, sampling_rate: int) -> Iterator[torch.Tensor]:
+    """A recording as pieces of mono waveform, files in blocks, so that an hour fits into memory as a minute does.
+
+    Args:
+        source: A path, a URL (http or https), the bytes of a sound file, a file that is open for reading bytes, a
+            waveform (array or tensor; floats in [-1, 1] or integer PCM) at the rate asked for, a dictionary with
+            `array` (or `raw`) and `sampling_rate`, one with `bytes` or `path` as `datasets` gives them undecoded, or a
+            decoder of torchcodec as it gives them decoded. Several channels (along the shorter axis) are averaged.
+        sampling_rate: Of the result, in Hz.
+
+    Yields:
+        float32 tensors of shape (samples,), one behind the other.
+
+    Raises:
+        AudioError: A file that is missing, broken or not decodable, or an array that is no recording.
+    """
+    name = recording_name(source)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        source = _download(source)
+    if isinstance(source, Mapping):
+        source, source_rate, name = _open_mapping(source, name)
+    elif isinstance(source, io.TextIOBase):
+        raise AudioError(f"{name}: expected a file that is open for reading bytes, got one for text.")
+    elif hasattr(source, "get_all_samples"):  # torchcodec's AudioDecoder
+        decoded = source.get_all_samples()
+        source, source_rate = decoded.data, decoded.sample_rate
+    else:
+        source_rate = sampling_rate
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        resampler = StreamResampler(source_rate, sampling_rate)
+        yield resampler.push(to_mono(source, name))
+        yield resampler.finish()
+    else:
+        yield from read_blocks(source, sampling_rate, name)
+
+
+def _open_mapping(source: Mapping[str, Any], name: str) -> tuple[Any, int | None, str]:
+    """What a dictionary holds: an array with its rate, or bytes or a path."""
+    for key in ("raw", "array"):
+        if source.get(key) is not None:
+            rate = source.get("sampling_rate")
+            if not isinstance(rate, (int, np.integer)) or isinstance(rate, bool) or rate < 1:
+                raise AudioError(f"{name}: expected a sampling_rate in Hz beside {key!r}, got {rate!r}.")
+            return _to_tensor(source[key], name), int(rate), name
+    for key, type_ in (("bytes", bytes), ("path", (str, os.PathLike))):
+        if isinstance(source.get(key), type_):
+            return source[key], None, name
+    raise AudioError(
+        f"{name}: expected a dictionary with array (or raw) and sampling_rate, or with bytes or path, got the keys "
+        f"{', '.join(map(str, source)) or 'none'}."
+    )
+
+
+def _to_tensor(samples: Any, name: str) -> torch.Tensor:
+    """Numbers in any form; features need no gradients, and processes cannot exchange them."""
+    if isinstance(samples, torch.Tensor):
+        return samples.detach().cpu()
+    try:
+        samples = np.asarray(samples)
+    except ValueError:  # lists of different lengths
+        samples = np.asarray(None)
+    if samples.dtype.kind not in "fiu":
+        raise AudioError(f"{name}: expected an array of numbers, got one of type {samples.dtype}.")
+    # torch takes neither arrays that run backwards, nor those of another byte order, nor, silently, read-only ones.
+    native = np.float32 if samples.dtype.kind == "f" else samples.dtype.newbyteorder("=")
+    return torch.from_numpy(np.require(samples, native, ["C", "W"]))
+
+
+def to_mono(samples: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
+    """Samples, of one channel or several along the shorter axis, to float32 (samples,).
+
+    Raises:
+        AudioError: Another shape, or a type without a known full scale.
+    """
+    try:
+        waveform = to_float32(_to_tensor(samples, name), "the samples")
+    except AudioError:
+        raise
+    except ValueError as error:
+        raise AudioError(f"{name}: {error}") from error
+    if waveform.ndim == 1:
+        return waveform
+    shape = tuple(waveform.shape)
+    if waveform.ndim != 2 or not 1 <= min(shape) <= MAX_CHANNELS < max(shape):
+        raise AudioError(
+            f"{name}: expected one recording of shape (samples,), or with up to {MAX_CHANNELS} channels, got an array "
+            f"of shape {shape}. Give several recordings as a list."
+        )
+    return waveform.mean(dim=int(np.argmin(shape)))
+
+
+def _download(url: str) -> bytes:
+    import httpx
+
+    try:
+        return httpx.get(url, follow_redirects=True).raise_for_status().content
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        words = str(error).partition("\n")[0] or type(error).__name__
+        raise AudioError(f"{url}: cannot be fetched ({words}).") from error
+
+
+@dataclass
+class Window:
+    """A stretch of a recording for the model to hear, and from where on it speaks for the recording.
+
+    Windows overlap; each speaks for its middle, up to where the next one takes over, so that together they speak for
+    every sample once.
+    """
+
+    waveform: torch.Tensor  # (samples,)
+    start: int  # samples from the start of the recording; the first window speaks for its beginning too
+    stop: int  # where the next window takes over; the last one speaks up to the end
+    is_whole_recording: bool = False
+
+
+class WindowCutter:
+    """Windows of a recording that arrives in pieces of any length; the same windows however it is cut into pieces.
+
+    Windows start every `length - left - right` samples. Once one reaches the end of the recording there is no further
+    one; the last may be shorter. A last one that is shorter than `min_length` is left out, and the one before it
+    speaks up to the end.
+
+    Args:
+        length: Of a window, in samples.
+        left: How much of a window, at its start, another one speaks for, in samples.
+        right: The same at its end.
+        min_length: Of a last window.
+    """
+
+    def __init__(self, length: int, left: int, right: int, min_length: int):
+        self.length, self.left, self.hop, self.min_length = length, left, length - left - right, min_length
+        self.kept = torch.zeros(0)  # from the start of the next window on
+        self.position = 0  # of the next window
+        self.num_samples = 0  # of the recording so far
+
+    def push(self, waveform: torch.Tensor) -> list[Window]:
+        """The windows that a piece completes.
+
+        Args:
+            waveform: Of shape (samples,).
+        """
+        self.num_samples += len(waveform)
+        self.kept = torch.cat((self.kept, waveform))
+        windows, first = [], 0
+        # A window that only just reaches what has arrived waits for nothing: it is whole.
+        while len(self.kept) - first >= self.length:
+            windows.append(self._window(self.kept[first : first + self.length]))
+            first += self.hop
+        if first:  # a hop that is longer than a window would skip sound, and cannot be
+            self.kept = self.kept[first:].clone()
+        return windows
+
+    def finish(self) -> list[Window]:
+        """The last window, if there is one more when nothing more arrives."""
+        # What is kept begins where the next window would; up to `length - hop` of it was in the last one.
+        is_new = len(self.kept) > (self.length - self.hop if self.position else 0)
+        if not is_new or (self.position and len(self.kept) < self.min_length):
+            return []
+        window = self._window(self.kept)
+        window.stop, window.is_whole_recording = self.num_samples, window.start == 0
+        return [window]
+
+    def _window(self, waveform: torch.Tensor) -> Window:
+        start = self.position + self.left if self.position else 0
+        self.position += self.hop
+        return Window(waveform, start, self.position + self.left)
