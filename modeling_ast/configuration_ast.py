@@ -18,7 +18,7 @@ SIZES = {
 
 @strict
 class ASTConfig(PreTrainedConfig):
-    r"""Sizes of an AST. Every key of Transformers' own `ASTConfig`, with the same meaning, and one more.
+    r"""Sizes of an AST. Every key of Transformers' own `ASTConfig`, with the same meaning, and two more.
 
     The defaults are those of the checkpoint
     [MIT/ast-finetuned-audioset-10-10-0.4593](https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593).
@@ -42,6 +42,11 @@ class ASTConfig(PreTrainedConfig):
         time_stride: Step between patches along time, in frames.
         max_length: Number of frames (10 ms apart) of the spectrograms that the model takes.
         num_mel_bins: Number of mel bins of the spectrograms that the model takes.
+        thresholds: Label to the score, a probability in [0, 1], from which on the label counts as present; see
+            `modeling_ast.inference.calibration`. Labels that are not in it have none, and `None` means that no label
+            has one. They belong to the head that they were fitted with: a fresh head drops them. Transformers' own
+            AST has no such key: it keeps the thresholds in the file, and does not use them. As it also keeps those
+            of a head that it replaces, names that are no label of the model are no error, and say nothing.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: A value has the wrong type or cannot work; the message says which
@@ -67,6 +72,7 @@ class ASTConfig(PreTrainedConfig):
     time_stride: int = 10
     max_length: int = 1024
     num_mel_bins: int = 128
+    thresholds: dict[str, float | int] | None = None
 
     @classmethod
     def from_size(cls, size: str, **overrides) -> "ASTConfig":
@@ -132,6 +138,9 @@ class ASTConfig(PreTrainedConfig):
         for name in ("layer_norm_eps", "head_layer_norm_eps", "initializer_range"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"Expected {name} above 0, got {getattr(self, name)}.")
+        for label, threshold in (self.thresholds or {}).items():
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"Expected thresholds in [0, 1], got {threshold} for {label}.")
 
 
 __all__ = ["ASTConfig"]

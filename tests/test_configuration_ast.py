@@ -40,26 +40,27 @@ def test_model_type_is_stocks():
     assert ASTConfig.model_type == transformers.ASTConfig.model_type
 
 
-def test_only_the_head_epsilon_is_added_to_the_file():
+def test_only_the_head_epsilon_and_the_thresholds_are_added_to_the_file():
     ours, stock = ASTConfig(head_layer_norm_eps=1e-5).to_diff_dict(), transformers.ASTConfig().to_diff_dict()
-    assert ours.keys() - stock.keys() == {"head_layer_norm_eps"} and stock.keys() <= ours.keys()
+    assert ours.keys() - stock.keys() == {"head_layer_norm_eps", "thresholds"} and stock.keys() <= ours.keys()
 
 
 @pytest.mark.parametrize("options", [{}, UNUSUAL], ids=["defaults", "every key changed"])
 def test_a_stock_config_json_loads_unchanged(tmp_path, options):
     transformers.ASTConfig(**options).save_pretrained(tmp_path)
     loaded, stock = ASTConfig.from_pretrained(tmp_path).to_dict(), transformers.ASTConfig.from_pretrained(tmp_path)
-    assert loaded.pop("head_layer_norm_eps") is None
+    assert loaded.pop("head_layer_norm_eps") is None and loaded.pop("thresholds") is None
     assert loaded == stock.to_dict()
 
 
 @pytest.mark.parametrize("options", [{}, UNUSUAL], ids=["defaults", "every key changed"])
 def test_our_config_json_loads_in_stock_and_survives_it(tmp_path, options):
-    config = ASTConfig(**options, head_layer_norm_eps=1e-5)
+    config = ASTConfig(**options, head_layer_norm_eps=1e-5, thresholds={"rain": 0.1 + 0.2, "dog": 1})
     config.save_pretrained(tmp_path / "ours")
     stock = transformers.ASTConfig.from_pretrained(tmp_path / "ours")
     assert {key: getattr(stock, key) for key in options} == options
     stock.save_pretrained(tmp_path / "stock")
+    assert ASTConfig.from_pretrained(tmp_path / "stock").thresholds == {"rain": 0.1 + 0.2, "dog": 1}
     assert (
         ASTConfig.from_pretrained(tmp_path / "stock").to_dict()
         == ASTConfig.from_pretrained(tmp_path / "ours").to_dict()
@@ -158,6 +159,10 @@ IMPOSSIBLE = [
     ({"max_length": "1024"}, "expected int", "got str"),
     ({"qkv_bias": "no"}, "expected bool", "got str"),
     ({"hidden_act": "gleu"}, "hidden_act", "gleu"),
+    ({"thresholds": {"dog": 0.5, "rain": 1.5}}, r"thresholds in \[0, 1\]", "got 1.5 for rain"),
+    ({"thresholds": {"dog": float("nan")}}, r"thresholds in \[0, 1\]", "got nan for dog"),
+    ({"thresholds": {"dog": "high"}}, "dict", "high"),
+    ({"thresholds": [0.5]}, "expected a dict", "got list"),
 ]
 IMPOSSIBLE_IDS = [", ".join(f"{key}={value!r}" for key, value in options.items()) for options, *_ in IMPOSSIBLE]
 

@@ -61,16 +61,19 @@ def predict(
     batch_size: int = 32,
     num_workers: int = 0,
     description: str = "Predicting",
+    return_logits: bool = False,
 ) -> np.ndarray:
     """Probabilities of all labels for each clip, on a GPU where there is one.
 
     Args:
         model: Its `problem_type` says whether they are sigmoids or a softmax.
         rows: As `collate` takes them.
-        collate: Rows to a batch with `input_values` (batch, frames, mel bins).
+        collate: Rows to a batch with `input_values` (batch, frames, mel bins), and `attention_mask` (batch, frames)
+            where clips of several lengths are padded to the longest of their batch.
         batch_size: Clips at a time.
         num_workers: Processes that decode clips and compute features; 0 means this one.
         description: In front of the progress bar.
+        return_logits: Whether to stop before the sigmoids or the softmax.
 
     Returns:
         float32 array of shape (clips, num_labels), in the model's own order of the labels.
@@ -78,12 +81,13 @@ def predict(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
     batches = DataLoader(rows, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
-    probabilities = []
+    predictions = []
     with torch.inference_mode():
         for batch in tqdm(batches, desc=description):
-            logits = model(batch["input_values"].to(device)).logits.float().cpu().numpy()
-            probabilities.append(to_probabilities(logits, model.config.problem_type))
-    return np.concatenate(probabilities)
+            inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+            logits = model(**inputs).logits.float().cpu().numpy()
+            predictions.append(logits if return_logits else to_probabilities(logits, model.config.problem_type))
+    return np.concatenate(predictions)
 
 
 def fingerprint_model(model: ASTForAudioClassification, extractor: ASTFeatureExtractor) -> str:

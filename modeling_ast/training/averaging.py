@@ -81,6 +81,7 @@ def average_checkpoints(folders: Sequence[str | Path]) -> ASTForAudioClassificat
     if model is None:
         raise ValueError("Expected the folders of models to average, got none.")
     model.load_state_dict(average.weights)
+    model.config.thresholds = None  # those of the first model's scores
     return model
 
 
