@@ -6,9 +6,21 @@ from pathlib import Path
 import matplotlib.figure
 import numpy as np
 import pytest
+import torch
+from conftest import make_tiny_config
 
+from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.metrics import average_precision, per_class_metrics
-from modeling_ast.inference.plots import plot_confusion_matrix, plot_per_class, plot_training_curves
+from modeling_ast.inference.explanations import Attention, Occlusion, Spectrogram
+from modeling_ast.inference.plots import (
+    plot_attention,
+    plot_confusion_matrix,
+    plot_occlusion,
+    plot_per_class,
+    plot_timeline,
+    plot_training_curves,
+)
+from modeling_ast.inference.timeline import Event, Timeline
 
 
 @pytest.fixture
@@ -167,3 +179,140 @@ def test_confusion_matrix_refuses_several_labels_and_other_names(tmp_path):
         plot_confusion_matrix(probabilities, np.ones((8, 4)), label_names, tmp_path / "confusion.png")
     with pytest.raises(ValueError, match="Expected 4 label names, as many as columns, got 3"):
         plot_confusion_matrix(probabilities, labels, label_names[:3], tmp_path / "confusion.png")
+
+
+# Explanations
+
+
+@pytest.fixture
+def spectrogram() -> Spectrogram:
+    """48 frames, from one minute on, of 32 mel bins."""
+    generator = torch.Generator().manual_seed(0)
+    times = 60.0125 + 0.01 * torch.arange(48, dtype=torch.float64)
+    return Spectrogram(torch.randn(48, 32, generator=generator), times, 50.0 * 1.15 ** torch.arange(32))
+
+
+def test_occlusion_is_drawn_over_the_spectrogram_with_0_in_the_middle_of_the_colours(tmp_path, figures, spectrogram):
+    drop = torch.randn(48, 32, generator=torch.Generator().manual_seed(1))
+    drop[10, 20] = -9.0
+    plot_occlusion(Occlusion(spectrogram, "a $label", 2.0, drop), tmp_path / "seen.png", title="clip.wav")
+    assert is_picture(tmp_path / "seen.png") and [path.name for path in tmp_path.iterdir()] == ["seen.png"]
+    above, below = figures[0].axes[:2]
+    for image in (above.images[0], below.images[0]):
+        np.testing.assert_array_equal(image.get_array(), spectrogram.log_mel.T)
+    shown = below.images[1]
+    np.testing.assert_array_equal(shown.get_array(), drop.T)
+    assert shown.get_clim() == (-9.0, 9.0) and shown.origin == "lower"
+    assert shown.get_extent() == pytest.approx([60.0075, 60.4875, 0, 32]) == below.images[0].get_extent()
+    lowest, middle, highest = shown.to_rgba(np.array([-9.0, 0.0, 9.0]))
+    assert lowest[2] > lowest[0] and highest[0] > highest[2] and middle[3] < 0.01 < lowest[3] == highest[3]
+    assert below.get_title() == "a $label (score 0.881): red speaks for it, blue against it"
+
+
+def test_occlusion_by_a_model_that_ignores_its_input_can_be_drawn(tmp_path, figures, spectrogram):
+    plot_occlusion(Occlusion(spectrogram, "label", 0.0, torch.zeros(48, 32)), tmp_path / "seen.png")
+    assert (figures[0].axes[1].images[1].to_rgba(np.zeros(1))[:, 3] < 0.01).all()
+
+
+def test_frequencies_in_kilohertz_stand_beside_their_mel_bins(tmp_path, figures, spectrogram):
+    plot_occlusion(Occlusion(spectrogram, "label", 0.0, torch.ones(48, 32)), tmp_path / "seen.png")
+    right = figures[0].axes[0].child_axes[0]
+    for tick, label in zip(right.get_yticks(), right.get_yticklabels(), strict=True):
+        below, above = spectrogram.frequencies[int(tick - 0.5)], spectrogram.frequencies[int(tick - 0.5) + 1]
+        assert below <= 1000 * float(label.get_text()) <= above
+    assert [label.get_text() for label in right.get_yticklabels()] == ["0.1", "0.25", "0.5", "1", "2"]
+
+
+def test_attention_is_drawn_of_one_layer_and_of_its_heads(tmp_path, figures, spectrogram):
+    weights = torch.rand(2, 4, 2, 2, 5, generator=torch.Generator().manual_seed(1)) / 10
+    attention = Attention(spectrogram, weights, num_frames=64, config=make_tiny_config())
+    plot_attention(attention, tmp_path / "mean.png", layer=0)
+    plot_attention(attention, tmp_path / "heads.png", with_heads=True)
+    assert is_picture(tmp_path / "mean.png") and is_picture(tmp_path / "heads.png")
+    assert [len(figure.axes) for figure in figures] == [2, 6]  # with a colour bar
+    mean, heads = figures[0].axes[0], figures[1].axes[2:]
+    np.testing.assert_array_equal(mean.images[1].get_array().filled(np.nan), attention.over_cells(0).T)
+    assert mean.images[1].get_extent() == pytest.approx([60.0075, 60.6475, 0, 32])  # with the padding, behind a line
+    assert mean.lines[0].get_xdata() == pytest.approx([60.4875, 60.4875])
+    share = weights[0].mean(dim=(0, 1)).sum().item()
+    assert mean.get_title().startswith("layer 0, mean of the heads") and f"on patches {share:.0%};" in mean.get_title()
+    for head, axes in enumerate(heads):
+        np.testing.assert_array_equal(axes.images[1].get_array().filled(np.nan), attention.over_cells(1, head).T)
+        assert axes.get_title().startswith(f"head {head};")
+    with pytest.raises(ValueError, match="Expected layer from 0 to 1, or from -2 to -1, got 2"):
+        plot_attention(attention, tmp_path / "none.png", layer=2)
+
+
+# Timelines
+
+
+def draw_timeline(path: Path, scores: np.ndarray, events=(), seconds: float = 3.0, pieces=None, title: str = ""):
+    """Of rows of the same length."""
+    if pieces is None:
+        pieces = [0.1 * torch.randn(round(16000 * seconds), generator=torch.Generator().manual_seed(0))]
+    timeline = Timeline(
+        boundaries=np.linspace(0, 16000 * seconds, len(scores) + 1).astype(np.int64),
+        scores=scores.astype(np.float32),
+        label_names=[f"sound {index}" for index in range(scores.shape[1])],
+        sampling_rate=16000,
+    )
+    plot_timeline(pieces, ASTFeatureExtractor(num_mel_bins=32), timeline, events, path, title)
+    return timeline
+
+
+def test_timeline_shows_spectrogram_scores_and_events(tmp_path, figures):
+    waveform = 0.1 * torch.randn(48000, generator=torch.Generator().manual_seed(0))
+    scores = np.random.default_rng(0).random((6, 2))
+    events = [Event("sound 1", 0.5, 1.0, 0.9), Event("sound 1", 2.0, 3.0, 0.8), Event("sound 0", 0.0, 1.5, 0.7)]
+    pieces = waveform.split([100, 0, 20000, 300, 27600])
+    draw_timeline(tmp_path / "timeline.png", scores, events, pieces=pieces, title="a $x$\nb")
+    assert is_picture(tmp_path / "timeline.png")
+    above, below, *_ = figures[0].axes
+    expected = ASTFeatureExtractor(num_mel_bins=32).fbank([waveform])[0].T
+    np.testing.assert_allclose(above.images[0].get_array(), expected, atol=1e-4)
+    assert above.get_title() == "a $x$ b" and below.get_xlim() == (0, 3)
+    order = np.argsort(-scores.max(axis=0))
+    assert names(below) == [f"sound {index}" for index in order]
+    heat, *bars = below.collections
+    np.testing.assert_allclose(heat.get_array(), scores[:, order].T, atol=1e-6)
+    drawn = {
+        (f"sound {order[int(box.y0 + 0.5)]}", box.x0, box.x1)
+        for bar in bars
+        for box in (path.get_extents() for path in bar.get_paths())
+    }
+    assert drawn == {(event.label, event.start, event.end) for event in events}
+
+
+def test_timeline_shows_the_labels_that_matter(tmp_path, figures):
+    """Of 30; those with events before those with high scores."""
+    scores = np.tile(np.linspace(0, 0.9, 30), (3, 1))
+    draw_timeline(tmp_path / "timeline.png", scores, [Event("sound 2", 0.0, 1.0, 0.06)])
+    assert names(figures[0].axes[1]) == ["sound 2", *(f"sound {index}" for index in range(29, 20, -1))]
+
+
+def test_long_timelines_are_pooled_by_mean_energy_and_highest_score(tmp_path, figures):
+    waveform = 0.1 * torch.randn(24 * 16000 + 240, generator=torch.Generator().manual_seed(0))
+    scores = np.zeros((3000, 1))
+    scores[1234] = 0.9
+    draw_timeline(tmp_path / "timeline.png", scores, seconds=len(waveform) / 16000, pieces=[waveform])
+    above, below, *_ = figures[0].axes
+    frames = ASTFeatureExtractor(num_mel_bins=32).fbank([waveform])[0].exp().numpy()  # (2400, 32): two a column
+    np.testing.assert_allclose(
+        above.images[0].get_array(), np.log(frames.reshape(1200, 2, 32).mean(axis=1)).T, atol=1e-4
+    )
+    heat = np.asarray(below.collections[0].get_array()).ravel()
+    assert len(heat) == 1200 and heat[1234 * 1200 // 3000] == pytest.approx(0.9) and np.count_nonzero(heat) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(100, "time (s)"), (130, "time (min:s)"), pytest.param(3700, "time (h:min:s)", marks=pytest.mark.slow)],
+)
+def test_time_is_marked_in_units_that_fit(tmp_path, figures, seconds, words):
+    timeline = Timeline(np.array([0, 1000 * seconds]), np.full((1, 1), 0.5), ["sound"], sampling_rate=1000)
+    extractor = ASTFeatureExtractor(sampling_rate=1000, num_mel_bins=4)
+    plot_timeline([torch.zeros(1000 * seconds)], extractor, timeline, [], tmp_path / "timeline.png")
+    below = figures[0].axes[1]
+    assert below.get_xlabel() == words
+    marks = [label.get_text() for label in below.get_xticklabels()]
+    assert {100: "20", 130: "1:00", 3700: "1:00:00"}[seconds] in marks and len(marks) <= 15

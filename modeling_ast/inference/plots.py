@@ -1,8 +1,10 @@
 """Pictures of what a model hears, and of how well."""
 
 import csv
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,19 @@ import torch
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.metrics import positive_labels
+from modeling_ast.fbank import FRAME_SHIFT_MS, frame_length, frame_shift, mel_bin_frequencies
+from modeling_ast.inference.explanations import Attention, Occlusion, Spectrogram
+from modeling_ast.inference.timeline import Event, Timeline
 
 # More classes than this are not all named: only the best and the worst.
 MAX_BARS, NUM_EXTREMES = 60, 25
 # A confusion matrix with more classes has no room for names.
 MAX_NAMES = 100
+# Labels in the picture of a timeline, and columns, which are about as many as its pixels.
+MAX_TIMELINES, MAX_COLUMNS = 10, 1200
+# Where the frequency axis beside mel bins has marks.
+KILOHERTZ_TICKS = (0.1, 0.25, 0.5, 1, 2, 4, 8, 16)
+FOR_COLOUR, AGAINST_COLOUR, ATTENTION_COLOUR = "#d7191c", "#1f78d1", "#ff8c00"
 
 
 def plot_tags(
@@ -53,6 +63,121 @@ def plot_tags(
     for side in ("top", "right"):
         right.spines[side].set_visible(False)
     figure.savefig(path, dpi=120)
+
+
+def plot_timeline(
+    waveform: Iterable[torch.Tensor],
+    extractor: ASTFeatureExtractor,
+    timeline: Timeline,
+    events: Sequence[Event],
+    path: str | os.PathLike,
+    title: str = "",
+) -> None:
+    """Draw the log-mel spectrogram of a recording over the scores and events in it, into a picture file.
+
+    Shown are up to 10 labels: those with events first, then those with the highest scores. Of a long recording each
+    column is the mean energy, or the highest score, of the time that it stands for.
+
+    Args:
+        waveform: Of the recording, as `read_recording` gives it: pieces of shape (samples,) at the extractor's rate.
+            `[waveform]` for one that is at hand.
+        extractor: Of the features to show.
+        timeline: Of the recording.
+        events: Of the recording, as bars over the scores.
+        path: Of the picture; the suffix chooses the format.
+        title: Above all.
+    """
+    peaks = dict(zip(timeline.label_names, timeline.scores.max(axis=0)))
+    with_events = {event.label for event in events}
+    shown = sorted(peaks, key=lambda label: (label not in with_events, -peaks[label]))[:MAX_TIMELINES]
+    log_mel = _pool_spectrogram(waveform, extractor, int(timeline.boundaries[-1]))
+    frequencies = mel_bin_frequencies(extractor.sampling_rate, extractor.num_mel_bins)
+    middles = (torch.arange(len(log_mel)) + 0.5) * timeline.seconds / len(log_mel)
+    scores, times = _pool_scores(timeline.scores[:, [timeline.label_names.index(label) for label in shown]], timeline)
+
+    figure = _figure(12, 4.2 + 0.3 * len(shown))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 0.3 * len(shown) + 0.2))
+    image = above.imshow(
+        log_mel.T,
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        extent=(0, timeline.seconds, 0, extractor.num_mel_bins),
+        vmin=np.quantile(log_mel.numpy(), 0.05),
+    )
+    figure.colorbar(image, ax=above, label="log energy", pad=0.01)
+    _mark_kilohertz(above, Spectrogram(log_mel, middles, frequencies))
+    above.set(ylabel="mel bin")
+    above.set_title(_one_line(title), parse_math=False)
+    is_share = scores.min() >= 0 and scores.max() <= 1
+    limits = {"vmin": 0, "vmax": 1} if is_share else {}
+    image = below.pcolormesh(times, np.arange(len(shown) + 1) - 0.5, scores.T, cmap="Blues", **limits)
+    figure.colorbar(image, ax=below, label="score", pad=0.01)
+    for row, label in enumerate(shown):
+        spans = [(event.start, event.end - event.start) for event in events if event.label == label]
+        below.broken_barh(spans, (row + 0.2, 0.22), color="#c0504d", linewidth=0.5)
+    below.set_yticks(range(len(shown)), [_one_line(label, 32) for label in shown], parse_math=False)
+    below.set(xlim=(0, timeline.seconds), ylim=(len(shown) - 0.5, -0.5))
+    below.set_title("scores (blue) and events (red)", fontsize=9, loc="left")
+    for row in range(1, len(shown)):
+        below.axhline(row - 0.5, color="white", linewidth=1.5)
+    _mark_time(below)
+    figure.savefig(path, dpi=120)
+
+
+def _pool_spectrogram(
+    waveform: Iterable[torch.Tensor], extractor: ASTFeatureExtractor, num_samples: int
+) -> torch.Tensor:
+    """Log-mel spectrogram of pieces, (columns, mel bins)."""
+    rate = extractor.sampling_rate
+    length, shift = frame_length(rate), frame_shift(rate)
+    num_frames = 1 + (num_samples - length) // shift
+    num_columns = min(num_frames, MAX_COLUMNS)
+    sums, counts = torch.zeros(num_columns, extractor.num_mel_bins), torch.zeros(num_columns, 1)
+    kept, first = torch.zeros(0), 0  # samples from the start of the next frame on, and its number
+    for part in (part for piece in waveform for part in piece.split(10 * rate)):
+        kept = torch.cat((kept, part))
+        count = min(1 + (len(kept) - length) // shift, num_frames - first)
+        if count > 0:
+            (frames,) = extractor.fbank([kept[: (count - 1) * shift + length]])  # (count, mel bins)
+            columns = torch.arange(first, first + count) * num_columns // num_frames
+            sums.index_add_(0, columns, frames.exp())
+            counts.index_add_(0, columns, torch.ones(count, 1))
+            kept, first = kept[count * shift :], first + count
+    return (sums / counts).log()
+
+
+def _pool_scores(scores: np.ndarray, timeline: Timeline) -> tuple[np.ndarray, np.ndarray]:
+    """Highest scores (columns, labels), and the times between which they hold (columns + 1,)."""
+    starts = np.linspace(0, len(scores), min(len(scores), MAX_COLUMNS), endpoint=False).astype(int)
+    return np.maximum.reduceat(scores, starts), timeline.times[[*starts, len(scores)]]
+
+
+def _mark_time(axes) -> None:
+    """Seconds, or minutes and hours where there are many."""
+    start, end = axes.get_xlim()
+    if end - start <= 120:
+        axes.set_xlabel("time (s)")
+        return
+    from matplotlib.ticker import FuncFormatter, MultipleLocator
+
+    is_long = end >= 3600
+    steps = [15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400]
+    axes.xaxis.set_major_locator(MultipleLocator(next((s for s in steps if end / s <= 12), end / 12)))
+
+    def clock(seconds: float, _) -> str:
+        minutes, seconds = divmod(round(seconds), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if is_long else f"{minutes}:{seconds:02}"
+
+    axes.xaxis.set_major_formatter(FuncFormatter(clock))
+    axes.set_xlabel("time (h:min:s)" if is_long else "time (min:s)")
+
+
+def _one_line(text: str, longest: int = 120) -> str:
+    """Text that can be drawn: without line ends, tabs and what UTF-8 does not hold, and cut in its middle."""
+    text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
 
 
 def plot_training_curves(
@@ -177,6 +302,173 @@ def plot_confusion_matrix(
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=6)
     figure.savefig(path, dpi=120)
+
+
+def plot_reliability(
+    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: str | os.PathLike, title: str = ""
+) -> None:
+    """Draw how often a model is right over how sure it is, into a picture file.
+
+    Args:
+        curves: By the words of the legend, what `modeling_ast.inference.calibration.reliability` gives.
+        path: Of the picture; the suffix chooses the format.
+        title: Above all.
+    """
+    figure = _figure(5, 6)
+    shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    shares.plot((0, 1), (0, 1), color="grey", linestyle="--", linewidth=1)
+    for label, (confidence, share, count) in curves.items():
+        shares.plot(confidence, share, marker="o", markersize=4, label=label)
+        counts.plot(confidence, count, marker="o", markersize=4)
+    shares.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right", title=title)
+    shares.legend()
+    counts.set(yscale="log", xlabel="how sure the model is: mean score of the bin", ylabel="decisions")
+    for axes in (shares, counts):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def plot_occlusion(occlusion: Occlusion, path: str | os.PathLike, title: str = "") -> None:
+    """Draw the log-mel spectrogram of a clip, and below it what a label hangs on, into a picture file.
+
+    Args:
+        occlusion: What `modeling_ast.inference.explanations.occlusion_map` gives.
+        path: Of the picture; the suffix chooses the format.
+        title: Above all.
+    """
+    figure = _figure(10, 6)
+    above, below = figure.subplots(2, 1, sharex=True, sharey=True)
+    image = _draw_spectrogram(above, occlusion.spectrogram, "magma")
+    figure.colorbar(image, ax=above, label="log energy", pad=0.01)
+    _draw_spectrogram(below, occlusion.spectrogram, "gray")
+    image = _draw_map(below, occlusion.spectrogram, occlusion.drop, (AGAINST_COLOUR, FOR_COLOUR))
+    figure.colorbar(image, ax=below, label="fall of the log-odds\nwhen covered (nats)", pad=0.01)
+    for axes in (above, below):
+        axes.set(ylabel="mel bin")
+        _mark_kilohertz(axes, occlusion.spectrogram)
+    words = f"{_one_line(occlusion.label, 60)} (score {occlusion.score:.3f}): red speaks for it, blue against it"
+    below.set_title(words, fontsize=10, parse_math=False)
+    below.set(xlabel="time (s)")
+    below.ticklabel_format(axis="x", useOffset=False)
+    figure.suptitle(_one_line(title), parse_math=False)
+    _save(figure, path)
+
+
+def plot_attention(
+    attention: Attention, path: str | os.PathLike, layer: int = -1, with_heads: bool = False, title: str = ""
+) -> None:
+    """Draw where the special tokens look, over the log-mel spectrogram of a clip, into a picture file.
+
+    Args:
+        attention: What `modeling_ast.inference.explanations.explain_attention` gives.
+        path: Of the picture; the suffix chooses the format.
+        layer: Counted from 0, or from -1, the last, backwards.
+        with_heads: Whether the single heads are drawn, too, below the mean of all.
+        title: Above all.
+
+    Raises:
+        ValueError: No such layer.
+    """
+    num_heads = attention.weights.shape[1] if with_heads else 0
+    columns = 3 if num_heads % 4 else 4
+    rows = math.ceil(num_heads / columns)
+    figure = _figure(10, 3.6 + 1.9 * rows)
+    grid = figure.add_gridspec(1 + rows, columns, height_ratios=(3.2, *[1.7] * rows))
+    mean = figure.add_subplot(grid[0, :])
+    image, share = _draw_attention(mean, attention, layer)
+    figure.colorbar(image, ax=mean, label="attention a patch", pad=0.01)
+    _mark_kilohertz(mean, attention.spectrogram)
+    words = (
+        f"layer {layer % len(attention.weights)}, mean of the heads and both special tokens; on patches {share:.0%}"
+    )
+    if attention.num_frames > len(attention.spectrogram.log_mel):
+        words += "; padding behind the dashed line"
+    mean.set_title(words, fontsize=10)
+    mean.set(xlabel="time (s)", ylabel="mel bin")
+    mean.ticklabel_format(axis="x", useOffset=False)
+    for head in range(num_heads):
+        row, column = divmod(head, columns)
+        axes = figure.add_subplot(grid[1 + row, column], sharex=mean, sharey=mean)
+        _, share = _draw_attention(axes, attention, layer, head)
+        axes.set_title(f"head {head}; on patches {share:.0%}", fontsize=8)
+        is_lowest = head + columns >= num_heads
+        axes.tick_params(labelsize=7, labelleft=column == 0, labelbottom=is_lowest)
+    figure.suptitle(_one_line(title), parse_math=False)
+    _save(figure, path)
+
+
+def _draw_attention(axes, attention: Attention, layer: int, head: int | None = None) -> tuple[Any, float]:
+    """The drawn map, and the share of the attention that goes to patches."""
+    _draw_spectrogram(axes, attention.spectrogram, "gray")
+    cells = attention.over_cells(layer, head)
+    image = _draw_map(axes, attention.spectrogram, cells, ("white", ATTENTION_COLOUR), lowest=0.0)
+    if len(cells) > len(attention.spectrogram.log_mel):  # a model may look at the padding, too
+        end = _extent(attention.spectrogram, attention.spectrogram.log_mel)[1]
+        axes.axvline(end, color="black", linestyle="--", linewidth=1)
+    return image, attention.over_patches(layer, head).sum().item()
+
+
+def _draw_spectrogram(axes, spectrogram: Spectrogram, colours: str):
+    return axes.imshow(
+        spectrogram.log_mel.T.numpy(),
+        origin="lower",
+        aspect="auto",
+        cmap=colours,
+        extent=_extent(spectrogram, spectrogram.log_mel),
+        vmin=float(np.quantile(spectrogram.log_mel.numpy(), 0.05)),
+    )
+
+
+def _mark_kilohertz(axes, spectrogram: Spectrogram) -> None:
+    """On the right, beside mel bins on the left."""
+    hertz = spectrogram.frequencies.numpy()
+    ticks = [kilohertz for kilohertz in KILOHERTZ_TICKS if hertz[0] < 1000 * kilohertz < hertz[-1]]
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(np.interp([1000 * tick for tick in ticks], hertz, np.arange(len(hertz)) + 0.5), ticks)
+    right.set_ylabel("kHz")
+
+
+def _draw_map(axes, spectrogram: Spectrogram, cells: torch.Tensor, colours: tuple, lowest: float | None = None):
+    """Cells (frames, mel bins) over what is drawn already: the further from 0, the more opaque.
+
+    Args:
+        axes: Of matplotlib.
+        spectrogram: Which begins where the cells do.
+        cells: NaN where nothing is to be drawn.
+        colours: Of values below and above 0.
+        lowest: End of the scale; `None` means as far below 0 as the other end is above.
+    """
+    from matplotlib.colors import ListedColormap, to_rgb
+
+    highest = cells.nan_to_num().abs().max().item() or 1.0  # all 0 where a model ignores what it hears
+    lowest = -highest if lowest is None else lowest
+    values = np.linspace(lowest, highest, 257)
+    below, above = (np.array(to_rgb(colour)) for colour in colours)
+    hues = np.where(values[:, None] < 0, below, above)
+    return axes.imshow(
+        cells.T.numpy(),
+        origin="lower",
+        aspect="auto",
+        cmap=ListedColormap(np.column_stack((hues, 0.8 * np.abs(values) / highest))),
+        extent=_extent(spectrogram, cells),
+        vmin=lowest,
+        vmax=highest,
+        interpolation="nearest",
+    )
+
+
+def _extent(spectrogram: Spectrogram, cells: torch.Tensor) -> tuple[float, float, float, float]:
+    """Seconds and mel bins of (frames, mel bins), each frame about its middle."""
+    start = float(spectrogram.times[0]) - FRAME_SHIFT_MS / 2000
+    return start, start + len(cells) * FRAME_SHIFT_MS / 1000, 0, cells.shape[1]
+
+
+def _save(figure, path: str | os.PathLike) -> None:
+    """Beside, and renamed, so that a picture that is there is whole."""
+    path = Path(path)
+    unfinished = path.with_stem(f"{path.stem}.{os.getpid()}")
+    figure.savefig(unfinished, dpi=120)
+    unfinished.replace(path)
 
 
 def _figure(width: float, height: float):

@@ -1,0 +1,325 @@
+"""What is kept of many recordings, file by file, so that a run can stop anywhere and go on."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+
+from modeling_ast import ASTFeatureExtractor
+from modeling_ast.data.sources import AUDIO_SUFFIXES, find_sounds
+from modeling_ast.inference.ensemble import load_model
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+from modeling_ast.inference.plots import plot_timeline
+from modeling_ast.inference.recordings import read_recording
+from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
+
+# What can be written. There is a folder for each but the lines of `results.jsonl`, which always are.
+_FOLDERS = {"csv": ("timelines", ".csv"), "audacity": ("audacity", ".txt"), "png": ("pictures", ".png")}
+FORMATS = ("jsonl", *_FOLDERS)
+_TABLES = {"tags": ("label", "score"), "events": ("label", "start", "end", "score")}
+_MEND = "Give another --output_dir, or --overwrite to delete them and begin anew."
+
+
+class TaggingError(ValueError):
+    """Files, options or a folder for the results that cannot be used at all."""
+
+
+def load_classifier(name: str, device: str | None) -> ASTAudioClassificationPipeline:
+    """The pipeline of a trained model.
+
+    Raises:
+        TaggingError: No model, or no device.
+    """
+    try:
+        model, extractor = load_model(name)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())  # the libraries' messages have several lines
+        raise TaggingError(f"{name} cannot be used: {reason}") from error
+    try:
+        return ASTAudioClassificationPipeline(model=model, feature_extractor=extractor, device=device)
+    except (ValueError, RuntimeError, AssertionError) as error:  # torch has all of these for a device
+        reason = " ".join(str(error).split())
+        raise TaggingError(f"Expected a device of this machine, got {device!r} ({reason}).") from error
+
+
+@dataclass(frozen=True)
+class SoundFile:
+    """A file to hear.
+
+    Attributes:
+        path: As it was given; of a file in a folder, the folder as it was given and the way from there.
+        place: What its own results are called, in a folder for each format: the way to the file, with the name of the
+            folder that was given first.
+        stamp: Size in bytes and time of change in nanoseconds, by which one knows that it is still the same.
+    """
+
+    path: str
+    place: str
+    stamp: list[int]
+
+
+def find_files(sources: Iterable[str | os.PathLike], output_dir: str | os.PathLike) -> list[SoundFile]:
+    """The sound files that are named, and those in the folders that are named and below, each once.
+
+    In folders, files with other suffixes than those of sounds are passed over, and hidden ones, and what lies in the
+    folder of the results. A file that is reached in several ways, by links too, is taken as it is reached first.
+
+    Args:
+        sources: Files and folders.
+        output_dir: Of the results.
+
+    Returns:
+        In the order of the sources, those of a folder by name.
+
+    Raises:
+        TaggingError: A source that does not exist, or no file at all.
+    """
+    found, sources, results = {}, [Path(source) for source in sources], Path(output_dir).resolve()
+    for source in sources:
+        if source.is_dir():
+            name = source.resolve().name
+            # Results that lie among the recordings, and not in a folder of their own, hide none of them.
+            is_inside = source.resolve() in results.parents
+            for path in sorted(find_sounds(source)):
+                way = Path(os.path.relpath(path, source))
+                is_hidden = any(part.startswith(".") for part in way.parts)
+                if not is_hidden and not (is_inside and Path(path).resolve().is_relative_to(results)):
+                    found.setdefault(os.path.realpath(path), (str(source / way), (name / way).as_posix()))
+        elif source.exists():
+            found.setdefault(os.path.realpath(source), (str(source), source.name))
+        else:
+            raise TaggingError(f"{source}: no such file or folder.")
+    if not found:
+        raise TaggingError(
+            f"No sound files ({', '.join(AUDIO_SUFFIXES)}) in {', '.join(map(str, sources))}, nor below. A file with "
+            "another suffix is heard when it is named itself."
+        )
+    return [SoundFile(path, place, _stamp(path)) for path, place in found.values()]
+
+
+def _stamp(path: str) -> list[int]:
+    if not os.path.exists(path):  # a link that leads nowhere, which hearing will report
+        return [0, 0]
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
+
+
+class ResultsFolder:
+    """Results of one model under one set of settings, in a folder that remembers them.
+
+    `results.jsonl` gets a line for a file once its other results are written, with scores to six digits and times in
+    seconds:
+
+        {"path", "seconds", "tags": [{"label", "score"}], "events": [{"label", "start", "end", "score"}],
+         "place", "stamp"}, or {"path", "error", "stamp"}
+
+    A file with another stamp is another file, and heard again; of several lines of a path the last counts. Paths are
+    kept exactly, whatever bytes they hold. The tables are UTF-8 and show other bytes as `\\udcXX`.
+
+    Args:
+        path: Of the folder; it is made where there is none.
+        settings: All that the results depend on besides the recordings, as JSON holds it: under `model` and
+            `fingerprint` the model's name and what tells whether it is the same.
+        formats: Some of `FORMATS`.
+        overwrite: Whether to delete the results that are there, and nothing else.
+
+    Raises:
+        TaggingError: The folder holds results with other settings, or something else in their place.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, settings: Mapping[str, Any], formats: Sequence[str], overwrite: bool = False
+    ):
+        self.path, self.formats = Path(path), [name for name in _FOLDERS if name in formats]
+        self.journal, self.settings_path = self.path / "results.jsonl", self.path / "settings.json"
+        settings = {**settings, "formats": self.formats}
+        if self.path.exists() and not self.path.is_dir():
+            raise TaggingError(f"Expected output_dir to be a folder, got the file {self.path}.")
+        if overwrite:
+            self._delete()
+        if self.settings_path.exists():
+            self._check_settings(settings)
+        elif self.journal.exists():
+            raise TaggingError(f"{self.path} holds results without their settings. {_MEND}")
+        else:
+            text = json.dumps(settings, indent=2) + "\n"
+            _write(self.settings_path, lambda unfinished: unfinished.write_text(text))
+        self.entries = self._read_journal()  # by path
+
+    def pending(self, files: Sequence[SoundFile], retry: bool = False) -> list[SoundFile]:
+        """Those that have no results yet, in places that no other file has.
+
+        Args:
+            files: Of the run.
+            retry: Whether those that were broken are heard again.
+        """
+        # Without regard to case: some file systems have none.
+        taken, pending = {entry["place"].casefold() for entry in self.entries.values() if "place" in entry}, []
+        for file in files:
+            entry = self.entries.get(file.path, {})
+            if entry.get("stamp") == file.stamp and not (retry and "error" in entry):
+                continue
+            place = entry.get("place") or next(each for each in _places(file.place) if each.casefold() not in taken)
+            taken.add(place.casefold())
+            pending.append(replace(file, place=place))
+        return pending
+
+    def add(
+        self,
+        file: SoundFile,
+        tags: Sequence[Mapping[str, Any]],
+        events: Sequence[Event],
+        timeline: Timeline,
+        extractor: ASTFeatureExtractor,
+    ) -> dict[str, Any]:
+        """Write the results of a file.
+
+        Args:
+            file: As `pending` gives it.
+            tags: `[{"label": ..., "score": ...}, ...]`.
+            events: As `Timeline.find_events` gives them.
+            timeline: Of the recording.
+            extractor: For the spectrogram in the picture.
+
+        Returns:
+            The line of `results.jsonl`.
+
+        Raises:
+            AudioError: The file, which is read once more for the picture, cannot be used any longer.
+        """
+        if "csv" in self.formats:
+            _write(self.output_path(file.place, "csv"), timeline.write_csv)
+        if "audacity" in self.formats:
+            text = audacity_labels(events).encode()
+            _write(self.output_path(file.place, "audacity"), lambda path: path.write_bytes(text))
+        if "png" in self.formats:
+            pieces = read_recording(file.path, extractor.sampling_rate)
+            draw = partial(plot_timeline, pieces, extractor, timeline, events, title=file.path)
+            _write(self.output_path(file.place, "png"), draw)
+        return self._append(
+            {
+                "path": file.path,
+                "seconds": round(timeline.seconds, 6),
+                "tags": [{"label": tag["label"], "score": round(tag["score"], 6)} for tag in tags],
+                "events": [
+                    {key: value if key == "label" else round(value, 6) for key, value in asdict(event).items()}
+                    for event in events
+                ],
+                "place": file.place,
+                "stamp": file.stamp,
+            }
+        )
+
+    def add_error(self, file: SoundFile, message: str) -> dict[str, Any]:
+        """Write, and return as a line, why a file cannot be used; what it gave before it changed is deleted."""
+        self._delete_outputs(file.place)
+        return self._append({"path": file.path, "error": message, "stamp": file.stamp})
+
+    def output_path(self, place: str, format: str) -> Path:
+        """Where the timeline (csv), the events (audacity) or the picture (png) of a file is, by its place."""
+        folder, suffix = _FOLDERS[format]
+        return self.path / folder / (place + suffix)
+
+    def write_tables(self) -> None:
+        """`tags.csv` and `events.csv` where csv is wanted, from all lines of `results.jsonl`."""
+        for name, columns in _TABLES.items() if "csv" in self.formats else ():
+            rows = [
+                [path, *(row[column] for column in columns)]
+                for path, entry in self.entries.items()
+                for row in entry.get(name, ())
+            ]
+            _write(self.path / f"{name}.csv", partial(_write_table, [["path", *columns], *rows]))
+
+    def _append(self, entry: dict[str, Any]) -> dict[str, Any]:
+        with open(self.journal, "a", encoding="ascii") as file:  # UTF-8 has no place for other bytes, but `\u` has
+            file.write(json.dumps(entry) + "\n")
+        self.entries[entry["path"]] = entry
+        return entry
+
+    def _read_journal(self) -> dict[str, dict[str, Any]]:
+        """The lines by path, once the beginning of one that was cut off is gone from the file."""
+        if not self.journal.exists():
+            return {}
+        with open(self.journal, "r+b") as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+        entries = {}
+        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+            entry = _parse(line)
+            if entry is None or "path" not in entry:
+                raise TaggingError(f"{self.journal}, line {number}: not a line of results. {_MEND}")
+            entries[entry["path"]] = entry
+        return entries
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        before = _parse(self.settings_path.read_bytes())
+        if before is None:
+            raise TaggingError(f"{self.settings_path}: not the settings of results. {_MEND}")
+        names = [name for name in settings | before if before.get(name) != settings.get(name)]
+        # A model may have moved, and may have changed in its place.
+        if "fingerprint" not in names:
+            names = [name for name in names if name != "model"]
+        elif "model" in names:
+            names.remove("fingerprint")
+        differences = [
+            f"{settings['model']} has changed"
+            if name == "fingerprint"
+            else f"{name} was {_show(before.get(name))}, is {_show(settings.get(name))}"
+            for name in names
+        ]
+        if differences:
+            raise TaggingError(f"{self.path} holds results of other settings: {'; '.join(differences)}. {_MEND}")
+
+    def _delete(self) -> None:
+        for line in self.journal.read_bytes().split(b"\n") if self.journal.exists() else ():
+            entry = _parse(line) or {}
+            if "place" in entry:
+                self._delete_outputs(entry["place"])
+        for path in (self.journal, self.settings_path, *(self.path / f"{name}.csv" for name in _TABLES)):
+            path.unlink(missing_ok=True)
+
+    def _delete_outputs(self, place: str) -> None:
+        for format in _FOLDERS:
+            self.output_path(place, format).unlink(missing_ok=True)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "nothing"
+    return "not given" if value is None else str(value)
+
+
+def _places(place: str) -> Iterator[str]:
+    """The place itself, and then others of its like: `street/a.wav`, `street-2/a.wav`, `street-3/a.wav`, ..."""
+    yield place
+    first, *rest = Path(place).parts
+    for number in count(2):
+        yield Path(Path(first).with_stem(f"{Path(first).stem}-{number}"), *rest).as_posix()
+
+
+def _write_table(rows: Iterable[Sequence[Any]], path: Path) -> None:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        csv.writer(file).writerows(rows)
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside its place, so that it is there when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".unfinished{path.suffix}")  # no longer than any name that the path may have
+    write(unfinished)
+    unfinished.replace(path)

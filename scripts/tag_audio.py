@@ -1,0 +1,187 @@
+"""Listen to whole recordings, and write down what is in them and when.
+
+    python scripts/tag_audio.py FILE|FOLDER ... --model MODEL --output_dir OUT [--key value ...]
+
+Recordings (WAV, FLAC, OGG, MP3) of any length are heard in overlapping windows. OUT gets `results.jsonl`, a line a
+file; the tables `tags.csv` and `events.csv`; and file by file `timelines/` (scores over time, CSV), `audacity/`
+(labels to import), and `pictures/` (with `--formats png`).
+
+The same command again goes on where it was stopped, with new and changed files alone. Exit status: 0; 1 if some files
+cannot be used, 2 if nothing can be done.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from modeling_ast.audio import AudioError, require_torchaudio
+
+try:
+    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
+except ImportError as error:
+    sys.exit(str(error))
+
+import torch
+from tqdm.auto import tqdm
+
+from modeling_ast.inference.ensemble import fingerprint_model
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+from modeling_ast.inference.tagging import FORMATS, ResultsFolder, TaggingError, find_files, load_classifier
+from modeling_ast.inference.timeline import Event, Timeline
+
+EVENT_OPTIONS = ("threshold", "low_threshold", "min_seconds", "merge_seconds", "ignore")
+NOTHING_DONE = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Tag recordings.
+
+    Args:
+        argv: Command line without the program; `None` takes the process's own.
+
+    Returns:
+        The exit status: 0, or 1 if some files cannot be used.
+
+    Raises:
+        TaggingError: Files, options, a model or a folder for the results that cannot be used.
+    """
+    args = parse_options(argv)
+    files = find_files(args.sources, args.output_dir)
+    classifier = load_classifier(args.model, args.device)
+    try:
+        windows = classifier.window_keywords(args.window, args.hop)
+    except ValueError as error:
+        raise TaggingError(str(error)) from error
+    find_events = event_finder(classifier, args)
+    settings = {
+        "model": args.model,
+        "fingerprint": fingerprint_model(classifier.model, classifier.feature_extractor),
+        **{name: getattr(args, name) for name in ("window", "hop", "top_k", "function_to_apply", "aggregate")},
+        **{name: getattr(args, name) for name in EVENT_OPTIONS},
+    }
+    formats = args.formats or ["jsonl", "csv", *([] if is_regression(classifier, args) else ["audacity"])]
+    folder = ResultsFolder(args.output_dir, settings, formats, args.overwrite)
+    pending = folder.pending(files, args.retry)
+    results = classifier(
+        (file.path for file in pending),
+        **windows,
+        top_k=args.top_k,
+        function_to_apply=args.function_to_apply,
+        aggregate=args.aggregate,
+        return_timeline=True,
+        on_error="return",
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+    )
+    with tqdm(total=len(files), initial=len(files) - len(pending), desc="Tagging", unit="file") as progress:
+        for file, result in zip(pending, results, strict=True):
+            try:
+                if "error" in result:
+                    raise AudioError(result["error"])
+                events = find_events(result["timeline"])
+                folder.add(file, result["tags"], events, result["timeline"], classifier.feature_extractor)
+            except AudioError as error:
+                folder.add_error(file, str(error))
+                progress.write(f"{error}", file=sys.stderr)
+            progress.update()
+    folder.write_tables()
+    return report(folder, [folder.entries[file.path] for file in files], len(pending))
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with what can be checked without a model checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("sources", nargs="+", type=Path, metavar="FILE|FOLDER", help="recordings, and folders with recordings below")
+    add("--model", required=True, help="folder or name on the Hub")
+    add("--output_dir", required=True, type=Path, help="of the results")
+    add("--window", type=float, metavar="SECONDS", help="heard at a time; default: the length the model was made for")
+    add("--hop", type=float, metavar="SECONDS", help="between windows; default: two thirds of the window")
+    add("--top_k", type=int, default=5, help="tags a recording; default: %(default)s")
+    add("--aggregate", choices=("mean", "max"), default="mean", help="tags from all windows; default: %(default)s")
+    add("--function_to_apply", choices=("softmax", "sigmoid"), help="default: by the model's problem type")
+    add("--threshold", type=float, help="score of an event, in one window at least; default: the model's own, or 0.5")
+    add("--low_threshold", type=float, help="score up to which an event lasts; default: half the threshold")
+    add("--min_seconds", type=float, default=0.0, help="length of the shortest event; default: %(default)s")
+    add("--merge_seconds", type=float, default=0.0, help="gaps that events bridge; default: %(default)s")
+    add("--ignore", nargs="+", default=[], metavar="LABEL", help="labels without events, such as a background")
+    add(
+        "--formats",
+        nargs="+",
+        choices=FORMATS,
+        help="default: all but png; results.jsonl is written in any case",
+    )
+    add("--batch_size", type=int, default=8, help="windows at a time; default: %(default)s")
+    add("--num_workers", type=int, default=0, help="processes that read files; default: 0, this one")
+    add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
+    add("--retry", action="store_true", help="hear files that could not be used once more")
+    add("--overwrite", action="store_true", help="delete the results in the folder and begin anew")
+    args = parser.parse_args(argv)
+    for name, least in {"top_k": 1, "min_seconds": 0, "merge_seconds": 0, "batch_size": 1, "num_workers": 0}.items():
+        if not getattr(args, name) >= least:
+            raise TaggingError(f"Expected {name} of at least {least}, got {getattr(args, name)}.")
+    for name in ("threshold", "low_threshold"):
+        if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
+            raise TaggingError(f"Expected {name} between 0 and 1, got {getattr(args, name)}.")
+    return args
+
+
+def event_finder(
+    classifier: ASTAudioClassificationPipeline, args: argparse.Namespace
+) -> Callable[[Timeline], list[Event]]:
+    """What finds the events in a timeline.
+
+    Raises:
+        TaggingError: Options that contradict each other or the model.
+    """
+    options = {name: getattr(args, name) for name in EVENT_OPTIONS}
+    config = classifier.model.config
+    if is_regression(classifier, args):
+        given = [name for name, value in options.items() if value]
+        given += ["formats audacity"] if "audacity" in (args.formats or ()) else []
+        if given:
+            raise TaggingError(f"No effect on {args.model}, a regression model, which gives no events: {given[0]}.")
+        print(f"{args.model} is a regression model: it gives numbers over time, and no events.", file=sys.stderr)
+        return lambda timeline: []
+    window = {"start": 0, "num_samples": 1, "logits": torch.zeros(1, config.num_labels)}
+    result = classifier.postprocess([window], function_to_apply=args.function_to_apply, return_timeline=True)
+    try:
+        result["timeline"].find_events(**options)  # with the model's labels and thresholds
+    except ValueError as error:
+        raise TaggingError(str(error)) from error
+    return lambda timeline: timeline.find_events(**options)
+
+
+def is_regression(classifier: ASTAudioClassificationPipeline, args: argparse.Namespace) -> bool:
+    """Whether the model's outputs are taken as they are."""
+    return classifier.model.config.problem_type == "regression" and args.function_to_apply is None
+
+
+def report(folder: ResultsFolder, entries: list[dict[str, Any]], num_new: int) -> int:
+    """Say what has been done, and return the exit status."""
+    broken = [entry["path"] for entry in entries if "error" in entry]
+    heard = [entry for entry in entries if "error" not in entry]
+    length = timedelta(seconds=round(sum(entry["seconds"] for entry in heard)))
+    num_events = sum(len(entry["events"]) for entry in heard)
+    print(f"{len(entries)} file(s), {num_new} of them now: {length} of sound (h:mm:ss), {num_events} event(s).")
+    if broken:
+        print(f"{len(broken)} cannot be used (--retry tries again), such as {broken[0]}.")
+    print(f"Results in {folder.path}.")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
+    try:
+        sys.exit(main())
+    except (TaggingError, OSError) as error:  # the latter of a folder or disk that cannot be written to
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(NOTHING_DONE)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        sys.exit(130)  # as shells have it

@@ -1,0 +1,506 @@
+"""Recordings are tagged as the pipeline tags them, each once, whatever happens in between."""
+
+import csv
+import json
+import math
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_tiny_config, random_model
+
+from modeling_ast import ASTFeatureExtractor
+from modeling_ast.inference.pipeline import audio_tagger
+from modeling_ast.inference.tagging import ResultsFolder, SoundFile, TaggingError, find_files
+from modeling_ast.inference.timeline import Timeline
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "tag_audio.py"
+main = runpy.run_path(str(SCRIPT))["main"]
+
+LABELS = ["high", "low", "middle, or so", "a tab\there", "rest"]
+WINDOW = 0.655  # s: 64 frames
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def make_sound(seconds: float, seed: int, rate: int = 16000) -> torch.Tensor:
+    """Tones of other pitches, one after the other, in noise."""
+    time = torch.arange(round(seconds * rate)) / rate
+    pitch = 200 * 2 ** ((time / 0.3).floor() * (seed + 2) % 5)
+    noise = torch.randn(time.shape, generator=torch.Generator().manual_seed(seed))
+    return 0.3 * torch.sin(2 * math.pi * torch.cumsum(pitch, 0) / rate) + 0.01 * noise
+
+
+def write_sound(path: Path, seconds: float, seed: int = 0, rate: int = 16000) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, make_sound(seconds, seed, rate).numpy(), rate)
+    return path
+
+
+def save_model(folder: Path, problem_type: str = MULTI, **config) -> Path:
+    config = make_tiny_config(id2label=dict(enumerate(LABELS)), problem_type=problem_type, **config)
+    config.label2id = {name: index for index, name in config.id2label.items()}
+    model = random_model(config)
+    extractor = ASTFeatureExtractor(max_length=64, num_mel_bins=32, mean=-7.0, std=4.0)
+    # Spread and centred, so that scores go up and down across thresholds.
+    model.classifier.dense.weight.data *= 12
+    windows = make_sound(3.0, seed=1).unfold(0, 8000, 4000)
+    with torch.no_grad():
+        model.classifier.dense.bias -= model(**extractor(windows, return_tensors="pt")).logits.mean(dim=0)
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def recordings(tmp_path) -> Path:
+    """Five sounds in four formats, of several lengths and rates, two of one name; one broken; and what is no sound."""
+    folder = tmp_path / "recordings"
+    write_sound(folder / "street.wav", 3.0, 1)
+    write_sound(folder / "street.flac", 2.0, 2, 22050)
+    write_sound(folder / "deep" / "er" / "Wood.OGG", 0.3, 3, 44100)
+    write_sound(folder / "deep" / "sea.mp3", 1.7, 4, 32000)
+    write_sound(folder / "deep" / "one.wav", WINDOW, 5)
+    (folder / "broken.wav").write_bytes(b"RIFF but no sound")
+    (folder / "notes.txt").write_text("nothing to hear")
+    write_sound(folder / ".hidden.wav", 0.3)
+    write_sound(folder / ".trash" / "old.wav", 0.3)
+    return folder
+
+
+FOUND = ["broken.wav", "deep/er/Wood.OGG", "deep/one.wav", "deep/sea.mp3", "street.flac", "street.wav"]
+GOOD = FOUND[1:]
+
+
+def tag(*argv) -> int:
+    return main([str(argument) for argument in argv])
+
+
+def read(out: Path) -> dict[str, dict]:
+    """The lines of the results by path; each path once."""
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    entries = {line["path"]: line for line in lines}
+    assert len(entries) == len(lines)
+    return entries
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Every file of the results."""
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def heard(monkeypatch) -> list[str]:
+    """The files that are heard."""
+    from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+
+    paths, preprocess = [], ASTAudioClassificationPipeline.preprocess
+
+    def note(self, source, **kwargs):
+        paths.append(source)
+        return preprocess(self, source, **kwargs)
+
+    monkeypatch.setattr(ASTAudioClassificationPipeline, "preprocess", note)
+    return paths
+
+
+# What is written
+
+
+@pytest.mark.parametrize("problem_type", [SINGLE, MULTI])
+def test_results_are_those_of_the_pipeline_called_by_hand(recordings, tmp_path, problem_type, capsys):
+    model, out = save_model(tmp_path / "model", problem_type), tmp_path / "out"
+    options = ["--window", 0.5, "--hop", 0.2, "--top_k", 3, "--threshold", 0.6, "--low_threshold", 0.4]
+    options += ["--min_seconds", 0.25, "--merge_seconds", 0.3, "--ignore", "rest", "--aggregate", "max"]
+    assert tag(recordings, "--model", model, "--output_dir", out, *options) == 1
+    entries = read(out)
+    assert list(entries) == [str(recordings / name) for name in FOUND]
+    classifier = audio_tagger(model, device="cpu")
+    num_events = 0
+    for name in GOOD:
+        entry, path = entries[str(recordings / name)], str(recordings / name)
+        expected = classifier(
+            path, chunk_length_s=0.5, stride_length_s=0.15, top_k=3, aggregate="max", return_timeline=True
+        )
+        events = expected["timeline"].find_events(0.6, 0.4, 0.25, 0.3, ["rest"])
+        assert [tag["label"] for tag in entry["tags"]] == [tag["label"] for tag in expected["tags"]]
+        np.testing.assert_allclose(
+            *([tag["score"] for tag in tags] for tags in (entry["tags"], expected["tags"])), atol=1e-5
+        )
+        assert entry["seconds"] == pytest.approx(expected["timeline"].seconds, abs=1e-6)
+        assert [(e["label"], e["start"], e["end"]) for e in entry["events"]] == [
+            (e.label, round(e.start, 6), round(e.end, 6)) for e in events
+        ]
+        np.testing.assert_allclose([e["score"] for e in entry["events"]], [e.score for e in events], atol=1e-5)
+        num_events += len(events)
+    assert num_events > 0
+    output = capsys.readouterr()
+    assert f"6 file(s), 6 of them now: 0:00:08 of sound (h:mm:ss), {num_events} event(s)." in output.out
+    assert "1 cannot be used (--retry tries again), such as" in output.out
+    assert f"{recordings / 'broken.wav'}: cannot be decoded" in output.err
+    assert "cannot be decoded" in entries[str(recordings / "broken.wav")]["error"]
+
+
+def test_every_format_says_the_same(recordings, model, tmp_path):
+    out = tmp_path / "out"
+    assert tag(recordings, "--model", model, "--output_dir", out, "--formats", "csv", "audacity", "png") == 1
+    entries = read(out)
+    events, tags = read_table(out / "events.csv"), read_table(out / "tags.csv")
+    for name in GOOD:
+        entry = entries[str(recordings / name)]
+        assert entry["place"] == f"recordings/{name}"
+        for table, key in ((events, "events"), (tags, "tags")):
+            rows = [row for row in table if row["path"] == entry["path"]]
+            expected = [{key: str(value) for key, value in row.items()} for row in entry[key]]
+            assert [{key: value for key, value in row.items() if key != "path"} for row in rows] == expected
+        lines = (out / "audacity" / f"recordings/{name}.txt").read_text().split("\n")[:-1]
+        labels = [(float(start), float(end), label) for start, end, label in (line.split("\t") for line in lines)]
+        assert labels == [(e["start"], e["end"], e["label"].replace("\t", " ")) for e in entry["events"]]
+        timeline = read_table(out / "timelines" / f"recordings/{name}.csv")
+        assert list(timeline[0]) == ["start", "end", *LABELS]
+        assert [row["start"] for row in timeline[1:]] == [row["end"] for row in timeline[:-1]]
+        assert float(timeline[-1]["end"]) == entry["seconds"]
+        boundaries = {float(row[key]) for row in timeline for key in ("start", "end")}
+        assert boundaries.issuperset(e[key] for e in entry["events"] for key in ("start", "end"))
+        for event in entry["events"]:
+            inside = [
+                float(row[event["label"]]) for row in timeline if event["start"] <= float(row["start"]) < event["end"]
+            ]
+            assert max(inside) == pytest.approx(event["score"], abs=1e-6)
+        assert (out / "pictures" / f"recordings/{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert any(entries[str(recordings / name)]["events"] for name in GOOD)
+    assert not [path for path in contents(out) if "broken" in path or "unfinished" in path]
+
+
+def test_formats_that_are_not_wanted_are_not_written(recordings, model, tmp_path):
+    tag(recordings, "--model", model, "--output_dir", tmp_path / "out", "--formats", "jsonl")
+    assert list(contents(tmp_path / "out")) == ["results.jsonl", "settings.json"]
+    tag(recordings, "--model", model, "--output_dir", tmp_path / "usual")
+    assert {path.split("/")[0] for path in contents(tmp_path / "usual")} == {
+        "audacity", "events.csv", "results.jsonl", "settings.json", "tags.csv", "timelines",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing(recordings, model, tmp_path):
+    for workers in (0, 2):
+        tag(recordings, "--model", model, "--output_dir", tmp_path / f"{workers}", "--num_workers", workers,
+            "--batch_size", 1)  # fmt: skip
+    assert contents(tmp_path / "0") == contents(tmp_path / "2")
+
+
+def test_the_batch_changes_nothing(recordings, model, tmp_path):
+    for size in (1, 7):
+        tag(recordings, "--model", model, "--output_dir", tmp_path / f"{size}", "--batch_size", size)
+    alone, together = read(tmp_path / "1"), read(tmp_path / "7")
+    assert list(alone) == list(together)
+    for one, other in zip(alone.values(), together.values()):
+        scores = ([tag["score"] for tag in entry.get("tags", ())] for entry in (one, other))
+        np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_a_regression_model_gives_numbers_and_no_events(recordings, tmp_path, capsys):
+    model, out = save_model(tmp_path / "model", REGRESSION), tmp_path / "out"
+    assert tag(recordings / "street.wav", "--model", model, "--output_dir", out) == 0
+    assert "is a regression model: it gives numbers over time, and no events." in capsys.readouterr().err
+    entry = read(out)[str(recordings / "street.wav")]
+    expected = audio_tagger(model, device="cpu")(str(recordings / "street.wav"))
+    np.testing.assert_allclose([t["score"] for t in entry["tags"]], [t["score"] for t in expected], atol=1e-5)
+    assert entry["events"] == [] and not (out / "audacity").exists() and (out / "timelines").exists()
+    with pytest.raises(TaggingError, match="No effect on .*, a regression model, which gives no events: threshold"):
+        tag(recordings, "--model", model, "--output_dir", out, "--threshold", 0.3)
+
+
+def test_fitted_thresholds_are_the_models(recordings, tmp_path):
+    model = save_model(tmp_path / "model", thresholds={name: 1.0 for name in LABELS})
+    tag(recordings / "street.wav", "--model", model, "--output_dir", tmp_path / "fitted")
+    tag(recordings / "street.wav", "--model", model, "--output_dir", tmp_path / "given", "--threshold", 0.1)
+    fitted, given = (read(tmp_path / name)[str(recordings / "street.wav")] for name in ("fitted", "given"))
+    assert not fitted["events"] and given["events"]
+
+
+# Which files
+
+
+def test_the_same_names_in_other_folders_stay_apart(model, tmp_path):
+    for name in ("p/x/a.wav", "q/x/a.wav", "q/x/A.wav", "q/a.wav"):
+        write_sound(tmp_path / name, 0.3)
+    out = tmp_path / "out"
+    sources = [tmp_path / "p/x", tmp_path / "q/x", tmp_path / "q/a.wav", tmp_path / "p/x/a.wav"]
+    assert tag(*sources, "--model", model, "--output_dir", out) == 0
+    places = [entry["place"] for entry in read(out).values()]
+    assert places == ["x/a.wav", "x-2/A.wav", "x-3/a.wav", "a.wav"]
+    assert all((out / "audacity" / f"{place}.txt").exists() for place in places)
+    # and so they do in another order, with more of them
+    write_sound(tmp_path / "r/a.wav", 0.3)
+    assert tag(tmp_path / "r/a.wav", *sources[::-1], "--model", model, "--output_dir", out) == 0
+    assert [entry["place"] for entry in read(out).values()] == [*places, "a-2.wav"]
+
+
+def test_sources_are_heard_once_and_results_are_no_sources(recordings, tmp_path):
+    out = recordings / "deep"
+    (tmp_path / "link.wav").symlink_to(recordings / "street.wav")
+    found = find_files([recordings, recordings / "street.wav", tmp_path / "link.wav"], out)
+    assert [file.place for file in found] == [
+        "recordings/broken.wav",
+        "recordings/street.flac",
+        "recordings/street.wav",
+    ]
+    assert len(find_files([recordings], recordings)) == len(find_files([recordings], tmp_path)) == len(FOUND)
+
+
+def test_a_file_that_is_named_is_heard_whatever_its_suffix(recordings, model, tmp_path):
+    sound = (recordings / "street.wav").rename(recordings / "street.sound")
+    assert tag(sound, recordings / ".hidden.wav", "--model", model, "--output_dir", tmp_path / "out") == 0
+    assert list(read(tmp_path / "out")) == [str(sound), str(recordings / ".hidden.wav")]
+
+
+def test_odd_names_survive(model, tmp_path):
+    names = [os.fsdecode(name) for name in (b'a,b\t"c" $x$.wav', b"new\nline.wav", "Hündin.wav".encode())]
+    for name in names:
+        write_sound(tmp_path / "odd" / "sound.wav", 0.3).rename(tmp_path / "odd" / name)
+    out, arguments = tmp_path / "out", ["--model", model, "--formats", "csv", "audacity", "png"]
+    assert tag(tmp_path / "odd", *arguments, "--output_dir", out) == 0
+    assert set(read(out)) == {str(tmp_path / "odd" / name) for name in names}
+    tables = {row["path"] for row in read_table(out / "tags.csv")}
+    assert tables == {str(tmp_path / "odd" / name) for name in names}
+    assert all((out / "pictures" / "odd" / f"{name}.png").exists() for name in names)
+
+
+def test_names_that_are_no_utf_8_are_kept_exactly(model, tmp_path):
+    sound = SoundFile(os.fsdecode(b"\xff latin.wav"), os.fsdecode(b"odd/\xff latin.wav"), [1, 2])
+    folder = ResultsFolder(tmp_path, {"model": "m", "fingerprint": "f"}, ["csv", "audacity"])
+    timeline = Timeline(np.array([0, 16000]), np.ones((1, 1), dtype=np.float32), ["dog"], 16000)
+    folder.add(sound, [{"label": "dog", "score": 1.0}], timeline.find_events(), timeline, ASTFeatureExtractor())
+    folder.write_tables()
+    assert list(ResultsFolder(tmp_path, {"model": "m", "fingerprint": "f"}, ["csv", "audacity"]).entries) == [
+        sound.path
+    ]
+    assert (tmp_path / "audacity" / f"{sound.place}.txt").read_text() == "0.000000\t1.000000\tdog\n"
+    assert read_table(tmp_path / "events.csv") == [
+        {"path": "\\udcff latin.wav", "label": "dog", "start": "0.0", "end": "1.0", "score": "1.0"}
+    ]
+
+
+# Stopping and going on
+
+
+def test_a_second_run_does_nothing_twice(recordings, model, tmp_path, heard, capsys):
+    arguments = ["--model", model, "--output_dir", tmp_path / "out"]
+    assert tag(recordings, *arguments) == 1
+    before = contents(tmp_path / "out")
+    assert heard == [str(recordings / name) for name in FOUND]
+    heard.clear()
+    assert tag(recordings, *arguments, "--batch_size", 3) == 1
+    assert not heard and contents(tmp_path / "out") == before
+    assert "6 file(s), 0 of them now" in capsys.readouterr().out
+    write_sound(recordings / "new.wav", 0.3)
+    assert tag(recordings, *arguments) == 1
+    assert heard == [str(recordings / "new.wav")]
+
+
+def test_a_run_that_is_stopped_goes_on(recordings, model, tmp_path, heard, monkeypatch):
+    """Between the results of a file and its line, with another line cut off."""
+    arguments = [recordings, "--model", model, "--batch_size", 1, "--output_dir"]
+    tag(*arguments, tmp_path / "whole")
+    append, out = ResultsFolder._append, tmp_path / "out"
+
+    def stop_at_the_fourth(self, entry):
+        if len(self.entries) == 3:
+            raise KeyboardInterrupt
+        return append(self, entry)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ResultsFolder, "_append", stop_at_the_fourth)
+        tag(*arguments, out)
+    assert (out / "audacity/recordings/deep/sea.mp3.txt").exists() and not (out / "tags.csv").exists()
+    with open(out / "results.jsonl", "a") as file:
+        file.write('{"path": "somewh')
+    heard.clear()
+    assert tag(*arguments, out) == 1
+    assert heard == [str(recordings / name) for name in FOUND[3:]]
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_broken_files_are_tried_again_when_asked_to_or_changed(recordings, model, tmp_path, heard):
+    arguments = [recordings, "--model", model, "--output_dir", tmp_path / "out"]
+    broken = recordings / "broken.wav"
+    tag(*arguments)
+    heard.clear()
+    assert tag(*arguments, "--retry") == 1
+    assert heard == [str(broken)]
+    heard.clear()
+    write_sound(broken, 0.4)
+    assert tag(*arguments) == 0
+    assert heard == [str(broken)]
+    lines = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
+    of_it = [line for line in lines if line["path"] == str(broken)]
+    assert ["error" in line for line in of_it] == [True, True, False] and of_it[-1]["place"] == "recordings/broken.wav"
+    assert str(broken) in {row["path"] for row in read_table(tmp_path / "out/tags.csv")}
+
+
+def test_a_file_that_has_changed_is_heard_again(recordings, model, tmp_path, heard):
+    arguments = [recordings / "street.wav", "--model", model, "--output_dir", tmp_path / "out"]
+    tag(*arguments)
+    write_sound(recordings / "street.wav", 1.0)
+    tag(*arguments)
+    assert heard == [str(recordings / "street.wav")] * 2
+    timeline = read_table(tmp_path / "out/timelines/street.wav.csv")
+    assert float(timeline[-1]["end"]) == 1
+    assert {row["path"] for row in read_table(tmp_path / "out/tags.csv")} == {heard[0]}
+    assert len(read_table(tmp_path / "out/tags.csv")) == 5
+    (recordings / "street.wav").write_bytes(b"no sound any more")
+    assert tag(*arguments) == 1
+    assert not (tmp_path / "out/timelines/street.wav.csv").exists() and not read_table(tmp_path / "out/tags.csv")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on(model, tmp_path):
+    for number in range(20):
+        write_sound(tmp_path / "many" / f"{number:02}.wav", 1.0, number)
+    formats = ["--formats", "csv", "audacity", "png", "--batch_size", "1", "--num_workers", "2"]
+    arguments = [str(tmp_path / "many"), "--model", str(model), *formats, "--output_dir"]
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    run = subprocess.Popen([sys.executable, str(SCRIPT), *arguments, str(out)], stderr=subprocess.DEVNULL)
+    journal, start = out / "results.jsonl", time.monotonic()
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
+        assert run.poll() is None and time.monotonic() - start < 120
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    before = journal.read_bytes()
+    entries = [json.loads(line) for line in before.split(b"\n")[:-1]]
+    assert 3 <= len(entries) < 20
+    for entry in entries:  # what has a line is whole
+        place = entry["place"]
+        assert (out / f"pictures/{place}.png").read_bytes().endswith(b"IEND\xaeB`\x82")
+        assert len(read_table(out / f"timelines/{place}.csv")) == 2
+    again = subprocess.run([sys.executable, str(SCRIPT), *arguments, str(out)], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f"20 file(s), {20 - len(entries)} of them now" in again.stdout
+    assert journal.read_bytes().startswith(before[: before.rfind(b"\n") + 1]) and len(read(out)) == 20
+    assert tag(*arguments, whole) == 0
+    got, expected = contents(out), contents(whole)
+    assert [name for name in expected if got.get(name) != expected[name]] == []
+    assert all(Path(name).name.startswith(".unfinished") for name in set(got) - set(expected))
+
+
+# Other settings, and what cannot be
+
+
+def test_results_of_other_settings_are_not_mixed(recordings, model, tmp_path, heard):
+    out, sound = tmp_path / "out", recordings / "street.wav"
+    assert tag(sound, "--model", model, "--output_dir", out) == 0
+    before = contents(out)
+    with pytest.raises(TaggingError) as error:
+        tag(sound, "--model", model, "--output_dir", out, "--threshold", 0.3, "--ignore", "low", "--formats", "csv")
+    assert str(error.value) == (
+        f"{out} holds results of other settings: threshold was not given, is 0.3; ignore was nothing, is low; formats "
+        "was csv audacity, is csv. Give another --output_dir, or --overwrite to delete them and begin anew."
+    )
+    other = save_model(tmp_path / "other", layer_norm_eps=1e-4)
+    with pytest.raises(TaggingError, match=f"other settings: model was {model}, is {other}. Give another"):
+        tag(sound, "--model", other, "--output_dir", out)
+    moved = save_model(tmp_path / "moved")
+    assert tag(sound, "--model", moved, "--output_dir", out) == 0
+    save_model(tmp_path / "moved", layer_norm_eps=1e-4)
+    with pytest.raises(TaggingError, match=f"other settings: model was {model}, is {moved}. Give"):
+        tag(sound, "--model", moved, "--output_dir", out)
+    save_model(model.parent / "here")
+    tag(sound, "--model", model.parent / "here", "--output_dir", tmp_path / "out2")
+    save_model(model.parent / "here", layer_norm_eps=1e-4)
+    with pytest.raises(TaggingError, match=f"other settings: {model.parent / 'here'} has changed. Give"):
+        tag(sound, "--model", model.parent / "here", "--output_dir", tmp_path / "out2")
+    assert contents(out) == before and len(heard) == 2
+
+
+def test_overwrite_deletes_the_results_and_nothing_else(recordings, model, tmp_path):
+    out = tmp_path / "out"
+    tag(recordings, "--model", model, "--output_dir", out)
+    (out / "audacity" / "mine.txt").write_text("my own")
+    with open(out / "results.jsonl", "a") as file:
+        file.write("not a line\n")
+    with pytest.raises(
+        TaggingError, match="results.jsonl, line 7: not a line of results. Give another --output_dir, or"
+    ):
+        tag(recordings, "--model", model, "--output_dir", out)
+    tag(recordings / "street.flac", "--model", model, "--output_dir", out, "--formats", "audacity", "--overwrite")
+    names = ["audacity/mine.txt", "audacity/street.flac.txt", "results.jsonl", "settings.json"]
+    assert list(contents(out)) == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--threshold", "1.5"], "Expected threshold between 0 and 1, got 1.5."),
+        (["--low_threshold", "nan"], "Expected low_threshold between 0 and 1, got nan."),
+        (["--low_threshold", "0.7"], "Expected low_threshold of at most the threshold of high, 0.5, got 0.7."),
+        (["--min_seconds", "-1"], "Expected min_seconds of at least 0, got -1.0."),
+        (["--top_k", "0"], "Expected top_k of at least 1, got 0."),
+        (["--batch_size", "0"], "Expected batch_size of at least 1, got 0."),
+        (["--num_workers", "-1"], "Expected num_workers of at least 0, got -1."),
+        (["--window", "0.1"], "Expected a window of at least 0.175 s, which is one patch, got 0.1 s."),
+        (["--hop", "2"], "Expected a hop above 0 and of at most the window, 0.664937 s, got 2 s."),
+        (["--window", "0.5", "--hop", "0"], "Expected a hop above 0 and of at most the window, 0.5 s, got 0 s."),
+        (["--ignore", "speech"], "Expected labels of the model, got 'speech'."),
+        (["--device", "abacus"], "Expected a device of this machine, got 'abacus'"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_anything_is_done(recordings, model, tmp_path, arguments, words):
+    with pytest.raises(TaggingError) as error:
+        tag(recordings, "--model", model, "--output_dir", tmp_path / "out", *arguments)
+    assert str(error.value).startswith(words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sources_models_and_folders_that_cannot_be_used_are_named(recordings, model, tmp_path):
+    rest = ["--model", model, "--output_dir", tmp_path / "out"]
+    with pytest.raises(TaggingError, match="nowhere.wav: no such file or folder."):
+        tag(recordings, tmp_path / "nowhere.wav", *rest)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TaggingError, match=r"No sound files \(.wav, .flac, .ogg, .mp3\) in .*empty, nor below."):
+        tag(tmp_path / "empty", *rest)
+    with pytest.raises(TaggingError, match="empty cannot be used: "):
+        tag(recordings, "--model", tmp_path / "empty", "--output_dir", tmp_path / "out")
+    with pytest.raises(TaggingError, match="Expected output_dir to be a folder, got the file .*notes.txt."):
+        tag(recordings, "--model", model, "--output_dir", recordings / "notes.txt")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.jsonl").write_text("mine")
+    with pytest.raises(TaggingError, match="out holds results without their settings."):
+        tag(recordings, *rest)
+    assert not (tmp_path / "out" / "settings.json").exists()
+
+
+@pytest.mark.slow
+def test_the_command_says_one_sentence_where_nothing_can_be_done(model, tmp_path):
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        str(tmp_path),
+        "--model",
+        str(model),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.startswith("error: No sound files") and run.stderr.count("\n") == 1
