@@ -1,0 +1,480 @@
+"""Embeddings are what the model computes for the stretch of sound that they name, however it is batched and stored."""
+
+import csv
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from conftest import make_tiny_config, random_model
+from datasets import Dataset, load_dataset
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from modeling_ast import ASTFeatureExtractor, AudioError, __version__, load_waveform
+from modeling_ast.data import synthetic
+from modeling_ast.data.synthetic import CLASSES, generate_clip
+from modeling_ast.inference import embeddings as embeddings_module
+from modeling_ast.inference.embeddings import ASTEmbeddingPipeline, Embeddings, audio_embedder, write_npy
+from modeling_ast.inference.ensemble import fingerprint_model
+from modeling_ast.inference.tagging import TaggingError
+from modeling_ast.training.recipes import RecipeError
+
+ROOT = Path(__file__).resolve().parents[1]
+main = runpy.run_path(str(ROOT / "scripts" / "extract_embeddings.py"))["main"]
+
+RATE = 16000
+PATCH = 2800  # samples that 16 frames hear: 15 shifts of 160, and 400
+# Windows of 0.4 s: 38 frames, 3 columns. They start every 0.25 s.
+WINDOWS = {"chunk_length_s": 0.4, "stride_length_s": (0.11875, 0.03125)}
+LENGTH, LEFT, HOP = 6400, 1900, 4000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_sounds(tmp_path_factory, one_thread):
+    """A cache of its own, with four clips a class."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(synthetic, "CLIPS_PER_CLASS", {"train": 1, "validation": 1, "test": 2})
+        yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(make_tiny_config(time_stride=10))
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return ASTFeatureExtractor(max_length=64, num_mel_bins=32, mean=-7.3, std=4.8)
+
+
+@pytest.fixture(scope="module")
+def embedder(model, extractor) -> ASTEmbeddingPipeline:
+    return ASTEmbeddingPipeline(model=model, feature_extractor=extractor, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(model, extractor, tmp_path_factory) -> Path:
+    """The model as a checkpoint."""
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sound() -> np.ndarray:
+    """1.8 s, whose last window of 0.4 s is partial."""
+    generator = torch.Generator().manual_seed(3)
+    clips = [generate_clip(kind, generator) for kind in ("siren", "clicks")]
+    return torch.cat(clips)[: int(1.8 * RATE)].numpy()
+
+
+@pytest.fixture
+def sounds(tmp_path) -> Path:
+    """A folder with three recordings, of which one is broken, and something else."""
+    generator = torch.Generator().manual_seed(5)
+    root = tmp_path / "sounds"
+    (root / "b").mkdir(parents=True)
+    soundfile.write(root / "long.wav", torch.cat([generate_clip("siren", generator)] * 2).numpy(), RATE)
+    soundfile.write(root / "b" / "short.FLAC", generate_clip("bell", generator)[:6000].numpy(), RATE, format="FLAC")
+    (root / "broken.wav").write_bytes(b"RIFF and nothing more")
+    (root / "notes.txt").write_text("no sound")
+    return root
+
+
+def hear(model, extractor, waveform: np.ndarray, **kwargs):
+    """The outputs of the model without a head, as anybody would compute them."""
+    with torch.no_grad():
+        return model.base_model(**extractor(waveform, return_tensors="pt", **kwargs))
+
+
+def columns_of(model, outputs) -> np.ndarray:
+    """Patch tokens, which are frequency-major behind two special ones, averaged over frequency."""
+    rows = model.config.num_frequency_patches
+    patches = outputs.last_hidden_state[0, 2:].numpy()
+    return patches.reshape(rows, -1, patches.shape[-1]).mean(axis=0)
+
+
+def begins_of(num_samples: int) -> list[int]:
+    """Where windows begin: until one reaches the end."""
+    begins = [0]
+    while begins[-1] + LENGTH < num_samples:
+        begins.append(begins[-1] + HOP)
+    return begins
+
+
+def samples(seconds: np.ndarray) -> np.ndarray:
+    numbers = np.rint(seconds * RATE).astype(int)
+    np.testing.assert_allclose(numbers / RATE, seconds, rtol=0, atol=1e-12)
+    return numbers
+
+
+def close(left: np.ndarray, right: np.ndarray) -> None:
+    np.testing.assert_allclose(left, right, atol=1e-5, rtol=1e-5)
+
+
+# What a row is
+
+
+@pytest.mark.parametrize("level", ["clip", "window"])
+def test_a_short_clip_is_embedded_as_the_model_hears_it(embedder, model, extractor, sound, level):
+    clip = sound[:8000]
+    result = embedder(clip, level=level)
+    close(result.vectors, hear(model, extractor, clip).pooler_output)
+    assert (result.vectors.dtype, result.vectors.shape) == (np.float32, (1, 32))
+    assert (result.starts.tolist(), result.ends.tolist()) == ([0.0], [0.5])
+
+
+def test_windows_are_what_the_model_says_of_each_stretch_alone(embedder, model, extractor, sound):
+    result = embedder(sound, level="window", batch_size=3, **WINDOWS)
+    begins = begins_of(len(sound))
+    assert samples(result.starts).tolist() == begins
+    assert samples(result.ends).tolist() == [min(begin + LENGTH, len(sound)) for begin in begins]
+    assert len(sound) - begins[-1] < LENGTH  # the last one is partial, and heard at its own length
+    for vector, start, end in zip(result.vectors, samples(result.starts), samples(result.ends)):
+        close(vector[None], hear(model, extractor, sound[start:end], padding="longest").pooler_output)
+
+
+def test_a_last_window_that_is_too_short_is_left_out(embedder, sound):
+    result = embedder(sound[: 2 * HOP + PATCH], level="window", **WINDOWS)
+    assert samples(result.starts).tolist() == [0, HOP, 2 * HOP]
+    # 2500 samples reach beyond the second window's 2400, and are less than a patch.
+    result = embedder(sound[: 2 * HOP + 2500], level="window", **WINDOWS)
+    assert (samples(result.starts).tolist(), samples(result.ends).tolist()) == ([0, HOP], [LENGTH, HOP + LENGTH])
+
+
+def test_a_clip_is_the_mean_of_its_windows_by_the_time_that_they_speak_for(embedder, sound):
+    windows = embedder(sound, level="window", **WINDOWS).vectors
+    takes_over = [0, *(begin + LEFT for begin in begins_of(len(sound))[1:]), len(sound)]
+    weights = np.diff(takes_over) / len(sound)
+    assert len(set(weights)) == 3  # first, middle and last ones
+    clip = embedder(sound, **WINDOWS)
+    close(clip.vectors, weights @ windows[None])
+    assert (clip.starts.tolist(), clip.ends.tolist()) == ([0.0], [len(sound) / RATE])
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"padding": "longest"}])
+@pytest.mark.parametrize("num_samples", [8000, 10480, 4401, 700])
+def test_patches_of_a_short_clip_are_its_own_columns(embedder, model, extractor, sound, kwargs, num_samples):
+    """And those of its padding, which the model hears by default, have no rows."""
+    clip = sound[:num_samples]
+    result = embedder(clip, level="patch", **kwargs)
+    frames = (num_samples - 400) // 160 + 1
+    count = max((frames - 16) // 10 + 1, 1)
+    assert result.vectors.shape == (count, 32)
+    close(result.vectors, columns_of(model, hear(model, extractor, clip, **kwargs))[:count])
+    np.testing.assert_allclose(result.starts, np.arange(count) * 0.1, atol=1e-12)
+    np.testing.assert_allclose(result.ends, np.minimum(result.starts + 0.175, num_samples / RATE), atol=1e-12)
+
+
+def test_patches_of_a_long_recording_go_through_time_once(embedder, model, extractor, sound):
+    result = embedder(sound, level="patch", batch_size=4, **WINDOWS)
+    starts, ends = samples(result.starts), samples(result.ends)
+    assert (ends - starts == PATCH).all() and (np.diff(starts) > 0).all()
+    begins = begins_of(len(sound))
+    expected = []
+    for begin in begins:
+        stretch = sound[begin : begin + LENGTH]
+        columns = columns_of(model, hear(model, extractor, stretch, padding="longest"))
+        is_first, is_last = begin == 0, begin == begins[-1]
+        for number, vector in enumerate(columns):
+            start = begin + 1600 * number
+            centre = start + PATCH // 2
+            if (is_first or centre >= begin + LEFT) and (is_last or centre < begin + HOP + LEFT):
+                expected.append((start, vector))
+    assert starts.tolist() == [start for start, _ in expected]
+    close(result.vectors, np.array([vector for _, vector in expected]))
+    # No stretch is left out: neighbouring patches overlap.
+    assert (starts[1:] < ends[:-1]).all() and starts[0] == 0 and len(sound) - ends[-1] < 1600 + 160
+
+
+@pytest.mark.parametrize("level", embeddings_module.LEVELS)
+def test_embeddings_do_not_depend_on_batches_workers_and_neighbours(embedder, sound, level):
+    recordings = [sound, sound[4000:9000], sound[100:800], sound[::-1].copy()]
+    alone = [embedder(recording, level=level, **WINDOWS) for recording in recordings]
+    for kwargs in ({"batch_size": 1}, {"batch_size": 5}, {"batch_size": 64}, {"batch_size": 3, "num_workers": 2}):
+        for result, expected in zip(embedder(recordings, level=level, **WINDOWS, **kwargs), alone, strict=True):
+            close(result.vectors, expected.vectors)
+            assert (result.starts.tolist(), result.ends.tolist()) == (expected.starts.tolist(), expected.ends.tolist())
+
+
+def test_a_model_without_a_head_gives_the_same(embedder, model, extractor, folder, sound, tmp_path):
+    model.base_model.save_pretrained(tmp_path)
+    extractor.save_pretrained(tmp_path)
+    for path in (folder, tmp_path):
+        loaded = audio_embedder(path, device="cpu", **WINDOWS)
+        for level in embeddings_module.LEVELS:
+            close(loaded(sound, level=level).vectors, embedder(sound, level=level, **WINDOWS).vectors)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("top_k", 3), ("threshold", 0.5), ("aggregate", "max"), ("function_to_apply", "none"), ("return_timeline", True)],
+)
+def test_keywords_of_scores_are_refused(embedder, sound, keyword, value):
+    with pytest.raises(TypeError, match=f"'{keyword}'.*embeddings have none"):
+        embedder(sound, **{keyword: value})
+
+
+def test_other_keywords_are_refused(embedder, sound):
+    with pytest.raises(TypeError, match="no keyword 'layer'"):
+        embedder(sound, layer=3)
+    with pytest.raises(ValueError, match="level to be one of clip, window, patch, got 'token'"):
+        embedder(sound, level="token")
+
+
+def test_a_broken_recording_raises_or_is_returned_as_an_error(embedder, sound, sounds):
+    with pytest.raises(AudioError, match="broken.wav: cannot be decoded"):
+        embedder(str(sounds / "broken.wav"))
+    first, second = embedder([str(sounds / "broken.wav"), sound], on_error="return")
+    assert "broken.wav: cannot be decoded" in first["error"] and isinstance(second, Embeddings)
+
+
+# Files
+
+
+def run(*argv) -> int:
+    return main([str(argument) for argument in argv])
+
+
+@pytest.mark.parametrize("level", embeddings_module.LEVELS)
+def test_parquet_holds_every_row_with_its_path_and_times(embedder, folder, sounds, tmp_path, level, capsys):
+    output = tmp_path / "emb.parquet"
+    options = ["--model", folder, "--level", level, "--window", 0.4, "--hop", 0.25, "--batch_size", 3]
+    assert run(sounds, "--output", output, *options) == 1
+    table = pq.read_table(output)
+    paths = [str(sounds / "b" / "short.FLAC"), str(sounds / "long.wav")]
+    # The same windows and another overlap: 0.15 s, half on either side.
+    keywords = {"chunk_length_s": 0.4, "stride_length_s": (0.075, 0.075)}
+    expected = [embedder(path, level=level, **keywords) for path in paths]
+    assert table["path"].to_pylist() == [path for path, part in zip(paths, expected) for _ in part.starts]
+    close(np.array(table["embedding"].to_pylist()), np.concatenate([part.vectors for part in expected]))
+    assert table["start"].to_pylist() == np.concatenate([part.starts for part in expected]).tolist()
+    assert table["end"].to_pylist() == np.concatenate([part.ends for part in expected]).tolist()
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[32]"
+
+    told = json.loads(table.schema.metadata[b"modeling_ast"])
+    base = audio_embedder(folder, device="cpu")
+    assert told == {
+        "model": str(folder),
+        "fingerprint": fingerprint_model(base.model, base.feature_extractor),
+        "level": level,
+        "chunk_length_s": 0.4,
+        "stride_length_s": [0.075, 0.075],
+        "version": __version__,
+    }
+    printed = capsys.readouterr()
+    assert f"left out: {sounds / 'broken.wav'}: cannot be decoded" in printed.err
+    assert f"{len(table)} rows of 2 recordings" in printed.out and "1 of 3 recordings were left out" in printed.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["emb.parquet", "sounds"]
+
+
+def test_parquet_is_read_by_datasets(folder, sounds, tmp_path):
+    output = tmp_path / "emb.parquet"
+    assert run(sounds / "long.wav", "--model", folder, "--output", output, "--level", "window") == 0
+    rows = load_dataset("parquet", data_files=str(output), cache_dir=str(tmp_path / "cache"))["train"]
+    assert rows.column_names == ["path", "start", "end", "embedding"]
+    assert rows.features["embedding"].length == 32
+    vectors = rows.with_format("numpy")[:]["embedding"]
+    np.testing.assert_array_equal(vectors, np.array(pq.read_table(output)["embedding"].to_pylist()))
+
+
+def test_npy_equals_parquet(folder, sounds, tmp_path):
+    files = [sounds / "long.wav", sounds / "b"]
+    for name in ("emb.parquet", "emb.npy"):
+        assert run(*files, "--model", folder, "--output", tmp_path / name, "--level", "patch") == 0
+    table = pq.read_table(tmp_path / "emb.parquet")
+    array = np.load(tmp_path / "emb.npy", mmap_mode="r")
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, np.array(table["embedding"].to_pylist(), dtype=np.float32))
+    with open(tmp_path / "emb.csv", newline="") as file:
+        index = list(csv.DictReader(file))
+    assert [row["path"] for row in index] == table["path"].to_pylist()
+    for column in ("start", "end"):
+        np.testing.assert_allclose([float(row[column]) for row in index], table[column].to_pylist(), atol=1e-6)
+
+
+def test_rows_are_written_while_they_come(tmp_path, monkeypatch):
+    """Not kept until the end: in groups of Parquet, and into the array's file."""
+    monkeypatch.setattr(embeddings_module, "ROWS_A_GROUP", 4)
+    sizes = []
+
+    def items():
+        for number in range(2000):
+            sizes.append(sum(path.stat().st_size for path in tmp_path.glob("emb.*.unfinished")))
+            vectors = np.full((3, 32), number, dtype=np.float32)
+            yield {"path": f"{number}.wav"}, Embeddings(vectors, np.arange(3.0), np.arange(1.0, 4.0))
+
+    assert embeddings_module.write_parquet(tmp_path / "emb.parquet", items(), ["path"], 32, {}) == 6000
+    file = pq.ParquetFile(tmp_path / "emb.parquet")
+    assert file.metadata.num_rows == 6000 and file.metadata.num_row_groups > 1000
+    assert file.read()["embedding"].to_pylist()[-1] == [1999.0] * 32
+    assert sizes[1000] > 100_000
+    sizes.clear()
+    assert write_npy(tmp_path / "emb.npy", items(), ["path"], 32) == 6000
+    assert sizes[1000] > 300_000
+    assert np.load(tmp_path / "emb.npy")[:, 0].tolist() == np.repeat(np.arange(2000.0), 3).tolist()
+
+
+@pytest.mark.parametrize("name", ["emb.parquet", "emb.npy"])
+def test_what_was_interrupted_leaves_the_older_file_as_it_was(folder, sounds, tmp_path, monkeypatch, name):
+    options = ["--model", folder, "--output", tmp_path / name, "--level", "window"]
+    run(sounds / "b", *options)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("emb*")}
+    forward, calls = ASTEmbeddingPipeline._forward, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(ASTEmbeddingPipeline, "_forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(sounds / "b", sounds / "long.wav", *options, "--batch_size", 1)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("emb*")} == before
+
+
+def test_an_older_array_never_stands_beside_a_newer_index(folder, sounds, tmp_path, monkeypatch):
+    options = ["--model", folder, "--output", tmp_path / "emb.npy"]
+    run(sounds / "b", *options)
+    replace = Path.replace
+
+    def interrupted(self, target):
+        if Path(target).suffix == ".npy":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(sounds / "long.wav", *options)
+    assert [path.name for path in tmp_path.glob("emb*")] == ["emb.csv"]
+
+
+def test_nothing_is_written_where_no_recording_can_be_used(folder, sounds, tmp_path, capsys):
+    for output in (tmp_path / "emb.parquet", tmp_path / "emb.npy"):
+        with pytest.raises(AudioError, match="got none: nothing is written"):
+            run(sounds / "broken.wav", sounds / "notes.txt", "--model", folder, "--output", output)
+    assert not list(tmp_path.glob("emb*"))
+    assert "notes.txt: cannot be decoded" in capsys.readouterr().err
+
+
+# Data sets
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("dataset_name: synthetic\n")
+    return path
+
+
+def test_clips_of_a_recipe_come_with_split_and_label(embedder, folder, recipe, tmp_path):
+    output = tmp_path / "emb.parquet"
+    assert run("--recipe", recipe, "--model", folder, "--output", output, "--num_workers", 2) == 0
+    table = pq.read_table(output)
+    assert table.column_names == ["path", "split", "label", "start", "end", "embedding"]
+    assert len(table) == 4 * len(CLASSES)
+    for row in table.slice(
+        0,
+        40,
+    ).to_pylist()[::7]:
+        path = Path(row["path"])
+        assert path.parent.name == row["label"] and path.name.startswith(row["split"])
+        close(np.array(row["embedding"])[None], embedder(load_waveform(path)).vectors)
+
+
+def test_splits_and_rows_can_be_chosen(folder, recipe, tmp_path):
+    options = ["--model", folder, "--output", tmp_path / "emb.npy", "--split", "validation", "test"]
+    assert run("--max_eval_samples", 3, *options, "--recipe", recipe) == 0
+    with open(tmp_path / "emb.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["split"] for row in rows] == ["validation"] * 3 + ["test"] * 3
+    assert np.load(tmp_path / "emb.npy").shape == (6, 32)
+
+
+def test_clips_may_have_several_labels_and_no_name(folder, tmp_path):
+    """Sounds that lie in a table, as Parquet of the Hub has them."""
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", generate_clip("bell", torch.Generator()).numpy(), RATE)
+    sounds = [{"bytes": (tmp_path / f"{name}.wav").read_bytes(), "path": None} for name in ("a", "b")]
+    labels = [["siren", "bell, struck"], ["bell, struck"]]
+    rows = Dataset.from_dict({"audio": sounds * 5, "label": labels * 5})
+    rows.to_parquet(str(tmp_path / "clips.parquet"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"dataset_name: {tmp_path / 'clips.parquet'}\nproblem_type: multi_label_classification\n")
+    options = ["--recipe", recipe, "--model", folder, "--split", "train"]
+    assert run(*options, "--output", tmp_path / "emb.parquet") == 0
+    rows = pq.read_table(tmp_path / "emb.parquet").to_pylist()
+    assert [row["path"] for row in rows] == [f"row {number}" for number in range(9)]
+    assert {tuple(row["labels"]) for row in rows} == {("siren", "bell, struck"), ("bell, struck",)}
+    assert run(*options, "--output", tmp_path / "emb.npy") == 0
+    with open(tmp_path / "emb.csv", newline="") as file:
+        assert [row["labels"].split(";") for row in csv.DictReader(file)] == [row["labels"] for row in rows]
+
+
+def test_a_linear_model_on_the_embeddings_tells_two_sounds_apart(embedder):
+    """Even on those of a random network: they hold what was heard."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = ["whistle", "drone"] * 30
+    vectors = np.concatenate([embedder(generate_clip(kind, generator)).vectors for kind in kinds])
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(vectors[:30], kinds[:30])
+    assert probe.score(vectors[30:], kinds[30:]) >= 0.9
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "Expected files or folders, or --recipe"),
+        (["a.wav", "--fold", "1"], "Unknown: --fold. Keys of a recipe need --recipe"),
+        (["a.wav", "--split", "test"], "--split together with --recipe"),
+        (["a.wav", "--output", "emb.csv"], "output to end in .parquet or .npy, in a folder that exists, got emb.csv"),
+        (["a.wav", "--output", "missing/emb.npy"], "in a folder that exists, got missing/emb.npy"),
+        (["a.wav", "--batch_size", "0"], "batch_size of at least 1"),
+        (["a.wav", "--hop", "2"], "at most the window, 0.6649"),
+        (["a.wav", "--window", "0.1"], "Expected a window of at least 0.175 s, which is one patch, got 0.1 s"),
+        (["a.wav", "--model", "./missing"], "./missing cannot be used: "),
+        (["--recipe", "RECIPE", "--learning_rate", "1"], "No effect on embeddings: learning_rate"),
+        (["--recipe", "RECIPE", "a.wav"], "Unknown: a.wav"),
+        (["--recipe", "RECIPE", "--streaming", "true"], "Expected streaming: false"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(folder, recipe, tmp_path, argv, words):
+    argv = [str(recipe) if word == "RECIPE" else word for word in argv]
+    defaults = {"--model": folder, "--output": tmp_path / "emb.npy"}
+    given = [word for option, value in defaults.items() if option not in argv for word in (option, value)]
+    with pytest.raises(RecipeError) as caught:
+        run(*argv, *given)
+    assert words in str(caught.value)
+    assert not list(tmp_path.glob("emb*"))
+
+
+def test_a_split_a_file_or_a_sound_that_there_is_not_is_refused(folder, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    sounds = tmp_path / "data"
+    for kind in ("bell", "siren"):
+        (sounds / kind).mkdir(parents=True)
+        for number in range(2):
+            clip = generate_clip(kind, torch.Generator().manual_seed(number))
+            soundfile.write(sounds / kind / f"{number}.wav", clip.numpy(), RATE)
+    recipe.write_text(f"dataset_name: {sounds}\n")
+    options = ["--model", folder, "--output", tmp_path / "emb.npy"]
+    with pytest.raises(RecipeError, match="data with a split test, got train, validation"):
+        run("--recipe", recipe, "--split", "test", *options)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TaggingError, match="No sound files"):
+        run(tmp_path / "empty", *options)
+    with pytest.raises(TaggingError, match="missing.wav: no such file"):
+        run(sounds, tmp_path / "missing.wav", *options)
+    with pytest.raises(SystemExit):
+        run(sounds, "--window", "-1", *options)
