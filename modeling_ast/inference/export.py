@@ -1,0 +1,296 @@
+"""One ONNX graph from waveforms to scores, features inside, that runs without torch and without this package."""
+
+import copy
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.data.metrics import to_probabilities
+from modeling_ast.fbank import fbank, frame_length, frame_shift, num_samples
+from modeling_ast.feature_extraction_ast import PADDINGS
+
+# The first with GELU as one operator; its Fourier transform (DFT-20) is in onnxruntime from 1.17 on.
+# Source: onnxruntime's pull request 17821.
+OPSET = 20
+# How far scores of the graph may be from the model's.
+TOLERANCE = 1e-3
+# Of weights in one file; the format ends at 2 GiB. Source: torch's own limit, behind which it writes a second file.
+MAX_BYTES = 1536 * 1024**2
+
+
+class ExportError(ValueError):
+    """A model that cannot be exported, or a graph that does not give the model's scores."""
+
+
+def score_function(problem_type: str | None) -> str:
+    """What turns logits into scores: "sigmoid", "none" (regression) or "softmax" (all others), as in pipelines."""
+    return {"multi_label_classification": "sigmoid", "regression": "none"}.get(problem_type, "softmax")
+
+
+class WaveformClassifier(nn.Module):
+    """Feature extractor, model and scores as one module: what the graph computes.
+
+    The log-mel filter bank is `modeling_ast.fbank.fbank` itself: the exporter turns its frames and its Fourier
+    transform into ONNX operators, which are as exact as torch's. Fitting the length is written once more, since
+    `ASTFeatureExtractor.fit_length` goes through a list of clips, and a graph cannot.
+
+    Args:
+        model: In evaluation mode.
+        extractor: Of the model.
+        padding: "max_length" or "longest", as in the feature extractor.
+    """
+
+    def __init__(self, model: ASTForAudioClassification, extractor: ASTFeatureExtractor, padding: str):
+        super().__init__()
+        self.model, self.extractor, self.padding = model, extractor, padding
+
+    def forward(self, waveform: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            waveform: float32 of shape (batch, samples), at the extractor's rate, in [-1, 1]; one window or more.
+            lengths: int64 of shape (batch,): how many samples are each clip's own, one window or more; what
+                stands behind them does not matter. `None` takes all.
+
+        Returns:
+            Tensor of shape (batch, num_labels).
+        """
+        extractor, rate = self.extractor, self.extractor.sampling_rate
+        if self.padding == "max_length":  # what would be cut off anyway; of an hour the features would fill gigabytes
+            waveform = waveform[:, : num_samples(extractor.max_length, rate)]
+        spectrogram = fbank(waveform, rate, extractor.num_mel_bins)  # (batch, frames, mel bins)
+        # Padded by a fixed number of frames and then cut, which holds for any number without a branch.
+        if self.padding == "max_length":
+            length = room = extractor.max_length
+        else:
+            length, room = torch.sym_max(spectrogram.shape[1], extractor.min_length), extractor.min_length
+        spectrogram = F.pad(spectrogram, (0, 0, 0, room), value=extractor.padding_value)[:, :length]
+        attention_mask = None
+        if lengths is not None:
+            own = (lengths - frame_length(rate)) // frame_shift(rate) + 1  # frames of each clip
+            frame = torch.arange(length)
+            is_own = (frame < own.unsqueeze(1)).unsqueeze(2)
+            spectrogram = torch.where(is_own, spectrogram, extractor.padding_value)
+            if self.padding == "longest":
+                attention_mask = (frame < own.clamp(min=extractor.min_length).unsqueeze(1)).long()
+        if extractor.do_normalize:
+            spectrogram = extractor.normalize(spectrogram)
+        logits = self.model(spectrogram, attention_mask=attention_mask, return_dict=True).logits
+        function = score_function(self.model.config.problem_type)
+        return {"sigmoid": torch.sigmoid, "softmax": lambda x: x.softmax(dim=-1), "none": lambda x: x}[function](
+            logits
+        )
+
+
+def export_onnx(
+    model: ASTForAudioClassification,
+    extractor: ASTFeatureExtractor,
+    path: str | os.PathLike,
+    padding: str | None = None,
+    with_lengths: bool = False,
+) -> None:
+    """Write a model, its features and its scores as one graph, in float32.
+
+    Input `waveform`, float32 (batch, samples); output `scores`, float32 (batch, num_labels): sigmoids or a softmax by
+    the model's problem type. Batch and samples can be any, from one window of 25 ms up. The graph's metadata say what
+    else is needed to use it: `labels` (JSON list, in the order of the columns), `sampling_rate` (Hz), `problem_type`,
+    `score_function`, `padding`, `min_samples`, under "max_length" padding `max_samples` (what lies behind is cut off),
+    and `thresholds` (JSON, by label) where the model has some.
+
+    Args:
+        model: Left as it is.
+        extractor: Of the model.
+        path: File to write.
+        padding: "max_length" pads or cuts each clip to the extractor's `max_length`; "longest" hears it at its own
+            length. `None` means the extractor's own, with which scores equal the pipeline's.
+        with_lengths: Whether there is a second input, `num_samples`, int64 (batch,), for clips of different lengths
+            in one batch: each gets the scores that it gets alone.
+
+    Raises:
+        ExportError: More than 1.5 GiB of weights, another word for `padding`, or a feature extractor that does not
+            fit the model.
+        ImportError: onnx, onnxscript or onnxruntime is not installed.
+    """
+    require_onnx()
+    padding = extractor.padding if padding is None else padding
+    if padding not in PADDINGS:
+        raise ExportError(f"Expected padding to be one of {', '.join(PADDINGS)}, got {padding!r}.")
+    if (size := 4 * model.num_parameters()) > MAX_BYTES:
+        raise ExportError(f"Expected at most {MAX_BYTES / 1024**3} GiB of float32 weights, got {size / 1024**3:.1f}.")
+    model = copy.deepcopy(model).float().cpu().eval()
+    model.set_attn_implementation("eager")
+    classifier = WaveformClassifier(model, extractor, padding).eval()
+
+    shortest = frame_length(extractor.sampling_rate)
+    try:  # the model's own checks; out of the exporter they could not be understood
+        with torch.inference_mode():
+            classifier(torch.zeros(1, shortest))
+    except ValueError as error:
+        raise ExportError(f"Expected a feature extractor that fits the model. {error}") from error
+
+    example = num_samples(extractor.max_length, extractor.sampling_rate)
+    inputs = {"waveform": torch.zeros(2, example)}
+    shapes = {"waveform": {0: torch.export.Dim("batch"), 1: torch.export.Dim("samples", min=shortest)}}
+    if with_lengths:
+        inputs["num_samples"] = torch.full((2,), example)
+        shapes["num_samples"] = {0: torch.export.Dim.AUTO}  # the same, which the exporter finds out
+    program = torch.onnx.export(
+        classifier,
+        tuple(inputs.values()),
+        dynamo=True,
+        dynamic_shapes=tuple(shapes.values()),
+        input_names=list(inputs),
+        output_names=["scores"],
+        opset_version=OPSET,
+        verbose=False,
+    )
+    for node in program.model.graph.all_nodes():  # stack traces, with the paths of this machine
+        node.metadata_props.clear()
+    program.model.metadata_props.update(_metadata(model, extractor, padding))
+    program.save(path)
+
+
+def _metadata(model: ASTForAudioClassification, extractor: ASTFeatureExtractor, padding: str) -> dict[str, str]:
+    config, rate = model.config, extractor.sampling_rate
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    metadata = {
+        "labels": json.dumps(labels),
+        "sampling_rate": str(rate),
+        "problem_type": str(config.problem_type),
+        "score_function": score_function(config.problem_type),
+        "padding": padding,
+        "min_samples": str(frame_length(rate)),
+    }
+    if padding == "max_length":
+        metadata["max_samples"] = str(num_samples(extractor.max_length, rate))
+    if config.thresholds:
+        metadata["thresholds"] = json.dumps(
+            {label: config.thresholds[label] for label in labels if label in config.thresholds}
+        )
+    return metadata
+
+
+def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Write a graph of `export_onnx` with 8-bit weights and products in the network's linear layers.
+
+    Their inputs are quantised as they come (dynamic quantisation), so no data are needed. Features, patch
+    convolution, positions, attention's own products, norms and scores stay float32.
+
+    Args:
+        source: File of the float32 graph.
+        target: File to write.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is not installed.
+    """
+    require_onnx()
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    graph = onnx.load(source)
+    # The preparation that onnxruntime would otherwise advise: the exporter has folded constants and inferred shapes.
+    add_pre_process_metadata(graph)
+    operators = [node.op_type for node in graph.graph.node]
+    features = graph.graph.node[: operators.index("Conv")]  # the patch convolution is the network's first layer
+    quantize_dynamic(
+        graph,
+        target,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        nodes_to_exclude=[node.name for node in features],
+        weight_type=QuantType.QInt8,
+    )
+
+
+def model_function(
+    model: ASTForAudioClassification, extractor: ASTFeatureExtractor, padding: str
+) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """Clips (samples,) to scores (clips, num_labels), by feature extractor and model: what a graph has to give."""
+    model = copy.deepcopy(model).float().cpu().eval()
+    problem_type = model.config.problem_type
+
+    def run(clips: Sequence[np.ndarray]) -> np.ndarray:
+        features = extractor(list(clips), sampling_rate=extractor.sampling_rate, return_tensors="pt", padding=padding)
+        with torch.inference_mode():
+            logits = model(**features).logits.numpy()
+        if score_function(problem_type) == "none":
+            return logits
+        return to_probabilities(logits, problem_type or "single_label_classification")
+
+    return run
+
+
+def graph_function(path: str | os.PathLike, num_threads: int) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """The same by a graph; clips of different lengths in one batch need one that was exported with lengths."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(clips: Sequence[np.ndarray]) -> np.ndarray:
+        lengths = np.array([len(clip) for clip in clips])
+        inputs = {"waveform": np.stack([np.pad(clip, (0, lengths.max() - len(clip))) for clip in clips])}
+        if len(session.get_inputs()) > 1:
+            inputs["num_samples"] = lengths
+        return session.run(["scores"], inputs)[0]
+
+    return run
+
+
+def compare(
+    functions: Mapping[str, Callable[[Sequence[np.ndarray]], np.ndarray]], batches: Iterable[Sequence[np.ndarray]]
+) -> dict[str, dict[str, float]]:
+    """How far the other functions are from the first, and how fast all of them are.
+
+    They take turns on each batch, so that whatever else the machine does slows them all alike.
+
+    Args:
+        functions: Each takes float32 clips (samples,) and gives scores (clips, num_labels).
+        batches: Of clips.
+
+    Returns:
+        By the name of the function: `largest_difference` of a score, `equal_top1` (share of the clips with the same
+        best label) and `clips_per_second`.
+    """
+    scores, seconds = {name: [] for name in functions}, dict.fromkeys(functions, 0.0)
+    for index, batch in enumerate(batches):
+        if index == 0:  # the first run allocates, and is not counted
+            for function in functions.values():
+                function(batch)
+        for name, function in functions.items():
+            start = time.perf_counter()
+            scores[name].append(function(batch))
+            seconds[name] += time.perf_counter() - start
+    scores = {name: np.concatenate(parts) for name, parts in scores.items()}
+    expected = scores[next(iter(functions))]
+    return {
+        name: {
+            "largest_difference": float(np.abs(found - expected).max()),
+            "equal_top1": float((found.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+            "clips_per_second": len(expected) / seconds[name],
+        }
+        for name, found in scores.items()
+    }
+
+
+def require_onnx() -> None:
+    """Raise one understandable error where a package that the export needs is missing.
+
+    Raises:
+        ImportError: With the command that mends it.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"The export needs onnx, onnxscript and onnxruntime ({error}): pip install -e '.[onnx]'"
+        ) from error

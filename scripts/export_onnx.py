@@ -1,0 +1,225 @@
+"""Export a model to one ONNX graph from waveforms to scores, features inside.
+
+    python scripts/export_onnx.py MODEL OUTPUT.onnx [--int8] [--padding max_length|longest] [--with_lengths]
+        [--check FILE|FOLDER ...] [--num_threads N]
+
+The graph takes any number of clips of any length from 25 ms up, and needs onnxruntime alone:
+
+    import json
+
+    import onnxruntime
+    import soundfile
+
+    session = onnxruntime.InferenceSession("model.onnx")
+    metadata = session.get_modelmeta().custom_metadata_map
+    waveform, rate = soundfile.read("clip.wav", dtype="float32", always_2d=True)  # (samples, channels), in [-1, 1]
+    assert rate == int(metadata["sampling_rate"]), f"resample the clip to {metadata['sampling_rate']} Hz first"
+    (scores,) = session.run(["scores"], {"waveform": waveform.mean(axis=1)[None]})  # (batch, samples)
+    labels = json.loads(metadata["labels"])
+    for index in scores[0].argsort()[::-1][:3]:
+        print(f"{scores[0, index]:.3f}  {labels[index]}")
+
+Unless --padding says otherwise, clips are padded and cut as the model's feature extractor does it. Before the file is
+there, its scores are compared with the model's, on the sound files of --check or on generated sounds below, at and
+above the model's length; a difference above 1e-3 is an error. --int8 writes a second, smaller and faster file,
+OUTPUT.int8.onnx, whose scores differ from the model's as much as is then reported.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from modeling_ast.audio import AudioError, load_waveform, require_torchaudio
+
+try:
+    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
+except ImportError as error:
+    sys.exit(str(error))
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from tqdm.auto import tqdm
+
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.data.sources import find_sounds
+from modeling_ast.fbank import frame_length, num_samples
+from modeling_ast.feature_extraction_ast import PADDINGS
+from modeling_ast.inference.ensemble import load_model
+from modeling_ast.inference.export import (
+    TOLERANCE,
+    ExportError,
+    compare,
+    export_onnx,
+    graph_function,
+    model_function,
+    quantize_onnx,
+    require_onnx,
+)
+from modeling_ast.training.recipes import error_sentence
+
+logger = logging.getLogger("export_onnx")
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """Export a model, compare the graph with it, and report.
+
+    Args:
+        argv: Command line without the program; `None` takes the process's own.
+
+    Returns:
+        What `compare` gives for the `model`, the `fp32` graph and, with --int8, the `int8` graph.
+
+    Raises:
+        ExportError, AudioError: A model, a file or an output that cannot be used, or a graph that is not the model.
+        ImportError: A package that the export needs is not installed.
+    """
+    args = parse_command_line(argv)
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)  # and no other: the exporter tells of every rewritten node
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
+    require_onnx()
+    torch.set_num_threads(args.num_threads)
+    paths = find_clips(args.check)
+    model, extractor = load(args.model)
+    padding = extractor.padding if args.padding is None else args.padding
+    describe_padding(padding, extractor)
+    if paths:
+        batches = read_clips(paths, extractor.sampling_rate)
+    else:
+        batches = generate_clips(extractor, args.with_lengths)
+
+    outputs = {"fp32": args.output, **({"int8": args.output.with_suffix(".int8.onnx")} if args.int8 else {})}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = {name: path.with_suffix(f".{os.getpid()}.onnx") for name, path in outputs.items()}
+    try:
+        logger.info(f"Exporting {args.model}")
+        export_onnx(model, extractor, unfinished["fp32"], padding, args.with_lengths)
+        if args.int8:
+            quantize_onnx(unfinished["fp32"], unfinished["int8"])
+        functions = {"model": model_function(model, extractor, padding)}
+        functions |= {name: graph_function(path, args.num_threads) for name, path in unfinished.items()}
+        results = compare(functions, batches)
+        report(results, f"{len(paths)} sound files" if paths else "generated sounds", args.num_threads)
+        difference = results["fp32"]["largest_difference"]
+        if not difference <= TOLERANCE:  # nor NaN
+            raise ExportError(
+                f"Expected scores within {TOLERANCE} of the model's, got a difference of {difference:.2g}. Nothing is "
+                "written."
+            )
+        for name, path in outputs.items():
+            unfinished[name].replace(path)
+            print(f"Wrote {path}: {name}, {path.stat().st_size / 1e6:.1f} MB.")
+    finally:
+        for path in unfinished.values():
+            path.unlink(missing_ok=True)
+    return results
+
+
+def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder, or name on the Hub")
+    parser.add_argument("output", metavar="OUTPUT.onnx", type=Path, help="file to write")
+    parser.add_argument("--int8", action="store_true", help="write OUTPUT.int8.onnx too, with 8-bit weights")
+    parser.add_argument(
+        "--padding",
+        choices=PADDINGS,
+        help="max_length: pad or cut every clip to the model's length; longest: hear it at its own. Default: the "
+        "feature extractor's, with which scores equal the pipeline's",
+    )
+    parser.add_argument(
+        "--with_lengths",
+        action="store_true",
+        help="a second input num_samples, int64 (batch,), for clips of different lengths in one batch",
+    )
+    parser.add_argument(
+        "--check", nargs="+", type=Path, default=[], metavar="FILE|FOLDER", help="sounds to compare the scores on"
+    )
+    parser.add_argument("--num_threads", type=int, default=1, help="of the comparison; default: %(default)s")
+    args = parser.parse_args(argv)
+    if args.output.suffix != ".onnx" or args.output.is_dir():
+        parser.error(f"Expected OUTPUT to be a file ending in .onnx, got {args.output}.")
+    if args.num_threads < 1:
+        parser.error(f"Expected --num_threads of at least 1, got {args.num_threads}.")
+    return args
+
+
+def load(name: str) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
+    """A model and its feature extractor."""
+    try:
+        model, extractor = load_model(name)
+    except (ValueError, OSError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())  # the libraries' messages have several lines
+        raise ExportError(f"{name} cannot be used: {reason}") from error
+    if model.config.problem_type is None:
+        logger.warning(
+            f"{name} does not say its problem_type: its scores are a softmax, as in pipelines. For several labels a "
+            "clip write multi_label_classification into its config.json."
+        )
+    return model, extractor
+
+
+def describe_padding(padding: str, extractor: ASTFeatureExtractor) -> None:
+    """Say what will happen to clips of other lengths than the model's."""
+    seconds = num_samples(extractor.max_length, extractor.sampling_rate) / extractor.sampling_rate
+    if padding == "max_length":
+        logger.info(
+            f"padding max_length: every clip is padded or cut to {extractor.max_length} frames ({seconds:.2f} s). "
+            "--padding longest hears each at its own length."
+        )
+    else:
+        logger.info(f"padding longest: every clip is heard at its own length; the model's is {seconds:.2f} s.")
+
+
+def find_clips(sources: list[Path]) -> list[Path]:
+    """The sound files named, and those below the folders named."""
+    paths = []
+    for source in sources:
+        found = sorted(map(Path, find_sounds(source))) if source.is_dir() else [source]
+        if not found or not source.exists():
+            raise ExportError(f"Expected --check to name sound files or folders with some, got {source}.")
+        paths += found
+    return paths
+
+
+def read_clips(paths: list[Path], sampling_rate: int) -> Iterator[list[np.ndarray]]:
+    """Sound files, each a batch of its own."""
+    for path in tqdm(paths, desc="Comparing"):
+        waveform = load_waveform(path, sampling_rate).numpy()
+        if len(waveform) < frame_length(sampling_rate):
+            raise ExportError(f"{path}: expected at least 25 ms of sound, got {len(waveform)} samples.")
+        yield [waveform]
+
+
+def generate_clips(extractor: ASTFeatureExtractor, with_lengths: bool) -> Iterator[list[np.ndarray]]:
+    """Bursts of noise below, at and above the model's length, in batches of two; with lengths, of different ones."""
+    generator = np.random.default_rng(0)
+    for frames in (extractor.max_length // 2, extractor.max_length, extractor.max_length * 3 // 2):
+        longest = num_samples(frames, extractor.sampling_rate)
+        clips = generator.standard_normal((2, longest)) * np.geomspace(0.3, 1e-4, longest)
+        shorter = max(longest * 2 // 3, frame_length(extractor.sampling_rate)) if with_lengths else longest
+        yield [clip[:length].astype(np.float32) for clip, length in zip(clips, (longest, shorter))]
+
+
+def report(results: dict[str, dict[str, float]], clips: str, num_threads: int) -> None:
+    """Print a table, a row for the model and each graph."""
+    print(f"Compared on {clips}, {num_threads} thread(s), torch {torch.__version__}:")
+    print(f"{'':6}{'largest difference':>20}{'equal top-1':>13}{'clips/s':>9}{'against fp32':>14}")
+    for name, row in results.items():
+        speed = row["clips_per_second"] / results["fp32"]["clips_per_second"]
+        print(
+            f"{name:6}{row['largest_difference']:>20.1e}{row['equal_top1']:>13.1%}{row['clips_per_second']:>9.2f}"
+            f"{speed:>13.2f}x"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ExportError, AudioError, ImportError, OSError) as error:
+        sys.exit(error_sentence(error))

@@ -1,0 +1,392 @@
+"""The exported graph gives the model's scores: any batch, any length, and where there is no torch."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_tiny_config, random_model
+
+from modeling_ast import ASTFeatureExtractor
+from modeling_ast.fbank import frame_length, num_samples
+from modeling_ast.inference.export import (
+    ExportError,
+    compare,
+    export_onnx,
+    graph_function,
+    model_function,
+    quantize_onnx,
+    score_function,
+)
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "export_onnx.py"
+MULTI, SINGLE = "multi_label_classification", "single_label_classification"
+
+
+def make_pair(sampling_rate: int = 16000, padding: str = "longest", **config):
+    """A tiny model and a feature extractor that fits it."""
+    config = make_tiny_config(**{"problem_type": MULTI, "num_hidden_layers": 1, **config})
+    extractor = ASTFeatureExtractor(
+        sampling_rate=sampling_rate, num_mel_bins=config.num_mel_bins, max_length=config.max_length, padding=padding
+    )
+    return random_model(config), extractor
+
+
+def sounds(num_clips: int, length: int, seed: int = 0) -> list[np.ndarray]:
+    """Noise that fades by 60 dB, so that there are loud bins and quiet ones."""
+    noise = np.random.default_rng(seed).standard_normal((num_clips, length)) * np.geomspace(0.3, 3e-4, length)
+    return list(noise.astype(np.float32))
+
+
+def expected_scores(model, extractor, clips, **padding) -> np.ndarray:
+    """What model and feature extractor give, each clip alone."""
+    functions = {MULTI: torch.sigmoid, "regression": lambda x: x}
+    function = functions.get(model.config.problem_type, lambda x: x.softmax(dim=-1))
+    with torch.inference_mode():
+        return torch.cat(
+            [function(model(**extractor(clip, return_tensors="pt", **padding)).logits) for clip in clips]
+        ).numpy()
+
+
+def lengths_around(extractor: ASTFeatureExtractor, count: int, seed: int) -> list[int]:
+    """One window, one patch and around it, the model's length and around it, and random ones up to three times as
+    much; in samples."""
+    rate = extractor.sampling_rate
+    fixed = [num_samples(frames, rate) for frames in (1, 15, 16, 17, extractor.max_length)]
+    at = fixed[-1]
+    drawn = np.random.default_rng(seed).integers(frame_length(rate), 3 * at, count)
+    return [*fixed, at - 1, at + 1, *map(int, drawn)]
+
+
+def run_script(*arguments) -> dict:
+    """Run the script's `main` as it stands in the file."""
+    spec = importlib.util.spec_from_file_location("export_onnx", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model that hears clips at their own length, in a folder, and its graphs as the script writes them."""
+    folder = tmp_path_factory.mktemp("exported")
+    model, extractor = make_pair(id2label=dict(enumerate(["dog", "rain", "Kuckuck, häufig", "sea waves"])))
+    model.config.thresholds = {"rain": 0.25, "a label of an earlier head": 0.5}
+    model.save_pretrained(folder / "model")
+    extractor.save_pretrained(folder / "model")
+    results = run_script(folder / "model", folder / "ast.onnx", "--int8")
+    return folder, model, extractor, results
+
+
+# The scores
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
+def test_scores_are_those_of_the_model_at_any_length_and_in_any_batch(exported, batch_size):
+    folder, model, extractor, _ = exported
+    graph = graph_function(folder / "ast.onnx", num_threads=1)
+    lengths = lengths_around(extractor, 6, seed=batch_size)
+    assert min(lengths) < num_samples(extractor.max_length, 16000) < max(lengths)
+    for length in lengths:
+        clips = sounds(batch_size, length, seed=length)
+        np.testing.assert_allclose(graph(clips), expected_scores(model, extractor, clips), atol=1e-5, err_msg=length)
+
+
+def test_scores_of_real_clips_are_those_of_the_model(exported, shared_data):
+    """Decoded OGG, whose bins above the codec's limit are almost empty: there logarithms differ the most."""
+    folder, model, extractor, _ = exported
+    graph = graph_function(folder / "ast.onnx", num_threads=1)
+    for path in sorted((shared_data / "esc10" / "audio").iterdir())[::80]:
+        samples, _ = soundfile.read(path, dtype="float32", always_2d=True)
+        clip = samples.mean(axis=1)
+        np.testing.assert_allclose(graph([clip]), expected_scores(model, extractor, [clip]), atol=1e-4)
+
+
+def test_padding_and_lengths_are_those_of_the_feature_extractor(tmp_path):
+    """With lengths and "max_length" padding: short clips are padded, long ones cut, behind a clip all is ignored."""
+    model, extractor = make_pair(
+        sampling_rate=8000, padding="max_length", problem_type=SINGLE, frequency_stride=16, time_stride=8
+    )
+    export_onnx(model, extractor, tmp_path / "ast.onnx", with_lengths=True)
+    session = onnxruntime.InferenceSession(tmp_path / "ast.onnx")
+    lengths = lengths_around(extractor, 5, seed=0)
+    clips = [sounds(1, length, seed=length)[0] for length in lengths]
+    for first in range(0, len(clips), 4):
+        some = clips[first : first + 4]
+        batch = np.stack([np.append(clip, np.ones(max(lengths) - len(clip), np.float32)) for clip in some])
+        inputs = {"waveform": batch, "num_samples": np.array([len(clip) for clip in some])}
+        (scores,) = session.run(["scores"], inputs)
+        np.testing.assert_allclose(scores, expected_scores(model, extractor, some), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("padding", "with_lengths"), [("longest", True), ("max_length", False)])
+@pytest.mark.parametrize(
+    ("sampling_rate", "config"),
+    [
+        (16000, {"num_mel_bins": 128, "problem_type": SINGLE, "num_hidden_layers": 2}),
+        (16000, {"num_mel_bins": 64, "problem_type": None, "frequency_stride": 16, "time_stride": 8}),
+        (8000, {"problem_type": "regression", "num_labels": 1, "time_stride": 16}),
+        (22050, {"max_length": 100, "time_stride": 7, "frequency_stride": 3}),
+        (44100, {"num_mel_bins": 40, "max_length": 30, "patch_size": 8, "qkv_bias": False}),
+    ],
+)
+def test_scores_are_those_of_every_kind_of_model(sampling_rate, config, padding, with_lengths, tmp_path):
+    # The feature extractor's own padding is the other one, which the argument has to win over.
+    model, extractor = make_pair(sampling_rate, padding="max_length" if padding == "longest" else "longest", **config)
+    export_onnx(model, extractor, tmp_path / "ast.onnx", padding, with_lengths)
+    onnx.checker.check_model(tmp_path / "ast.onnx", full_check=True)
+    graph = graph_function(tmp_path / "ast.onnx", num_threads=1)
+    lengths = lengths_around(extractor, 12, seed=1)
+    generator = np.random.default_rng(2)
+    for length in lengths:
+        own = generator.integers(frame_length(sampling_rate), length + 1, generator.integers(1, 5))
+        own[0] = length
+        clips = [
+            clip[:n]
+            for clip, n in zip(sounds(len(own), length, seed=length), own if with_lengths else own * 0 + length)
+        ]
+        found, expected = graph(clips), expected_scores(model, extractor, clips, padding=padding)
+        np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=length)
+
+
+@pytest.mark.slow
+def test_half_precision_weights_are_exported_in_float32(tmp_path):
+    half, extractor = make_pair()
+    half.bfloat16()
+    export_onnx(half, extractor, tmp_path / "ast.onnx")
+    assert half.dtype == torch.bfloat16
+    types = {
+        onnx.TensorProto.DataType.Name(weight.data_type)
+        for weight in onnx.load(tmp_path / "ast.onnx").graph.initializer
+    }
+    assert "FLOAT" in types and types.isdisjoint({"BFLOAT16", "FLOAT16", "DOUBLE"})
+    clips = sounds(2, 9000)
+    found = graph_function(tmp_path / "ast.onnx", num_threads=1)(clips)
+    np.testing.assert_allclose(found, expected_scores(half.float(), extractor, clips), atol=1e-5)
+
+
+def test_functions_by_problem_type_are_those_of_pipelines():
+    assert [score_function(name) for name in (MULTI, SINGLE, "regression", None)] == [
+        "sigmoid",
+        "softmax",
+        "none",
+        "softmax",
+    ]
+
+
+# The file
+
+
+def test_graph_is_valid_and_says_how_to_use_it(exported):
+    folder, _, extractor, _ = exported
+    for name in ("ast.onnx", "ast.int8.onnx"):
+        onnx.checker.check_model(folder / name)
+        session = onnxruntime.InferenceSession(folder / name)
+        metadata = session.get_modelmeta().custom_metadata_map
+        assert json.loads(metadata["labels"]) == ["dog", "rain", "Kuckuck, häufig", "sea waves"]
+        assert json.loads(metadata["thresholds"]) == {"rain": 0.25}
+        assert (metadata["problem_type"], metadata["score_function"]) == (MULTI, "sigmoid")
+        assert (metadata["padding"], metadata["min_samples"]) == ("longest", "400")
+        assert metadata["sampling_rate"] == "16000" and "max_samples" not in metadata
+        (waveform,), (scores,) = session.get_inputs(), session.get_outputs()
+        assert (waveform.name, waveform.shape, waveform.type) == ("waveform", ["batch", "samples"], "tensor(float)")
+        assert (scores.name, scores.shape, scores.type) == ("scores", ["batch", 4], "tensor(float)")
+
+
+def test_graph_holds_no_paths_of_this_machine(exported):
+    folder = exported[0]
+    for name in ("ast.onnx", "ast.int8.onnx"):
+        content = (folder / name).read_bytes()
+        assert b"modeling_ast.py" not in content and b"site-packages" not in content
+
+
+def test_script_leaves_nothing_but_what_it_names(exported):
+    folder, _, _, results = exported
+    assert {path.name for path in folder.iterdir()} == {"model", "ast.onnx", "ast.int8.onnx"}
+    assert list(results) == ["model", "fp32", "int8"]
+    assert results["fp32"]["largest_difference"] < 1e-5 and results["fp32"]["equal_top1"] == 1
+
+
+def test_graph_runs_where_torch_cannot_be_imported(exported, tmp_path):
+    """The lines in the script's help, in a process of their own, on a sound file."""
+    folder, model, extractor, _ = exported
+    lines = re.search(r"(    import json\n.*?)\n\n\S", SCRIPT.read_text(encoding="utf-8"), re.DOTALL).group(1)
+    blocker = """
+        import sys
+
+        class Blocker:
+            def find_spec(name, path=None, target=None):
+                if name.partition(".")[0] in ("torch", "transformers", "modeling_ast"):
+                    raise ImportError(name + " is blocked")
+
+        sys.meta_path.insert(0, Blocker)
+        try:
+            import torch
+        except ImportError:
+            pass
+        else:
+            sys.exit("torch could be imported")
+    """
+    stereo = np.stack(sounds(2, 20000), axis=1)
+    soundfile.write(tmp_path / "clip.wav", stereo, 16000, subtype="FLOAT")
+    (tmp_path / "model.onnx").symlink_to(folder / "ast.onnx")
+    code = textwrap.dedent(blocker) + textwrap.dedent(lines) + "\nprint(*scores[0].tolist())\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    *best, scores = done.stdout.splitlines()
+    expected = expected_scores(model, extractor, [stereo.mean(axis=1)])[0]
+    np.testing.assert_allclose(np.array(scores.split(), float), expected, atol=1e-4)
+    assert [line.split("  ")[1] for line in best] == [model.config.id2label[i] for i in expected.argsort()[::-1][:3]]
+
+
+# 8 bits
+
+
+def test_int8_has_linear_layers_in_8_bits_and_features_in_float32(exported):
+    folder, model, extractor, _ = exported
+    names = {
+        name: [node.op_type for node in onnx.load(folder / name).graph.node] for name in ("ast.onnx", "ast.int8.onnx")
+    }
+    small = names["ast.int8.onnx"]
+    assert small.count("MatMulInteger") == 6 * model.config.num_hidden_layers + 1  # the head too
+    assert "MatMul" in small[: small.index("Conv")] and "MatMulInteger" not in small[: small.index("Conv")]
+    clips = sounds(3, 20000)
+    found = graph_function(folder / "ast.int8.onnx", num_threads=1)(clips)
+    difference = np.abs(found - expected_scores(model, extractor, clips)).max()
+    assert 1e-6 < difference < 0.1
+
+
+@pytest.mark.slow
+def test_int8_of_a_larger_model_agrees_on_real_clips_and_is_smaller(shared_data, tmp_path):
+    model, extractor = make_pair(
+        num_mel_bins=128, max_length=498, hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_labels=10
+    )
+    export_onnx(model, extractor, tmp_path / "fp32.onnx")
+    quantize_onnx(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
+    assert (tmp_path / "int8.onnx").stat().st_size < 0.5 * (tmp_path / "fp32.onnx").stat().st_size
+    paths = sorted((shared_data / "fsdd").glob("*/*.wav"))[::100]
+    clips = [soundfile.read(path, dtype="float32")[0] for path in paths]
+    functions = {"model": model_function(model, extractor, "longest")}
+    functions |= {name: graph_function(tmp_path / f"{name}.onnx", 1) for name in ("fp32", "int8")}
+    results = compare(functions, [[clip] for clip in clips])
+    assert results["fp32"]["largest_difference"] < 1e-4 and results["fp32"]["equal_top1"] == 1
+    assert results["int8"]["equal_top1"] >= 0.8
+
+
+# What is compared
+
+
+def test_comparison_counts_differences_and_equal_best_labels():
+    batches = [[np.zeros(1)], [np.ones(1), np.full(1, 2.0)]]
+    table = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
+
+    def look_up(offset):
+        return lambda clips: np.stack([table[int(clip[0])] + offset * (clip[0] == 2) for clip in clips])
+
+    results = compare({"model": look_up(0), "graph": look_up(np.array([-0.3, 0.0]))}, iter(batches))
+    assert results["graph"]["largest_difference"] == pytest.approx(0.3)
+    assert results["graph"]["equal_top1"] == pytest.approx(2 / 3)
+    assert results["model"] == {**results["model"], "largest_difference": 0, "equal_top1": 1}
+
+
+# Errors
+
+
+@pytest.fixture
+def stub_export(monkeypatch, exported):
+    """The export without its work: the file is a copy of one that is there."""
+
+    def write(graph: str):
+        def export(model, extractor, path, padding, with_lengths):
+            Path(path).write_bytes((exported[0] / graph).read_bytes())
+
+        monkeypatch.setattr("modeling_ast.inference.export.export_onnx", export)
+
+    return write
+
+
+def test_graph_with_other_scores_is_an_error_and_not_written(exported, stub_export, tmp_path):
+    folder = exported[0]
+    stub_export("ast.int8.onnx")
+    with pytest.raises(ExportError, match=r"within 0.001 of the model's, got a difference of \S+. Nothing is written"):
+        run_script(folder / "model", tmp_path / "ast.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_script_compares_on_the_sound_files_given(exported, stub_export, tmp_path, capsys):
+    folder = exported[0]
+    stub_export("ast.onnx")
+    (tmp_path / "sounds").mkdir()
+    for index, rate in enumerate((16000, 8000)):
+        soundfile.write(tmp_path / "sounds" / f"{index}.wav", sounds(1, 9000)[0], rate)
+    results = run_script(folder / "model", tmp_path / "out" / "ast.onnx", "--check", tmp_path / "sounds")
+    assert results["fp32"]["largest_difference"] < 1e-5
+    assert "Compared on 2 sound files, 1 thread(s)" in capsys.readouterr().out
+    assert (tmp_path / "out" / "ast.onnx").is_file()
+
+
+def test_checks_that_cannot_be_made_are_errors(exported, stub_export, tmp_path):
+    folder = exported[0]
+    stub_export("ast.onnx")
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "missing.wav"):
+        with pytest.raises(ExportError, match=f"name sound files or folders with some, got .*{name}"):
+            run_script(folder / "model", tmp_path / "ast.onnx", "--check", tmp_path / name)
+    soundfile.write(tmp_path / "short.wav", np.zeros(100), 16000)
+    with pytest.raises(ExportError, match="short.wav: expected at least 25 ms of sound, got 100 samples"):
+        run_script(folder / "model", tmp_path / "ast.onnx", "--check", tmp_path / "short.wav")
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_bad_arguments_are_refused(exported, tmp_path, capsys):
+    folder = exported[0]
+    for arguments, words in (
+        ([folder / "model", tmp_path / "ast.pt"], "a file ending in .onnx, got"),
+        ([folder / "model", tmp_path / "ast.onnx", "--num_threads", 0], "--num_threads of at least 1, got 0"),
+        ([folder / "model", tmp_path / "ast.onnx", "--padding", "left"], "invalid choice: 'left'"),
+    ):
+        with pytest.raises(SystemExit):
+            run_script(*arguments)
+        assert words in capsys.readouterr().err
+    with pytest.raises(ExportError, match="nowhere cannot be used"):
+        run_script(tmp_path / "nowhere", tmp_path / "ast.onnx")
+
+
+def test_feature_extractor_of_another_model_is_refused(tmp_path):
+    model, _ = make_pair()
+    with pytest.raises(ExportError, match="Expected a feature extractor that fits the model.*32 mel bins"):
+        export_onnx(model, ASTFeatureExtractor(num_mel_bins=64), tmp_path / "ast.onnx")
+    with pytest.raises(ExportError, match="fits the model.*less than one patch of 16 frames"):
+        export_onnx(model, ASTFeatureExtractor(num_mel_bins=32, min_length=8), tmp_path / "ast.onnx", "longest")
+
+
+def test_padding_is_one_of_two_words(tmp_path):
+    with pytest.raises(ExportError, match="Expected padding to be one of max_length, longest, got True"):
+        export_onnx(*make_pair(), tmp_path / "ast.onnx", padding=True)
+
+
+def test_too_many_weights_for_one_file_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("modeling_ast.inference.export.MAX_BYTES", 2**15)
+    with pytest.raises(ExportError, match="GiB of float32 weights, got"):
+        export_onnx(*make_pair(), tmp_path / "ast.onnx")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_missing_package_is_named(package, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"onnxruntime \(.*{package}.*\): pip install -e '.\[onnx\]'"):
+        export_onnx(*make_pair(), tmp_path / "ast.onnx")
