@@ -1,0 +1,176 @@
+"""What a page about one recording asks of a model: what is in it, when, and where the model looks."""
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modeling_ast.inference.explanations import explain_attention
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+from modeling_ast.inference.plots import plot_attention, plot_timeline
+from modeling_ast.inference.recordings import Window, read_recording
+from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
+
+TOP_K = 5
+BATCH_SIZE = 8
+# Stretches that can be looked into, the strongest ones: an hour has thousands.
+MAX_STRETCHES = 100
+
+
+class WatchedFile(io.FileIO):
+    """A file open for reading that tells how far it has been read.
+
+    Args:
+        path: Of the file.
+        report: Called with the share, in [0, 1], each time that it has changed by a hundredth.
+    """
+
+    def __init__(self, path: str | os.PathLike, report: Callable[[float], Any]):
+        super().__init__(path)
+        self.name = Path(path).name  # what messages call it
+        self.report, self.size, self.share = report, os.path.getsize(path), 0.0
+
+    def readinto(self, buffer) -> int:
+        """Read, and report."""
+        count = super().readinto(buffer)
+        share = self.tell() / max(1, self.size)
+        if abs(share - self.share) >= 0.01:
+            self.share = share
+            self.report(share)
+        return count
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was heard in a recording, and what is needed to ask further.
+
+    Attributes:
+        path: Of the recording.
+        windows: The pipeline's keywords of windows.
+        tags: The best labels, as the pipeline gives them.
+        timeline: Of the recording.
+        events: By start, as `Timeline.find_events` gives them.
+        stretches: The events that can be looked into, the strongest first; without events the strongest row alone.
+        folder: Of pictures and files about it.
+    """
+
+    path: Path
+    windows: Mapping[str, Any]
+    tags: list[dict[str, Any]]
+    timeline: Timeline
+    events: list[Event]
+    stretches: list[Event]
+    folder: Path
+
+    def forget(self) -> None:
+        """Delete pictures and files."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # they may be gone with the folder that they were in
+
+
+class Listener:
+    """A model that hears one recording after the other.
+
+    Args:
+        classifier: The pipeline.
+        folder: For pictures and files; each recording gets a folder in it.
+    """
+
+    def __init__(self, classifier: ASTAudioClassificationPipeline, folder: str | os.PathLike):
+        self.classifier, self.folder = classifier, folder
+        self.extractor = classifier.feature_extractor
+
+    def hear(
+        self,
+        path: str | os.PathLike,
+        windows: Mapping[str, Any],
+        threshold: float | None = None,
+        report: Callable[[float], Any] = lambda share: None,
+    ) -> Heard:
+        """Hear a recording, read in blocks.
+
+        Args:
+            path: Of the recording.
+            windows: `chunk_length_s` and `stride_length_s`, as the pipeline takes them.
+            threshold: Score of an event; `None` means the model's own, or 0.5.
+            report: Told the share of the file that has been read, in [0, 1].
+
+        Raises:
+            AudioError: A recording that cannot be used; the message calls it by its name, without its folder.
+            ValueError: Windows or a threshold that cannot work.
+        """
+        with WatchedFile(path, report) as file:
+            result = self.classifier(
+                file, **windows, top_k=TOP_K, threshold=0, return_timeline=True, batch_size=BATCH_SIZE
+            )
+        timeline = result["timeline"]
+        events = timeline.find_events(threshold)
+        stretches = sorted(events, key=lambda event: -event.score)[:MAX_STRETCHES] or [_strongest_row(timeline)]
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        return Heard(Path(path), windows, result["tags"], timeline, events, stretches, folder)
+
+    def draw_timeline(self, heard: Heard) -> Path:
+        """The picture of a recording, which is read once more."""
+        picture = heard.folder / "timeline.png"
+        pieces = read_recording(heard.path, self.extractor.sampling_rate)
+        plot_timeline(pieces, self.extractor, heard.timeline, heard.events, picture, title=heard.path.name)
+        return picture
+
+    def draw_attention(self, heard: Heard, number: int) -> Path:
+        """The picture of the last layer's attention in the window in which a stretch is strongest.
+
+        Args:
+            heard: The recording.
+            number: Of the stretch.
+        """
+        event = heard.stretches[number]
+        window, start_seconds = self.read_window(heard, _strongest_row_of(heard.timeline, event))
+        # Padded as the pipeline padded it.
+        is_as_trained = window.is_whole_recording and heard.windows.get("chunk_length_s") is None
+        attention = explain_attention(
+            self.classifier.model,
+            self.extractor,
+            window.waveform,
+            padding=self.extractor.padding if is_as_trained else "longest",
+            start_seconds=start_seconds,
+        )
+        picture = heard.folder / f"attention_{number}.png"
+        plot_attention(attention, picture, title=f"the window in which {event.label} is strongest")
+        return picture
+
+    def read_window(self, heard: Heard, row: int) -> tuple[Window, float]:
+        """The window that speaks for a row of the timeline, and the second at which it starts."""
+        cutter = self.classifier.window_cutter(**heard.windows)
+
+        def cut():
+            for piece in read_recording(heard.path, self.extractor.sampling_rate):
+                yield from cutter.push(piece)
+            yield from cutter.finish()
+
+        return next(islice(cut(), row, None)), row * cutter.hop / self.extractor.sampling_rate
+
+    def write_files(self, heard: Heard) -> list[Path]:
+        """The events as labels for Audacity, and all scores over time as CSV."""
+        events, scores = (heard.folder / f"{heard.path.stem}_{name}" for name in ("events.txt", "scores.csv"))
+        events.write_text(audacity_labels(heard.events), encoding="utf-8")
+        heard.timeline.write_csv(scores)
+        return [events, scores]
+
+
+def _strongest_row(timeline: Timeline) -> Event:
+    """The row with the highest score of all."""
+    row, column = np.unravel_index(timeline.scores.argmax(), timeline.scores.shape)
+    start, end = timeline.times[row : row + 2].tolist()
+    return Event(timeline.label_names[column], start, end, float(timeline.scores[row, column]))
+
+
+def _strongest_row_of(timeline: Timeline, event: Event) -> int:
+    scores = timeline.scores[:, timeline.label_names.index(event.label)]
+    rows = np.flatnonzero((timeline.times[:-1] >= event.start) & (timeline.times[1:] <= event.end))
+    return int(rows[scores[rows].argmax()])

@@ -1,0 +1,298 @@
+"""A page to try a model on: upload, record or choose a sound, and see what is heard in it, and when.
+
+    python scripts/demo_app.py --model MODEL [--examples FOLDER] [--port 7860]
+
+The page shows the labels of a recording, the events in it, its spectrogram over the scores, and what the model attends
+to in an event. Recordings (WAV, FLAC, OGG, MP3, without ffmpeg) may be hours long. This machine alone can open the
+page, unless `--host` says otherwise. It loads nothing from elsewhere, and what was uploaded is deleted when it ends.
+"""
+
+import argparse
+import html
+import os
+import signal
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from modeling_ast.audio import AudioError, require_torchaudio
+
+try:
+    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
+except ImportError as error:
+    sys.exit(str(error))
+try:
+    import gradio as gr
+except ImportError:
+    sys.exit("error: the page needs Gradio, which is not installed: pip install -e '.[demo]'")
+
+import pandas
+import soundfile
+import torch
+
+from modeling_ast.data.sources import AUDIO_SUFFIXES, find_sounds
+from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
+from modeling_ast.inference.app import TOP_K, Heard, Listener
+from modeling_ast.inference.tagging import TaggingError, load_classifier
+
+# Rows that the page shows of the events; the file to download holds all.
+MAX_ROWS = 500
+PICTURE = {"buttons": ["fullscreen"], "show_label": False, "interactive": False}
+COLUMNS = ("label", "start (s)", "end (s)", "score")
+# Memory grows with the square of the window, and the number of windows with the inverse of the hop: a page that stands
+# still, or ends, is no use to the others who look at it. A model's own window may be longer.
+MAX_WINDOW_SECONDS, MIN_HOP_SECONDS = 10.0, 0.02
+WELCOME = "Upload a recording, record one, or choose an example."
+# What was uploaded is looked at every hour, and deleted when it is a day old; all of it when the page ends.
+DELETE_CACHE = (3600, 86400)
+CSS = """
+.gradio-container > main {width: 100%; max-width: 1200px !important; margin: auto}
+#title h1 {margin: 0.4em 0 0; font-size: 1.6em}
+#title p {margin: 0; opacity: 0.7}
+#status p {margin: 0; padding: 0.6em 0.9em; border-left: 4px solid var(--secondary-500); border-radius: 6px;
+           background: var(--background-fill-secondary); overflow-wrap: anywhere}
+#status p.error {border-left-color: #b91c1c}
+#tags {overflow-wrap: anywhere}
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Open the page, until it is stopped.
+
+    Args:
+        argv: Command line without the program; `None` takes the process's own.
+
+    Raises:
+        TaggingError: Options, examples or a model that cannot be used.
+    """
+    args = parse_options(argv)
+    classifier = load_classifier(args.model, args.device)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder goes then, too
+    with tempfile.TemporaryDirectory(prefix="demo_app_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))
+        if args.examples is None:
+            examples = write_examples(Path(folder, "examples"))
+        else:
+            examples = find_examples(args.examples)
+        # A folder is no one's business on a page that others see.
+        name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
+        page = build_page(Listener(classifier, folder), name, examples)
+        try:
+            page.launch(
+                server_name=args.host,
+                server_port=args.port,
+                share=False,
+                allowed_paths=[str(path) for path in examples],
+                max_file_size=args.max_megabytes * 2**20,
+                footer_links=[],
+                run_history=False,
+                css=CSS,
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+        except OSError as error:
+            raise TaggingError(f"{args.host}:{args.port} cannot be opened; --port chooses another.") from error
+        print(f"The page is at http://{args.host}:{args.port}, until Ctrl+C.", flush=True)
+        page.block_thread()
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with what can be checked without a model checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", required=True, help="folder or name on the Hub")
+    parser.add_argument(
+        "--examples", type=Path, metavar="FOLDER", help="of recordings; default: some generated sounds"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 opens the page to the network; default: %(default)s"
+    )
+    parser.add_argument("--max_megabytes", type=int, default=1024, help="of an upload; default: %(default)s")
+    parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
+    args = parser.parse_args(argv)
+    if not 1 <= args.port <= 65535:
+        raise TaggingError(f"Expected port from 1 to 65535, got {args.port}.")
+    if args.max_megabytes < 1:
+        raise TaggingError(f"Expected max_megabytes of at least 1, got {args.max_megabytes}.")
+    return args
+
+
+def find_examples(folder: Path) -> list[Path]:
+    """The recordings in a folder and below, by name.
+
+    Raises:
+        TaggingError: No such folder, or none in it.
+    """
+    paths = sorted(Path(path).resolve() for path in find_sounds(folder))
+    if not paths:
+        raise TaggingError(
+            f"Expected a folder with recordings ({', '.join(AUDIO_SUFFIXES)}) as examples, got {folder}."
+        )
+    return paths
+
+
+def write_examples(folder: Path) -> list[Path]:
+    """Three recordings of generated sounds, one behind the other, in a new folder."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    kinds = {"four sounds": 4, "all kinds": len(CLASSES), "a minute": 60}
+    paths = []
+    for name, count in kinds.items():
+        order = torch.randperm(len(CLASSES), generator=generator).repeat(-(-count // len(CLASSES)))[:count]
+        clips = [generate_clip(CLASSES[index], generator) for index in order]
+        paths.append(folder / f"{name}.wav")
+        soundfile.write(paths[-1], torch.cat(clips).numpy(), SAMPLING_RATE)
+    return paths
+
+
+def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.Blocks:
+    """The page.
+
+    Args:
+        listener: The model.
+        model_name: In the title.
+        examples: Paths of recordings.
+
+    Raises:
+        TaggingError: A regression model, which has neither labels nor events.
+    """
+    config, extractor = listener.classifier.model.config, listener.extractor
+    if config.problem_type == "regression":
+        raise TaggingError(f"Expected a model that gives labels, got the regression model {model_name}.")
+    own_window = listener.classifier.window_cutter().length / extractor.sampling_rate
+
+    def hear(path, window, hop, threshold, before, progress=gr.Progress()):  # noqa: B008, as Gradio wants it
+        if before is not None:
+            before.forget()
+        if path is None:
+            return show_nothing(WELCOME)
+        try:
+            windows = choose_windows(listener, window, hop)
+            heard = listener.hear(path, windows, threshold, lambda share: progress(share, desc="Hearing"))
+            progress(1.0, desc="Drawing")
+            return show(listener, heard)
+        except (AudioError, ValueError) as error:
+            return show_nothing(str(error), is_error=True)
+
+    def look(number, heard):
+        return None if heard is None or number is None else listener.draw_attention(heard, number)
+
+    with gr.Blocks(title=f"AST: {model_name}", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
+        gr.HTML(
+            f"<h1>{html.escape(model_name)}</h1><p>Audio Spectrogram Transformer of {config.num_labels} labels. "
+            f"It hears {own_window:.2f} s at a time, and recordings of any length.</p>",
+            elem_id="title",
+        )
+        heard = gr.State(None, delete_callback=lambda heard: heard and heard.forget())
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                audio = gr.Audio(
+                    sources=["upload", "microphone"],
+                    type="filepath",
+                    label="Recording",
+                    editable=False,
+                    buttons=[],
+                    elem_id="audio",
+                )
+                names = gr.Dataset(
+                    components=["textbox"],
+                    samples=[[path.name] for path in examples],
+                    type="index",
+                    label="Examples",
+                    samples_per_page=8,
+                    elem_id="examples",
+                )
+                with gr.Accordion("Settings", open=False):
+                    with gr.Row():
+                        window = gr.Number(None, label="Window (s)", placeholder=f"{own_window:.2f}", min_width=90)
+                        hop = gr.Number(None, label="Hop (s)", placeholder="2/3 of it", min_width=90)
+                        threshold = gr.Number(None, label="Threshold", placeholder="the model's", min_width=90)
+                    again = gr.Button("Hear again")
+            with gr.Column(scale=3, min_width=320):
+                status = gr.HTML(f"<p>{WELCOME}</p>", elem_id="status")
+                tags = gr.Label(label="Labels", num_top_classes=TOP_K, visible=False, elem_id="tags")
+        with gr.Column(visible=False) as results:
+            timeline = gr.Image(alt_text="Spectrogram over scores and events", elem_id="timeline", **PICTURE)
+            with gr.Row():
+                with gr.Column(scale=2, min_width=320):
+                    events = gr.Dataframe(label="Events", interactive=False, max_height=330, elem_id="events")
+                    with gr.Row():
+                        labels_file = gr.DownloadButton("Events for Audacity", size="sm", min_width=140)
+                        scores_file = gr.DownloadButton("All scores (CSV)", size="sm", min_width=140)
+                with gr.Column(scale=3, min_width=320):
+                    stretch = gr.Dropdown([], label="Attention in", elem_id="stretch")
+                    attention = gr.Image(alt_text="Attention over the spectrogram", elem_id="attention", **PICTURE)
+
+        outputs = [heard, status, tags, results, timeline, events, labels_file, scores_file, stretch, attention]
+        inputs = [audio, window, hop, threshold, heard]
+        names.click(lambda index: str(examples[index]), names, audio, api_visibility="private")
+        gr.on([audio.change, again.click], hear, inputs, outputs, show_progress_on=[status], api_visibility="private")
+        stretch.input(look, [stretch, heard], attention, api_visibility="private")
+    return page
+
+
+def choose_windows(listener: Listener, window: float | None, hop: float | None) -> dict[str, Any]:
+    """The pipeline's keywords for what the page allows of windows and hops, in seconds; `None` means the default.
+
+    Raises:
+        ValueError: Beyond that, or what the model cannot do.
+    """
+    own_window = listener.classifier.window_cutter().length / listener.extractor.sampling_rate
+    longest = max(MAX_WINDOW_SECONDS, own_window)
+    if window is not None and window > longest:
+        raise ValueError(f"Expected a window of at most {longest:g} s, got {window:g} s.")
+    if hop is not None and hop < MIN_HOP_SECONDS:
+        raise ValueError(f"Expected a hop of at least {MIN_HOP_SECONDS:g} s, got {hop:g} s.")
+    return listener.classifier.window_keywords(window, hop)
+
+
+def show(listener: Listener, heard: Heard) -> list[Any]:
+    """What the page shows of a recording: the values of its outputs."""
+    cutter, rate = listener.classifier.window_cutter(**heard.windows), listener.extractor.sampling_rate
+    seconds = heard.timeline.seconds
+    length = f"{seconds:.2f} s" if seconds < 60 else f"{timedelta(seconds=round(seconds))} (h:mm:ss)"
+    windows = f"{len(heard.timeline.scores)} windows of {cutter.length / rate:.2f} s, every {cutter.hop / rate:.2f} s"
+    events = f"events: {len(heard.events)}" if heard.events else "no score reaches the threshold of an event"
+    if len(heard.events) > MAX_ROWS:
+        events += f", of which the first {MAX_ROWS} are listed"
+    rows = [[event.label, event.start, event.end, event.score] for event in heard.events[:MAX_ROWS]]
+    choices = [
+        (f"{event.label}, {event.start:.2f} to {event.end:.2f} s ({event.score:.2f})", number)
+        for number, event in enumerate(heard.stretches)
+    ]
+    return [
+        heard,
+        f"<p>{html.escape(heard.path.name)}: {length}, {windows}; {events}.</p>",
+        gr.Label({tag["label"]: tag["score"] for tag in heard.tags}, visible=True),
+        gr.Column(visible=True),
+        str(listener.draw_timeline(heard)),
+        pandas.DataFrame(rows, columns=COLUMNS).style.format(precision=2),
+        *(str(path) for path in listener.write_files(heard)),
+        gr.Dropdown(choices, value=0),
+        str(listener.draw_attention(heard, 0)),
+    ]
+
+
+def show_nothing(message: str, is_error: bool = False) -> list[Any]:
+    """The same where there is a message alone."""
+    status = f'<p class="{"error" if is_error else ""}">{html.escape(message)}</p>'
+    return [
+        None,
+        status,
+        gr.Label(None, visible=False),
+        gr.Column(visible=False),
+        *[None] * 4,
+        gr.Dropdown([], value=None),
+        None,
+    ]
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except TaggingError as error:
+        sys.exit(f"error: {error}")

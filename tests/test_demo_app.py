@@ -1,0 +1,414 @@
+"""The page shows what the pipeline hears, and survives what people upload."""
+
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import make_tiny_config, random_model
+from PIL import Image
+
+from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
+from modeling_ast.data.synthetic import generate_clip
+from modeling_ast.inference.app import BATCH_SIZE, Listener, WatchedFile
+from modeling_ast.inference.pipeline import audio_tagger
+from modeling_ast.inference.tagging import TaggingError
+
+pytest.importorskip("gradio", reason="needs gradio: pip install -e '.[demo]'")
+import demo_app
+
+SCRIPT = Path(demo_app.__file__)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# What runs in the page if it is taken for HTML or for a template.
+LABELS = ["<img src=x onerror=alert(1)>", "low ${alert(2)} {{alert(3)}}", "**middle**, or so", "high", "rest"]
+RATE = 16000
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def make_sound(*kinds: str) -> np.ndarray:
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([generate_clip(kind, generator) for kind in kinds]).numpy()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A folder with a model whose answers differ between sounds."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    config = make_tiny_config(id2label=dict(enumerate(LABELS)), problem_type="multi_label_classification")
+    model = random_model(config)
+    extractor = ASTFeatureExtractor(max_length=64, num_mel_bins=32, mean=-7.0, std=4.0)
+    windows = torch.from_numpy(make_sound("siren", "noise", "bell", "drone")).unfold(0, 8000, 4000)
+    model.classifier.dense.weight.data *= 12
+    with torch.no_grad():
+        model.classifier.dense.bias -= model(**extractor(windows, return_tensors="pt")).logits.mean(dim=0)
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(model):
+    return audio_tagger(model)
+
+
+@pytest.fixture
+def listener(classifier, tmp_path) -> Listener:
+    (tmp_path / "work").mkdir()
+    return Listener(classifier, tmp_path / "work")
+
+
+@pytest.fixture
+def sound(tmp_path) -> Path:
+    soundfile.write(tmp_path / "four.flac", make_sound("siren", "noise", "bell", "drone"), RATE)
+    return tmp_path / "four.flac"
+
+
+def test_what_is_heard_is_what_the_pipeline_hears(listener, classifier, sound):
+    for windows in ({}, {"chunk_length_s": 0.4, "stride_length_s": 0.1}):
+        heard = listener.hear(sound, windows)
+        expected = classifier(str(sound), return_timeline=True, batch_size=BATCH_SIZE, **windows)
+        assert heard.tags == expected["tags"]
+        np.testing.assert_array_equal(heard.timeline.boundaries, expected["timeline"].boundaries)
+        np.testing.assert_array_equal(heard.timeline.scores, expected["timeline"].scores)
+        assert heard.events == expected["timeline"].find_events()
+        assert heard.events, "a test without events would show little"
+
+
+def test_windows_that_are_looked_into_are_those_that_were_heard(listener, sound):
+    waveform = load_waveform(sound, RATE)
+    windows = {"chunk_length_s": 0.5, "stride_length_s": 0.125}
+    heard = listener.hear(sound, windows)
+    for row in (0, 3, len(heard.timeline.scores) - 1):
+        window, start = listener.read_window(heard, row)
+        assert start == row * 0.25
+        first = round(start * RATE)
+        torch.testing.assert_close(window.waveform, waveform[first : first + RATE // 2], rtol=0, atol=0)
+        logits = listener.classifier.model(**listener.classifier.featurize(window, 0.5)).logits
+        scores = torch.from_numpy(heard.timeline.scores[row])
+        torch.testing.assert_close(logits.sigmoid()[0], scores, rtol=0, atol=1e-5)
+
+
+def test_stretches_are_the_events_from_the_strongest_on(listener, sound):
+    heard = listener.hear(sound, {})
+    assert sorted(heard.stretches, key=str) == sorted(heard.events, key=str)
+    assert [event.score for event in heard.stretches] == sorted((e.score for e in heard.events), reverse=True)
+
+
+def test_without_events_the_strongest_row_is_looked_into(listener, sound):
+    heard = listener.hear(sound, {}, threshold=1.1)
+    (stretch,) = heard.stretches
+    assert not heard.events and stretch.score == heard.timeline.scores.max()
+    assert stretch.start in heard.timeline.times and stretch.end in heard.timeline.times
+    assert listener.draw_attention(heard, 0).is_file()
+    assert "no score reaches" in demo_app.show(listener, heard)[1]
+
+
+def test_pictures_and_files_are_there_until_forgotten(listener, sound):
+    heard = listener.hear(sound, {})
+    for picture in (listener.draw_timeline(heard), listener.draw_attention(heard, len(heard.stretches) - 1)):
+        with Image.open(picture) as image:
+            assert min(image.size) > 200 and np.asarray(image.convert("L")).std() > 10
+    events, scores = listener.write_files(heard)
+    assert events.name == "four_events.txt" and len(events.read_text().splitlines()) == len(heard.events)
+    assert scores.name == "four_scores.csv" and len(scores.read_text().splitlines()) == len(heard.timeline.scores) + 1
+    heard.forget()
+    assert not list(Path(listener.folder).iterdir())
+
+
+@pytest.mark.parametrize("suffix", ("wav", "flac", "ogg", "mp3"))
+def test_a_watched_file_is_read_as_it_is_and_tells_how_far(tmp_path, suffix):
+    path = tmp_path / f"sound.{suffix}"
+    soundfile.write(path, make_sound(*["siren"] * 30), RATE)
+    shares = []
+    with WatchedFile(path, shares.append) as file:
+        torch.testing.assert_close(load_waveform(file, RATE), load_waveform(path, RATE), rtol=0, atol=0)
+    assert len(shares) > 20 and shares[-1] > 0.98 and all(0 <= share <= 1 for share in shares)
+
+
+@pytest.mark.parametrize("content", (b"", b"RIFFnonsense", b"no sound"))
+def test_a_bad_file_is_named_without_its_folder(listener, tmp_path, content):
+    path = tmp_path / "broken.wav"
+    path.write_bytes(content)
+    with pytest.raises(AudioError) as error:
+        listener.hear(path, {})
+    message = str(error.value)
+    assert message.startswith("broken.wav: cannot be decoded (")
+    assert str(tmp_path) not in message
+
+
+def test_messages_and_names_are_text_not_html(listener, sound):
+    named = sound.rename(sound.with_name("<img src=x onerror=alert(1)>.flac"))
+    nothing = demo_app.show_nothing("<b>x</b>.wav: broken", is_error=True)
+    something = demo_app.show(listener, listener.hear(named, {}))
+    assert "&lt;b&gt;x" in nothing[1] and "<b>" not in nothing[1]
+    assert "&lt;img" in something[1] and "<img" not in something[1]
+    assert len(nothing) == len(something)
+
+
+def test_windows_beyond_the_page_are_refused(listener):
+    assert demo_app.choose_windows(listener, None, None) == {"chunk_length_s": None}
+    assert demo_app.choose_windows(listener, 10, 5)["stride_length_s"] == (2.5, 2.5)
+    for window, hop, words in ((11, None, "at most 10 s, got 11 s"), (None, 0.001, "at least 0.02 s"), (1, 2, "hop")):
+        with pytest.raises(ValueError, match=words):
+            demo_app.choose_windows(listener, window, hop)
+
+
+def test_a_regression_model_has_no_page(listener, sound, monkeypatch):
+    monkeypatch.setattr(listener.classifier.model.config, "problem_type", "regression")
+    with pytest.raises(TaggingError, match="gives labels, got the regression model tiny"):
+        demo_app.build_page(listener, "tiny", [sound])
+
+
+def test_generated_examples_can_be_heard(listener, tmp_path):
+    paths = demo_app.write_examples(tmp_path / "examples")
+    lengths = [listener.hear(path, {}).timeline.seconds for path in paths]
+    assert lengths == [4.0, 10.0, 60.0]
+
+
+def test_examples_are_the_sounds_of_a_folder(sound, tmp_path):
+    (tmp_path / "notes.txt").write_text("no sound")
+    assert demo_app.find_examples(tmp_path) == [sound.resolve()]
+    for nothing in (tmp_path / "none", tmp_path / "notes.txt"):
+        with pytest.raises(TaggingError, match="Expected a folder with recordings"):
+            demo_app.find_examples(nothing)
+
+
+@pytest.mark.parametrize("option", (["--port", "0"], ["--port", "70000"], ["--max_megabytes", "0"]))
+def test_options_that_cannot_work_are_refused(option):
+    with pytest.raises(TaggingError, match=option[0].strip("-")):
+        demo_app.parse_options(["--model", "x", *option])
+
+
+def run_script(*arguments: str, before: str = "") -> subprocess.CompletedProcess:
+    """The script in a process of its own, behind a line of code."""
+    code = f"""{before}
+import runpy, sys
+sys.argv = {[str(SCRIPT), *arguments]!r}
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_without_gradio_one_sentence_says_what_to_install():
+    done = run_script("--model", "x", before="import sys; sys.modules['gradio'] = None")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "error: the page needs Gradio, which is not installed: pip install -e '.[demo]'"
+
+
+@pytest.mark.slow
+def test_without_a_model_one_sentence_says_so(tmp_path):
+    done = run_script("--model", str(tmp_path))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(rf"^error: {re.escape(str(tmp_path))} cannot be used: ", done.stderr, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def url(model, tmp_path_factory):
+    """The page, opened by the script; examples lie outside all folders that Gradio serves of its own accord."""
+    folder = tmp_path_factory.mktemp("examples")
+    soundfile.write(folder / "an example.wav", make_sound("bell", "steam", "clicks"), RATE)
+    temporary = tmp_path_factory.mktemp("temporary")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["--model", model, "--examples", folder, "--port", port, "--max_megabytes", 1]
+    log = open(temporary / "log", "w")
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+        cwd=temporary,
+    )
+    url = f"http://127.0.0.1:{port}/"
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(url)
+            break
+        except urllib.error.URLError:
+            assert process.poll() is None, (temporary / "log").read_text()
+            time.sleep(0.5)
+    yield url
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    log.close()
+    assert "Traceback" not in (temporary / "log").read_text()
+    assert not list(temporary.glob("demo_app_*")), "uploads outlive the page"
+
+
+@pytest.fixture
+def page(url):
+    """The page in a browser; nothing but the page itself may be loaded, and no error of it is passed over."""
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    arguments = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    faults = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        page = browser.new_context(permissions=["microphone"]).new_page()
+        page.set_default_timeout(30_000)
+        page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("console", lambda line: line.type == "error" and faults.append(f"console: {line.text}"))
+        own = (url, "data:", f"blob:{url}")
+        page.on("request", lambda request: request.url.startswith(own) or faults.append(f"loads {request.url}"))
+        page.goto(url)
+        page.wait_for_selector("#status p")
+        page.faults = faults
+        yield page
+        browser.close()
+    # The player of Gradio says that it cannot play what is broken.
+    assert [fault for fault in faults if not fault.startswith("console: Waveform load error")] == []
+
+
+def wait_for_status(page, words: str) -> str:
+    page.wait_for_function("words => document.querySelector('#status').innerText.includes(words)", arg=words)
+    return page.inner_text("#status")
+
+
+def upload(page, name: str, content: bytes) -> None:
+    if page.locator("#audio button[aria-label=Clear]").count():
+        page.click("#audio button[aria-label=Clear]")
+        wait_for_status(page, demo_app.WELCOME)
+    page.wait_for_selector("#audio input[type=file]", state="attached")
+    page.set_input_files("#audio input[type=file]", {"name": name, "mimeType": "audio/wav", "buffer": content})
+
+
+def check_results(page) -> None:
+    """Labels and pictures are there."""
+    for name in ("timeline", "attention"):
+        page.wait_for_function(f"() => document.querySelector('#{name} img')?.naturalWidth > 300")
+    shown = page.inner_text("#tags")
+    assert all(label in shown for label in LABELS)
+
+
+def encode(samples: np.ndarray, format: str) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, RATE, format=format)
+    return file.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ("wav", "flac", "ogg", "mp3"))
+def test_page_shows_an_upload(page, listener, tmp_path, suffix):
+    content = encode(make_sound("siren", "noise", "bell", "drone"), suffix)
+    (tmp_path / f"four.{suffix}").write_bytes(content)
+    heard = listener.hear(tmp_path / f"four.{suffix}", {})
+    upload(page, f"four.{suffix}", content)
+    status = wait_for_status(page, f"four.{suffix}: ")
+    assert f"{len(heard.timeline.scores)} windows of 0.66 s" in status
+    assert f"events: {len(heard.events)}." in status
+    check_results(page)
+    for row, event in enumerate(heard.events[:4]):  # rows further down are made when they come into sight
+        cells = [page.inner_text(f"#events [data-testid=cell-{row}-{column}]") for column in range(4)]
+        assert cells == [event.label, f"{event.start:.2f}", f"{event.end:.2f}", f"{event.score:.2f}"]
+
+
+@pytest.mark.slow
+def test_page_goes_on_after_a_bad_file(page):
+    for name, content in (("broken.wav", b"RIFFnonsense"), ("notes.mp3", b"no sound")):
+        upload(page, name, content)
+        status = wait_for_status(page, f"{name}: cannot be decoded")
+        assert status.endswith("Readable are WAV, FLAC, OGG and MP3.")
+        assert not page.is_visible("#timeline") and not page.is_visible("#tags")
+    upload(page, "good.flac", encode(make_sound("siren", "bell"), "flac"))
+    wait_for_status(page, "good.flac: 2.00 s")
+    check_results(page)
+
+
+@pytest.mark.slow
+def test_page_takes_names_for_text(page):
+    upload(page, "<img src=x onerror=alert(4)>${alert(5)}{{alert(6)}}.wav", encode(make_sound("bell"), "wav"))
+    wait_for_status(page, "windows of")
+    check_results(page)
+    assert page.locator("img[src=x]").count() == 0  # neither of the file nor of the labels
+
+
+@pytest.mark.slow
+def test_page_shows_an_example_with_other_windows_and_stretches(page):
+    page.click("#examples button:has-text('an example')")
+    wait_for_status(page, "an example.wav: 3.00 s")
+    check_results(page)
+    before = page.get_attribute("#attention img", "src")
+    page.click("#stretch input")
+    page.locator("[role=option]").nth(1).click()
+    page.wait_for_function("before => document.querySelector('#attention img')?.src != before", arg=before)
+    check_results(page)
+    page.click("text=Settings")
+    page.get_by_label("Window (s)").fill("0.5")
+    page.get_by_label("Hop (s)").fill("0.25")
+    page.click("text=Hear again")
+    wait_for_status(page, "11 windows of 0.50 s, every 0.25 s")
+    check_results(page)
+    page.get_by_label("Hop (s)").fill("5")
+    page.click("text=Hear again")
+    wait_for_status(page, "Expected a hop above 0 and of at most the window, 0.5 s, got 5 s.")
+
+
+@pytest.mark.slow
+def test_page_offers_files(page):
+    page.click("#examples button:has-text('an example')")
+    wait_for_status(page, "an example.wav: 3.00 s")
+    for words, name, start in (("Audacity", "events.txt", "0.0"), ("CSV", "scores.csv", "start,end,")):
+        with page.expect_download() as download:
+            page.click(f"text={words}")
+        assert download.value.suggested_filename.endswith(name)
+        assert Path(download.value.path()).read_text(encoding="utf-8").startswith(start)
+
+
+@pytest.mark.slow
+def test_page_hears_the_microphone(page):
+    page.click("#audio button[aria-label='Record audio']")
+    page.click("#audio button:has-text('Record')")
+    page.wait_for_timeout(2500)
+    page.click("#audio button:has-text('Stop')")
+    status = wait_for_status(page, "windows of")
+    assert 1 < float(re.search(r": ([\d.]+) s,", status)[1]) < 30
+    check_results(page)
+
+
+@pytest.mark.slow
+def test_page_fits_a_narrow_screen(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.click("#examples button:has-text('an example')")
+    wait_for_status(page, "an example.wav")
+    check_results(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", (SCRIPT, Path(sys.executable).resolve()))
+def test_no_other_files_are_served(url, path):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(f"{url}gradio_api/file={path}")
+    assert error.value.code == 403
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_named(url, model):
+    port = url.rstrip("/").rpartition(":")[2]
+    done = run_script("--model", str(model), "--port", port)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"error: 127.0.0.1:{port} cannot be opened; --port chooses another."
+
+
+@pytest.mark.slow
+def test_page_refuses_a_file_that_is_too_large(page):
+    upload(page, "large.wav", bytes(2 * 2**20))
+    page.wait_for_selector("text=exceed the maximum allowed size")
+    page.faults[:] = [fault for fault in page.faults if "console" not in fault]  # Gradio tells the console, too
