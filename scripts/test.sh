@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 prepare_environment test
 
-selection=(-m "not slow")
+selection=(-m "not slow" --numprocesses 2 --dist loadfile)
 if [ "${1:-}" = "--all" ]; then
     selection=()
     shift

@@ -15,7 +15,9 @@ import torch
 
 from modeling_ast import ASTConfig, ASTForAudioClassification
 
-torch.set_num_threads(2)
+# Two cores: two threads, or one for each of two processes.
+NUM_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+torch.set_num_threads(NUM_THREADS)
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -50,7 +52,7 @@ def one_thread():
     """For tiny tensors: on a busy machine two threads wait for each other a hundred times as long as they work."""
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(2)
+    torch.set_num_threads(NUM_THREADS)
 
 
 def call_with_portable_fft(module: str, function: str, folder: Path, output: Path) -> dict[str, np.ndarray]:
