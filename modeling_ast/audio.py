@@ -10,6 +10,10 @@ from typing import BinaryIO
 
 import torch
 
+# So many numbers torchaudio's filter may have: it has some 70,000 for 44.1 kHz to 16 kHz, but hundreds of millions
+# for 22,051 Hz, which has no divisor in common with 16 kHz.
+MAX_FILTER_SIZE = 2**22
+
 
 class AudioError(ValueError):
     """A sound file that is missing, broken or not decodable. The message holds its name and the decoder's words."""
@@ -20,7 +24,7 @@ def load_waveform(
 ) -> torch.Tensor:
     """Read a sound file into a mono waveform at one rate.
 
-    WAV, FLAC, OGG and MP3, decoded by libsndfile (no ffmpeg, no torchcodec); channels averaged; resampled with
+    WAV, FLAC, OGG and MP3, decoded by libsndfile (no ffmpeg, no torchcodec); channels averaged; resampled as by
     `torchaudio.functional.resample` where the file has another rate.
 
     Args:
@@ -191,10 +195,34 @@ class StreamResampler:
 def _resample(waveform: torch.Tensor, source_rate: int, target_rate: int) -> torch.Tensor:
     if source_rate == target_rate:
         return waveform
+    divisor = math.gcd(source_rate, target_rate)
+    if source_rate // divisor * target_rate // divisor > MAX_FILTER_SIZE:
+        return _resample_any(waveform, source_rate // divisor, target_rate // divisor)
     require_torchaudio()
     from torchaudio.functional import resample
 
     return resample(waveform, source_rate, target_rate)
+
+
+def _resample_any(waveform: torch.Tensor, source: int, target: int) -> torch.Tensor:
+    """What torchaudio gives (`sinc_interp_hann`), with the filter of each sample made where it is needed.
+
+    Args:
+        waveform: Of shape (samples,).
+        source: Rate of it, over the greatest common divisor of the rates.
+        target: Rate of the result, likewise.
+    """
+    cutoff = 0.99 * min(source, target)
+    width = math.ceil(6 * source / cutoff)  # samples that the filter reaches to either side
+    offsets = torch.arange(-width, width + 1)
+    windows = torch.nn.functional.pad(waveform, (width, width)).unfold(0, len(offsets), 1)
+    outputs = []
+    for numbers in torch.arange(-(-len(waveform) * target // source)).split(max(1, MAX_FILTER_SIZE // len(offsets))):
+        nearest, remainder = numbers * source // target, numbers * source % target
+        time = (offsets - remainder.double().unsqueeze(1) / target) / source * cutoff  # (outputs, offsets)
+        weights = torch.sinc(time) * (time.clamp(-6, 6) * math.pi / 12).cos().square() * cutoff / source
+        outputs.append((windows[nearest] * weights.float()).sum(dim=1))
+    return torch.cat(outputs)
 
 
 def _missing_share(file, num_samples: int) -> float:

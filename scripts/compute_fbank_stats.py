@@ -82,7 +82,7 @@ def original_statistics(
     splits: AudioSplits, extractor: ASTFeatureExtractor, multi_label: bool, training_args: ASTTrainingArguments
 ) -> tuple[float, float]:
     """The mean of the batches' means and of their deviations, over batches in the order of the data."""
-    extractor.do_normalize = False
+    extractor.do_normalize, extractor.padding = False, "max_length"
     rows = splits.train.with_transform(DecodeAudio(extractor.sampling_rate))
     collator = ASTDataCollator(
         extractor, len(splits.label_names), multi_label, ORIGINAL_AUGMENTATION, rows, training_args.seed

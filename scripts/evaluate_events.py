@@ -26,9 +26,11 @@ import torch
 from modeling_ast.data.sources import DataError
 from modeling_ast.data.splicing import BACKGROUND, sounding_part, splice
 from modeling_ast.data.streams import decode
+from modeling_ast.inference.ensemble import label_order
 from modeling_ast.inference.event_metrics import best_energy_gate, event_scores
-from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, audio_tagger
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import plot_timeline
+from modeling_ast.inference.tagging import TaggingError, load_classifier
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
 from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, error_sentence, parse_arguments
 from modeling_ast.training.start import read_splits
@@ -46,18 +48,20 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         The figures of the model with its labels, of the model without them, and of the gate.
 
     Raises:
-        RecipeError, DataError, AudioError: Arguments, a data set or a sound file that cannot be used.
+        RecipeError, TaggingError, DataError, AudioError: Arguments, a model, a data set or a sound file that cannot be
+            used.
     """
     args, keys = parse_command_line(argv)
     _, data_args, _, _ = parse_arguments([args.recipe, *keys, NOT_TRAINING])
     check_data_keys(keys, "a spliced recording")
+    classifier = load_classifier(args.model, device=None)
+    rate, splits = classifier.feature_extractor.sampling_rate, read_splits(data_args, multi_label=False)
     try:
-        classifier = audio_tagger(args.model)
         windows = classifier.window_keywords(args.window, args.hop)
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"{args.model} cannot be used: {' '.join(str(error).split())}") from error
-    rate = classifier.feature_extractor.sampling_rate
-    recording, truth = make_recording(read_splits(data_args, multi_label=False), rate, args)
+        label_order(classifier.model.config.id2label, splits.label_names)  # which says what differs
+    except ValueError as error:
+        raise RecipeError(f"{args.model} cannot be used: {error}") from error
+    recording, truth = make_recording(splits, rate, args)
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "recording.flac"
@@ -94,7 +98,7 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     parser.add_argument("--seed", type=int, default=0, help="of the recording (default: %(default)s)")
     parser.add_argument("--window", type=float, default=1.0, help="seconds heard at once (default: %(default)s)")
     parser.add_argument("--hop", type=float, default=0.1, help="seconds between windows (default: %(default)s)")
-    parser.add_argument("--threshold", type=float, default=0.5, help="of an event (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, help="of an event (default: the model's own, else 0.5)")
     parser.add_argument("--min_seconds", type=float, default=0.8, help="shortest event (default: %(default)s)")
     parser.add_argument("--merge_seconds", type=float, default=1.0, help="longest gap closed (default: %(default)s)")
     args, keys = parser.parse_known_args(argv)
@@ -146,5 +150,5 @@ def report(results: dict[str, dict[str, float]], truth: list[Event], seconds: fl
 if __name__ == "__main__":
     try:
         main()
-    except (RecipeError, DataError, AudioError) as error:
+    except (RecipeError, TaggingError, DataError, AudioError) as error:
         sys.exit(error_sentence(error))

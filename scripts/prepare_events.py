@@ -27,6 +27,7 @@ from modeling_ast import load_waveform
 from modeling_ast.data.label_tables import DataError
 from modeling_ast.data.prepare import Manifest, summarize, write_manifest
 from modeling_ast.data.splicing import BACKGROUND, background_noise, set_level, sounding_part
+from modeling_ast.data.whole_files import written_beside
 
 SAMPLING_RATE = 16000
 LEVEL_DB = -25.0
@@ -100,10 +101,9 @@ def read_manifest(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
 
 
 def write(path: Path, waveform: torch.Tensor) -> str:
-    """A clip as FLAC; a file that is there is complete."""
-    unfinished = path.with_suffix(".part")
-    soundfile.write(unfinished, waveform.clamp(-1, 1).numpy(), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-    unfinished.replace(path)
+    """A clip as FLAC."""
+    with written_beside(path) as unfinished:
+        soundfile.write(unfinished, waveform.clamp(-1, 1).numpy(), SAMPLING_RATE, subtype="PCM_16")
     return str(path)
 
 

@@ -58,7 +58,7 @@ def test_channels_are_averaged(tmp_path, name):
     np.testing.assert_allclose(load_waveform(tmp_path / name), (left + right) / 2, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("file_rate, sampling_rate", [(44100, 16000), (8000, 16000), (16000, 22050)])
+@pytest.mark.parametrize("file_rate, sampling_rate", [(44100, 16000), (8000, 16000), (16000, 22050), (96001, 16000)])
 def test_resampling_keeps_frequency_and_duration(tmp_path, file_rate, sampling_rate):
     soundfile.write(tmp_path / "tone.wav", tone(2.0, file_rate, frequency=1000.0), file_rate)
     waveform = load_waveform(tmp_path / "tone.wav", sampling_rate=sampling_rate)
@@ -153,6 +153,19 @@ def test_resampling_in_pieces_equals_resampling_at_once(source_rate, target_rate
             found.append(resampler.finish())
             expected = resample(waveform, source_rate, target_rate)
             torch.testing.assert_close(torch.cat(found), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("source_rate, target_rate", [(997, 1600), *RATES[:-1]])
+def test_filters_made_where_they_are_needed_are_those_of_torchaudio(source_rate, target_rate, monkeypatch):
+    """As rates with no divisor in common have them, for which torchaudio's filter would take gigabytes."""
+    from torchaudio.functional import resample
+
+    waveform = torch.from_numpy(noise(10000)).float()
+    expected = resample(waveform.double(), source_rate, target_rate).float()  # its filter in double precision
+    monkeypatch.setattr("modeling_ast.audio.MAX_FILTER_SIZE", 0)
+    resampler = StreamResampler(source_rate, target_rate)
+    found = [*map(resampler.push, waveform.split(3000)), resampler.finish()]
+    torch.testing.assert_close(torch.cat(found), expected, atol=1e-6, rtol=0)
 
 
 def test_resampler_gives_what_it_can_and_keeps_little():

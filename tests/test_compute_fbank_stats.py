@@ -104,6 +104,10 @@ def test_original_without_augmentation_is_the_mean_over_padded_batches(folder, m
     assert expected[1] < 0.99 * padded.std().item()
 
 
+def test_original_pads_also_where_the_recipe_does_not(folder):
+    assert run(folder, "--original", "--padding", "longest") == run(folder, "--original")
+
+
 def test_original_counts_masks_and_mixup_and_repeats_itself(folder, monkeypatch):
     first = run(folder, "--original")
     assert first == run(folder, "--original", "--dataloader_num_workers=2")

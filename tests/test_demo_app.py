@@ -243,10 +243,11 @@ def url(model, tmp_path_factory):
             assert process.poll() is None, (temporary / "log").read_text()
             time.sleep(0.5)
     yield url
+    served = (temporary / "log").read_text()
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
     log.close()
-    assert "Traceback" not in (temporary / "log").read_text()
+    assert "Traceback" not in served
     assert not list(temporary.glob("demo_app_*")), "uploads outlive the page"
 
 

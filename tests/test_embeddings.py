@@ -308,7 +308,7 @@ def test_rows_are_written_while_they_come(tmp_path, monkeypatch):
 
     def items():
         for number in range(2000):
-            sizes.append(sum(path.stat().st_size for path in tmp_path.glob("emb.*.unfinished")))
+            sizes.append(sum(path.stat().st_size for path in tmp_path.glob(".*.unfinished*")))
             vectors = np.full((3, 32), number, dtype=np.float32)
             yield {"path": f"{number}.wav"}, Embeddings(vectors, np.arange(3.0), np.arange(1.0, 4.0))
 

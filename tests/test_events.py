@@ -17,6 +17,7 @@ from modeling_ast.data.sources import load_splits
 from modeling_ast.data.splicing import background_noise, frame_levels, set_level, sounding_part, splice
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.event_metrics import best_energy_gate, energy_gate, event_scores, match_events
+from modeling_ast.inference.tagging import TaggingError
 from modeling_ast.inference.timeline import Event
 from modeling_ast.training.recipes import RecipeError
 
@@ -235,5 +236,10 @@ def test_the_script_compares_a_model_with_the_gate_and_saves_what_it_heard(data,
 def test_the_script_refuses_what_cannot_work(data, model, tmp_path):
     with pytest.raises(RecipeError, match="a hop above 0 and of at most the window, 1 s, got 2 s"):
         evaluate_events([str(model), *recipe(data), "--hop", "2"])
-    with pytest.raises(RecipeError, match="nowhere cannot be used"):
+    with pytest.raises(TaggingError, match="nowhere cannot be used"):
         evaluate_events([str(tmp_path / "nowhere"), *recipe(data)])
+    config = make_tiny_config(id2label={0: "background", 1: "drone", 2: "bell"})
+    random_model(config).save_pretrained(tmp_path / "other")
+    ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(tmp_path / "other")
+    with pytest.raises(RecipeError, match="the model alone has bell and the data alone have whistle"):
+        evaluate_events([str(tmp_path / "other"), *recipe(data)])

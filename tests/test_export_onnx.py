@@ -15,6 +15,7 @@ import torch
 from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.data.metrics import score_function
 from modeling_ast.fbank import frame_length, num_samples
 from modeling_ast.inference.export import (
     ExportError,
@@ -23,7 +24,6 @@ from modeling_ast.inference.export import (
     graph_function,
     model_function,
     quantize_onnx,
-    score_function,
 )
 
 onnx = pytest.importorskip("onnx")

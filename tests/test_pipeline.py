@@ -482,6 +482,15 @@ def test_fitted_thresholds_choose_the_tags(tmp_path):
     assert len(fitted(waveform, threshold={})) == 5
 
 
+def test_fitted_thresholds_leave_the_best_label_of_a_softmax(tmp_path):
+    folder = save(tmp_path, problem_type="single_label_classification", thresholds=dict.fromkeys(LABELS, 1.0))
+    classifier, waveform = audio_tagger(folder), swelling(30000)
+    result = classifier(waveform, return_timeline=True)
+    assert result["tags"] == classifier(waveform, top_k=1, threshold=0)
+    assert result["timeline"].find_events() == []
+    assert classifier(waveform, threshold=1.0) == []  # asked for by the user
+
+
 def test_a_score_equal_to_its_threshold_is_kept(classifier):
     scores = by_label(classifier(noise(9000)))
     for label, score in scores.items():

@@ -25,6 +25,11 @@ class DivergedError(ValueError):
     """Scores that are no numbers, as of a model whose training diverged."""
 
 
+def score_function(problem_type: str | None) -> str:
+    """What turns logits into scores: "sigmoid", "none" (regression) or "softmax" (all others), as in pipelines."""
+    return {"multi_label_classification": "sigmoid", "regression": "none"}.get(problem_type, "softmax")
+
+
 def to_probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
     """Logits to float32 probabilities: a sigmoid each for several labels a clip, one softmax for a single label.
 

@@ -4,7 +4,6 @@ import csv
 import io
 import os
 import re
-import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from modeling_ast.data.download import Archive
 from modeling_ast.data.label_tables import DataError
 from modeling_ast.data.sources import find_sounds, load_splits, read_data_json
 from modeling_ast.data.synthetic import LISTS
+from modeling_ast.data.whole_files import written_beside
 
 SAMPLING_RATE = 16000  # Hz, of the FLAC cache
 MIN_SECONDS = 0.025  # one frame of the features
@@ -279,13 +279,8 @@ def _cache_one(pair: tuple[str, str]) -> str | AudioError:
     except AudioError as error:
         return error
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    # Beside, of a name that no other process or thread has, and renamed: a file that is there is complete.
-    unfinished = f"{target}.{os.getpid()}.{threading.get_ident()}.part"
-    try:
+    with written_beside(target) as unfinished:
         soundfile.write(unfinished, waveform.clamp(-1, 1).numpy(), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-        os.replace(unfinished, target)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
     return target
 
 
@@ -301,15 +296,10 @@ def in_threads(function: Callable, items: Sequence, description: str, num_worker
 def write_csv(path: Path, columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
     """Write a table at once: a file that is there is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(unfinished, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(rows)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written_beside(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import pipeline
 
+from modeling_ast.data.whole_files import written_beside
 from modeling_ast.fbank import frame_length, frame_shift, num_samples
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.recordings import Recording
@@ -168,7 +168,7 @@ def write_parquet(
     ]
     schema = pa.schema(fields, metadata={"modeling_ast": json.dumps(metadata)})
     num_rows = 0
-    with _written_beside(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
+    with written_beside(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
         for group in _groups(items):
             parts = [embeddings for _, embeddings in group]
             known = [[record[name] for record, part in group for _ in part.starts] for name in columns]
@@ -200,7 +200,7 @@ def write_npy(path: Path, items: Items, columns: Sequence[str], hidden_size: int
         The number of rows.
     """
     num_rows = 0
-    with _written_beside(path) as unfinished, _written_beside(path.with_suffix(".csv")) as unfinished_index:
+    with written_beside(path) as unfinished, written_beside(path.with_suffix(".csv")) as unfinished_index:
         with open(unfinished, "wb") as file, open(unfinished_index, "w", newline="", encoding="utf-8") as index:
             table = csv.writer(index)
             table.writerow([*columns, "start", "end"])
@@ -236,14 +236,3 @@ def _groups(items: Items) -> Iterator[list[tuple[Mapping[str, Any], Embeddings]]
             group, num_rows = [], 0
     if group:
         yield group
-
-
-@contextmanager
-def _written_beside(path: Path) -> Iterator[Path]:
-    """Where to write a file that gets its name when it is whole, and is removed where it does not become so."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

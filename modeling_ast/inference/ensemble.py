@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, __version__
 from modeling_ast.data.metrics import to_probabilities
+from modeling_ast.data.whole_files import written_beside
 
 # What says where a configuration comes from, and nothing about the model.
 _ORIGIN_KEYS = ("_name_or_path", "transformers_version")
@@ -127,11 +128,14 @@ def save_predictions(
         fingerprint: Of the model and the rows.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez(
-        unfinished, probabilities=probabilities, labels=labels, label_names=list(label_names), fingerprint=fingerprint
-    )
-    unfinished.replace(path)
+    with written_beside(path) as unfinished:
+        np.savez(
+            unfinished,
+            probabilities=probabilities,
+            labels=labels,
+            label_names=list(label_names),
+            fingerprint=fingerprint,
+        )
 
 
 def load_predictions(path: Path, fingerprint: str) -> np.ndarray | None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.data.metrics import to_probabilities
+from modeling_ast.data.metrics import score_function, to_probabilities
 from modeling_ast.fbank import fbank, frame_length, frame_shift, num_samples
 from modeling_ast.feature_extraction_ast import PADDINGS
 
@@ -27,11 +27,6 @@ MAX_BYTES = 1536 * 1024**2
 
 class ExportError(ValueError):
     """A model that cannot be exported, or a graph that does not give the model's scores."""
-
-
-def score_function(problem_type: str | None) -> str:
-    """What turns logits into scores: "sigmoid", "none" (regression) or "softmax" (all others), as in pipelines."""
-    return {"multi_label_classification": "sigmoid", "regression": "none"}.get(problem_type, "softmax")
 
 
 class WaveformClassifier(nn.Module):

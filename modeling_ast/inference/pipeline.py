@@ -16,7 +16,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.audio import StreamResampler
-from modeling_ast.data.metrics import to_probabilities
+from modeling_ast.data.metrics import score_function, to_probabilities
 from modeling_ast.fbank import num_samples
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.recordings import (
@@ -41,16 +41,17 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         classifier("street.wav", return_timeline=True)
 
     A recording no longer than the model's `max_length` is heard as by Transformers' own pipeline, with the same
-    scores. A longer one is heard in overlapping windows, batched through the model (`batch_size`), and read in blocks
-    (in `num_workers` processes). WAV, FLAC, OGG and MP3 need no ffmpeg.
+    scores (other ones where the extractor's padding is "longest", which Transformers ignores). A longer one is heard
+    in overlapping windows, batched through the model (`batch_size`), and read in blocks (in `num_workers` processes).
+    WAV, FLAC, OGG and MP3 need no ffmpeg.
 
     All keywords can be given when the pipeline is made, and again at a call:
 
         top_k: How many labels, best first; `None` for all.
         function_to_apply: "softmax", "sigmoid" or "none"; `None` goes by the model's problem type.
         threshold: Leave out labels with lower scores: one number, or some by label. `None` means the thresholds that
-            were fitted to the model (`config.thresholds`), if any and if its scores are asked for; 0 switches those
-            off too.
+            were fitted to the model (`config.thresholds`), if any; the best label of a softmax stays all the same. 0
+            switches those off too.
         chunk_length_s: Length of a window in seconds; `None` means the model's `max_length`.
         stride_length_s: Overlap of a window on its left and right, in seconds: one number, or two. `None` means a
             sixth of the window on each side. Windows start every `chunk_length_s - left - right`, which is the hop of
@@ -300,8 +301,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         """The result of a recording, from its windows with their `logits` (1, labels)."""
         config = self.model.config
         label_names = [config.id2label[index] for index in range(config.num_labels)]
-        own_function = {"regression": "none", "multi_label_classification": "sigmoid"}
-        own_function = own_function.get(config.problem_type, "softmax")
+        own_function = score_function(config.problem_type)
         function_to_apply = function_to_apply or own_function
         # Fitted thresholds are those of the scores that the model's problem type gives.
         fitted = config.thresholds or {} if function_to_apply == own_function else {}
@@ -313,7 +313,9 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
             sampling_rate=self.feature_extractor.sampling_rate,
             thresholds={label: value for label, value in fitted.items() if label in label_names},
         )
-        tags = _choose(timeline, aggregate, threshold, top_k)
+        # One label of a softmax is the answer, however low the score; of sigmoids there may be none.
+        at_least_one = threshold is None and function_to_apply == "softmax"
+        tags = _choose(timeline, aggregate, threshold, top_k, at_least_one)
         return {"tags": tags, "timeline": timeline} if return_timeline else tags
 
 
@@ -479,7 +481,11 @@ def _apply(function: str, logits: np.ndarray) -> np.ndarray:
 
 
 def _choose(
-    timeline: Timeline, aggregate: str, threshold: float | Mapping[str, float] | None, top_k: int | None
+    timeline: Timeline,
+    aggregate: str,
+    threshold: float | Mapping[str, float] | None,
+    top_k: int | None,
+    at_least_one: bool,
 ) -> list[dict[str, Any]]:
     """The labels of a recording, best first."""
     scores, names = timeline.aggregate(aggregate), timeline.label_names
@@ -487,7 +493,9 @@ def _choose(
     if isinstance(minimum, Mapping):
         minimum = np.array([minimum.get(name, -np.inf) for name in names])
     order = np.argsort(-scores, kind="stable")
-    chosen = order[~(scores < minimum)[order]][:top_k]  # NaN, as of a model whose training diverged, stays in sight
+    is_kept = ~(scores < minimum)[order]  # NaN, as of a model whose training diverged, stays in sight
+    is_kept[0] |= at_least_one
+    chosen = order[is_kept][:top_k]
     return [{"score": float(scores[index]), "label": names[index]} for index in chosen]
 
 

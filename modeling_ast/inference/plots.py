@@ -4,7 +4,6 @@ import csv
 import math
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.metrics import positive_labels
+from modeling_ast.data.whole_files import written_beside
 from modeling_ast.fbank import FRAME_SHIFT_MS, frame_length, frame_shift, mel_bin_frequencies
 from modeling_ast.inference.explanations import Attention, Occlusion, Spectrogram
 from modeling_ast.inference.timeline import Event, Timeline
@@ -62,7 +62,7 @@ def plot_tags(
     right.invert_yaxis()
     for side in ("top", "right"):
         right.spines[side].set_visible(False)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_timeline(
@@ -122,7 +122,7 @@ def plot_timeline(
     for row in range(1, len(shown)):
         below.axhline(row - 0.5, color="white", linewidth=1.5)
     _mark_time(below)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def _pool_spectrogram(
@@ -221,7 +221,7 @@ def plot_training_curves(
         if len(axes.lines) > 1:
             axes.legend()
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike, title: str = "") -> None:
@@ -254,7 +254,7 @@ def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike, titl
         _draw_bars(worst, rows[-NUM_EXTREMES:], f"{NUM_EXTREMES} worst")
     mean = float(np.mean([row["AP"] for row in rows]))
     figure.suptitle(f"{title}: mAP {mean:.4f}" if title else f"mAP {mean:.4f}")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_confusion_matrix(
@@ -301,7 +301,7 @@ def plot_confusion_matrix(
         for row, column in np.argwhere(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=6)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_reliability(
@@ -325,7 +325,7 @@ def plot_reliability(
     counts.set(yscale="log", xlabel="how sure the model is: mean score of the bin", ylabel="decisions")
     for axes in (shares, counts):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_occlusion(occlusion: Occlusion, path: str | os.PathLike, title: str = "") -> None:
@@ -464,11 +464,8 @@ def _extent(spectrogram: Spectrogram, cells: torch.Tensor) -> tuple[float, float
 
 
 def _save(figure, path: str | os.PathLike) -> None:
-    """Beside, and renamed, so that a picture that is there is whole."""
-    path = Path(path)
-    unfinished = path.with_stem(f"{path.stem}.{os.getpid()}")
-    figure.savefig(unfinished, dpi=120)
-    unfinished.replace(path)
+    with written_beside(path) as unfinished:
+        figure.savefig(unfinished, dpi=120)
 
 
 def _figure(width: float, height: float):

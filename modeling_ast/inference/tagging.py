@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.sources import AUDIO_SUFFIXES, find_sounds
+from modeling_ast.data.whole_files import written_beside
 from modeling_ast.inference.ensemble import load_model
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import plot_timeline
@@ -23,6 +24,8 @@ from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
 # What can be written. There is a folder for each but the lines of `results.jsonl`, which always are.
 _FOLDERS = {"csv": ("timelines", ".csv"), "audacity": ("audacity", ".txt"), "png": ("pictures", ".png")}
 FORMATS = ("jsonl", *_FOLDERS)
+# Bytes of a name that leave room, of the 255 that file systems take, for a suffix and a number.
+_MAX_NAME_BYTES = 240
 _TABLES = {"tags": ("label", "score"), "events": ("label", "start", "end", "score")}
 _MEND = "Give another --output_dir, or --overwrite to delete them and begin anew."
 
@@ -56,7 +59,7 @@ class SoundFile:
     Attributes:
         path: As it was given; of a file in a folder, the folder as it was given and the way from there.
         place: What its own results are called, in a folder for each format: the way to the file, with the name of the
-            folder that was given first.
+            folder that was given first; a name that would be too long with a suffix is cut.
         stamp: Size in bytes and time of change in nanoseconds, by which one knows that it is still the same.
     """
 
@@ -101,7 +104,14 @@ def find_files(sources: Iterable[str | os.PathLike], output_dir: str | os.PathLi
             f"No sound files ({', '.join(AUDIO_SUFFIXES)}) in {', '.join(map(str, sources))}, nor below. A file with "
             "another suffix is heard when it is named itself."
         )
-    return [SoundFile(path, place, _stamp(path)) for path, place in found.values()]
+    return [SoundFile(path, _cut_name(place), _stamp(path)) for path, place in found.values()]
+
+
+def _cut_name(place: str) -> str:
+    name = os.fsencode(Path(place).name)
+    if len(name) <= _MAX_NAME_BYTES:
+        return place
+    return Path(place).with_name(name[:_MAX_NAME_BYTES].decode(errors="ignore")).as_posix()
 
 
 def _stamp(path: str) -> list[int]:
@@ -195,14 +205,13 @@ class ResultsFolder:
             AudioError: The file, which is read once more for the picture, cannot be used any longer.
         """
         if "csv" in self.formats:
-            _write(self.output_path(file.place, "csv"), timeline.write_csv)
+            timeline.write_csv(_in_folder(self.output_path(file.place, "csv")))
         if "audacity" in self.formats:
             text = audacity_labels(events).encode()
             _write(self.output_path(file.place, "audacity"), lambda path: path.write_bytes(text))
         if "png" in self.formats:
-            pieces = read_recording(file.path, extractor.sampling_rate)
-            draw = partial(plot_timeline, pieces, extractor, timeline, events, title=file.path)
-            _write(self.output_path(file.place, "png"), draw)
+            pieces, path = read_recording(file.path, extractor.sampling_rate), self.output_path(file.place, "png")
+            plot_timeline(pieces, extractor, timeline, events, _in_folder(path), title=file.path)
         return self._append(
             {
                 "path": file.path,
@@ -318,8 +327,11 @@ def _write_table(rows: Iterable[Sequence[Any]], path: Path) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside its place, so that it is there when it is whole."""
+    with written_beside(_in_folder(path)) as unfinished:
+        write(unfinished)
+
+
+def _in_folder(path: Path) -> Path:
+    """The path, whose folder is there now."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished{path.suffix}")  # no longer than any name that the path may have
-    write(unfinished)
-    unfinished.replace(path)
+    return path

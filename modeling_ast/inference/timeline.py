@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from modeling_ast.data.whole_files import written_beside
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -149,13 +150,11 @@ class Timeline:
 
     def write_csv(self, path: str | os.PathLike) -> None:
         """The scores as a table: start and end in seconds, and a column a label."""
-        unfinished = Path(f"{os.fspath(path)}.unfinished")
-        with open(unfinished, "w", newline="", encoding="utf-8") as file:
+        with written_beside(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["start", "end", *self.label_names])
             for start, end, row in zip(self.times[:-1], self.times[1:], self.scores):
                 writer.writerow([f"{start:.6f}", f"{end:.6f}", *(f"{score:.6g}" for score in row)])
-        unfinished.replace(path)
 
 
 def is_number(value: Any) -> bool:
