@@ -18,7 +18,7 @@ SIZES = {
 
 @strict
 class ASTConfig(PreTrainedConfig):
-    r"""Sizes of an AST. Every key of Transformers' own `ASTConfig`, with the same meaning, and two more.
+    r"""Sizes of an AST. Every key of Transformers' own `ASTConfig`, with the same meaning, and five more.
 
     The defaults are those of the checkpoint
     [MIT/ast-finetuned-audioset-10-10-0.4593](https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593).
@@ -47,6 +47,13 @@ class ASTConfig(PreTrainedConfig):
             has one. They belong to the head that they were fitted with: a fresh head drops them. Transformers' own
             AST has no such key: it keeps the thresholds in the file, and does not use them. As it also keeps those
             of a head that it replaces, names that are no label of the model are no error, and say nothing.
+        patchout_rows: Rows of the patch grid (of frequency) that each training batch leaves out, at random; see
+            `modeling_ast.modeling_ast.ASTEmbeddings.draw_patches`. In training mode alone, and 0 for all three means
+            not at all; Transformers' own AST has no such keys, and leaves nothing out.
+        patchout_columns: Columns of the patch grid (of time) that it leaves out, at `max_length` frames; of shorter or
+            longer clips the same share.
+        patchout_patches: Single patches that it leaves out of the rest, at `max_length` frames; of shorter or longer
+            clips the same share.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: A value has the wrong type or cannot work; the message says which
@@ -73,6 +80,9 @@ class ASTConfig(PreTrainedConfig):
     max_length: int = 1024
     num_mel_bins: int = 128
     thresholds: dict[str, float | int] | None = None
+    patchout_rows: int = 0
+    patchout_columns: int = 0
+    patchout_patches: int = 0
 
     @classmethod
     def from_size(cls, size: str, **overrides) -> "ASTConfig":
@@ -138,6 +148,14 @@ class ASTConfig(PreTrainedConfig):
         for name in ("layer_norm_eps", "head_layer_norm_eps", "initializer_range"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"Expected {name} above 0, got {getattr(self, name)}.")
+        rows, columns = self.num_frequency_patches - self.patchout_rows, self.num_time_patches - self.patchout_columns
+        for name, most in (
+            ("patchout_rows", self.num_frequency_patches - 1),
+            ("patchout_columns", self.num_time_patches - 1),
+            ("patchout_patches", rows * columns - 1),
+        ):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"Expected {name} of 0 to {most}, which leaves a patch, got {getattr(self, name)}.")
         for label, threshold in (self.thresholds or {}).items():
             if not 0 <= threshold <= 1:
                 raise ValueError(f"Expected thresholds in [0, 1], got {threshold} for {label}.")

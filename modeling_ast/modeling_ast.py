@@ -31,6 +31,9 @@ logger = logging.get_logger(__name__)
 
 # What fixes the patch grid besides the patch size; `adapt_geometry` can change these in a trained model.
 GEOMETRY_KEYS = ("max_length", "num_mel_bins", "frequency_stride", "time_stride")
+# Tokens that the MLP takes at once, at most, on a CPU without gradients. Its middle is four times as wide as the
+# network; pieces of it stay near the cores, in memory that is used again. Chosen at base size, out of 300 to 10000.
+MLP_TOKENS = 640
 # Arguments of `from_pretrained` that say where and how files are fetched.
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -140,18 +143,57 @@ class ASTEmbeddings(nn.Module):
         self.patch_embeddings = ASTPatchEmbeddings(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_values: torch.Tensor, num_columns: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        num_columns: torch.Tensor | None = None,
+        kept: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """
         Args:
             input_values: Of shape (batch, frames, mel bins).
             num_columns: Columns of patches that belong to each clip, (batch,); `None` means all.
+            kept: Indices of the patches that are kept, (kept patches,), as from `draw_patches`; `None` means all.
         """
         self.check_shape(input_values)
         patches = self.patch_embeddings(input_values)
         special = torch.cat((self.cls_token, self.distillation_token), dim=1)
         special = special + self.position_embeddings[:, :2]
         patches = patches + self._patch_positions(self.count_columns(input_values.shape[1]), num_columns)
+        if kept is not None:
+            patches = patches[:, kept]
         return self.dropout(torch.cat((special.expand(patches.shape[0], -1, -1), patches), dim=1))
+
+    def draw_patches(self, frames: int, num_columns: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Which patches of a training batch are kept: one draw for all of its clips, whose tokens so stay a batch.
+
+        Whole rows and columns of the grid go first (structured patchout), then single patches (unstructured). One
+        column that the shortest clip has is drawn before the others and kept, and one patch of it, so that every clip
+        keeps a patch of its own. Where all clips are equally long, every choice is as likely as any other.
+
+        Args:
+            frames: Of the batch.
+            num_columns: Columns of patches that belong to each clip, (batch,); `None` means all.
+
+        Returns:
+            Ascending indices, (kept patches,), or `None` where the configuration drops none.
+
+        Source: Koutini et al., "Efficient Training of Audio Transformers with Patchout", Interspeech 2022.
+        """
+        config, device = self.config, self.position_embeddings.device
+        if not (config.patchout_rows or config.patchout_columns or config.patchout_patches):
+            return None
+        rows, columns = config.num_frequency_patches, self.count_columns(frames)
+        full = config.num_time_patches  # clips of other lengths lose the same share
+        shortest = columns if num_columns is None else num_columns.min()
+        column = (torch.rand((), device=device) * shortest).long().clamp(max=shortest - 1)
+        row = torch.randint(rows, (), device=device)
+        kept_rows = _draw(rows, rows - config.patchout_rows, row)
+        kept_columns = _draw(columns, columns - columns * config.patchout_columns // full, column)
+        patches = (kept_rows.unsqueeze(1) * columns + kept_columns).flatten()
+        number = max(1, len(patches) - columns * config.patchout_patches // full)
+        own = (patches == row * columns + column).long().argmax()
+        return patches[_draw(len(patches), number, own)]
 
     def count_columns(self, frames: int) -> int:
         """Columns of the patch grid over so many frames."""
@@ -188,6 +230,12 @@ class ASTEmbeddings(nn.Module):
             )
 
 
+def _draw(size: int, number: int, always: torch.Tensor) -> torch.Tensor:
+    """`number` different indices below `size`, ascending: `always` (int64, a scalar) and others at random."""
+    score = torch.rand(size, device=always.device).index_fill(0, always, 2.0)
+    return score.topk(number).indices.sort().values
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -220,13 +268,13 @@ class ASTSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: Any, output_attentions: bool
+        self, hidden_states: torch.Tensor, attention_mask: Any, output_attentions: bool, num_queries: int | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch_size, num_tokens, _ = hidden_states.shape
-        shape = (batch_size, num_tokens, -1, self.head_dim)
-        query = self.query(hidden_states).view(shape).transpose(1, 2)  # (batch, heads, tokens, head_dim)
-        key = self.key(hidden_states).view(shape).transpose(1, 2)
-        value = self.value(hidden_states).view(shape).transpose(1, 2)
+        def split_heads(projected: torch.Tensor) -> torch.Tensor:
+            return projected.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, tokens, head_dim)
+
+        query = split_heads(self.query(hidden_states[:, :num_queries]))
+        key, value = split_heads(self.key(hidden_states)), split_heads(self.value(hidden_states))
         # Only the eager form has weights to give, so a call that asks for them runs it.
         implementation = "eager" if output_attentions else self.config._attn_implementation
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -239,7 +287,7 @@ class ASTSelfAttention(nn.Module):
             scaling=self.head_dim**-0.5,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
         )
-        return context.reshape(batch_size, num_tokens, -1), weights
+        return context.flatten(2), weights
 
 
 class ASTAttention(nn.Module):
@@ -249,9 +297,9 @@ class ASTAttention(nn.Module):
         self.output = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: Any, output_attentions: bool
+        self, hidden_states: torch.Tensor, attention_mask: Any, output_attentions: bool, num_queries: int | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        context, weights = self.attention(hidden_states, attention_mask, output_attentions)
+        context, weights = self.attention(hidden_states, attention_mask, output_attentions, num_queries)
         return self.output["dense"](context), weights
 
 
@@ -269,12 +317,26 @@ class ASTLayer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: Any = None, output_attentions: bool = False
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: Any = None,
+        output_attentions: bool = False,
+        num_queries: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attended, weights = self.attention(self.layernorm_before(hidden_states), attention_mask, output_attentions)
-        hidden_states = hidden_states + self.dropout(attended)
-        expanded = self.activation(self.intermediate["dense"](self.layernorm_after(hidden_states)))
-        return hidden_states + self.dropout(self.output["dense"](expanded)), weights
+        """The new hidden states of the first `num_queries` tokens (`None`: of all), which attend to all tokens."""
+        normed = self.layernorm_before(hidden_states)
+        attended, weights = self.attention(normed, attention_mask, output_attentions, num_queries)
+        hidden_states = hidden_states[:, :num_queries] + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states))), weights
+
+    def mlp(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, hidden_size) to the same; in pieces where a CPU computes no gradients."""
+        widen, narrow = self.intermediate["dense"], self.output["dense"]
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return narrow(self.activation(widen(hidden_states)))
+        tokens = hidden_states.flatten(0, 1)
+        pieces = tokens.chunk(math.ceil(len(tokens) / MLP_TOKENS))
+        return torch.cat([narrow(self.activation(widen(piece))) for piece in pieces]).view_as(hidden_states)
 
 
 class ASTEncoder(nn.Module):
@@ -287,16 +349,24 @@ class ASTEncoder(nn.Module):
         self.checkpoint_every_n_layers = 1
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: Any, output_attentions: bool, output_hidden_states: bool
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: Any,
+        output_attentions: bool,
+        output_hidden_states: bool,
+        num_outputs: int | None = None,
     ) -> BaseModelOutput:
+        """The last layer computes the first `num_outputs` tokens alone, or all of them."""
         all_hidden_states, all_attentions = [hidden_states], []
         for index, layer in enumerate(self.layer):
+            arguments = (hidden_states, attention_mask, output_attentions)
+            if index == len(self.layer) - 1 and num_outputs is not None:
+                mask = _first_queries(attention_mask, num_outputs)
+                arguments = (hidden_states, mask, output_attentions, num_outputs)
             if self.gradient_checkpointing and self.training and index % self.checkpoint_every_n_layers == 0:
-                hidden_states, weights = self._gradient_checkpointing_func(
-                    layer.__call__, hidden_states, attention_mask, output_attentions
-                )
+                hidden_states, weights = self._gradient_checkpointing_func(layer.__call__, *arguments)
             else:
-                hidden_states, weights = layer(hidden_states, attention_mask, output_attentions)
+                hidden_states, weights = layer(*arguments)
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
             if output_attentions:
@@ -306,6 +376,11 @@ class ASTEncoder(nn.Module):
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
         )
+
+
+def _first_queries(attention_mask: torch.Tensor | None, number: int) -> torch.Tensor | None:
+    """A mask (batch, 1, queries, tokens) for the first queries alone; one that holds for all queries has one row."""
+    return None if attention_mask is None else attention_mask[:, :, :number]
 
 
 class ASTMLPHead(nn.Module):
@@ -524,8 +599,12 @@ class ASTModel(ASTPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        only_pooled: bool = False,
     ) -> BaseModelOutputWithPooling | tuple:
         """
+        In training mode, where the configuration has a `patchout_...` above 0, the patches are those that this batch
+        keeps; see `ASTEmbeddings.draw_patches`.
+
         Args:
             input_values: Log-mel spectrograms of shape (batch, frames, num_mel_bins), normalised; any floating type,
                 cast to the model's. Any number of frames from one patch up: the positions are those that the model
@@ -537,6 +616,8 @@ class ASTModel(ASTPreTrainedModel):
             output_attentions: Whether to return attention weights; that call then runs eager attention.
             output_hidden_states: Whether to return the hidden states before the first and after each layer.
             return_dict: `False` for a tuple. `None` means the configuration's value, for all three.
+            only_pooled: Whether `pooler_output` is all that is wanted. `last_hidden_state` then may hold the first two
+                tokens alone, and the last layer computes no more.
 
         Returns:
             `last_hidden_state` (batch, tokens, hidden_size) after the final norm: CLS, distillation, then the patches
@@ -558,9 +639,17 @@ class ASTModel(ASTPreTrainedModel):
             num_columns = self.embeddings.count_columns(is_own.sum(dim=1)).clamp(min=1)
             # Blank, not only masked: even an attention weight of 0 would bring NaN or infinity out of the padding.
             input_values = input_values.masked_fill(~is_own.unsqueeze(-1), 0)
-        embedded = self.embeddings(input_values, num_columns)
-        token_mask = self._mask_tokens(embedded, num_columns, eager=bool(output_attentions))
-        encoded = self.encoder(embedded, token_mask, bool(output_attentions), bool(output_hidden_states))
+        self.embeddings.check_shape(input_values)
+        kept = self.embeddings.draw_patches(input_values.shape[1], num_columns) if self.training else None
+        embedded = self.embeddings(input_values, num_columns, kept)
+        columns = self.embeddings.count_columns(input_values.shape[1])
+        token_mask = self._mask_tokens(embedded, columns, num_columns, kept, eager=bool(output_attentions))
+        # Masks of other forms than (batch, 1, queries, tokens) belong to implementations that want all queries.
+        can_leave_out = token_mask is None or isinstance(token_mask, torch.Tensor) and token_mask.ndim == 4
+        only_special = only_pooled and can_leave_out and not (output_attentions or output_hidden_states)
+        encoded = self.encoder(
+            embedded, token_mask, bool(output_attentions), bool(output_hidden_states), 2 if only_special else None
+        )
         last_hidden_state = self.layernorm(encoded.last_hidden_state)
         output = BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state,
@@ -585,14 +674,21 @@ class ASTModel(ASTPreTrainedModel):
             raise ValueError("Expected attention_mask to be 1 from the start of each clip to its end and 0 behind it.")
         return is_own
 
-    def _mask_tokens(self, embedded: torch.Tensor, num_columns: torch.Tensor | None, eager: bool) -> Any:
+    def _mask_tokens(
+        self,
+        embedded: torch.Tensor,
+        columns: int,
+        num_columns: torch.Tensor | None,
+        kept: torch.Tensor | None,
+        eager: bool,
+    ) -> Any:
         """Which tokens can be attended to, in the form that the attention implementation takes."""
         if num_columns is None:
             return None
-        rows = self.config.num_frequency_patches
-        columns = (embedded.shape[1] - 2) // rows
         is_own = torch.arange(columns, device=num_columns.device) < num_columns.unsqueeze(1)  # (batch, columns)
-        is_own = is_own.repeat(1, rows)  # (batch, patches)
+        is_own = is_own.repeat(1, self.config.num_frequency_patches)  # (batch, patches)
+        if kept is not None:
+            is_own = is_own[:, kept]
         is_own = F.pad(is_own, (2, 0), value=True)  # (batch, tokens)
         if eager:
             bias = torch.zeros_like(is_own, dtype=embedded.dtype).masked_fill(~is_own, torch.finfo(embedded.dtype).min)
@@ -666,6 +762,7 @@ class ASTForAudioClassification(ASTPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            only_pooled=True,
         )
         logits = self.classifier(encoded.pooler_output)
         output = SequenceClassifierOutput(

@@ -469,3 +469,45 @@ def test_less_than_one_patch_is_refused(tiny_model, frames):
 def test_input_without_batch_or_with_channels_is_refused(tiny_model, shape):
     with pytest.raises(ValueError, match="input_values of shape .*got"):
         tiny_model(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_logits_and_gradients_are_those_of_the_last_layer_computed_for_all_tokens(
+    tiny_model, input_values, implementation, masked, checkpointing
+):
+    """Only two tokens are pooled; asking for hidden states makes the last layer compute the others too."""
+    tiny_model.set_attn_implementation(implementation)
+    tiny_model.train()
+    if checkpointing:
+        tiny_model.gradient_checkpointing_enable()
+    mask = torch.ones(input_values.shape[:2], dtype=torch.long)
+    mask[0, 40:] = 0
+    results = []
+    for all_tokens in (False, True):
+        tiny_model.zero_grad()
+        output = tiny_model(input_values, attention_mask=mask if masked else None, output_hidden_states=all_tokens)
+        output.logits.square().sum().backward()
+        results.append([output.logits, *(parameter.grad.clone() for parameter in tiny_model.parameters())])
+    for few, every in zip(*results):
+        torch.testing.assert_close(few, every, rtol=1e-4, atol=1e-5)
+
+
+def test_the_headless_model_gives_all_tokens(tiny_model, input_values):
+    body = tiny_model.audio_spectrogram_transformer
+    few, every = body(input_values, only_pooled=True), body(input_values)
+    assert few.last_hidden_state.shape[1] == 2 and every.last_hidden_state.shape[1] == 2 + 10
+    torch.testing.assert_close(few.last_hidden_state, every.last_hidden_state[:, :2])
+    torch.testing.assert_close(few.pooler_output, every.pooler_output)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mlp_in_pieces_is_the_mlp(monkeypatch, tiny_model, input_values, batch, dtype):
+    """Without gradients a CPU computes it in pieces; here of at most 7 of the 12 or 36 tokens."""
+    monkeypatch.setattr("modeling_ast.modeling_ast.MLP_TOKENS", 7)
+    tiny_model.to(dtype)
+    whole = tiny_model(input_values[:batch]).logits
+    with torch.no_grad():
+        torch.testing.assert_close(tiny_model(input_values[:batch]).logits, whole.detach(), rtol=1e-5, atol=1e-5)

@@ -43,6 +43,16 @@ class ModelArguments:
     attention_probs_dropout_prob: float | None = field(
         default=None, metadata={"help": "Dropout on attention weights, in [0, 1)."}
     )
+    patchout_rows: int = field(
+        default=0, metadata={"help": "Rows of patches (frequency) that each training batch leaves out, at random."}
+    )
+    patchout_columns: int = field(
+        default=0,
+        metadata={"help": "Columns of patches (time) that it leaves out; of shorter clips the same share."},
+    )
+    patchout_patches: int = field(
+        default=0, metadata={"help": "Single patches that it leaves out of the rest; of shorter clips the same share."}
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa, flash_attention_2, ...; Transformers chooses if unset."}
     )

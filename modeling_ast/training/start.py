@@ -25,7 +25,15 @@ from modeling_ast.training.recipes import RecipeError
 logger = logging.getLogger(__name__)
 
 _NETWORK_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-_SETTING_KEYS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "problem_type", "attn_implementation")
+_SETTING_KEYS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "patchout_rows",
+    "patchout_columns",
+    "patchout_patches",
+    "problem_type",
+    "attn_implementation",
+)
 
 
 def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
