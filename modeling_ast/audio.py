@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +14,7 @@ import torch
 # So many numbers torchaudio's filter may have: it has some 70,000 for 44.1 kHz to 16 kHz, but hundreds of millions
 # for 22,051 Hz, which has no divisor in common with 16 kHz.
 MAX_FILTER_SIZE = 2**22
+FILTERS_AT_ONCE = 16  # in one matrix product: more are longer together, fewer are more products
 
 
 class AudioError(ValueError):
@@ -69,7 +71,7 @@ def read_blocks(
     resampler = None
     for samples, file_rate in _decode(source, name, block_seconds):
         resampler = resampler or StreamResampler(file_rate, sampling_rate)
-        yield resampler.push(samples.mean(dim=1))
+        yield resampler.push(_average_channels(samples))
     yield resampler.finish()
 
 
@@ -144,7 +146,13 @@ def to_waveform(samples: torch.Tensor, file_rate: int, sampling_rate: int) -> to
     Raises:
         ImportError: torchaudio is needed for resampling and cannot be loaded.
     """
-    return _resample(samples.mean(dim=1), file_rate, sampling_rate)  # (samples, channels) -> (samples,)
+    return _resample(_average_channels(samples), file_rate, sampling_rate)
+
+
+def _average_channels(samples: torch.Tensor) -> torch.Tensor:
+    """(samples, channels) -> (samples,), as `mean` gives it, which is slow along so short an axis."""
+    first, *others = samples.unbind(dim=1)
+    return reduce(torch.add, others, first).div_(samples.shape[1]) if others else first
 
 
 class StreamResampler:
@@ -196,12 +204,46 @@ def _resample(waveform: torch.Tensor, source_rate: int, target_rate: int) -> tor
     if source_rate == target_rate:
         return waveform
     divisor = math.gcd(source_rate, target_rate)
-    if source_rate // divisor * target_rate // divisor > MAX_FILTER_SIZE:
-        return _resample_any(waveform, source_rate // divisor, target_rate // divisor)
-    require_torchaudio()
-    from torchaudio.functional import resample
+    source, target = source_rate // divisor, target_rate // divisor
+    if source * target > MAX_FILTER_SIZE:
+        return _resample_any(waveform, source, target)
+    resampler = _torchaudio_resampler(source, target)
+    if target == 1:
+        return resampler(waveform)
+    # torchaudio multiplies all of `source` samples by each of the `target` filters, which are zero but for a few.
+    padded = torch.nn.functional.pad(waveform, (resampler.width, resampler.width + source))
+    num_units = len(waveform) // source + 1
+    outputs = []
+    for first, weights in _filter_bands(source, target):
+        windows = padded[first:].unfold(0, len(weights), source)[:num_units]  # (units, samples)
+        outputs.append(windows @ weights)  # (units, filters)
+    return torch.cat(outputs, dim=1).flatten()[: -(-len(waveform) * target // source)]
 
-    return resample(waveform, source_rate, target_rate)
+
+@lru_cache(maxsize=8)
+def _torchaudio_resampler(source: int, target: int) -> torch.nn.Module:
+    """torchaudio's resampling, with its filters made once and not for each clip."""
+    require_torchaudio()
+    from torchaudio.transforms import Resample
+
+    with torch.device("cpu"), torch.inference_mode(False):  # whatever the mode of the first call
+        return Resample(source, target, dtype=torch.float32)
+
+
+@lru_cache(maxsize=8)
+def _filter_bands(source: int, target: int) -> list[tuple[int, torch.Tensor]]:
+    """The filters, some neighbours at a time, where they are not zero.
+
+    Returns:
+        The first sample that some filters reach, and their weights (samples, filters).
+    """
+    bands = []
+    with torch.inference_mode(False):
+        for filters in _torchaudio_resampler(source, target).kernel.squeeze(1).split(FILTERS_AT_ONCE):
+            reached = (filters.abs() > 1e-9).any(dim=0).nonzero()  # what is less changes no float32 sum
+            first, last = reached[0].item(), reached[-1].item()
+            bands.append((first, filters[:, first : last + 1].t().contiguous()))
+    return bands
 
 
 def _resample_any(waveform: torch.Tensor, source: int, target: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from modeling_ast import AudioError, load_waveform
-from modeling_ast.audio import StreamResampler, read_blocks
+from modeling_ast.audio import StreamResampler, read_blocks, to_waveform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -153,6 +153,45 @@ def test_resampling_in_pieces_equals_resampling_at_once(source_rate, target_rate
             found.append(resampler.finish())
             expected = resample(waveform, source_rate, target_rate)
             torch.testing.assert_close(torch.cat(found), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("source_rate, target_rate", [*RATES, (32000, 16000), (47250, 16000), (96000, 22050)])
+@pytest.mark.parametrize("length", [1, 440, 441, 30001])
+def test_clips_are_resampled_as_by_torchaudio(source_rate, target_rate, length):
+    from torchaudio.functional import resample
+
+    waveform = torch.from_numpy(noise(length)).float()
+    found = to_waveform(waveform.unsqueeze(1), source_rate, target_rate)
+    torch.testing.assert_close(found, resample(waveform, source_rate, target_rate), atol=3e-7, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "mode, source_rate, target_rate",  # rates that are met nowhere else, so that their filters are made here
+    [
+        pytest.param(torch.inference_mode, 72000, 12000, id="inference, one filter"),
+        pytest.param(torch.inference_mode, 72000, 12600, id="inference, many"),
+        pytest.param(lambda: torch.device("meta"), 84000, 12600, id="another device, many"),
+    ],
+)
+def test_filters_do_not_depend_on_the_mode_of_the_first_call(mode, source_rate, target_rate):
+    from torchaudio.functional import resample
+
+    waveform = torch.from_numpy(noise(5000)).float()
+    with mode():
+        to_waveform(waveform.unsqueeze(1), source_rate, target_rate)
+    learnt = waveform.clone().requires_grad_()
+    found = to_waveform(learnt.unsqueeze(1), source_rate, target_rate)
+    torch.testing.assert_close(found, resample(waveform, source_rate, target_rate), atol=3e-7, rtol=0)
+    found.sum().backward()  # needs filters that may take part in gradients
+    assert learnt.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 3, 6, 24])
+def test_channels_are_averaged_as_by_mean_and_left_as_they_are(num_channels):
+    samples = torch.from_numpy(noise(1000 * num_channels)).float().view(1000, num_channels)
+    before = samples.clone()
+    torch.testing.assert_close(to_waveform(samples, 16000, 16000), samples.mean(dim=1), atol=1e-6, rtol=0)
+    assert torch.equal(samples, before)
 
 
 @pytest.mark.parametrize("source_rate, target_rate", [(997, 1600), *RATES[:-1]])

@@ -97,7 +97,9 @@ def add_noise(
         return spectrogram
     amplitude = torch.rand((), generator=generator) * max_noise
     noise = torch.rand(spectrogram.shape, generator=generator)
-    return spectrogram + amplitude * (noise if original else noise - 0.5)
+    if not original:
+        noise -= 0.5
+    return noise.mul_(amplitude).add_(spectrogram)
 
 
 def roll(
