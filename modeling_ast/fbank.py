@@ -6,6 +6,10 @@ from 20 Hz to half the sampling rate, natural logarithm.
 
 Source: `torchaudio.compliance.kaldi.fbank`, whose order of operations this keeps up to the transform. The order
 matters: pre-emphasis of the waveform instead of each frame moves quiet bins by 3e-3.
+
+What makes it fast, largest gain first: the power as the squares of the real and the imaginary part, where a magnitude
+would take a root that is then squared; a few frames at a time, which stay in the processor's cache; no products with
+the zeros of the filters.
 """
 
 import math
@@ -22,6 +26,11 @@ LOW_FREQUENCY_HZ = 20.0
 # The floor of the energies: the epsilon of float32, whatever the precision of the input. Silence is its logarithm,
 # -15.942385. Source: Kaldi.
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
+# Samples, with the transform's padding, that a processor works on at a time: 0.75 MiB of float32 for each step, and
+# 384 frames at 16 kHz. More do not stay in an L2 cache of 2 MiB, less are more calls.
+BLOCK_SAMPLES = 3 * 2**16
+# Mel bins in one product: 32 or 16 at a time take a third of the time of all 128, 8 take half of it.
+BAND_BINS = 32
 
 
 def frame_length(sampling_rate: int) -> int:
@@ -79,6 +88,30 @@ def mel_filters(
     return torch.from_numpy(_mel_filters(sampling_rate, num_mel_bins)).to(device, dtype)
 
 
+@lru_cache(maxsize=32)
+def _mel_bands(sampling_rate: int, num_mel_bins: int) -> list[tuple[slice, np.ndarray]]:
+    """The filters without most of their zeros, each line twice: for the squares of its real and imaginary part.
+
+    Returns:
+        For each `BAND_BINS` bins the rows of the doubled filters outside of which all of theirs are 0, and these rows,
+        (rows, bins).
+    """
+    filters = _mel_filters(sampling_rate, num_mel_bins).repeat(2, axis=0)  # (2 * (num_fft // 2 + 1), num_mel_bins)
+    bands = []
+    for first in range(0, num_mel_bins, BAND_BINS):
+        band = filters[:, first : first + BAND_BINS]
+        rows = np.flatnonzero(band.any(axis=1)).tolist() or [0]  # one row where all filters are empty
+        rows = slice(rows[0], rows[-1] + 1)
+        bands.append((rows, np.ascontiguousarray(band[rows])))
+    return bands
+
+
+@lru_cache(maxsize=32)
+def _window(length: int, dtype: torch.dtype) -> np.ndarray:
+    with _disable_current_modes():  # as the filters
+        return torch.hann_window(length, periodic=False, device="cpu", dtype=dtype).numpy()
+
+
 def mel_bin_frequencies(sampling_rate: int, num_mel_bins: int) -> torch.Tensor:
     """The middle of each mel bin in Hz: (num_mel_bins,)."""
     low, high = _mel(LOW_FREQUENCY_HZ), _mel(sampling_rate / 2)
@@ -113,12 +146,36 @@ def fbank(waveform: torch.Tensor, sampling_rate: int = 16000, num_mel_bins: int 
             f"{waveform.shape[-1]}."
         )
     dtype, device = torch.promote_types(waveform.dtype, torch.float32), waveform.device
-    frames = waveform.to(dtype).unfold(-1, length, shift)  # (..., frames, length)
+    frames = waveform.to(dtype).unfold(-1, length, shift)  # (..., frames, length), a view
+    window = torch.from_numpy(_window(length, dtype)).to(device)
+    bands = [
+        (rows, torch.from_numpy(filters).to(device, dtype))
+        for rows, filters in _mel_bands(sampling_rate, num_mel_bins)
+    ]
+    with torch.autocast(device.type, enabled=False):  # products in half precision would lose the quiet bins
+        # Whole where it pays (other devices) and where the number of blocks would become part of a graph.
+        if device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return _log_mel(frames, window, num_fft, bands)
+        num_blocks = math.ceil(math.prod(frames.shape[:-1]) * num_fft / BLOCK_SAMPLES)
+        blocks = frames.chunk(max(1, num_blocks), dim=-2)
+        return torch.cat([_log_mel(block, window, num_fft, bands) for block in blocks], dim=-2)
+
+
+def _log_mel(
+    frames: torch.Tensor, window: torch.Tensor, num_fft: int, bands: list[tuple[slice, torch.Tensor]]
+) -> torch.Tensor:
+    """Frames (..., frames, length) to log-mel features (..., frames, num_mel_bins).
+
+    In place where the tensor is this function's own and no gradient needs what it held, and without names for what is
+    done with, so that its memory, still in the cache, is the next step's.
+    """
     frames = frames - frames.mean(dim=-1, keepdim=True)
-    previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)  # the first sample precedes itself
-    window = torch.hann_window(length, periodic=False, device=device, dtype=dtype)
-    frames = (frames - PREEMPHASIS * previous) * window
-    power = torch.fft.rfft(frames, n=num_fft).abs().square()  # (..., frames, num_fft // 2 + 1)
-    with torch.autocast(device.type, enabled=False):  # a product in half precision would lose the quiet bins
-        energies = power @ mel_filters(sampling_rate, num_mel_bins, device, dtype)
-    return energies.clamp(min=ENERGY_FLOOR).log()
+    # The first sample of a frame has none before it, and stays as it is: the window is 0 there. Product and difference
+    # are rounded one after the other, as in torchaudio; `sub(..., alpha=0.97)` would round only once.
+    frames[..., 1:].sub_((frames * PREEMPHASIS)[..., :-1])
+    zeros = frames.new_zeros(*frames.shape[:-1], num_fft - len(window))
+    frames = torch.cat((frames.mul_(window), zeros), dim=-1)  # (..., frames, num_fft)
+    # Squares of real and imaginary parts in turn; the filters add them up. (..., frames, 2 * (num_fft // 2 + 1))
+    squares = torch.view_as_real(torch.fft.rfft(frames)).square_().flatten(-2)
+    energies = torch.cat([squares[..., rows] @ filters for rows, filters in bands], dim=-1)
+    return energies.clamp_(min=ENERGY_FLOOR).log_()

@@ -10,7 +10,7 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import TensorType, logging
 
-from .fbank import fbank, frame_length
+from .fbank import fbank, frame_length, num_samples
 
 logger = logging.get_logger(__name__)
 
@@ -183,7 +183,10 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
                 f"Expected at least {minimum} samples (one window of 25 ms at {self.sampling_rate} Hz), got "
                 f"{waveform.numel()} for {which}."
             )
-        if not torch.isfinite(waveform).all():
+        lowest, highest = torch.aminmax(
+            waveform.detach()
+        )  # NaN where there is one; one pass, without a tensor of flags
+        if not (lowest.isfinite() and highest.isfinite()):
             raise ValueError(f"Expected finite samples, but {which} holds NaN or infinite ones.")
         return waveform
 
@@ -208,19 +211,26 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             Tensor of shape (batch, frames, num_mel_bins).
         """
         padding = self.padding if padding is None else _check_padding(padding)
-        if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
-            raise ValueError(f"Expected max_length to be a whole number of frames above 0, got {max_length!r}.")
-        lengths = [len(spectrogram) for spectrogram in spectrograms]
+        limit = self._limit(max_length, padding)
         if padding == "longest":
-            length = max(*lengths, self.min_length)
-            length = length if max_length is None else min(length, max_length)
+            length = max(*(len(spectrogram) for spectrogram in spectrograms), self.min_length)
+            length = length if limit is None else min(length, limit)
         else:
-            length = self.max_length if max_length is None else max_length
-        batch = spectrograms[0].new_full((len(spectrograms), length, self.num_mel_bins), self.padding_value)
+            length = limit
+        batch = spectrograms[0].new_empty((len(spectrograms), length, self.num_mel_bins))
         for index, spectrogram in enumerate(spectrograms):
             frames = min(length, spectrogram.shape[0])
             batch[index, :frames] = spectrogram[:frames]
+            batch[index, frames:] = self.padding_value
         return batch
+
+    def _limit(self, max_length: int | None, padding: str) -> int | None:
+        """How many frames of a clip are kept; `None` where none are cut."""
+        if max_length is None:
+            return self.max_length if padding == "max_length" else None
+        if not isinstance(max_length, int) or max_length < 1:
+            raise ValueError(f"Expected max_length to be a whole number of frames above 0, got {max_length!r}.")
+        return max_length
 
     def mask_frames(self, spectrograms: list[torch.Tensor], length: int) -> torch.Tensor:
         """Which frames are a clip's (1) and which padding (0), as int64 (batch, length).
@@ -232,7 +242,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
 
     def normalize(self, spectrogram: torch.Tensor) -> torch.Tensor:
         """Step 3: mean 0 and standard deviation 0.5 (not 1: the original divides by twice the deviation)."""
-        return (spectrogram - self.mean) / (2 * self.std)
+        return (spectrogram - self.mean).div_(2 * self.std)
 
     def __call__(
         self,
@@ -272,7 +282,11 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
                 f"(modeling_ast.load_waveform(path, sampling_rate={self.sampling_rate}) does it for sound files)."
             )
         padding = self.padding if padding is None else _check_padding("longest" if padding is True else padding)
-        spectrograms = self.fbank(self.to_waveforms(raw_speech))
+        waveforms = self.to_waveforms(raw_speech)
+        limit = self._limit(max_length, padding)
+        if limit is not None:  # frames that would be cut are not computed
+            waveforms = [waveform[: num_samples(limit, self.sampling_rate)] for waveform in waveforms]
+        spectrograms = self.fbank(waveforms)
         input_values = self.fit_length(spectrograms, max_length, padding)
         if self.do_normalize:
             input_values = self.normalize(input_values)
