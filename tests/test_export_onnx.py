@@ -263,6 +263,7 @@ def test_int8_has_linear_layers_in_8_bits_and_features_in_float32(exported):
     }
     small = names["ast.int8.onnx"]
     assert small.count("MatMulInteger") == 6 * model.config.num_hidden_layers + 1  # the head too
+    assert all(name.count("MultiHeadAttention") == model.config.num_hidden_layers for name in names.values())
     assert "MatMul" in small[: small.index("Conv")] and "MatMulInteger" not in small[: small.index("Conv")]
     clips = sounds(3, 20000)
     found = graph_function(folder / "ast.int8.onnx", num_threads=1)(clips)

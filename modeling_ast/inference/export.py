@@ -54,7 +54,8 @@ def attend_in_onnxruntime(
         query: Of shape (batch, heads, queries, head_dim).
         key: Of shape (batch, heads, tokens, head_dim).
         value: As `key`.
-        attention_mask: Added to the products, (batch, 1, queries, tokens). `None` attends to all tokens.
+        attention_mask: (batch, 1, queries, tokens): 0 for the tokens that are attended to, the same for every query.
+            `None` attends to all tokens.
         scaling: Factor of the products.
 
     Returns:
@@ -63,7 +64,8 @@ def attend_in_onnxruntime(
     batch, heads, queries, head_dim = query.shape
     inputs = [tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value)]  # (batch, tokens, hidden_size)
     if attention_mask is not None:
-        inputs += [None, None, attention_mask]  # between them a bias of the projections and a mask of another form
+        # No bias of the projections, and a mask by tokens: onnxruntime 1.20 gets one by queries and tokens wrong.
+        inputs += [None, (attention_mask[:, 0, 0] == 0).int()]  # (batch, tokens), 1 for those that are attended to
     context = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
         inputs,
@@ -250,7 +252,7 @@ def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike) -> None:
         target,
         op_types_to_quantize=["MatMul", "Gemm"],
         nodes_to_exclude=[node.name for node in features],
-        weight_type=QuantType.QInt8,  # signed: what AMX multiplies; with unsigned ones a base model takes twice as long
+        weight_type=QuantType.QInt8,  # signed, as AMX multiplies them; unsigned ones take twice as long
         per_channel=True,
     )
 

@@ -1,0 +1,523 @@
+"""Compare this package's speed with Transformers' own AST, on the same weights and sounds, in one process.
+
+    python scripts/benchmark.py [--sections features inference ...] [--audio FOLDER] [--model FOLDER] [--key value ...]
+    python scripts/benchmark.py --check outputs/benchmark/benchmark.json [--key value ...]
+
+The two sides take turns, after it was checked that they give the same; figures are medians of several rounds. Beside
+the ratio stands the share of what bounds it, measured in the same turns: bare matrix products of the network's layers
+(operations counted on Transformers' AST, of which this one leaves some out), the bare Fourier transform, the decoder.
+The output folder gets `benchmark.md`, a table, and `benchmark.json`.
+
+Real recordings (--audio) are taken from anywhere below a folder. With a trained model (--model) too, labels are
+compared: of files in a folder named after the label, outside the training clips where Speech Commands' two lists are
+there. Without recordings, files are generated.
+
+`--check` runs the sections of a table again, with its settings, and writes nothing. Exit status: 0; 1 if a ratio fell
+more than 15 % under the table's; 2 if nothing can be measured, or the two sides do not give the same.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+
+from modeling_ast.audio import AudioError, load_waveform, read_samples, require_torchaudio
+
+try:
+    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
+except ImportError as error:
+    sys.exit(str(error))
+
+import numpy as np
+import torch
+from datasets import Audio, Dataset
+from sklearn.metrics import average_precision_score
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import logging as transformers_logging
+from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor as StockExtractor
+from transformers.models.audio_spectrogram_transformer import ASTForAudioClassification as StockModel
+
+from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.configuration_ast import SIZES
+from modeling_ast.data.metrics import mean_average_precision
+from modeling_ast.data.streams import decode
+from modeling_ast.inference.comparison import (
+    DTYPES,
+    NUM_LABELS,
+    RATE,
+    TOLERANCES,
+    agreement,
+    count_stock,
+    features,
+    folder_of_files,
+    generate_sounds,
+    inference,
+    int8,
+    logits_of,
+    make_clip,
+    make_spectrograms,
+    short_clips,
+    skipped,
+    spread,
+    write_model,
+    write_sound,
+)
+from modeling_ast.inference.measuring import (
+    BenchmarkError,
+    LayerProducts,
+    Row,
+    check_agreement,
+    describe_machine,
+    fallen_rows,
+    forget_peak,
+    in_new_process,
+    markdown_table,
+    resident_bytes,
+    threads,
+    time_in_turn,
+)
+from modeling_ast.training.arguments import AugmentArguments
+from modeling_ast.training.collator import ASTDataCollator
+from modeling_ast.training.sampling import positioned
+
+NUM_TRAIN_CLIPS = 1_953_082  # AudioSet's, of 10 s: configs/audioset_full.yaml
+# How far a loss and a gradient may be from stock's, and logits of a GPU, which rounds in another order.
+STEP_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+# All of AudioSet's recipe (configs/audioset_full.yaml) and of Speech Commands': mixup, crop, masks, noise and roll.
+AUGMENTATION = {"mixup_probability": 0.5, "random_crop": True, "freq_mask_bins": 48, "time_mask_frames": 192}
+AUGMENTATION |= {"max_noise": 0.1, "roll_frames": 10}
+# Of one H100 (SXM, dense bf16). Source: NVIDIA's data sheet.
+H100_OPERATIONS_PER_SECOND = 989e12
+# The share of its rate that training is to reach, workers, and the patchout of PaSST for 10 s: 4 rows, 40 columns.
+# Source: Koutini et al., "Efficient Training of Audio Transformers with Patchout", Interspeech 2022.
+TRAINING_SHARE, NUM_WORKERS, PATCHOUT_ROWS, PATCHOUT_COLUMNS = 0.45, 8, 4, 40
+ALLOWED_FALL = 0.15
+
+
+class TrainingStep:
+    """One update by AdamW: of the same batch again and again, as nothing but its time is of interest.
+
+    Args:
+        model: Ours or stock.
+        inputs: Spectrograms (batch, frames, mel bins), on the model's device.
+        dtype: bfloat16 computes under autocast, with weights and gradients in float32.
+    """
+
+    def __init__(self, model: torch.nn.Module, inputs: torch.Tensor, dtype: torch.dtype):
+        self.model, self.inputs, self.dtype = model.train(), inputs, dtype
+        self.labels = torch.arange(len(inputs), device=inputs.device)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        # The first parameter: its gradient comes through all layers.
+        self.first = model.get_parameter("audio_spectrogram_transformer.embeddings.patch_embeddings.projection.bias")
+
+    def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss before the update, and the gradient of the first parameter."""
+        self.optimizer.zero_grad()
+        with torch.autocast(self.inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            loss = self.model(self.inputs, labels=self.labels).loss
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), self.first.grad.clone()
+
+
+def training(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    inputs, work = make_spectrograms(args, args.train_batch_size), f"step, {args.size}, {args.max_length} frames, "
+    operations = len(inputs) * count_stock(folder, args.max_length, backward=True)
+    for name in args.dtypes:
+        dtype, what = DTYPES[name], f"{name}, batch {len(inputs)}"
+        ours = ASTForAudioClassification.from_pretrained(folder)
+        sides = {"ours": ours, "stock": StockModel.from_pretrained(folder)}
+        if patchout := patchout_keys(ours.config):
+            sides["patchout"] = ASTForAudioClassification.from_pretrained(folder, **patchout)
+        sides = {side: TrainingStep(model, inputs, dtype) for side, model in sides.items()}
+        bare = LayerProducts(ours.config, len(inputs) * ours.config.num_tokens, dtype)
+        check = agreement(["ours"], STEP_TOLERANCES[dtype])
+        seconds = time_in_turn({**sides, "products": bare}, args.rounds, check)
+        share = operations / bare.operations * seconds["products"] / seconds["ours"]
+        yield Row("training", work + what, seconds["ours"], seconds["stock"], "s", 1.2, share, None, "products")
+        if patchout:
+            note = ", ".join(["the other side is ours without", *(f"{key} {n}" for key, n in patchout.items())])
+            yield Row("training", f"{work}{what}, patchout", seconds["patchout"], seconds["ours"], goal=2.7, note=note)
+        else:
+            yield skipped("training", f"{work}{what}, patchout", "no row or column of patches can be left out")
+        del sides, ours
+        try:
+            peaks = [in_new_process(training_memory, side, args, folder, dtype) for side in ("ours", "stock")]
+        except OSError as error:
+            yield skipped("training", f"{work}{what}, memory", str(error))
+            continue
+        note = "peak of a process of its own over what its imports take"
+        yield Row("training", f"{work}{what}, memory", *peaks, unit="MB", goal=1.0, note=note)
+
+
+def patchout_keys(config: ASTConfig) -> dict[str, int]:
+    """PaSST's share of rows and columns, on this grid; empty where it is too small for any."""
+    rows = config.num_frequency_patches * PATCHOUT_ROWS // 12
+    columns = config.num_time_patches * PATCHOUT_COLUMNS // 101
+    return {"patchout_rows": rows, "patchout_columns": columns} if rows and columns else {}
+
+
+def training_memory(side: str, args: argparse.Namespace, folder: Path, dtype: torch.dtype) -> float:
+    """Megabytes that model, gradients, optimiser and activations of one side take at the most, over two steps."""
+    before = resident_bytes()
+    with threads(args.num_threads):
+        model = {"ours": ASTForAudioClassification, "stock": StockModel}[side].from_pretrained(folder)
+        step = TrainingStep(model, make_spectrograms(args, args.train_batch_size), dtype)
+        step(), step()  # the optimiser's own tensors are there from the first one on
+    return (resident_bytes(peak=True) - before) / 1e6
+
+
+def data(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    if args.audio:  # what real recordings hold, in files of AudioSet's length
+        sounds = [load_waveform(path, RATE) for path in spread(args.audio, args.num_files)]
+    else:
+        sounds = generate_sounds(args.num_files)
+    extractor = ASTFeatureExtractor(max_length=args.max_length)
+    stock = StockExtractor(max_length=args.max_length)
+    supply = {}
+    for kind, name in ((".flac", "FLAC at 16 kHz"), (".ogg", "OGG at 44.1 kHz")):
+        files = [write_sound(folder / f"{number}{kind}", sound, 10) for number, sound in enumerate(sounds)]
+        rows = Dataset.from_dict({"audio": files, "labels": [[0]] * len(files)}).cast_column(
+            "audio", Audio(decode=False)
+        )
+        rows = decode(rows, RATE)
+        collate = ASTDataCollator(extractor, NUM_LABELS, True, AugmentArguments(**AUGMENTATION), rows)
+        plain = ASTDataCollator(extractor, NUM_LABELS, True)
+        order = [(index, index) for index in range(len(files))]
+
+        def load(collator: Callable, rows=rows, order=order) -> torch.Tensor:
+            loader = DataLoader(positioned(rows), batch_size=8, sampler=order, collate_fn=collator)
+            return torch.cat([batch["input_values"] for batch in loader])
+
+        def load_by_stock(files=files) -> torch.Tensor:
+            clips = (load_waveform(path, RATE).numpy() for path in files)
+            return torch.cat([stock(clip, sampling_rate=RATE, return_tensors="pt")["input_values"] for clip in clips])
+
+        with threads(1):
+            # Removing the clip's mean first, as training does, shows a little in quiet bins.
+            check_agreement({"ours": load(plain), "stock": load_by_stock()}, "stock", 1e-2)
+            sides = {"ours": partial(load, collate), "stock": load_by_stock}
+            sides["decoder"] = lambda files=files: [read_samples(path) for path in files]
+            rates = {side: len(files) / time for side, time in time_in_turn(sides, args.rounds).items()}
+        supply[name], share = rates["ours"], rates["ours"] / rates["decoder"]
+        note = "a core; the other side decodes and extracts without augmentation; the decoder reads one file a clip"
+        work = f"10 s {name} to batches, all augmentations"
+        yield Row("data", work, rates["ours"], rates["stock"], "clips/s", None, share, None, "decoder", note)
+    config = ASTConfig(max_length=args.max_length)
+    kept_bins = 128 - config.frequency_stride * PATCHOUT_ROWS
+    kept_frames = args.max_length - config.time_stride * (config.num_time_patches * PATCHOUT_COLUMNS // 101)
+    for work, goal, frames, bins in (
+        ("one H100", 1.0, args.max_length, 128),
+        ("one H100 with patchout", None, kept_frames, kept_bins),
+    ):
+        operations = count_stock(folder, frames, bins, backward=True)
+        needed = TRAINING_SHARE * H100_OPERATIONS_PER_SECOND / operations
+        name, rate = min(supply.items(), key=lambda item: item[1])
+        note = f"arithmetic: {NUM_WORKERS} workers of {rate:.1f} clips/s ({name}) : {TRAINING_SHARE:.0%} of "
+        note += f"{H100_OPERATIONS_PER_SECOND / 1e12:.0f} TFLOP/s at {operations / 1e9:.0f} GFLOP a clip and step"
+        work = f"{args.size}, {NUM_WORKERS} workers for {work}"
+        yield Row("data", work, NUM_WORKERS * rate, needed, "clips/s", goal, note=note)
+
+
+def metrics(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    scores, labels = make_predictions(args.num_eval_clips)
+    sides = {"ours": lambda: mean_average_precision(scores, labels)}
+    sides["stock"] = lambda: average_precision_score(labels, scores, average="macro")
+    sides["sorting"] = lambda: np.argsort(scores, axis=0)
+    seconds = time_in_turn(sides, args.rounds, agreement(["ours"], 1e-6))
+    work, note = f"mAP of {args.num_eval_clips} clips, {NUM_LABELS} labels", "the other side is scikit-learn"
+    share = seconds["sorting"] / seconds["ours"]
+    yield Row("metrics", work, seconds["ours"], seconds["stock"], "s", None, share, None, "sorting", note)
+    try:
+        peaks = [in_new_process(metric_memory, side, args.num_eval_clips) for side in ("ours", "stock")]
+    except OSError as error:
+        yield skipped("metrics", f"{work}, memory", str(error))
+        return
+    note = f"over scores and labels, which take {(scores.nbytes + labels.nbytes) / 1e6:.0f} MB"
+    yield Row("metrics", f"{work}, memory", *peaks, unit="MB", note=note)
+
+
+def make_predictions(num_clips: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores that know a little, and multi-hot labels of which each has a clip: (clips, labels) both."""
+    random = np.random.default_rng(0)
+    labels = random.random((num_clips, NUM_LABELS)) < 0.005
+    labels[np.arange(NUM_LABELS) % num_clips, np.arange(NUM_LABELS)] = True
+    return (random.standard_normal(labels.shape) + labels).astype(np.float32), labels
+
+
+def metric_memory(side: str, num_clips: int) -> float:
+    """Megabytes that one side takes at the most."""
+    scores, labels = make_predictions(num_clips)
+    forget_peak()  # that of making them
+    before = resident_bytes()
+    if side == "ours":
+        mean_average_precision(scores, labels)
+    else:
+        average_precision_score(labels, scores, average="macro")
+    return (resident_bytes(peak=True) - before) / 1e6
+
+
+STARTS = {
+    "ours": "import modeling_ast as package",
+    "stock": "import transformers as package",
+}
+FIRST_CLIP = """
+import sys, numpy, torch
+folder = sys.argv[1]
+model = package.ASTForAudioClassification.from_pretrained(folder).eval()
+extractor = package.ASTFeatureExtractor.from_pretrained(folder)
+clip = numpy.random.default_rng(0).normal(0, 0.1, 160000).astype(numpy.float32)
+with torch.inference_mode():
+    print(model(**extractor(clip, sampling_rate=16000, return_tensors="pt")).logits[0].tolist())
+"""
+BARE_START = "import sys, torch, safetensors.torch\nsafetensors.torch.load_file(sys.argv[1] + '/model.safetensors')\n"
+
+
+def startup(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.num_threads), "HF_HUB_OFFLINE": "1"}
+
+    def run(code: str) -> str:
+        command = [sys.executable, "-c", code, str(folder)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise BenchmarkError(f"A fresh process failed: {done.stderr.strip().splitlines()[-1]}")
+        return done.stdout
+
+    sides = {side: partial(run, f"{start}\n{FIRST_CLIP}") for side, start in STARTS.items()}
+    sides["bare"] = partial(run, BARE_START)
+
+    def check(outputs: dict[str, str]) -> None:
+        logits = {side: json.loads(outputs[side].splitlines()[-1]) for side in STARTS}
+        check_agreement(logits, "stock", TOLERANCES[torch.float32])
+
+    seconds = time_in_turn(sides, args.rounds, check)
+    work, share = f"import, load {args.size}, first clip", seconds["bare"] / seconds["ours"]
+    limit = "importing torch and reading the weights"
+    yield Row("startup", work, seconds["ours"], seconds["stock"], "s", 1.0, share, None, limit)
+
+
+def gpu(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
+    if torch.cuda.is_available():
+        yield from on_device(args, folder, torch.device("cuda"), torch.bfloat16)
+    else:
+        yield skipped("gpu", "features, inference and training on a GPU", "no CUDA device")
+
+
+def on_device(
+    args: argparse.Namespace, folder: Path, device: torch.device, dtype: torch.dtype, largest_batch: int = 1024
+) -> Iterator[Row]:
+    """The same on a GPU, each side at the batch that suits it best."""
+    extractor, stock_extractor = ASTFeatureExtractor.from_pretrained(folder), StockExtractor.from_pretrained(folder)
+    clips = [make_clip(10, seed) for seed in range(min(32, largest_batch))]
+    on_it = torch.from_numpy(np.stack(clips)).to(device)
+    sides = {"ours": lambda: extractor(on_it, sampling_rate=RATE, return_tensors="pt")["input_values"]}
+    sides["stock"] = lambda: stock_extractor(clips, sampling_rate=RATE, return_tensors="pt")["input_values"]
+    seconds = time_in_turn(sides, args.rounds, agreement(["ours"], 1e-2))  # its transform rounds otherwise
+    note = "stock's is on the CPU"
+    yield Row("gpu", f"features of {len(clips)} clips of 10 s", seconds["ours"], seconds["stock"], note=note)
+
+    config = ASTConfig.from_pretrained(folder)
+    patchout = patchout_keys(config)
+
+    def build(side: str) -> torch.nn.Module:
+        kind = StockModel if side == "stock" else ASTForAudioClassification
+        keys = patchout if side.startswith("patchout") else {}
+        model = kind.from_pretrained(folder, **keys).to(device)
+        if side.endswith("compiled"):
+            model.compile(dynamic=False)
+        return model
+
+    def forward(side: str, batch_size: int) -> Callable:
+        return logits_of(build(side).to(dtype).eval(), make_spectrograms(args, batch_size).to(device, dtype))
+
+    def step(side: str, batch_size: int) -> Callable:
+        return TrainingStep(build(side), make_spectrograms(args, batch_size).to(device), dtype)
+
+    what = f"{args.size}, {args.max_length} frames, {str(dtype).removeprefix('torch.')}"
+    for work, make, share_goal in (("inference", forward, 0.5), ("training step", step, 0.45)):
+        is_training = make is step
+        operations = count_stock(folder, args.max_length, backward=is_training)
+        tolerance = STEP_TOLERANCES[dtype]
+        agreement(["ours"], tolerance)({side: make(side, 2)() for side in ("ours", "stock")})
+        kinds = ["ours", "patchout"] if is_training and patchout else ["ours"]
+        batches = {side: best_batch(partial(make, side), largest_batch) for side in [*kinds, "stock"]}
+        batches |= {f"{side}, compiled": batches[side] for side in kinds}
+        torch._dynamo.reset()
+        bare = LayerProducts(config, batches["ours"] * config.num_tokens, dtype, device)
+        sides = {side: make(side, size) for side, size in batches.items()}
+        check = agreement(["ours, compiled"], tolerance, reference="ours")  # at the same batch
+        seconds = time_in_turn({**sides, "products": bare}, args.rounds, check)
+        rates = {side: size / seconds[side] for side, size in batches.items()}
+        stock = rates.pop("stock")
+        for side, rate in rates.items():
+            name = f"{work}, {what}, {side}"
+            note = f"batch {batches[side]}, stock's {batches['stock']}"
+            if side.startswith("patchout"):
+                yield Row("gpu", name, rate, stock, "clips/s", goal=3.0, note=note)
+            else:
+                share = operations * rate / (bare.operations / seconds["products"])
+                yield Row("gpu", name, rate, stock, "clips/s", None, share, share_goal, "products", note)
+            if is_training:
+                hours = (NUM_TRAIN_CLIPS / number / 3600 for number in (rate, stock))
+                note = f"derived, of {NUM_TRAIN_CLIPS} clips"
+                yield Row("gpu", f"one epoch of AudioSet, {what}, {side}", *hours, unit="h", note=note)
+
+
+def best_batch(make: Callable[[int], Callable], largest: int) -> int:
+    """The batch size that gives the most clips a second; doubled for as long as that brings 2 % and fits."""
+    best, best_rate, size = 1, 0.0, min(4, largest)
+    while size <= largest:
+        try:
+            rate = size / time_in_turn({"side": make(size)}, rounds=3)["side"]
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        if rate < 1.02 * best_rate:
+            break
+        best, best_rate, size = size, rate, 2 * size
+    return best
+
+
+SECTIONS = {
+    "features": features,
+    "inference": inference,
+    "int8": int8,
+    "short_clips": short_clips,
+    "folder": folder_of_files,
+    "training": training,
+    "data": data,
+    "metrics": metrics,
+    "startup": startup,
+    "gpu": gpu,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, write the table, or compare with one.
+
+    Args:
+        argv: Command line without the program; `None` takes the process's own.
+
+    Returns:
+        The exit status: 0, or 1 if a ratio fell under that of the table to check.
+
+    Raises:
+        BenchmarkError: The two sides do not give the same, or options that cannot be used.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    args, earlier = parse_options(argv)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    transformers_logging.set_verbosity_error()  # adapting and loading would report between the rows
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("modeling_ast").setLevel(logging.ERROR)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    machine, rows, start = describe_machine(), [], time.perf_counter()
+    with tempfile.TemporaryDirectory() as temporary, threads(args.num_threads):
+        folder = Path(temporary)
+        write_model(args, folder)
+        progress = tqdm(args.sections, unit="section", file=sys.stderr)
+        for section in progress:
+            progress.set_description(section)
+            for row in SECTIONS[section](args, folder):
+                rows.append(row)
+                progress.write(" | ".join(filter(None, row.cells())), file=sys.stdout)
+    if earlier is None:
+        write_report(args, argv, machine, rows, time.perf_counter() - start)
+        return 0
+    fallen, missing = fallen_rows(rows, earlier, ALLOWED_FALL)
+    print(*(f"not compared: {sentence}" for sentence in missing), sep="\n", end="\n" if missing else "")
+    compared = sum(row.ratio is not None for row in earlier) - len(missing)
+    if not compared:
+        raise BenchmarkError(f"Expected ratios to compare with {args.check}, got none.")
+    print(*(f"fell: {sentence}" for sentence in fallen), sep="\n", end="\n" if fallen else "")
+    print(f"{compared} ratios compared with {args.check}: {len(fallen)} fell by more than {ALLOWED_FALL:.0%}.")
+    return 1 if fallen else 0
+
+
+def write_report(
+    args: argparse.Namespace, argv: list[str], machine: dict[str, str | int], rows: list[Row], seconds: float
+) -> None:
+    """`benchmark.md` and `benchmark.json`."""
+    command = shlex.join(["python", "scripts/benchmark.py", *argv])
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    del settings["check"], settings["output_dir"]
+    about = ", ".join(f"{name} {value}" for name, value in machine.items())
+    about += f"; {args.num_threads} threads, medians of {args.rounds} rounds, {seconds / 60:.1f} minutes in all."
+    report = {"machine": machine, "command": command, "settings": settings, "rows": [report_row(row) for row in rows]}
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    table = f"{markdown_table(rows)}\n{about}\n\n    {command}\n"
+    (args.output_dir / "benchmark.md").write_text(table, encoding="utf-8")
+    (args.output_dir / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"Wrote benchmark.md and benchmark.json in {args.output_dir}.")
+
+
+def report_row(row: Row) -> dict:
+    return {**asdict(row), "ratio": row.ratio, "is_reached": row.is_reached}
+
+
+def parse_options(argv: list[str]) -> tuple[argparse.Namespace, list[Row] | None]:
+    """The command line, and the rows of the table to check."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add(
+        "--sections",
+        nargs="+",
+        choices=SECTIONS,
+        default=list(SECTIONS),
+        metavar="SECTION",
+        help="default: all of " + ", ".join(SECTIONS),
+    )
+    add("--check", type=Path, metavar="TABLE.json", help="measure its sections again, and compare")
+    add("--output_dir", type=Path, default=Path("outputs/benchmark"), help="default: %(default)s")
+    add("--audio", type=Path, metavar="FOLDER", help="real recordings; default: generated ones")
+    add("--model", type=Path, metavar="FOLDER", help="trained model, whose answers are compared")
+    add("--num_threads", type=int, default=os.cpu_count(), help="default: %(default)s")
+    add("--rounds", type=int, default=3, help="default: %(default)s")
+    add("--size", choices=SIZES, default="base384", help="of the network; default: %(default)s")
+    add("--max_length", type=int, default=1024, help="frames of it; default: %(default)s")
+    add("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="inference, training; default: all")
+    add("--batch_sizes", nargs="+", type=int, default=[1, 8], help="inference; default: 1 8")
+    add("--train_batch_size", type=int, default=2, help="default: %(default)s")
+    add("--tagging_batch_size", type=int, default=1, help="of the pipelines; default: %(default)s")
+    add("--num_files", type=int, default=12, help="folder, data; default: %(default)s")
+    add("--num_clips", type=int, default=200, help="whose labels are compared; default: %(default)s")
+    add("--num_eval_clips", type=int, default=20371, help="metrics; default: %(default)s, as AudioSet's evaluation")
+    earlier, path = None, parser.parse_args(argv).check
+    if path is not None:
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+            earlier = [Row(**{field.name: row[field.name] for field in fields(Row)}) for row in table["rows"]]
+            parser.set_defaults(**table["settings"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BenchmarkError(f"Expected {path} to be a benchmark.json of this script, got {error!r}.") from error
+    args = parser.parse_args(argv)
+    least = {"num_threads": 1, "rounds": 1, "max_length": 116, "num_files": 2, "num_clips": 1, "num_eval_clips": 1}
+    for name, number in {**least, "train_batch_size": 1, "tagging_batch_size": 1}.items():
+        if getattr(args, name) < number:
+            raise BenchmarkError(f"Expected {name} of at least {number}, got {getattr(args, name)}.")
+    if min(args.batch_sizes) < 1:
+        raise BenchmarkError(f"Expected batch_sizes of at least 1, got {min(args.batch_sizes)}.")
+    for name in ("audio", "model"):
+        if getattr(args, name) is not None and not getattr(args, name).is_dir():
+            raise BenchmarkError(f"Expected {name} to be a folder, got {getattr(args, name)}.")
+    return args, earlier
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (BenchmarkError, AudioError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
