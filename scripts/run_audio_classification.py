@@ -4,17 +4,17 @@
 
 A recipe is a saved command line; keys given here win over it. Everything goes to `output_dir`: the model and its
 feature extractor (for `from_pretrained` and `pipeline`), the resolved recipe, metrics, checkpoints, a model card and
-pictures; `results.csv` can be read while the run goes on. Run it again with `--resume_from_checkpoint true` to
-continue an interrupted run.
+pictures; `results.csv` can be read while the run goes on. With `--resume_from_checkpoint true` the same command
+begins a run, goes on with it wherever it was interrupted, and finishes it. Exit status: 0, 1 after a fault that is
+told in one sentence, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
-import copy
 import logging
 import sys
 from functools import partial
 from pathlib import Path
 
-from modeling_ast.audio import AudioError, require_torchaudio
+from modeling_ast.audio import require_torchaudio
 
 try:
     require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
@@ -24,27 +24,28 @@ except ImportError as error:
 from transformers import pipeline, set_seed
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.data.metrics import (
-    DivergedError,
-    compute_metrics,
-    per_class_metrics,
-    to_probabilities,
-    write_per_class_csv,
-)
-from modeling_ast.data.sources import AudioSplits, DataError
+from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
+from modeling_ast.data.sources import AudioSplits
 from modeling_ast.data.streams import decode
+from modeling_ast.data.whole_files import written_beside
 from modeling_ast.fbank import num_samples
 from modeling_ast.inference.plots import plot_confusion_matrix, plot_per_class, plot_tags, plot_training_curves
 from modeling_ast.training.arguments import DataArguments
 from modeling_ast.training.baseline import linear_baseline
 from modeling_ast.training.collator import ASTDataCollator
+from modeling_ast.training.endings import stop_by_signals, told_in_one_sentence
 from modeling_ast.training.model_card import write_model_card
-from modeling_ast.training.output_dir import AVERAGE_FOLDER, check_output_dir, prepare_output_dir
-from modeling_ast.training.recipes import RecipeError, error_sentence, parse_arguments
+from modeling_ast.training.output_dir import (
+    AVERAGE_FOLDER,
+    check_output_dir,
+    last_whole_checkpoint,
+    prepare_output_dir,
+)
+from modeling_ast.training.recipes import parse_arguments
 from modeling_ast.training.record import RESULTS_NAME, EpochRecord
 from modeling_ast.training.sampling import class_balanced_weights, positioned, read_clip_seconds, sort_by_length
 from modeling_ast.training.start import build_model_and_extractor, read_splits
-from modeling_ast.training.trainer import ASTTrainer, last_whole_checkpoint
+from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger("run_audio_classification")
 
@@ -61,13 +62,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     Raises:
         RecipeError, DataError, AudioError: Arguments, data set or a sound file that cannot be used.
         DivergedError: The training diverged.
+        SaveError: A checkpoint or the model cannot be written.
+        Stopped: By a signal, during training.
     """
     model_args, data_args, augment_args, training_args = arguments = parse_arguments(
         sys.argv[1:] if argv is None else argv
     )
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.ERROR, format="%(message)s")
     output_dir = Path(training_args.output_dir)
-    check_output_dir(output_dir, training_args)
+    check_output_dir(output_dir, arguments)
     problem_type = model_args.problem_type
     multi_label = problem_type == "multi_label_classification"
     set_seed(training_args.seed)
@@ -136,28 +139,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
         if training_args.should_save:
             prepare_output_dir(output_dir, arguments)
-        checkpoint = training_args.resume_from_checkpoint
-        if checkpoint is True:
-            checkpoint = last_whole_checkpoint(output_dir)
-            logger.info(f"Continuing from {checkpoint}." if checkpoint else "No checkpoint yet: from the beginning.")
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        results |= result.metrics
-        trainer.log_metrics("train", result.metrics)
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
-        trainer.save_model()
+        training_args.distributed_state.wait_for_everyone()  # before all of them look for checkpoints in it
+        train_metrics = train(trainer, training_args.resume_from_checkpoint)
+        trainer.log_metrics("train", train_metrics)
+        results |= train_metrics
 
     # Evaluation: the epoch was chosen on the validation clips; the test clips are looked at once.
     results |= evaluate(trainer, splits, output_dir)
     average_folder = output_dir / AVERAGE_FOLDER
-    if trainer.average.count:
-        average = ASTForAudioClassification(copy.deepcopy(model.config))
-        average.load_state_dict(trainer.average.weights)
-        average.save_pretrained(average_folder)
-        extractor.save_pretrained(average_folder)
-    elif trainer.is_world_process_zero() and training_args.do_train and training_args.weight_average_start is not None:
-        logger.warning("The run ended before the first epoch whose weights were to be averaged.")
-    training_args.distributed_state.wait_for_everyone()
     if training_args.do_train and average_folder.is_dir():
         average = make_trainer(model=ASTForAudioClassification.from_pretrained(average_folder))
         average.state.epoch = trainer.state.epoch
@@ -186,6 +175,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     return results
 
 
+def train(trainer: ASTTrainer, resume: str | bool | None) -> dict[str, float]:
+    """Train, from the beginning or from where it was interrupted, and save the model; not again where that is done."""
+    output_dir = Path(trainer.args.output_dir)
+    checkpoint = last_whole_checkpoint(output_dir) if resume is True else resume
+    if resume is True and (metrics := trainer.load_end()) is not None:
+        logger.info(f"{output_dir} holds the trained model: what is left is its evaluation.")
+        return metrics
+    if resume:
+        logger.info(f"Continuing from {checkpoint}." if checkpoint else "No checkpoint yet: from the beginning.")
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.save_end(metrics)
+    return metrics
+
+
 def evaluate(trainer: ASTTrainer, splits: AudioSplits, folder: Path, prefix: str = "") -> dict[str, float]:
     """Metrics on each held-out split, with a table and pictures of the classes in a folder."""
     results = {}
@@ -202,7 +205,8 @@ def evaluate(trainer: ASTTrainer, splits: AudioSplits, folder: Path, prefix: str
             logits, labels = trainer.last_evaluation.predictions, trainer.last_evaluation.label_ids
             probabilities = to_probabilities(logits, trainer.model.config.problem_type)
             classes = per_class_metrics(probabilities, labels, splits.label_names)
-            write_per_class_csv(classes, folder / f"per_class_{name}.csv")
+            with written_beside(folder / f"per_class_{name}.csv") as unfinished:
+                write_per_class_csv(classes, unfinished)
             if any(row["AP"] is not None for row in classes):
                 plot_per_class(classes, folder / f"per_class_{name}.png")
             if f"{prefix}{name}_accuracy" in metrics and len(classes) <= 100:  # beyond, nothing can be read in it
@@ -240,7 +244,6 @@ def tag_example(
 
 
 if __name__ == "__main__":
-    try:
+    stop_by_signals()
+    with told_in_one_sentence():
         main()
-    except (RecipeError, DataError, AudioError, DivergedError) as error:
-        sys.exit(error_sentence(error))

@@ -1,5 +1,6 @@
 """Averages of weights: over the epochs of a run while it goes on, or over saved checkpoints."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from modeling_ast import ASTForAudioClassification
+from modeling_ast import ASTConfig, ASTForAudioClassification
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
 
 
@@ -52,6 +53,12 @@ class RunningAverage:
         with safe_open(path, framework="pt") as file:
             self.count = int(file.metadata()["count"])
         self.weights = load_file(path)
+
+    def to_model(self, config: ASTConfig) -> ASTForAudioClassification:
+        """A model of its own that has the mean for weights."""
+        model = ASTForAudioClassification(copy.deepcopy(config))
+        model.load_state_dict(self.weights)
+        return model
 
 
 def average_checkpoints(folders: Sequence[str | Path]) -> ASTForAudioClassification:

@@ -1,40 +1,183 @@
 """The folder of a run: what may be in it before, and what is left of an earlier one."""
 
+import dataclasses
+import logging
 import re
-import shutil
+import tempfile
 from pathlib import Path
 
-from modeling_ast.training.arguments import ASTTrainingArguments
+import yaml
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from modeling_ast.data.whole_files import remove_folder, remove_unfinished, written_beside
 from modeling_ast.training.recipes import RECIPE_NAME, Arguments, RecipeError, save_recipe
 
+logger = logging.getLogger(__name__)
+
 AVERAGE_FOLDER = "weight_average"
+# What may change between the parts of a run: none of these moves its result. How a global batch is divided moves it
+# by rounding; that the batch stays is checked by the trainer, which knows the processes too.
+_FREE_KEYS = set(
+    """
+    output_dir overwrite_output_dir resume_from_checkpoint
+    global_batch_size gradient_accumulation_steps per_device_train_batch_size
+    per_device_eval_batch_size eval_accumulation_steps
+    gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
+    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+    ddp_backend ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters use_cpu torch_compile
+    save_strategy save_steps save_total_limit
+    log_level log_level_replica log_on_each_node logging_dir logging_strategy logging_steps logging_first_step
+    logging_nan_inf_filter disable_tqdm report_to run_name project trackio_space_id
+    include_num_input_tokens_seen skip_memory_metrics
+    push_to_hub hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision
+    """.split()
+)
+# A run may be made longer; its schedule is then the longer run's from there on.
+_LENGTH_KEYS = ("num_train_epochs", "max_steps")
 
 
-def check_output_dir(output_dir: Path, training_args: ASTTrainingArguments) -> None:
-    """A folder that holds a run is only used to continue that run, or to start anew when asked."""
-    is_new_run = training_args.do_train and not training_args.resume_from_checkpoint
+def check_output_dir(output_dir: Path, arguments: Arguments) -> None:
+    """A folder that holds a run is only used to continue that run, or to start anew when asked.
+
+    Raises:
+        RecipeError: It is a file, cannot be written, or holds another run, or the same one and nothing was asked.
+    """
+    training_args = arguments[-1]
     if output_dir.exists() and not output_dir.is_dir():
         raise RecipeError(f"Expected output_dir to be a folder, got the file {output_dir}.")
     checkpoint = training_args.resume_from_checkpoint
     if isinstance(checkpoint, str) and not Path(checkpoint).is_dir():
         raise RecipeError(f"Expected resume_from_checkpoint to be true or a checkpoint's folder, got {checkpoint}.")
-    if is_new_run and (output_dir / RECIPE_NAME).is_file() and not training_args.overwrite_output_dir:
+    if not training_args.do_train:
+        return
+    if training_args.should_save:
+        _check_writable(output_dir)
+    if not (output_dir / RECIPE_NAME).is_file() or (training_args.overwrite_output_dir and not checkpoint):
+        return
+    differences = recipe_differences(output_dir / RECIPE_NAME, arguments)
+    if not checkpoint:
+        others = f" Its recipe differs: {'; '.join(differences.values())}." if differences else ""
         raise RecipeError(
-            f"{output_dir} holds a run already. Continue it with --resume_from_checkpoint true, replace it with "
-            "--overwrite_output_dir true, or choose another --output_dir."
+            f"{output_dir} holds a run already.{others} Continue it with --resume_from_checkpoint true, replace it "
+            "with --overwrite_output_dir true, or choose another --output_dir."
         )
+    for key in _LENGTH_KEYS:
+        if key in differences and _is_longer(output_dir / RECIPE_NAME, arguments, key):
+            del differences[key]
+    if differences:
+        raise RecipeError(
+            f"{output_dir} holds another run, which cannot be continued with this recipe: "
+            f"{'; '.join(differences.values())}. Give the values that it began with, choose another --output_dir, or "
+            "replace it with --overwrite_output_dir true and --resume_from_checkpoint false."
+        )
+
+
+def recipe_differences(recipe: Path, arguments: Arguments) -> dict[str, str]:
+    """What the recipe of a run and given arguments say otherwise, of the keys that can move the result.
+
+    Returns:
+        Key to "key: saved value, given value".
+
+    Raises:
+        RecipeError: The recipe cannot be read.
+    """
+    saved, given = _read_settings(recipe), _settings(arguments)
+    differences = {}
+    for key in sorted((saved.keys() | given.keys()) - _FREE_KEYS):
+        before, now = (settings.get(key, _default(key, arguments)) for settings in (saved, given))
+        if before != now:
+            differences[key] = f"{key}: {_shown(before)} saved, {_shown(now)} given"
+    return differences
 
 
 def prepare_output_dir(output_dir: Path, arguments: Arguments) -> None:
     """Make the folder, with the recipe in it, and without what is left of a run that this one replaces."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    training_args = arguments[-1]
-    if (output_dir / RECIPE_NAME).is_file() and not training_args.resume_from_checkpoint:
-        for path in output_dir.iterdir():
-            if path.is_dir() and (re.fullmatch(r"checkpoint-\d+", path.name) or path.name == AVERAGE_FOLDER):
-                shutil.rmtree(path)
-            elif path.name in ("trainer_state.json", "README.md") or path.match("*_results.json"):
-                path.unlink()
-            elif path.suffix in (".csv", ".png"):  # records and pictures
-                path.unlink()
-    save_recipe(arguments, output_dir / RECIPE_NAME)
+    for folder in (output_dir, output_dir / AVERAGE_FOLDER):
+        remove_unfinished(folder)
+    if (output_dir / RECIPE_NAME).is_file():
+        if not arguments[-1].resume_from_checkpoint:
+            _remove_run(output_dir)
+        elif differences := recipe_differences(output_dir / RECIPE_NAME, arguments):
+            logger.warning(f"The run is made longer ({'; '.join(differences.values())}).")
+            (output_dir / TRAINER_STATE_NAME).unlink(missing_ok=True)  # which says that the training has ended
+        else:
+            return  # what the run began with stays written down
+    with written_beside(output_dir / RECIPE_NAME, durable=True) as unfinished:
+        save_recipe(arguments, unfinished)
+
+
+def last_whole_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint of a run."""
+    # Before folders were written beside and renamed, this file was the last one of a checkpoint.
+    whole = [path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    whole = [path for path in whole if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name)]
+    return str(max(whole, key=checkpoint_step)) if whole else None
+
+
+def checkpoint_step(folder: str | Path) -> int:
+    """Updates before a checkpoint, by its name."""
+    return int(Path(folder).name.rpartition("-")[2])
+
+
+def _remove_run(output_dir: Path) -> None:
+    for path in output_dir.iterdir():
+        if path.is_dir() and (re.fullmatch(r"checkpoint-\d+", path.name) or path.name == AVERAGE_FOLDER):
+            remove_folder(path)
+        elif path.name in (TRAINER_STATE_NAME, SAFE_WEIGHTS_NAME, "README.md") or path.match("*_results.json"):
+            path.unlink()
+        elif path.suffix in (".csv", ".png"):  # records and pictures
+            path.unlink()
+
+
+def _check_writable(output_dir: Path) -> None:
+    """Before the data is read and the model is made, which takes its time."""
+    was_there = output_dir.is_dir()
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise RecipeError(
+            f"Expected an output_dir that can be written, got {output_dir} ({error.strerror})."
+        ) from error
+    if not was_there:  # arguments that turn out to be wrong leave nothing
+        output_dir.rmdir()
+
+
+def _is_longer(recipe: Path, arguments: Arguments, key: str) -> bool:
+    default = _default(key, arguments)
+    before, now = (float(settings.get(key, default)) for settings in (_read_settings(recipe), _settings(arguments)))
+    return before > 0 and now > before
+
+
+def _settings(arguments: Arguments) -> dict[str, str]:
+    """As a saved recipe has them, since it is one that they are compared with."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_recipe(arguments, Path(folder) / RECIPE_NAME)
+        return _read_settings(Path(folder) / RECIPE_NAME)
+
+
+def _read_settings(recipe: Path) -> dict[str, str | list[str]]:
+    try:
+        settings = yaml.load(recipe.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RecipeError(f"{recipe}: the recipe of an earlier run cannot be read ({error}).") from error
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{recipe}: expected the recipe of an earlier run, got something else.")
+    return settings
+
+
+def _default(key: str, arguments: Arguments) -> str | None:
+    """What a recipe leaves out, as it would be written."""
+    for block in arguments:
+        for field in dataclasses.fields(block):
+            if field.name == key and field.default not in (dataclasses.MISSING, None):
+                return yaml.safe_dump(getattr(field.default, "value", field.default)).split("\n")[0]
+    return None
+
+
+def _shown(value: str | list[str] | None) -> str:
+    return "nothing" if value is None else value if isinstance(value, str) else ", ".join(value)

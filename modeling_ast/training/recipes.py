@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from modeling_ast.data.label_tables import plain
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, DataArguments, ModelArguments
 
 RECIPE_NAME = "recipe.yaml"
+_MAX_BYTES = 1 << 20  # of a recipe; the longest of ours has 3,000
+# What YAML calls values that are written without a tag; a tag such as !!python/name asks to make something of them.
+_PLAIN_TAGS = (yaml.BaseLoader.DEFAULT_SCALAR_TAG, yaml.BaseLoader.DEFAULT_SEQUENCE_TAG)
 # Behind the arguments of a tool that only looks at a recipe: its batches need not fit this machine's devices.
 NOT_TRAINING = "--do_train=false"
 Arguments = tuple[ModelArguments, DataArguments, AugmentArguments, ASTTrainingArguments]
@@ -20,6 +25,9 @@ Arguments = tuple[ModelArguments, DataArguments, AugmentArguments, ASTTrainingAr
 
 class RecipeError(ValueError):
     """A recipe or command line that cannot be used. The message says which key, what was expected and what came."""
+
+    def __init__(self, message: str):
+        super().__init__(plain(message))
 
 
 def error_sentence(error: Exception) -> str:
@@ -44,21 +52,32 @@ def read_recipe(path: str | Path) -> list[str]:
     the parser casts them.
 
     Raises:
-        RecipeError: No such file, not YAML, not flat, or a key that is there twice.
+        RecipeError: No such file, too long, not YAML, not flat, a key that is there twice, or a value with a tag.
     """
     path = Path(path)
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+        with open(path, "rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise RecipeError(f"{path}: expected a recipe of at most {_MAX_BYTES:,} bytes, got a longer file.")
+        node = yaml.compose(content.decode("utf-8-sig"), Loader=yaml.BaseLoader)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}).") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise RecipeError(f"{path}: not YAML ({line}{error.problem}).") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML ({error}).") from error
+        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: expected lines of the form `key: value`, got lists within lists.") from error
     if not isinstance(node, yaml.MappingNode):
         raise RecipeError(f"{path}: expected lines of the form `key: value`.")
     arguments, seen = [], set()
     for key_node, value_node in node.value:
         where = f"{path}, line {key_node.start_mark.line + 1}"
         key = key_node.value
+        if not (isinstance(key_node, yaml.ScalarNode) and re.fullmatch(r"\w+", key)):
+            raise RecipeError(f"{where}: expected the name of a key before the colon, got {key!r:.40}.")
         if key in seen:
             raise RecipeError(f"{where}: {key} is there twice.")
         seen.add(key)
@@ -67,8 +86,12 @@ def read_recipe(path: str | Path) -> list[str]:
         items = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
         if not all(isinstance(item, yaml.ScalarNode) and item.value != "" for item in items):
             raise RecipeError(f"{where}: expected a value, or a list of values, for {key}.")
+        if tagged := [node.tag for node in (key_node, value_node, *items) if node.tag not in _PLAIN_TAGS]:
+            raise RecipeError(f"{where}: expected a value without a tag for {key}, got {tagged[0]}.")
         # `--key=value` where it can be, for values that start with a dash.
         is_list = isinstance(value_node, yaml.SequenceNode)
+        if is_list and any(item.value.startswith("--") for item in items):
+            raise RecipeError(f"{where}: expected values for {key}, got a key in its list.")
         arguments += [f"--{key}", *(item.value for item in items)] if is_list else [f"--{key}={value_node.value}"]
     return arguments
 

@@ -2,12 +2,12 @@
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 
 from modeling_ast.data.metrics import compute_metrics
+from modeling_ast.data.whole_files import written_beside
 from modeling_ast.training.arguments import BEST_METRICS
 
 RESULTS_NAME = "results.csv"
@@ -72,10 +72,9 @@ class EpochRecord:
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        path = self.folder / RESULTS_NAME
-        partial = path.with_suffix(".csv.part")
-        with open(partial, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        shutil.move(partial, path)  # whoever reads meanwhile finds a whole file
+        # Whoever reads meanwhile finds a whole file.
+        with written_beside(self.folder / RESULTS_NAME) as unfinished:
+            with open(unfinished, "w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(self.rows)

@@ -1,0 +1,132 @@
+"""How a run ends before its end: by a signal, or by a fault that is told in one sentence."""
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from modeling_ast.audio import AudioError
+from modeling_ast.data.metrics import DivergedError
+from modeling_ast.data.sources import DataError
+from modeling_ast.training.recipes import RecipeError, error_sentence
+
+GOES_ON = "The same command with --resume_from_checkpoint true goes on from what is saved"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Of a disk or a folder, not of a programme.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+# What the backends of `torch.distributed` say in the processes that are left when another one ended.
+_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+
+class SaveError(OSError):
+    """A checkpoint or another file of a run that cannot be written."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that a signal ended.
+
+    Args:
+        number: Of the signal.
+        message: What to tell.
+    """
+
+    def __init__(self, number: int, message: str | None = None):
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(f"Stopped by {name}{message or f'. {GOES_ON}.'}")
+        self.number = number
+
+
+class StopRequest:
+    """While it is entered, the first SIGTERM or Ctrl-C is only noted; the second one ends the run at once.
+
+    Signals are heard by the main thread of the process that enters it, and ignored by processes that it starts: a
+    worker that Ctrl-C reaches too must not take the update with it that is still to be saved.
+    """
+
+    def __init__(self):
+        self.number: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self.number, self.process, self.previous = None, os.getpid(), {}
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame) -> None:
+        if os.getpid() != self.process:
+            return
+        if self.number is not None:
+            raise Stopped(number)
+        self.number = number
+
+
+def stop_by_signals() -> None:
+    """Let SIGTERM and Ctrl-C raise `Stopped` in this process."""
+    process = os.getpid()
+
+    def stop(number: int, frame) -> None:
+        if os.getpid() == process:
+            raise Stopped(number)
+
+    for number in _SIGNALS:
+        signal.signal(number, stop)
+
+
+@contextmanager
+def saving(what: str | os.PathLike) -> Iterator[None]:
+    """Every error of writing is a `SaveError`, which says what could not be written.
+
+    Raises:
+        SaveError: The libraries raised an error of their own: torch a RuntimeError, safetensors an Exception.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise SaveError(f"{what} cannot be saved ({reason}). What was saved before is whole. {GOES_ON}.") from error
+
+
+def fault_sentence(error: Exception) -> str | None:
+    """What to tell the user of an error that a run can meet; `None` of one that is a fault of the programme."""
+    if isinstance(error, (RecipeError, DataError, AudioError, DivergedError, SaveError)):
+        return error_sentence(error)
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"error: {where}cannot be read or written ({error.strerror}). {GOES_ON}, once it can."
+    message = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and message.startswith("DataLoader worker"):
+        return (
+            f"error: A process that reads the data has ended ({message.rstrip('. ')}): killed from outside, or for "
+            f"want of memory, where fewer of them may do (--dataloader_num_workers). {GOES_ON}."
+        )
+    if isinstance(error, RuntimeError) and any(words in message for words in _LOST_PROCESS):
+        return f"error: Another process of this run has ended, and none goes on without it. {GOES_ON}."
+    return None
+
+
+@contextmanager
+def told_in_one_sentence() -> Iterator[None]:
+    """Around a whole run: what ends it is told without a traceback.
+
+    Raises:
+        SystemExit: With exit status 1 after a fault, 130 after Ctrl-C and 143 after SIGTERM.
+    """
+    try:
+        yield
+    except Stopped as stop:
+        print(stop, file=sys.stderr, flush=True)
+        sys.exit(128 + stop.number)
+    except Exception as error:
+        sentence = fault_sentence(error)
+        if sentence is None:
+            raise
+        sys.exit(sentence)

@@ -1,0 +1,516 @@
+"""Whatever ends a run before its end is told in one sentence, and the same command goes on as if nothing had been."""
+
+import errno
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fault_campaign as campaign
+import pytest
+import run_audio_classification as script
+import torch
+from transformers import TrainerState
+
+from modeling_ast.data.whole_files import (
+    files_written_beside,
+    folder_written_beside,
+    remove_unfinished,
+    written_beside,
+)
+from modeling_ast.training.averaging import RunningAverage
+from modeling_ast.training.endings import fault_sentence, told_in_one_sentence
+from modeling_ast.training.output_dir import last_whole_checkpoint
+from modeling_ast.training.recipes import RecipeError
+from modeling_ast.training.trainer import ASTTrainer
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """They take most of the time of a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in vars(script) if name.startswith("plot_")]:
+            patch.setattr(script, name, lambda *args, **options: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, one_thread) -> Path:
+    """Of 16 updates, four an epoch, with a checkpoint after every second one."""
+    return campaign.write_recipe(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    run(recipe, folder)
+    return folder
+
+
+def run(recipe: Path, folder: Path, *argv) -> dict[str, float]:
+    return script.main([str(argument) for argument in (recipe, "--output_dir", folder, *argv)])
+
+
+def ending(*argv) -> tuple[int, str]:
+    """Exit status and last words of a run, as the script ends it."""
+    with pytest.raises(SystemExit) as stop, told_in_one_sentence():
+        run(*argv)
+    said = stop.value.code
+    return (said, "") if isinstance(said, int) else (1, said)
+
+
+def before_update(monkeypatch, number: int, do) -> None:
+    """Something happens while an update is made, once."""
+    original, calls = ASTTrainer.training_step, []
+
+    def training_step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            do(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(ASTTrainer, "training_step", training_step)
+
+
+def checkpoints(folder: Path) -> set[int]:
+    return {int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")}
+
+
+def assert_same_command_ends_as_undisturbed(recipe: Path, folder: Path, undisturbed: Path, *argv) -> None:
+    run(recipe, folder, *argv)
+    assert campaign.run_difference(0, folder, undisturbed) is None
+
+
+# Files and folders that are there are whole
+
+
+class Unlucky(Exception):
+    pass
+
+
+def test_what_is_not_written_to_its_end_is_not_there(tmp_path):
+    (tmp_path / "old.csv").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    with pytest.raises(Unlucky), written_beside(tmp_path / "old.csv", durable=True) as unfinished:
+        unfinished.write_text("half")
+        raise Unlucky
+    with pytest.raises(Unlucky), folder_written_beside(tmp_path / "folder") as unfinished:
+        (unfinished / "half").touch()
+        raise Unlucky
+    with pytest.raises(Unlucky), files_written_beside(tmp_path) as unfinished:
+        (unfinished / "half").touch()
+        raise Unlucky
+    assert (tmp_path / "old.csv").read_text() == "old"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["old"]
+    assert not list(tmp_path.glob("**/*half*")) and not list(tmp_path.glob(".*.unfinished*"))
+
+
+def test_what_is_written_to_its_end_takes_the_place_of_what_was_there(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    (tmp_path / "a").write_text("old")
+    with folder_written_beside(tmp_path / "folder") as unfinished:
+        (unfinished / "new").touch()
+    with files_written_beside(tmp_path) as unfinished:
+        (unfinished / "a").write_text("new")
+        (unfinished / "b").write_text("new")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new"]
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "a", "b"}
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
+    for name in ("_unfinished/checkpoint-4/model.safetensors", ".12.0.unfinished.csv", "mine.csv", "checkpoint-2/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.csv", "checkpoint-2"}
+
+
+def test_newest_whole_checkpoint_is_taken(tmp_path):
+    assert last_whole_checkpoint(tmp_path) is None
+    for name in ("checkpoint-9", "checkpoint-10", "_unfinished/checkpoint-12"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "trainer_state.json").touch()
+    (tmp_path / "checkpoint-11").mkdir()  # of a version that wrote them in place
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_checkpoint_names_itself_and_the_best_one_by_their_own_paths(undisturbed):
+    for step in checkpoints(undisturbed):
+        state = TrainerState.load_from_json(undisturbed / f"checkpoint-{step}" / "trainer_state.json")
+        assert state.global_step == step
+        assert Path(state.best_model_checkpoint).parent == undisturbed
+    assert Path(state.best_model_checkpoint).is_dir()
+    assert len(checkpoints(undisturbed)) == 2 and 16 in checkpoints(undisturbed)  # as save_total_limit says
+
+
+# Interrupted
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("owner, method", [(script, "evaluate"), (script, "write_model_card")])
+def test_run_that_ends_after_its_training_is_finished_without_training_again(
+    recipe, undisturbed, tmp_path, monkeypatch, owner, method
+):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, method, lambda *args, **options: interrupt())
+        run(recipe, tmp_path / "run")
+    monkeypatch.setattr(ASTTrainer, "training_step", interrupt)
+    assert_same_command_ends_as_undisturbed(recipe, tmp_path / "run", undisturbed)
+
+
+def test_run_whose_last_update_is_within_an_epoch_ends_there_when_it_is_resumed_there(recipe, tmp_path, monkeypatch):
+    argv = ["--max_steps=6", "--load_best_model_at_end=false", "--weight_average_start=1"]
+    run(recipe, tmp_path / "whole", *argv)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ASTTrainer, "save_end", interrupt)
+        run(recipe, tmp_path / "run", *argv)
+    assert 6 in checkpoints(tmp_path / "run") and not (tmp_path / "run" / "model.safetensors").exists()
+    monkeypatch.setattr(ASTTrainer, "training_step", interrupt)
+    assert_same_command_ends_as_undisturbed(recipe, tmp_path / "run", tmp_path / "whole", *argv)
+
+
+def test_run_goes_on_where_its_folder_has_moved(recipe, undisturbed, tmp_path, monkeypatch):
+    """With the best checkpoint, which it knows by its path."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ASTTrainer, "save_end", interrupt)
+        run(recipe, tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert_same_command_ends_as_undisturbed(recipe, tmp_path / "new", undisturbed)
+
+
+def test_only_the_best_checkpoint_stays_where_one_is_to_be_kept(recipe, undisturbed, tmp_path):
+    run(recipe, tmp_path / "run", "--save_total_limit=1")
+    state = TrainerState.load_from_json(tmp_path / "run" / "trainer_state.json")
+    assert checkpoints(tmp_path / "run") == {state.best_global_step}
+
+
+# Signals: 7 is within the second epoch, 8 its end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("update", [7, 8])
+def test_signal_stops_a_run_after_its_update_with_a_checkpoint(
+    recipe, undisturbed, tmp_path, monkeypatch, capsys, number, update
+):
+    with monkeypatch.context() as patch:
+        before_update(patch, update, lambda trainer: os.kill(os.getpid(), number))
+        before = signal.getsignal(number)
+        assert ending(recipe, tmp_path / "run") == (128 + number, "")
+        assert signal.getsignal(number) == before
+    said = capsys.readouterr().err.splitlines()[-1]
+    name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number]
+    assert said.startswith(f"Stopped by {name} after update {update}: {tmp_path / 'run' / f'checkpoint-{update}'} is")
+    assert update in checkpoints(tmp_path / "run")
+    run(recipe, tmp_path / "run", "--save_total_limit=2")
+    for file in ("model.safetensors", "weight_average/model.safetensors", "results.csv"):
+        assert (tmp_path / "run" / file).read_bytes() == (undisturbed / file).read_bytes()
+
+
+def test_second_signal_stops_a_run_at_once(recipe, tmp_path, monkeypatch, capsys):
+    before_update(monkeypatch, 7, lambda trainer: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)])
+    assert ending(recipe, tmp_path / "run") == (143, "")
+    assert "Stopped by SIGTERM. " in capsys.readouterr().err
+    assert max(checkpoints(tmp_path / "run")) == 6
+
+
+@pytest.mark.slow
+def test_signal_to_the_script_and_its_workers_is_told_in_one_line(recipe, tmp_path):
+    """Of a scheduler, to all processes of the job, whatever they do at that moment."""
+    command = [sys.executable, campaign.SCRIPT, recipe, "--output_dir", tmp_path / "run", "--num_train_epochs=1000"]
+    command.append("--dataloader_num_workers=1")
+    process = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+    while process.poll() is None and not (tmp_path / "run" / "checkpoint-4").is_dir():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in said
+    assert said.splitlines()[-1].startswith("Stopped by SIGTERM")
+
+
+# A disk that is full, or cannot be written
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Path:
+    """Of 8 MB, by the system."""
+    (tmp_path / "disk").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path / "disk")]
+    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield tmp_path / "disk"
+    # Lazily: weights that were loaded from it may still be mapped into memory.
+    subprocess.run(["umount", "-l", str(tmp_path / "disk")], check=True)
+
+
+def fill(disk: Path) -> None:
+    """But for 64 kB."""
+    with open(disk / "filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(2**16))
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+    os.truncate(disk / "filler", os.path.getsize(disk / "filler") - 2**16)
+
+
+def test_full_disk_leaves_the_checkpoints_from_before(recipe, undisturbed, small_disk, monkeypatch):
+    with monkeypatch.context() as patch:
+        before_update(patch, 7, lambda trainer: fill(small_disk))
+        status, said = ending(recipe, small_disk / "run")
+    assert status == 1 and "\n" not in said
+    assert said.startswith(f"error: {small_disk / 'run' / 'checkpoint-8'} cannot be saved (") and "space" in said
+    assert max(checkpoints(small_disk / "run")) == 6 and not (small_disk / "run" / "_unfinished").exists()
+    (small_disk / "filler").unlink()
+    assert_same_command_ends_as_undisturbed(recipe, small_disk / "run", undisturbed)
+
+
+@pytest.mark.parametrize(
+    "owner, method, error",
+    [
+        (RunningAverage, "save", OSError(errno.ENOSPC, "No space left on device")),
+        (torch, "save", RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")),
+    ],
+)
+def test_disk_that_fills_anywhere_in_a_checkpoint_is_told(recipe, tmp_path, monkeypatch, owner, method, error):
+    def fail(*_, **__):
+        raise error
+
+    before_update(monkeypatch, 11, lambda trainer: monkeypatch.setattr(owner, method, fail))
+    status, said = ending(recipe, tmp_path / "run")
+    assert status == 1 and re.search(r"checkpoint-12 cannot be saved \((No space|Pytorch).*--resume_from", said)
+    assert checkpoints(tmp_path / "run") >= {10} and not (tmp_path / "run" / "_unfinished").exists()
+
+
+def test_disk_that_cannot_be_written_is_told_at_once(recipe, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    status, said = ending(recipe, small_disk / "run")
+    assert status == 1 and said == (
+        f"error: Expected an output_dir that can be written, got {small_disk / 'run'} (Read-only file system)."
+    )
+
+
+def test_file_in_the_way_of_a_folder_on_the_disk_is_told_at_once(recipe, tmp_path):
+    (tmp_path / "file").touch()
+    for folder, words in (
+        ("file", "to be a folder, got the file"),
+        ("file/run", r"can be written.*\(Not a directory"),
+    ):
+        status, said = ending(recipe, tmp_path / folder)
+        assert status == 1 and re.search(f"^error: Expected (an )?output_dir.*{words}", said)
+
+
+# Data and those who read it
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("content", [None, b"RIFF no sound"], ids=["vanished", "broken"])
+def test_data_file_that_goes_within_an_epoch_is_named(recipe, undisturbed, tmp_path, monkeypatch, workers, content):
+    clip = recipe.parent / "train-5.wav"
+    sound = clip.read_bytes()
+
+    def damage(trainer):
+        clip.unlink() if content is None else clip.write_bytes(content)
+
+    try:
+        with monkeypatch.context() as patch:
+            before_update(patch, 5, damage)
+            status, said = ending(recipe, tmp_path / "run", f"--dataloader_num_workers={workers}")
+    finally:
+        clip.write_bytes(sound)
+    assert status == 1 and said.startswith(f"error: {clip}: ") and "\n" not in said.strip()
+    assert checkpoints(tmp_path / "run")
+    assert_same_command_ends_as_undisturbed(recipe, tmp_path / "run", undisturbed)
+
+
+def test_worker_that_is_killed_is_told_in_one_sentence(recipe, undisturbed, tmp_path, monkeypatch):
+    def kill_worker(trainer):
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        before_update(patch, 6, kill_worker)
+        status, said = ending(recipe, tmp_path / "run", "--dataloader_num_workers=1")
+    assert status == 1 and "\n" not in said
+    assert re.match(r"error: A process that reads the data has ended .*--dataloader_num_workers", said)
+    assert_same_command_ends_as_undisturbed(recipe, tmp_path / "run", undisturbed)
+
+
+def test_faults_of_the_programme_keep_their_traceback():
+    for error in (KeyError("x"), RuntimeError("shapes"), FileNotFoundError(errno.ENOENT, "No such file", "x")):
+        assert fault_sentence(error) is None
+        with pytest.raises(type(error)), told_in_one_sentence():
+            raise error
+
+
+# Numbers that are none
+
+
+def spoil(what: str):
+    def do(trainer):
+        with torch.no_grad():
+            parameter = next(trainer.model.parameters())
+            parameter.grad = None
+            if what == "loss":
+                trainer.model.classifier.dense.bias.fill_(float("nan"))
+            else:  # of a weight that this batch's loss does not feel: the next update is still finite
+                parameter.register_hook(lambda gradient: gradient * float("inf"))
+
+    return do
+
+
+@pytest.mark.parametrize(
+    "what, words",
+    [("loss", "The loss of update 7 is no finite number"), ("gradient", "is no finite number")],
+)
+def test_diverged_run_stops_and_leaves_the_last_good_checkpoint(recipe, tmp_path, monkeypatch, what, words):
+    before_update(monkeypatch, 7, spoil(what))
+    argv = ["--logging_strategy=no", "--eval_strategy=no", "--load_best_model_at_end=false", "--max_grad_norm=0"]
+    status, said = ending(recipe, tmp_path / "run", *argv)
+    assert status == 1 and words in said and "did the training diverge? Try a lower learning_rate" in said
+    assert f"{tmp_path / 'run' / 'checkpoint-6'} is from before." in said
+    assert max(checkpoints(tmp_path / "run")) == 6
+
+
+# The folder of another run
+
+
+@pytest.fixture
+def interrupted(recipe, tmp_path, monkeypatch) -> Path:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        before_update(patch, 4, interrupt)
+        run(recipe, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_folder_of_another_run_is_refused_with_the_difference(recipe, interrupted):
+    before = {path: path.read_bytes() for path in interrupted.rglob("*") if path.is_file()}
+    argv = [recipe, interrupted, "--learning_rate=0.002", "--roll_frames=3"]
+    status, said = ending(*argv)
+    assert status == 1 and "holds another run" in said
+    assert "learning_rate: 0.001 saved, 0.002 given; roll_frames: 0 saved, 3 given" in said
+    status, said = ending(*argv, "--resume_from_checkpoint=false")
+    assert status == 1 and "holds a run already. Its recipe differs: learning_rate: 0.001 saved, 0.002 given" in said
+    with pytest.raises(RecipeError, match="num_train_epochs: 4.0 saved, 2.0 given"):  # shorter
+        run(recipe, interrupted, "--num_train_epochs=2")
+    with pytest.raises(RecipeError, match="Expected updates of 4 clips, as in .*checkpoint-2, got 8"):
+        script.main([str(without_global_batch(recipe)), f"--output_dir={interrupted}"])
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def without_global_batch(recipe: Path) -> Path:
+    path = recipe.with_name("divided.yaml")
+    path.write_text(recipe.read_text().replace("global_batch_size: 4", "per_device_train_batch_size: 8"))
+    return path
+
+
+def test_folder_of_another_run_is_replaced_where_asked(recipe, interrupted):
+    argv = ["--learning_rate=0.002", "--resume_from_checkpoint=false", "--overwrite_output_dir=true", "--max_steps=2"]
+    run(recipe, interrupted, *argv)
+    assert "learning_rate: 0.002" in (interrupted / "recipe.yaml").read_text()
+
+
+def test_keys_that_move_no_result_do_not_make_it_another_run(recipe, interrupted, undisturbed):
+    argv = ["--gradient_accumulation_steps=1", "--save_steps=4", "--save_total_limit=3", "--log_level=warning"]
+    run(recipe, interrupted, *argv)
+    assert (interrupted / "model.safetensors").is_file()
+
+
+def test_longer_run_is_not_another_run_and_goes_on(recipe, tmp_path, caplog):
+    run(recipe, tmp_path, "--max_steps=4")
+    run(recipe, tmp_path, "--max_steps=6")
+    assert "The run is made longer (max_steps: 4 saved, 6 given)" in caplog.text
+    assert TrainerState.load_from_json(tmp_path / "trainer_state.json").global_step == 6
+
+
+# Several processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torch.distributed.run", "accelerate.commands.launch"])
+def test_two_processes_end_when_one_of_them_is_killed(recipe, tmp_path, launcher):
+    lines = ["import os, runpy, signal, sys", "from modeling_ast.training.trainer import ASTTrainer"]
+    lines += ["train, taken = ASTTrainer.training_step, []", "def training_step(*args, **kwargs):"]
+    lines += ["    taken.append(1)", "    if len(taken) == 7 and os.environ['RANK'] == '1':"]
+    lines += [
+        f"        open({str(tmp_path / 'killed')!r}, 'w').close()",
+        "        os.kill(os.getpid(), signal.SIGKILL)",
+    ]
+    lines += ["    return train(*args, **kwargs)", "ASTTrainer.training_step = training_step"]
+    lines += [f"runpy.run_path({str(campaign.SCRIPT)!r}, run_name='__main__')"]
+    (tmp_path / "program.py").write_text("\n".join(lines))
+    two = ["--standalone", "--nproc_per_node=2"]
+    if launcher.startswith("accelerate"):
+        two = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+        two.append("--main_process_port=0")
+    argv = [*two, tmp_path / "program.py", recipe, "--output_dir", tmp_path / "run", "--ddp_backend=gloo"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", launcher, *map(str, argv)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+        while process.poll() is None and not (tmp_path / "killed").is_file():
+            time.sleep(0.1)
+        assert (tmp_path / "killed").is_file(), (tmp_path / "log").read_text()[-3000:]
+        assert process.wait(timeout=60) != 0
+    assert max(checkpoints(tmp_path / "run")) == 6 and not list((tmp_path / "run").glob("checkpoint-8"))
+
+
+# The campaign
+
+
+def test_table_counts_and_names_what_was_lost():
+    rows = [campaign.Row("fire", 3, 3), campaign.Row("water", 2, 1, ["wet"])]
+    assert campaign.table(rows).splitlines()[2:] == [
+        "| fire | 3 | 3 | 0 |",
+        "| water | 2 | 1 | 1 |",
+        "",
+        "- water: wet",
+    ]
+
+
+def test_tests_are_counted_as_faults(tmp_path):
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): pytest.skip('no disk')\n"
+    )
+    row = campaign.tests_row("some", [str(tmp_path / "test_some.py")])
+    assert (row.tried, row.survived, row.lost) == (2, 1, 1)
+    assert row.reasons == ["test_b failed", "not tried: test_c (no disk)"]
+    assert campaign.tests_row("none", [str(tmp_path / "test_some.py"), "-k", "nothing"]).lost == 1
+
+
+@pytest.mark.slow
+def test_run_that_is_killed_three_times_ends_as_an_undisturbed_one(tmp_path, capsys):
+    assert campaign.main(["--kills=3", "--groups", "kills", "--output_dir", str(tmp_path)]) == 0
+    assert "| `kill -9` at a random moment of a run | 3 | 3 | 0 |" in capsys.readouterr().out
+
+
+def test_run_that_lost_something_is_seen(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    assert campaign.run_difference(0, tmp_path / "run", undisturbed) is None
+    (tmp_path / "run" / ".1.0.unfinished.csv").touch()
+    assert "other files: .1.0.unfinished.csv" in campaign.run_difference(0, tmp_path / "run", undisturbed)
+    text = (tmp_path / "run" / "results.csv").read_text()
+    (tmp_path / "run" / "results.csv").write_text(text[:-20])
+    assert campaign.run_difference(0, tmp_path / "run", undisturbed) == "results.csv differs"
+    assert campaign.run_difference(1, tmp_path / "run", undisturbed).startswith("exit status 1")
