@@ -1,5 +1,9 @@
 """Configuration of the Audio Spectrogram Transformer."""
 
+import math
+import re
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
@@ -14,6 +18,11 @@ SIZES = {
     "base224": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
     "base384": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
+# A configuration comes from strangers, and a number in it costs them nothing. More than this, far beyond any AST, is
+# refused before time or memory is spent on it: layers and label names are objects, and parameters that the weights
+# lack are made (in float32, 8 GB of them).
+MAX_LAYERS, MAX_LABELS, MAX_PARAMETERS = 1_000, 1_000_000, 2_000_000_000
+_HALF_CHARACTER = re.compile("[\\ud800-\\udfff]")
 
 
 @strict
@@ -56,9 +65,10 @@ class ASTConfig(PreTrainedConfig):
             clips the same share.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassError: A value has the wrong type or cannot work; the message says which
-            value, what was expected and what came. Checked when the configuration is made and again when a model is
-            built from it.
+        huggingface_hub.errors.StrictDataclassError: A value has the wrong type or cannot work, or a network that no
+            machine would hold; the message says which value, what was expected and what came. Checked when the
+            configuration is made and again when a model is built from it.
+        ValueError: Label names that cannot be numbered, or too many of them.
     """
 
     model_type = "audio-spectrogram-transformer"
@@ -83,6 +93,15 @@ class ASTConfig(PreTrainedConfig):
     patchout_rows: int = 0
     patchout_columns: int = 0
     patchout_patches: int = 0
+
+    def __post_init__(self, **kwargs: Any):
+        # Before the base class makes a name for each label and a number of each key.
+        num_labels = kwargs.get("num_labels")
+        if num_labels is not None and not (type(num_labels) is int and 1 <= num_labels <= MAX_LABELS):
+            raise ValueError(f"Expected num_labels of 1 to {MAX_LABELS:,}, got {num_labels!r}.")
+        if self.id2label is not None:
+            _check_label_names(self.id2label)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_size(cls, size: str, **overrides) -> "ASTConfig":
@@ -119,6 +138,12 @@ class ASTConfig(PreTrainedConfig):
         """Length of the sequence: the patches, the CLS token and the distillation token."""
         return self.num_patches + 2
 
+    def _count_parameters(self) -> int:
+        """Those of the matrices, the position table and the patch kernels; norms and biases are few."""
+        width = self.hidden_size
+        layer = 4 * width**2 + 2 * width * self.intermediate_size
+        return self.num_hidden_layers * layer + width * (self.num_tokens + self.patch_size**2 + self.num_labels)
+
     def validate_sizes(self):
         """Part of the validation of a strict dataclass: values that could not work are refused."""
         positive = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
@@ -146,8 +171,16 @@ class ASTConfig(PreTrainedConfig):
         if self.num_labels < 1:
             raise ValueError(f"Expected num_labels of at least 1, got {self.num_labels}.")
         for name in ("layer_norm_eps", "head_layer_norm_eps", "initializer_range"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"Expected {name} above 0, got {getattr(self, name)}.")
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise ValueError(f"Expected num_hidden_layers of at most {MAX_LAYERS:,}, got {self.num_hidden_layers}.")
+        if self._count_parameters() > MAX_PARAMETERS:
+            sizes = ("hidden_size", "intermediate_size", "patch_size", "max_length", "num_mel_bins", "num_labels")
+            raise ValueError(
+                f"Expected a network of at most {MAX_PARAMETERS:,} parameters, got {self._count_parameters():,}: "
+                f"{', '.join(f'{name} {getattr(self, name)}' for name in sizes)}."
+            )
         rows, columns = self.num_frequency_patches - self.patchout_rows, self.num_time_patches - self.patchout_columns
         for name, most in (
             ("patchout_rows", self.num_frequency_patches - 1),
@@ -159,6 +192,20 @@ class ASTConfig(PreTrainedConfig):
         for label, threshold in (self.thresholds or {}).items():
             if not 0 <= threshold <= 1:
                 raise ValueError(f"Expected thresholds in [0, 1], got {threshold} for {label}.")
+
+
+def _check_label_names(id2label: Any) -> None:
+    """The keys of a file are text, and must be the outputs' numbers: another name would never be reached."""
+    if not isinstance(id2label, dict):
+        raise ValueError(f"Expected id2label to be label names by index, got {type(id2label).__name__}.")
+    if not 1 <= len(id2label) <= MAX_LABELS:
+        raise ValueError(f"Expected id2label with 1 to {MAX_LABELS:,} labels, got {len(id2label):,}.")
+    numbers = {str(number) for number in range(len(id2label))}
+    if wrong := [key for key in id2label if str(key) not in numbers]:
+        raise ValueError(f"Expected the keys of id2label to be 0 to {len(id2label) - 1}, got {wrong[0]!r:.40}.")
+    # JSON can spell half a character, \ud800, that no file of results can hold.
+    if wrong := [name for name in id2label.values() if not isinstance(name, str) or _HALF_CHARACTER.search(name)]:
+        raise ValueError(f"Expected the names in id2label to be text, got {wrong[0]!r:.40}.")
 
 
 __all__ = ["ASTConfig"]

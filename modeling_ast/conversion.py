@@ -1,8 +1,12 @@
 """Foreign weights to ours: the original's checkpoints, and ImageNet weights of distilled DeiT in three layouts."""
 
 import os
+import pickle
 import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging
@@ -20,6 +24,8 @@ IMAGENET_REPOSITORIES = {
     "base224": "facebook/deit-base-distilled-patch16-224",
     "base384": "facebook/deit-base-distilled-patch16-384",
 }
+# What does not fit, in one message.
+MAX_PROBLEMS = 20
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 # The original and DeiT are timm 0.4.5 models; these are timm's names and ours, with N for the number of the layer.
@@ -35,6 +41,7 @@ _TIMM_TO_OURS = {
     "blocks.N.mlp.fc2": "encoder.layer.N.output.dense",
     "norm": "layernorm",
 }
+_LAYER_NUMBER = re.compile(r"^encoder\.layer\.(\d{1,4})\.")
 # Heads for ImageNet's 1000 classes; the original keeps them in every checkpoint and never uses them.
 _DEAD_HEAD = re.compile(r"(head|head_dist|cls_classifier|distillation_classifier)\.(weight|bias)")
 
@@ -68,7 +75,9 @@ def load_original_checkpoint(
     Raises:
         FileNotFoundError: No such file.
         ValueError: Not a state dict of the original, keys missing or unexplained, strides unknown, or sizes that do
-            not fit the weights.
+            not fit the weights; numbers that are not finite, or no floating-point numbers.
+        huggingface_hub.errors.StrictDataclassError: Weights of a network that cannot work, or that no machine would
+            hold.
     """
     state_dict = {key.removeprefix("module."): tensor for key, tensor in _load_tensors(Path(path)).items()}
     if not any(key.startswith("v.blocks.") for key in state_dict):
@@ -145,7 +154,7 @@ def load_imagenet_checkpoint(path_or_repo: str | os.PathLike, config: ASTConfig)
     kernel = "embeddings.patch_embeddings.projection.weight"
     ours[kernel] = ours[kernel].sum(dim=1, keepdim=True)
     table = ours["embeddings.position_embeddings"]
-    side = round((table.shape[1] - 2) ** 0.5)
+    side = round(max(0, table.shape[1] - 2) ** 0.5)
     ours["embeddings.position_embeddings"] = adapt_position_embeddings(
         table, (side, side), (config.num_frequency_patches, config.num_time_patches)
     )
@@ -187,6 +196,27 @@ def _load_deit(path_or_repo: str | os.PathLike) -> tuple[dict[str, torch.Tensor]
     return _from_timm(state_dict)
 
 
+def why_unreadable(error: Exception) -> str:
+    """What is wrong with a file of weights, from the error that reading it raised.
+
+    PyTorch's own words take many lines, and advise to read the file in the way that runs what is in it.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        return "not a pickle of tensors alone, or a broken one; nothing in it was run"
+    if "ignore_mismatched_sizes" in str(error):  # Transformers' words, which point to a report that it has printed
+        return "the weights have other shapes than their configuration says; which, is reported above"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def refuse_not_finite(tensors: Mapping[str, torch.Tensor], source: str | os.PathLike) -> None:
+    """Raise a ValueError where weights hold NaN or infinite numbers: every prediction would be NaN."""
+    if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"Expected finite numbers in the weights of {source}, got NaN or infinite ones in {len(bad)} of "
+            f"{len(tensors)} tensors, such as {bad[0]}. Did the training diverge?"
+        )
+
+
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a weight file; a pickle that would run code is refused."""
     if not path.is_file():
@@ -195,15 +225,38 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = load_file(path)
+        else:
+            tensors = _load_pickle(path)
+        if numbers := [key for key, tensor in tensors.items() if not tensor.ndim]:
+            raise ValueError(f"expected tensors with axes, got the single number {numbers[0]}")
+        return tensors
     except Exception as error:  # safetensors, pickle, zip and torch each raise their own; nothing was executed
-        raise ValueError(f"{path}: not a weight file that can be read safely ({error}).") from error
+        raise ValueError(f"{path}: not a weight file that can be read safely ({why_unreadable(error)}).") from error
+
+
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    if zipfile.is_zipfile(path):  # as PyTorch writes it, and never compresses
+        with zipfile.ZipFile(path) as archive:
+            _refuse_bomb(sum(member.file_size for member in archive.infolist()), path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, dict) and isinstance(content.get("model"), dict):  # DeiT's release layout
         content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}.")
+    if not isinstance(content, dict) or not all(_is_named_tensor(*item) for item in content.items()):
+        raise ValueError(f"expected a dictionary of tensors, got {type(content).__name__}")
+    _refuse_bomb(sum(tensor.nbytes for tensor in content.values()), path)
     return content
+
+
+def _is_named_tensor(name: Any, value: Any) -> bool:
+    is_tensor = isinstance(name, str) and isinstance(value, torch.Tensor)
+    return is_tensor and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+
+
+def _refuse_bomb(claimed: int, path: Path) -> None:
+    """A view of one number may have the shape of billions, and zeros shrink to nothing where they are packed."""
+    if claimed > (size := path.stat().st_size):
+        raise ValueError(f"its tensors claim {claimed:,} bytes, the file has {size:,}")
 
 
 def _find_weights(path_or_repo: str | os.PathLike) -> Path:
@@ -234,8 +287,8 @@ def _from_timm(state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Ten
     for key, tensor in state_dict.items():
         if _DEAD_HEAD.fullmatch(key):
             continue
-        layer = re.match(r"blocks\.(\d+)\.", key)
-        generic = re.sub(r"^blocks\.\d+\.", "blocks.N.", key)
+        layer = re.match(r"blocks\.(\d{1,4})\.", key)
+        generic = re.sub(r"^blocks\.\d{1,4}\.", "blocks.N.", key)
         stem, _, kind = generic.rpartition(".")
         if generic in _TIMM_TO_OURS:
             ours[_TIMM_TO_OURS[generic]] = tensor
@@ -270,10 +323,14 @@ def _sizes(body: dict[str, torch.Tensor], source: str | os.PathLike) -> dict[str
     missing = [key for key in needed.values() if key not in body]
     if missing:
         raise ValueError(f"Expected weights of a distilled DeiT or an AST, but {source} lacks {', '.join(missing)}.")
+    for size, rank in {"hidden_size": 3, "patch_size": 4, "intermediate_size": 2, "positions": 3}.items():
+        shape = tuple(body[needed[size]].shape)
+        if len(shape) != rank:
+            raise ValueError(f"Expected {needed[size]} with {rank} axes, got shape {shape} in {source}.")
     hidden_size = body[needed["hidden_size"]].shape[-1]
     return {
         "hidden_size": hidden_size,
-        "num_hidden_layers": 1 + max(int(key.split(".")[2]) for key in body if key.startswith("encoder.layer.")),
+        "num_hidden_layers": 1 + max(int(number) for key in body for number in _LAYER_NUMBER.findall(key)),
         "num_attention_heads": max(1, hidden_size // 64),  # heads of 64 channels in every size of the original
         "intermediate_size": body[needed["intermediate_size"]].shape[0],
         "patch_size": body[needed["patch_size"]].shape[-1],
@@ -297,7 +354,7 @@ def _find_max_length(
 def _fill(
     model: ASTForAudioClassification, tensors: dict[str, torch.Tensor], unused: set[str], source: str | os.PathLike
 ) -> ASTForAudioClassification:
-    """Put every tensor in its place; anything missing, left over or of another size is an error."""
+    """Put every tensor in its place; anything missing, left over, of another size or no finite number is an error."""
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     problems = [f"not found: {key}" for key in sorted(expected.keys() - found.keys())]
@@ -307,8 +364,16 @@ def _fill(
         for key in sorted(expected.keys() & found.keys())
         if expected[key] != found[key]
     ]
+    problems += [
+        f"{key}: expected floating-point numbers, got {tensor.dtype}"
+        for key, tensor in sorted(tensors.items())
+        if not tensor.is_floating_point()
+    ]
     if problems:
-        raise ValueError(f"The weights of {source} do not fit the model:\n  " + "\n  ".join(problems))
+        more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        lines = "\n  ".join([*problems[:MAX_PROBLEMS], *more])
+        raise ValueError(f"The weights of {source} do not fit the model:\n  {lines}")
+    refuse_not_finite(tensors, source)
     model.load_state_dict(tensors)
     return model.eval()
 

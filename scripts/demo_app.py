@@ -32,6 +32,7 @@ import pandas
 import soundfile
 import torch
 
+from modeling_ast.data.label_tables import plain
 from modeling_ast.data.sources import AUDIO_SUFFIXES, find_sounds
 from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
 from modeling_ast.inference.app import TOP_K, Heard, Listener
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             examples = find_examples(args.examples)
         # A folder is no one's business on a page that others see.
-        name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
+        name = plain(Path(args.model).resolve().name if Path(args.model).is_dir() else args.model)
         page = build_page(Listener(classifier, folder), name, examples)
         try:
             page.launch(
@@ -122,12 +123,15 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def find_examples(folder: Path) -> list[Path]:
-    """The recordings in a folder and below, by name.
+    """The recordings in a folder and below, by name; one whose name is no UTF-8 would keep all from the page.
 
     Raises:
         TaggingError: No such folder, or none in it.
     """
     paths = sorted(Path(path).resolve() for path in find_sounds(folder))
+    for path in [path for path in paths if plain(str(path)) != str(path)]:
+        print(f"{plain(str(path))} is no example: its name cannot be shown.", file=sys.stderr)
+        paths.remove(path)
     if not paths:
         raise TaggingError(
             f"Expected a folder with recordings ({', '.join(AUDIO_SUFFIXES)}) as examples, got {folder}."
@@ -266,7 +270,7 @@ def show(listener: Listener, heard: Heard) -> list[Any]:
     ]
     return [
         heard,
-        f"<p>{html.escape(heard.path.name)}: {length}, {windows}; {events}.</p>",
+        f"<p>{html.escape(plain(heard.path.name))}: {length}, {windows}; {events}.</p>",
         gr.Label({tag["label"]: tag["score"] for tag in heard.tags}, visible=True),
         gr.Column(visible=True),
         str(listener.draw_timeline(heard)),
@@ -279,7 +283,7 @@ def show(listener: Listener, heard: Heard) -> list[Any]:
 
 def show_nothing(message: str, is_error: bool = False) -> list[Any]:
     """The same where there is a message alone."""
-    status = f'<p class="{"error" if is_error else ""}">{html.escape(message)}</p>'
+    status = f'<p class="{"error" if is_error else ""}">{html.escape(plain(message))}</p>'
     return [
         None,
         status,

@@ -7,6 +7,9 @@ without the column.
 
 import csv
 import os
+import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,8 +18,27 @@ from pathlib import Path
 SHIPPED_TABLES = ("audioset", "esc50", "speech_commands_v2")
 
 
+_MAX_MESSAGE = 1000  # characters
+
+
+def plain(message: str) -> str:
+    """A message without what a terminal would obey, and of a length that can be read: files say what they like."""
+    message = message[: 2 * _MAX_MESSAGE] + message[max(2 * _MAX_MESSAGE, len(message) - _MAX_MESSAGE) :]
+    shown = "".join(repr(each)[1:-1] if is_control(each) and each not in "\n\t" else each for each in message)
+    half = _MAX_MESSAGE // 2
+    return shown if len(shown) <= _MAX_MESSAGE else f"{shown[:half]} ... {shown[-half:]}"
+
+
+def is_control(character: str) -> bool:
+    """Whether it is a control character, or half of one that does not fit in UTF-16, which no file can hold."""
+    return unicodedata.category(character) in ("Cc", "Cs")
+
+
 class DataError(ValueError):
     """A data set that is not as its arguments say. The message names the file, the entry and what was expected."""
+
+    def __init__(self, message: str):
+        super().__init__(plain(message))
 
 
 @dataclass(frozen=True)
@@ -52,8 +74,9 @@ def read_label_table(name_or_path: str | os.PathLike) -> LabelTable:
             the columns index, mid and display_name; without a column mid, display names are the mids.
 
     Raises:
-        DataError: No such table; the column index or display_name, a mid or a name is missing; an index is missing or
-            stands twice; two labels share a mid or a name, or one's mid is another's name.
+        DataError: No such table; the column index or display_name, a mid or a name is missing; a column or an index
+            stands twice, or an index is missing; two labels share a mid or a name, or one's mid is another's name; a
+            row with more columns than the first line; control characters in a mid or a name.
 
     Source:
         The format is the original's (`class_labels_indices.csv`).
@@ -71,7 +94,9 @@ def read_label_table(name_or_path: str | os.PathLike) -> LabelTable:
     for line, (index, mid, name) in _read_entries(path):
         if not mid or not name:
             raise DataError(f"{path}, line {line}: expected a mid and a display name, got {mid!r} and {name!r}.")
-        if not index.isdecimal():
+        if wrong := find_control((mid, name)):
+            raise DataError(f"{path}, line {line}: expected names without control characters, got {wrong!r}.")
+        if not re.fullmatch("[0-9]{1,9}", index):
             raise DataError(f"{path}, line {line}: expected an index of 0 or more, got {index!r}.")
         if int(index) in entries:
             raise DataError(f"{path}, line {line}: the index {index} stands there twice.")
@@ -101,9 +126,35 @@ def _read_entries(path) -> list[tuple[int, list[str]]]:
                         f"missing in {', '.join(found) or 'an empty file'}."
                     )
             columns = ("index", "mid" if "mid" in found else "display_name", "display_name")
-            return [(reader.line_num, [(row[column] or "").strip() for column in columns]) for row in reader]
-        except (csv.Error, UnicodeDecodeError) as error:
+            if twice := [column for column in columns if found.count(column) > 1]:
+                raise DataError(f"{path}: the column {twice[0]} is there twice.")
+            return [(reader.line_num, _pick(row, columns, path, reader.line_num)) for row in reader]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, line {find_undecodable(path)}: not CSV in UTF-8 ({error.reason}).") from error
+        except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num + 1}: not CSV in UTF-8 ({error}).") from error
+
+
+def _pick(row: dict[str | None, str | None], columns: Iterable[str], path, line: int) -> list[str]:
+    if None in row:  # what is left over
+        raise DataError(f"{path}, line {line}: more columns than in the first line. Is a name with a comma in quotes?")
+    return [(row[column] or "").strip() for column in columns]
+
+
+def find_undecodable(path) -> int:
+    """Number of the first line of a file that is not UTF-8. Files are decoded in blocks, which hide where it is."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return number
+
+
+def find_control(names: Iterable[str]) -> str | None:
+    """The first of some names with a control character in it, such as a NUL byte or the end of a line."""
+    return next((name for name in names if any(map(is_control, name))), None)
 
 
 def _refuse_ambiguous(path, mids: list[str], names: list[str]) -> None:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError, load_waveform
 from modeling_ast.data.download import Archive
-from modeling_ast.data.label_tables import DataError
+from modeling_ast.data.label_tables import DataError, find_control, find_undecodable
 from modeling_ast.data.sources import find_sounds, load_splits, read_data_json
 from modeling_ast.data.synthetic import LISTS
 from modeling_ast.data.whole_files import written_beside
@@ -76,17 +76,30 @@ def read_esc50(root: Path) -> Manifest:
     """Manifest with the folds of a folder like ESC-50, with `meta/esc50.csv` and `audio`.
 
     Raises:
-        DataError: A column or a clip is missing.
+        DataError: Not CSV in UTF-8, or a column, a value or a clip is missing.
     """
     path = root / "meta" / "esc50.csv"
+    columns = ("filename", "category", "fold")
     with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := {"filename", "category", "fold"} - set(reader.fieldnames or ()):
-            raise DataError(f"{path}: expected a column {min(missing)!r}, got {', '.join(reader.fieldnames or ())}.")
-        rows = [(str(root / "audio" / row["filename"]), row["category"], row["fold"]) for row in reader]
-    for number, (audio, *_) in enumerate(rows, start=1):
-        if not os.path.isfile(audio):
-            raise DataError(f"{path}, row {number}: no file {audio}.")
+        reader = csv.DictReader(file, strict=True)
+        try:
+            if missing := set(columns) - set(reader.fieldnames or ()):
+                found = ", ".join(reader.fieldnames or ()) or "an empty file"
+                raise DataError(f"{path}: expected a column {min(missing)!r}, got {found}.")
+            rows = [[*(row[column] for column in columns), *row.get(None, ())] for row in reader]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, line {find_undecodable(path)}: not CSV in UTF-8 ({error.reason}).") from error
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num + 1}: not CSV in UTF-8 ({error}).") from error
+    if not rows:
+        raise DataError(f"{path}: holds no rows.")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(columns) or not all(row) or find_control(row):
+            raise DataError(f"{path}, row {number}: expected a filename, a category and a fold, got {row}.")
+        # A name such as ../../x.wav would be heard elsewhere, and its copy written elsewhere.
+        if os.path.basename(row[0]) != row[0] or not os.path.isfile(root / "audio" / row[0]):
+            raise DataError(f"{path}, row {number}: no file {row[0]} in {root / 'audio'}.")
+    rows = [(str(root / "audio" / name), *labels) for name, *labels in rows]
     return Manifest(["audio", "label", "fold"], rows)
 
 
@@ -204,7 +217,8 @@ def read_all_seconds(paths: list[str], journal: Path, num_workers: int) -> list[
 def _read_journal(journal: Path) -> dict[str, float | str]:
     with open(journal, encoding="utf-8", errors="surrogateescape") as file:
         pairs = (line.rstrip("\n").partition("\t") for line in file)
-        return {path: float(seconds) for seconds, _, path in pairs if path}
+        # What a failure of the machine left of a line is no number, and its file is read again.
+        return {path: float(seconds) for seconds, _, path in pairs if path and re.fullmatch(r"\d+\.[\de+-]+", seconds)}
 
 
 def match_clips(

@@ -22,9 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Audio, ClassLabel, Dataset, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from modeling_ast.audio import load_waveform
-from modeling_ast.data.label_tables import DataError, read_label_table
+from modeling_ast.data.label_tables import DataError, find_control, find_undecodable, read_label_table
 from modeling_ast.data.synthetic import LISTS, synthetic_folder
 
 logger = logging.getLogger(__name__)
@@ -229,7 +230,9 @@ def _read(
 def _expect_columns(source: str | Path, found: list[str], needed: list[str]) -> None:
     for column in needed:
         if column not in found:
-            raise DataError(f"{source}: expected a column {column!r}, got {', '.join(found)}.")
+            raise DataError(f"{source}: expected a column {column!r}, got {', '.join(found) or 'none'}.")
+        if found.count(column) > 1:
+            raise DataError(f"{source}: the column {column!r} is there {found.count(column)} times.")
 
 
 def _load_dataset(name: str, path: Path, config_name: str | None) -> dict[str, Dataset]:
@@ -239,8 +242,9 @@ def _load_dataset(name: str, path: Path, config_name: str | None) -> dict[str, D
             raw = load_dataset("parquet", data_files=str(path))
         else:
             raw = load_dataset(str(path) if path.is_dir() else name, config_name)
-    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:  # missing, out of reach, or broken
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, RuntimeError, pa.ArrowException, DatasetGenerationError) as error:
+        # Missing, out of reach, or broken.
+        reason = " ".join(str(error.__cause__ if isinstance(error, DatasetGenerationError) else error).split())
         if path.exists():
             raise DataError(f"{name}: cannot be read as Parquet ({reason}).") from error
         raise DataError(f"{name}: no such file or folder, nor to be had from the Hub ({reason}).") from error
@@ -289,15 +293,19 @@ def read_lists(folder: Path) -> dict[str, str]:
     """Split of each clip that `validation_list.txt` and `testing_list.txt` of a folder hold out, by relative path.
 
     Raises:
-        DataError: A list names a file that is not there.
+        DataError: A list is not UTF-8, or names a file that is not there.
     """
     held_out = {}
     for split, list_name in LISTS.items():
-        if (folder / list_name).is_file():
-            for number, line in enumerate((folder / list_name).read_text(encoding="utf-8").split("\n"), start=1):
+        if (path := folder / list_name).is_file():
+            try:
+                lines = path.read_text(encoding="utf-8-sig").split("\n")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}, line {find_undecodable(path)}: not UTF-8 ({error.reason}).") from error
+            for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    if not (folder / line.strip()).is_file():
-                        raise DataError(f"{folder / list_name}, line {number}: no file {line.strip()!r}.")
+                    if not os.path.isfile(folder / line.strip()):
+                        raise DataError(f"{path}, line {number}: no file {line.strip()!r}.")
                     held_out[os.path.normpath(line.strip())] = split
     return held_out
 
@@ -319,7 +327,9 @@ def _read_csv(path: Path, columns: list[str], audio_dir: str | None) -> Dataset:
             parts = []
             while part := list(islice(rows, ROWS_AT_ONCE)):
                 parts.append(pa.table([pa.array(values, pa.string()) for values in zip(*part)], names=columns))
-        except (csv.Error, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, line {find_undecodable(path)}: not CSV in UTF-8 ({error.reason}).") from error
+        except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num + 1}: not CSV in UTF-8 ({error}).") from error
     if not parts:
         raise DataError(f"{path}: holds no rows.")
@@ -350,17 +360,21 @@ def read_data_json(path: Path) -> list[tuple[str, str]]:
     Other keys are ignored. Comment lines at the top, such as the original's own sample has, are passed over.
 
     Raises:
-        DataError: No JSON, or an entry without the two keys.
+        DataError: No JSON, a key that is there twice, or an entry without the two keys.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
         # Line numbers in errors stay right.
         text = re.sub(r"\A(\s*(#|//).*\n)+", lambda comment: "\n" * comment.group().count("\n"), text)
-        content = json.loads(text, object_hook=_to_entry)
+        content = json.loads(text, object_pairs_hook=partial(_to_entry, path=path))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not JSON in UTF-8 ({error}).") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from error
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists within lists
+        raise DataError(f"{path}: not JSON that can be read ({error}).") from error
     entries = content.get("data") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         example = '{"data": [{"wav": path, "labels": "a,b"}, ...]}'
@@ -368,13 +382,21 @@ def read_data_json(path: Path) -> list[tuple[str, str]]:
     if not entries:
         raise DataError(f"{path}: holds no entries.")
     for number, entry in enumerate(entries, start=1):
-        if not (isinstance(entry, tuple) and isinstance(entry[0], str) and isinstance(entry[1], str)):
+        if not (isinstance(entry, tuple) and _is_text(entry[0]) and _is_text(entry[1])):
             raise DataError(f"{path}, entry {number}: expected wav and labels, both text, got {entry}.")
     return entries
 
 
-def _to_entry(entry: dict[str, Any]) -> dict | tuple:
+def _is_text(value: Any) -> bool:
+    """JSON can spell half a character, `\\ud800`, which is none."""
+    return isinstance(value, str) and (value.isascii() or not re.search("[\ud800-\udfff]", value))
+
+
+def _to_entry(pairs: list[tuple[str, Any]], path: Path) -> dict | tuple:
     """While the file is read: a pair takes a fifth of the memory of a dictionary with all its other keys."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        raise DataError(f"{path}: a key is there twice in {pairs}.")
     return (entry.get("wav"), entry.get("labels")) if {"wav", "labels"} & entry.keys() else entry
 
 
@@ -474,6 +496,9 @@ def _read_labels(table: _Table, separator: str, multi_label: bool) -> _Labels:
     if any(is_one(values.type) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
         lengths = pc.list_value_length(values).fill_null(0).to_numpy().astype(np.int64)
         values = pc.list_flatten(values)
+    kind = values.type
+    if not any(is_one(kind) for is_one in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
+        raise DataError(f"{table.source}: expected text or whole numbers in {table.label_column!r}, got {kind}.")
     found, codes = _distinct(values)
     names = class_names(table.rows.features[table.label_column])
     # -1 is what data sets on the Hub write where a label is not told.
@@ -492,7 +517,11 @@ def _read_labels(table: _Table, separator: str, multi_label: bool) -> _Labels:
             f"{table.source}: expected lists of labels in {table.label_column!r}, got what looks like multi-hot "
             "vectors."
         )
-    return _Labels(found, codes, lengths)
+    labels = _Labels(found, codes, lengths)
+    if (wrong := find_control(found)) is not None:
+        where = table.where(labels.clip_of(found.index(wrong)))
+        raise DataError(f"{where}: expected labels without control characters, got {wrong!r}.")
+    return labels
 
 
 def _find_label_names(table: _Table, labels: Iterable[_Labels]) -> list[str]:
@@ -522,7 +551,11 @@ def _to_rows(table: _Table, labels: pa.Array) -> Dataset:
     if table.audio_column != "audio":
         rows = rows.rename_column(table.audio_column, "audio")
     # Not decoded here: `datasets` would need torchcodec and FFmpeg.
-    return rows.cast_column("audio", Audio(decode=False)).add_column("labels", labels)
+    try:
+        return rows.cast_column("audio", Audio(decode=False)).add_column("labels", labels)
+    except (pa.ArrowException, TypeError) as error:
+        kind = table.rows.features[table.audio_column]
+        raise DataError(f"{table.source}: expected sounds in {table.audio_column!r}, got {kind}.") from error
 
 
 # Splits

@@ -22,6 +22,8 @@ TOP_K = 5
 BATCH_SIZE = 8
 # Stretches that can be looked into, the strongest ones: an hour has thousands.
 MAX_STRETCHES = 100
+# Of a recording's name, in the names of files about it: room for the rest in the 255 bytes that file systems take.
+_MAX_STEM_BYTES = 200
 
 
 class WatchedFile(io.FileIO):
@@ -157,7 +159,8 @@ class Listener:
 
     def write_files(self, heard: Heard) -> list[Path]:
         """The events as labels for Audacity, and all scores over time as CSV."""
-        events, scores = (heard.folder / f"{heard.path.stem}_{name}" for name in ("events.txt", "scores.csv"))
+        stem = os.fsencode(heard.path.stem)[:_MAX_STEM_BYTES].decode(errors="ignore")
+        events, scores = (heard.folder / f"{stem}_{name}" for name in ("events.txt", "scores.csv"))
         events.write_text(audacity_labels(heard.events), encoding="utf-8")
         heard.timeline.write_csv(scores)
         return [events, scores]

@@ -10,9 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.conversion import refuse_not_finite, why_unreadable
+from modeling_ast.data.label_tables import plain
 from modeling_ast.data.sources import AUDIO_SUFFIXES, find_sounds
 from modeling_ast.data.whole_files import written_beside
 from modeling_ast.inference.ensemble import load_model
@@ -33,18 +33,21 @@ _MEND = "Give another --output_dir, or --overwrite to delete them and begin anew
 class TaggingError(ValueError):
     """Files, options or a folder for the results that cannot be used at all."""
 
+    def __init__(self, message: str):
+        super().__init__(plain(message))
+
 
 def load_classifier(name: str, device: str | None) -> ASTAudioClassificationPipeline:
     """The pipeline of a trained model.
 
     Raises:
-        TaggingError: No model, or no device.
+        TaggingError: No model, a broken one, one whose weights are not finite, or no device.
     """
     try:
         model, extractor = load_model(name)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())  # the libraries' messages have several lines
-        raise TaggingError(f"{name} cannot be used: {reason}") from error
+        refuse_not_finite(model.state_dict(), name)
+    except Exception as error:  # the libraries raise whatever a broken file makes them stumble over
+        raise TaggingError(f"{name} cannot be used: {why_unreadable(error)}") from error
     try:
         return ASTAudioClassificationPipeline(model=model, feature_extractor=extractor, device=device)
     except (ValueError, RuntimeError, AssertionError) as error:  # torch has all of these for a device
