@@ -403,7 +403,7 @@ ARCHIVES = {
     "tar of no UTF-8": (lambda: tar_of(("a\udcff.wav", b"x")), "has control characters"),
     "zip of a folder in a file": (lambda: zip_of(("a", b"x"), ("a/b.wav", b"y")), "a broken archive"),
     "tar of a folder in a file": (lambda: tar_of(("a", b"x"), ("a/b.wav", b"y")), "a broken archive"),
-    "zip of a long name": (lambda: zip_of(("n" * 300, b"x")), "a broken archive, or no room .*too long"),
+    "zip of a long name": (lambda: zip_of(("n" * 300, b"x")), "a broken archive or no room .*too long"),
     "zip of a device": (lambda: zip_of(("a", b""), mode=stat.S_IFBLK | 0o666), "is a link or device"),
     "tar of a device": (lambda: tar_of(("a", b""), kind=tarfile.CHRTYPE), "is a link or device"),
     "zip with a password": (zip_that_needs_a_password, "a broken archive.*(password|encrypted)"),
@@ -895,21 +895,3 @@ def test_page_shows_names_and_messages_as_text(folder, tmp_path):
         assert "<img" not in status and one_sentence(status)
     message = demo_app.show_nothing("<script>alert(1)</script>\x1b[31m\udcff", is_error=True)[1]
     assert message == r'<p class="error">&lt;script&gt;alert(1)&lt;/script&gt;\x1b[31m\udcff</p>'
-
-
-@pytest.mark.slow
-def test_page_itself_holds_no_name_as_html(folder, tmp_path):
-    pytest.importorskip("gradio")
-    import demo_app
-    from gradio.routes import App
-    from starlette.testclient import TestClient
-
-    from modeling_ast.inference.app import Listener
-
-    listener = Listener(load_classifier(str(folder), "cpu"), tmp_path)
-    name = "<!--<script>alert(1).wav"
-    page = demo_app.build_page(listener, "</title></script><script>alert(2)</script>", [tmp_path / name])
-    with TestClient(App.create_app(page)) as client:
-        text = client.get("/").text
-    assert "alert(1)" in text and "alert(2)" in text
-    assert "<script>alert" not in text
