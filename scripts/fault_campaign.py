@@ -85,7 +85,7 @@ TESTS = {
     "signals": ("SIGTERM or Ctrl-C", ["tests/test_faults.py", "-k", "signal"]),
     "disks": ("a full disk, or one that cannot be written", ["tests/test_faults.py", "-k", "disk"]),
     "data": ("a data file that vanished or broke within an epoch", ["tests/test_faults.py", "-k", "data_file"]),
-    "workers": ("a data worker that was killed", ["tests/test_faults.py", "-k", "worker"]),
+    "workers": ("a data worker that was killed", ["tests/test_faults.py", "-k", "worker_that_is_killed"]),
     "divergence": ("a loss or weights that are no numbers", ["tests/test_faults.py", "-k", "diverged"]),
     "folders": ("the folder of another run", ["tests/test_faults.py", "-k", "another_run"]),
     "processes": ("one of two processes killed", ["tests/test_faults.py", "-k", "two_processes"]),

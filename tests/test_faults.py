@@ -15,7 +15,7 @@ import fault_campaign as campaign
 import pytest
 import run_audio_classification as script
 import torch
-from transformers import TrainerState
+from transformers import Trainer, TrainerState
 
 from modeling_ast.data.whole_files import (
     files_written_beside,
@@ -156,6 +156,20 @@ def test_checkpoint_names_itself_and_the_best_one_by_their_own_paths(undisturbed
         assert Path(state.best_model_checkpoint).parent == undisturbed
     assert Path(state.best_model_checkpoint).is_dir()
     assert len(checkpoints(undisturbed)) == 2 and 16 in checkpoints(undisturbed)  # as save_total_limit says
+
+
+def test_checkpoint_is_uploaded_under_its_own_name(recipe, tmp_path, monkeypatch):
+    """In the background, where it must not move."""
+    uploaded = []
+    monkeypatch.setattr(Trainer, "init_hf_repo", lambda *args, **options: None)
+    monkeypatch.setattr(Trainer, "push_to_hub", lambda *args, **options: None)
+    monkeypatch.setattr(
+        Trainer,
+        "_push_from_checkpoint",
+        lambda self, folder: uploaded.append((folder, (Path(folder) / "trainer_state.json").is_file())),
+    )
+    run(recipe, tmp_path / "run", "--push_to_hub=true", "--max_steps=4")
+    assert uploaded == [(str(tmp_path / "run" / f"checkpoint-{step}"), True) for step in (2, 4)]
 
 
 # Interrupted
