@@ -183,9 +183,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
                 f"Expected at least {minimum} samples (one window of 25 ms at {self.sampling_rate} Hz), got "
                 f"{waveform.numel()} for {which}."
             )
-        lowest, highest = torch.aminmax(
-            waveform.detach()
-        )  # NaN where there is one; one pass, without a tensor of flags
+        lowest, highest = torch.aminmax(waveform.detach())  # both are NaN where a sample is
         if not (lowest.isfinite() and highest.isfinite()):
             raise ValueError(f"Expected finite samples, but {which} holds NaN or infinite ones.")
         return waveform
