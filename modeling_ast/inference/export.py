@@ -17,6 +17,7 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.metrics import score_function, to_probabilities
 from modeling_ast.fbank import fbank, frame_length, frame_shift, num_samples
 from modeling_ast.feature_extraction_ast import PADDINGS
+from modeling_ast.modeling_ast import eager_attention_forward
 
 # The first with GELU as one operator; its Fourier transform (DFT-20) is in onnxruntime from 1.17 on.
 # Source: onnxruntime's pull request 17821.
@@ -40,35 +41,33 @@ def attend_in_onnxruntime(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    dropout: float = 0.0,
     **kwargs,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention as one operator of onnxruntime's own, for the exporter alone: outside of it, the result is zeros.
 
     Written out in ONNX operators, attention takes more than half of the time of an int8 graph: its weights, 70 MB a
-    layer at base size, are written and read several times. Where there is no mask, this operator computes them in
-    blocks that stay near the cores. ONNX's own `Attention` (opset 23) is slower than it in onnxruntime 1.32.
+    layer at base size, are written and read several times. This operator computes them in blocks that stay near the
+    cores. With a mask it would not, and onnxruntime 1.20 gets masked batches wrong, so there attention is written out.
+    ONNX's own `Attention` (opset 23) is slower in onnxruntime 1.32.
 
     Args:
-        module: Not used; part of Transformers' interface, as are `dropout` (there is none in a graph) and `kwargs`.
+        module: Of the attention; not used without a mask.
         query: Of shape (batch, heads, queries, head_dim).
         key: Of shape (batch, heads, tokens, head_dim).
         value: As `key`.
-        attention_mask: (batch, 1, queries, tokens): 0 for the tokens that are attended to, the same for every query.
-            `None` attends to all tokens.
+        attention_mask: Added to the products, (batch, 1, queries, tokens); `None` attends to all tokens.
         scaling: Factor of the products.
+        kwargs: What else Transformers' interface has; a graph needs none of it.
 
     Returns:
-        Tensor of shape (batch, queries, heads, head_dim), and `None` for the weights.
+        Tensor of shape (batch, queries, heads, head_dim), and the weights where there is a mask.
     """
-    batch, heads, queries, head_dim = query.shape
-    inputs = [tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value)]  # (batch, tokens, hidden_size)
     if attention_mask is not None:
-        # No bias of the projections, and a mask by tokens: onnxruntime 1.20 gets one by queries and tokens wrong.
-        inputs += [None, (attention_mask[:, 0, 0] == 0).int()]  # (batch, tokens), 1 for those that are attended to
+        return eager_attention_forward(module, query, key, value, attention_mask, scaling)
+    batch, heads, queries, head_dim = query.shape
     context = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        inputs,
+        [tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value)],  # (batch, tokens, hidden_size)
         {"num_heads": heads, "scale": scaling},
         dtype=query.dtype,
         shape=(batch, queries, heads * head_dim),
