@@ -196,6 +196,30 @@ def _load_deit(path_or_repo: str | os.PathLike) -> tuple[dict[str, torch.Tensor]
     return _from_timm(state_dict)
 
 
+def load_trained(name: str | os.PathLike, **options: Any) -> tuple[ASTForAudioClassification, list[str]]:
+    """An AST in Transformers' layout, from a folder or the Hub.
+
+    Args:
+        name: Folder or repository.
+        options: Of `from_pretrained`.
+
+    Returns:
+        The model, and the names of weights that are missing, which were drawn at random.
+
+    Raises:
+        ValueError: Its files are broken, its configuration cannot work, or its weights are not finite.
+        OSError: No such folder or repository, or no weights in it.
+    """
+    try:
+        model, found = ASTForAudioClassification.from_pretrained(name, output_loading_info=True, **options)
+    except OSError:
+        raise
+    except Exception as error:  # the libraries raise whatever a broken file makes them stumble over
+        raise ValueError(why_unreadable(error)) from error
+    refuse_not_finite(model.state_dict(), name)
+    return model, sorted(found["missing_keys"])
+
+
 def why_unreadable(error: Exception) -> str:
     """What is wrong with a file of weights, from the error that reading it raised.
 

@@ -155,7 +155,6 @@ class ASTEmbeddings(nn.Module):
             num_columns: Columns of patches that belong to each clip, (batch,); `None` means all.
             kept: Indices of the patches that are kept, (kept patches,), as from `draw_patches`; `None` means all.
         """
-        self.check_shape(input_values)
         patches = self.patch_embeddings(input_values)
         special = torch.cat((self.cls_token, self.distillation_token), dim=1)
         special = special + self.position_embeddings[:, :2]
@@ -633,13 +632,13 @@ class ASTModel(ASTPreTrainedModel):
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        self.embeddings.check_shape(input_values)
         num_columns = None
         if attention_mask is not None:
             is_own = self._check_mask(attention_mask, input_values)
             num_columns = self.embeddings.count_columns(is_own.sum(dim=1)).clamp(min=1)
             # Blank, not only masked: even an attention weight of 0 would bring NaN or infinity out of the padding.
             input_values = input_values.masked_fill(~is_own.unsqueeze(-1), 0)
-        self.embeddings.check_shape(input_values)
         kept = self.embeddings.draw_patches(input_values.shape[1], num_columns) if self.training else None
         embedded = self.embeddings(input_values, num_columns, kept)
         columns = self.embeddings.count_columns(input_values.shape[1])
@@ -662,7 +661,6 @@ class ASTModel(ASTPreTrainedModel):
 
     def _check_mask(self, attention_mask: torch.Tensor, input_values: torch.Tensor) -> torch.Tensor:
         """Which frames are the clip's, as booleans on the device of the input: (batch, frames)."""
-        self.embeddings.check_shape(input_values)
         if attention_mask.shape != input_values.shape[:2]:
             raise ValueError(
                 f"Expected attention_mask of shape (batch, frames), here {tuple(input_values.shape[:2])}, got "

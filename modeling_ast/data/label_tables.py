@@ -9,10 +9,12 @@ import csv
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 # Source: class_labels_indices.csv of AudioSet, and of egs/esc50 and egs/speechcommands of YuanGongND/ast.
 SHIPPED_TABLES = ("audioset", "esc50", "speech_commands_v2")
@@ -117,7 +119,7 @@ def _read_entries(path) -> list[tuple[int, list[str]]]:
     """Line number and index, mid and display name of each row."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
-        try:
+        with csv_faults(path, reader):
             found = reader.fieldnames or ()
             for column in ("index", "display_name"):
                 if column not in found:
@@ -129,16 +131,23 @@ def _read_entries(path) -> list[tuple[int, list[str]]]:
             if twice := [column for column in columns if found.count(column) > 1]:
                 raise DataError(f"{path}: the column {twice[0]} is there twice.")
             return [(reader.line_num, _pick(row, columns, path, reader.line_num)) for row in reader]
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}, line {find_undecodable(path)}: not CSV in UTF-8 ({error.reason}).") from error
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num + 1}: not CSV in UTF-8 ({error}).") from error
 
 
 def _pick(row: dict[str | None, str | None], columns: Iterable[str], path, line: int) -> list[str]:
     if None in row:  # what is left over
         raise DataError(f"{path}, line {line}: more columns than in the first line. Is a name with a comma in quotes?")
     return [(row[column] or "").strip() for column in columns]
+
+
+@contextmanager
+def csv_faults(path, reader: Any) -> Iterator[None]:
+    """Turn what Python's CSV readers raise of a file into a DataError that names the line."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, line {find_undecodable(path)}: not CSV in UTF-8 ({error.reason}).") from error
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num + 1}: not CSV in UTF-8 ({error}).") from error
 
 
 def find_undecodable(path) -> int:

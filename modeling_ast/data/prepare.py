@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError, load_waveform
 from modeling_ast.data.download import Archive
-from modeling_ast.data.label_tables import DataError, find_control, find_undecodable
+from modeling_ast.data.label_tables import DataError, csv_faults, find_control
 from modeling_ast.data.sources import find_sounds, load_splits, read_data_json
 from modeling_ast.data.synthetic import LISTS
 from modeling_ast.data.whole_files import written_beside
@@ -82,15 +82,11 @@ def read_esc50(root: Path) -> Manifest:
     columns = ("filename", "category", "fold")
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, strict=True)
-        try:
+        with csv_faults(path, reader):
             if missing := set(columns) - set(reader.fieldnames or ()):
                 found = ", ".join(reader.fieldnames or ()) or "an empty file"
                 raise DataError(f"{path}: expected a column {min(missing)!r}, got {found}.")
             rows = [[*(row[column] for column in columns), *row.get(None, ())] for row in reader]
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}, line {find_undecodable(path)}: not CSV in UTF-8 ({error.reason}).") from error
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num + 1}: not CSV in UTF-8 ({error}).") from error
     if not rows:
         raise DataError(f"{path}: holds no rows.")
     for number, row in enumerate(rows, start=1):

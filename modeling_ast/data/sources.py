@@ -25,7 +25,7 @@ from datasets import Audio, ClassLabel, Dataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from modeling_ast.audio import load_waveform
-from modeling_ast.data.label_tables import DataError, find_control, find_undecodable, read_label_table
+from modeling_ast.data.label_tables import DataError, csv_faults, find_control, find_undecodable, read_label_table
 from modeling_ast.data.synthetic import LISTS, synthetic_folder
 
 logger = logging.getLogger(__name__)
@@ -320,17 +320,13 @@ def _read_csv(path: Path, columns: list[str], audio_dir: str | None) -> Dataset:
     """The named columns of a file, the first of them the paths of its sounds."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
-        try:
+        with csv_faults(path, reader):
             names = next(reader, [])
             _expect_columns(path, names, columns)
             rows = _pick(reader, path, len(names), [names.index(column) for column in columns])
             parts = []
             while part := list(islice(rows, ROWS_AT_ONCE)):
                 parts.append(pa.table([pa.array(values, pa.string()) for values in zip(*part)], names=columns))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}, line {find_undecodable(path)}: not CSV in UTF-8 ({error.reason}).") from error
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num + 1}: not CSV in UTF-8 ({error}).") from error
     if not parts:
         raise DataError(f"{path}: holds no rows.")
     table = pa.concat_tables(parts)

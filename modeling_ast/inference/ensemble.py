@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, __version__
+from modeling_ast.conversion import load_trained
 from modeling_ast.data.metrics import to_probabilities
 from modeling_ast.data.whole_files import written_beside
 
@@ -25,11 +26,11 @@ def load_model(name: str | os.PathLike) -> tuple[ASTForAudioClassification, ASTF
     """A trained model and its feature extractor, from a folder or the Hub.
 
     Raises:
-        ValueError: Weights are missing; they would be drawn at random.
+        ValueError: Files that are broken, weights that are not finite, or missing: they would be drawn at random.
         OSError: No such folder or repository, or no feature extractor in it.
     """
-    model, loading_info = ASTForAudioClassification.from_pretrained(name, output_loading_info=True)
-    if missing := sorted(loading_info["missing_keys"]):
+    model, missing = load_trained(name)
+    if missing:
         raise ValueError(f"Expected a trained AST classifier, but weights are missing, such as {missing[0]}.")
     return model, ASTFeatureExtractor.from_pretrained(name)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.conversion import refuse_not_finite, why_unreadable
 from modeling_ast.data.label_tables import plain
 from modeling_ast.data.sources import AUDIO_SUFFIXES, find_sounds
 from modeling_ast.data.whole_files import written_beside
@@ -45,9 +44,9 @@ def load_classifier(name: str, device: str | None) -> ASTAudioClassificationPipe
     """
     try:
         model, extractor = load_model(name)
-        refuse_not_finite(model.state_dict(), name)
-    except Exception as error:  # the libraries raise whatever a broken file makes them stumble over
-        raise TaggingError(f"{name} cannot be used: {why_unreadable(error)}") from error
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())  # the libraries' messages have several lines
+        raise TaggingError(f"{name} cannot be used: {reason}") from error
     try:
         return ASTAudioClassificationPipeline(model=model, feature_extractor=extractor, device=device)
     except (ValueError, RuntimeError, AssertionError) as error:  # torch has all of these for a device

@@ -15,7 +15,7 @@ from modeling_ast import (
     load_original_checkpoint,
 )
 from modeling_ast.configuration_ast import SIZES
-from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, strides_in_name
+from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, load_trained, strides_in_name
 from modeling_ast.data.sources import AudioSplits, load_splits
 from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
@@ -96,7 +96,9 @@ def build_model(
     if name in SIZES:
         return ASTForAudioClassification(ASTConfig.from_size(name, **network, **geometry, **settings, **labels))
     if is_ast(name):
-        model = ASTForAudioClassification.from_pretrained(name, **geometry, **settings)
+        model, missing = load_trained(name, **geometry, **settings)
+        if missing := [key for key in missing if not key.startswith("classifier.")]:  # a body without a head will do
+            raise ValueError(f"expected trained weights, but some are missing, such as {missing[0]}")
     elif Path(name).is_file() and is_original_checkpoint(name):
         # Strides of the arguments adapt a checkpoint whose name says its own; they are those of one that says none.
         own = {} if strides_in_name(name) else _given(arguments, ("frequency_stride", "time_stride"))
