@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -102,6 +103,24 @@ H100_OPERATIONS_PER_SECOND = 989e12
 # Source: Koutini et al., "Efficient Training of Audio Transformers with Patchout", Interspeech 2022.
 TRAINING_SHARE, NUM_WORKERS, PATCHOUT_ROWS, PATCHOUT_COLUMNS = 0.45, 8, 4, 40
 ALLOWED_FALL = 0.15
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What adapting, loading and exporting report would come between the rows of the table."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "modeling_ast", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    shows_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if shows_bars:
+            transformers_logging.enable_progress_bar()
 
 
 class TrainingStep:
@@ -417,12 +436,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args, earlier = parse_options(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    transformers_logging.set_verbosity_error()  # adapting and loading would report between the rows
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("modeling_ast").setLevel(logging.ERROR)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     machine, rows, start = describe_machine(), [], time.perf_counter()
-    with tempfile.TemporaryDirectory() as temporary, threads(args.num_threads):
+    with tempfile.TemporaryDirectory() as temporary, threads(args.num_threads), quiet():
         folder = Path(temporary)
         write_model(args, folder)
         progress = tqdm(args.sections, unit="section", file=sys.stderr)

@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +183,6 @@ def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.
         except (AudioError, ValueError) as error:
             return show_nothing(str(error), is_error=True)
 
-    def look(number, heard):
-        return None if heard is None or number is None else listener.draw_attention(heard, number)
-
     with gr.Blocks(title=f"AST: {model_name}", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.HTML(
             f"<h1>{html.escape(model_name)}</h1><p>Audio Spectrogram Transformer of {config.num_labels} labels. "
@@ -235,8 +233,20 @@ def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.
         inputs = [audio, window, hop, threshold, heard]
         names.click(lambda index: str(examples[index]), names, audio, api_visibility="private")
         gr.on([audio.change, again.click], hear, inputs, outputs, show_progress_on=[status], api_visibility="private")
-        stretch.input(look, [stretch, heard], attention, api_visibility="private")
+        stretch.input(partial(draw_attention, listener), [stretch, heard], attention, api_visibility="private")
     return page
+
+
+def draw_attention(listener: Listener, number: int | None, heard: Heard | None) -> Path | None:
+    """The picture of a stretch; `None` where there is nothing to look into, or no more."""
+    if heard is None or number is None:
+        return None
+    try:
+        return listener.draw_attention(heard, number)
+    except (AudioError, OSError):
+        if heard.folder.is_dir():
+            raise
+        return None  # another recording was chosen while it was drawn, or the visitor is gone
 
 
 def choose_windows(listener: Listener, window: float | None, hop: float | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 
 import benchmark
@@ -31,7 +32,9 @@ def short_turns(monkeypatch):
 
 def run(tmp_path, *sections, options=()) -> list[dict]:
     arguments = [*SMALL, "--output_dir", str(tmp_path / "out"), "--sections", *sections, *map(str, options)]
+    levels = [logging.getLogger(name).level for name in ("transformers", "modeling_ast", "torch.onnx")]
     assert benchmark.main(arguments) == 0
+    assert levels == [logging.getLogger(name).level for name in ("transformers", "modeling_ast", "torch.onnx")]
     return json.loads((tmp_path / "out" / "benchmark.json").read_text())["rows"]
 
 

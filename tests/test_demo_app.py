@@ -128,6 +128,14 @@ def test_pictures_and_files_are_there_until_forgotten(listener, sound):
     assert not list(Path(listener.folder).iterdir())
 
 
+def test_nothing_is_drawn_of_what_was_forgotten_meanwhile(listener, sound):
+    heard = listener.hear(sound, {})
+    assert demo_app.draw_attention(listener, 0, heard).is_file()
+    assert demo_app.draw_attention(listener, None, heard) is demo_app.draw_attention(listener, 0, None) is None
+    heard.forget()
+    assert demo_app.draw_attention(listener, 0, heard) is None
+
+
 @pytest.mark.parametrize("suffix", ("wav", "flac", "ogg", "mp3"))
 def test_a_watched_file_is_read_as_it_is_and_tells_how_far(tmp_path, suffix):
     path = tmp_path / f"sound.{suffix}"
