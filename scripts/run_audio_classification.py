@@ -6,11 +6,13 @@ A recipe is a saved command line; keys given here win over it. Everything goes t
 feature extractor (for `from_pretrained` and `pipeline`), the resolved recipe, metrics, checkpoints, a model card and
 pictures; `results.csv` can be read while the run goes on. With `--resume_from_checkpoint true` the same command
 begins a run, goes on with it wherever it was interrupted, and finishes it. Exit status: 0, 1 after a fault that is
-told in one sentence, 130 after Ctrl-C, 143 after SIGTERM.
+told in one sentence, 130 after Ctrl-C, 143 after SIGTERM. With `--dry_run true` it goes through everything but the
+work, writes nothing, and tells how long the run will take.
 """
 
 import logging
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +26,7 @@ except ImportError as error:
 from transformers import pipeline, set_seed
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.data.bad_clips import BAD_CLIPS_NAME, BadClips
 from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
 from modeling_ast.data.sources import AudioSplits
 from modeling_ast.data.streams import decode
@@ -33,15 +36,17 @@ from modeling_ast.inference.plots import plot_confusion_matrix, plot_per_class, 
 from modeling_ast.training.arguments import DataArguments
 from modeling_ast.training.baseline import linear_baseline
 from modeling_ast.training.collator import ASTDataCollator
+from modeling_ast.training.dry_run import dry_run, nothing_written
 from modeling_ast.training.endings import stop_by_signals, told_in_one_sentence
 from modeling_ast.training.model_card import write_model_card
 from modeling_ast.training.output_dir import (
     AVERAGE_FOLDER,
     check_output_dir,
+    claimed,
     last_whole_checkpoint,
     prepare_output_dir,
 )
-from modeling_ast.training.recipes import parse_arguments
+from modeling_ast.training.recipes import Arguments, parse_arguments
 from modeling_ast.training.record import RESULTS_NAME, EpochRecord
 from modeling_ast.training.sampling import class_balanced_weights, positioned, read_clip_seconds, sort_by_length
 from modeling_ast.training.start import build_model_and_extractor, read_splits
@@ -65,12 +70,28 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         SaveError: A checkpoint or the model cannot be written.
         Stopped: By a signal, during training.
     """
-    model_args, data_args, augment_args, training_args = arguments = parse_arguments(
-        sys.argv[1:] if argv is None else argv
-    )
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    training_args = arguments[-1]
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.ERROR, format="%(message)s")
     output_dir = Path(training_args.output_dir)
     check_output_dir(output_dir, arguments)
+    with ExitStack() as stack:
+        if training_args.dry_run:
+            stack.enter_context(nothing_written(training_args))
+        elif training_args.do_train and training_args.should_save:
+            stack.enter_context(claimed(output_dir))
+        return run(arguments, output_dir)
+
+
+def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
+    """Run what the arguments say.
+
+    Args:
+        arguments: Model, data, augmentation and training, as `parse_arguments` gives them.
+        run_dir: Where the run belongs; a dry run writes elsewhere.
+    """
+    model_args, data_args, augment_args, training_args = arguments
+    output_dir = Path(training_args.output_dir)
     problem_type = model_args.problem_type
     multi_label = problem_type == "multi_label_classification"
     set_seed(training_args.seed)
@@ -97,10 +118,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     is_free, clip_seconds = extractor.padding == "longest", None
     if is_free and training_args.do_train and not data_args.streaming:
-        clip_seconds = read_clip_seconds(splits.train).clamp(max=0.01 * extractor.max_length)  # longer ones are cut
+        seconds = read_clip_seconds(splits.train, allow_bad=data_args.max_bad_clips > 0)
+        clip_seconds = seconds.clamp(max=0.01 * extractor.max_length)  # longer ones are cut
+    sampling_weights = None
+    if training_args.class_balanced_sampling:
+        sampling_weights = class_balanced_weights(splits.train, num_labels)
+    bad_clips = BadClips(output_dir / BAD_CLIPS_NAME, data_args.max_bad_clips)
     for name, rows in splits:
         rows = sort_by_length(rows) if is_free and name != "train" else rows
-        setattr(splits, name, decode(rows, extractor.sampling_rate))
+        setattr(splits, name, decode(rows, extractor.sampling_rate, bad_clips if name == "train" else None))
 
     # Training.
     results = {}
@@ -125,12 +151,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             rows=None if data_args.streaming else splits.train,
             seed=training_args.seed,
         ),
-        sampling_weights=class_balanced_weights(splits.train, num_labels)
-        if training_args.class_balanced_sampling
-        else None,
+        sampling_weights=sampling_weights,
         clip_seconds=clip_seconds,
         record=EpochRecord(output_dir, problem_type),
     )
+    if training_args.dry_run:
+        held_out = {name: rows for name, rows in splits if name != "train"}
+        return dry_run(trainer, held_out, run_dir)
     if training_args.do_train:
         logger.info(
             f"{trainer.global_batch_size} clips an update: {training_args.per_device_train_batch_size} on each of "
@@ -141,7 +168,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             prepare_output_dir(output_dir, arguments)
         training_args.distributed_state.wait_for_everyone()  # before all of them look for checkpoints in it
         train_metrics = train(trainer, training_args.resume_from_checkpoint)
+        if data_args.max_bad_clips:
+            train_metrics["train_bad_clips"] = len(bad_clips.read())
+            trainer.save_metrics("train", train_metrics)
         trainer.log_metrics("train", train_metrics)
+        if train_metrics.get("train_bad_clips"):
+            number = train_metrics["train_bad_clips"]
+            logger.warning(f"{number} training clip(s) could not be decoded: {bad_clips.path} names them.")
         results |= train_metrics
 
     # Evaluation: the epoch was chosen on the validation clips; the test clips are looked at once.

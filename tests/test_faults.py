@@ -1,6 +1,8 @@
 """Whatever ends a run before its end is told in one sentence, and the same command goes on as if nothing had been."""
 
+import csv
 import errno
+import math
 import multiprocessing
 import os
 import re
@@ -17,6 +19,8 @@ import run_audio_classification as script
 import torch
 from transformers import Trainer, TrainerState
 
+from modeling_ast import AudioError
+from modeling_ast.data.bad_clips import BadClips
 from modeling_ast.data.whole_files import (
     files_written_beside,
     folder_written_beside,
@@ -356,6 +360,76 @@ def test_data_file_that_goes_within_an_epoch_is_named(recipe, undisturbed, tmp_p
     assert_same_command_ends_as_undisturbed(recipe, tmp_path / "run", undisturbed)
 
 
+@pytest.fixture(scope="module")
+def bad_clips(recipe, tmp_path_factory) -> Path:
+    """The recipe, with three training clips of the sixteen that cannot be decoded, in three ways."""
+    folder = tmp_path_factory.mktemp("bad") / "data"
+    shutil.copytree(recipe.parent, folder)
+    (folder / "train-3.wav").unlink()
+    (folder / "train-7.wav").write_bytes(b"RIFF no sound")
+    (folder / "train-11.wav").write_bytes((folder / "train-11.wav").read_bytes()[:500])
+    text = recipe.read_text().replace(str(recipe.parent.resolve()), str(folder.resolve()))
+    (folder / "recipe.yaml").write_text(text)
+    return folder / "recipe.yaml"
+
+
+BAD = {"train-3.wav": "no such file", "train-7.wav": "cannot be decoded", "train-11.wav": "truncated"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("padding", ["max_length", "longest"])
+def test_bad_clip_is_replaced_counted_and_named(bad_clips, tmp_path, caplog, workers, padding):
+    argv = [f"--dataloader_num_workers={workers}", "--max_bad_clips=3", "--linear_baseline=true"]
+    results = run(bad_clips, tmp_path / "run", *argv, f"--padding={padding}")
+    with open(tmp_path / "run" / "bad_clips.csv", newline="") as file:
+        named = {Path(row["audio"]).name: row["reason"] for row in csv.DictReader(file)}
+    assert named.keys() == BAD.keys() and all(words in named[name] for name, words in BAD.items())
+    assert results["train_bad_clips"] == 3
+    assert "3 training clip(s) could not be decoded" in caplog.text and "bad_clips.csv names them" in caplog.text
+    assert math.isfinite(results["train_loss"])
+
+
+def test_bad_clip_is_replaced_by_the_same_one_however_many_read(bad_clips, tmp_path):
+    for workers in (0, 2):
+        run(bad_clips, tmp_path / str(workers), "--max_bad_clips=3", f"--dataloader_num_workers={workers}")
+    assert (tmp_path / "0" / "model.safetensors").read_bytes() == (tmp_path / "2" / "model.safetensors").read_bytes()
+
+
+def test_bad_clip_beyond_the_limit_stops_the_run_which_goes_on_with_another_limit(bad_clips, tmp_path):
+    argv = [bad_clips, tmp_path / "run", "--mixup_probability=0"]
+    status, said = ending(*argv, "--max_bad_clips=2")
+    assert status == 1 and "\n" not in said
+    assert said.startswith("error: 3 training clips cannot be decoded, which is more than max_bad_clips 2")
+    assert str(tmp_path / "run" / "bad_clips.csv") in said
+    assert run(*argv, "--max_bad_clips=5")["train_bad_clips"] == 3
+    with pytest.raises(RecipeError, match="Expected max_bad_clips of at least 0, got -1"):
+        run(*argv, "--max_bad_clips=-1")
+
+
+def test_bad_clip_that_is_held_out_ends_the_run_by_its_name(bad_clips, tmp_path):
+    clip = bad_clips.parent / "validation-1.wav"
+    sound = clip.read_bytes()
+    clip.write_bytes(b"")
+    try:
+        status, said = ending(bad_clips, tmp_path / "run", "--max_bad_clips=3")
+    finally:
+        clip.write_bytes(sound)
+    assert status == 1 and said.startswith(f"error: {clip}")
+
+
+def test_bad_clips_are_counted_once_over_processes_and_cut_lines(tmp_path):
+    noted = [BadClips(tmp_path / "bad.csv", limit=3) for _ in range(2)]
+    for bad in noted:
+        for name in ("a, b.wav", 'c\n"d".wav'):
+            bad.add({"path": name, "bytes": None}, AudioError("broken"))
+    with open(tmp_path / "bad.csv", "a") as file:
+        file.write("cut")  # by a fault
+    noted[0].add({"path": None, "bytes": b"1234"}, AudioError("no sound"))
+    assert list(noted[1].read()) == ["a, b.wav", 'c\n"d".wav', "4 bytes with CRC-32 9be3e0a3"]
+    with pytest.raises(AudioError, match="4 training clips .* more than max_bad_clips 3: .*bad.csv.* e.wav"):
+        noted[1].add({"path": "e.wav", "bytes": None}, AudioError("broken"))
+
+
 def test_worker_that_is_killed_is_told_in_one_sentence(recipe, undisturbed, tmp_path, monkeypatch):
     def kill_worker(trainer):
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
@@ -453,6 +527,32 @@ def test_longer_run_is_not_another_run_and_goes_on(recipe, tmp_path, caplog):
     run(recipe, tmp_path, "--max_steps=6")
     assert "The run is made longer (max_steps: 4 saved, 6 given)" in caplog.text
     assert TrainerState.load_from_json(tmp_path / "trainer_state.json").global_step == 6
+
+
+def test_folder_of_a_run_that_is_still_going_on_is_refused(recipe, tmp_path, monkeypatch):
+    said = []
+
+    def start_another(trainer):
+        command = [sys.executable, script.__file__, recipe, "--output_dir", tmp_path / "run", "--max_steps=4"]
+        said.append(subprocess.run(command, capture_output=True, text=True))
+
+    with monkeypatch.context() as patch:
+        before_update(patch, 3, start_another)
+        run(recipe, tmp_path / "run", "--max_steps=4")
+    assert said[0].returncode == 1
+    assert said[0].stderr.strip().splitlines()[-1].startswith(f"error: Another run is writing to {tmp_path / 'run'}")
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "epoch_loss.pt"])
+def test_checkpoint_that_was_damaged_is_named(recipe, interrupted, name):
+    checkpoint = Path(last_whole_checkpoint(interrupted))
+    for content in (b"", b"PK\x03\x04 nothing", (checkpoint / name).read_bytes()[:-40]):
+        (checkpoint / name).write_bytes(content)
+        status, said = ending(recipe, interrupted)
+        assert status == 1 and said.startswith(f"error: {checkpoint} cannot be continued from (") and "\n" not in said
+    shutil.rmtree(checkpoint)
+    run(recipe, interrupted)
 
 
 # Several processes

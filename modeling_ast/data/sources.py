@@ -24,7 +24,8 @@ import torch
 from datasets import Audio, ClassLabel, Dataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from modeling_ast.audio import load_waveform
+from modeling_ast.audio import AudioError, load_waveform
+from modeling_ast.data.bad_clips import BadClips
 from modeling_ast.data.label_tables import DataError, csv_faults, find_control, find_undecodable, read_label_table
 from modeling_ast.data.synthetic import LISTS, synthetic_folder
 
@@ -78,6 +79,7 @@ def load_splits(
     test_file: str | None = None,
     label_file: str | None = None,
     validation_fraction: float = 0.1,
+    max_missing: int = 0,
     seed: int = 0,
     cache_dir: str | None = None,
 ) -> AudioSplits:
@@ -107,6 +109,7 @@ def load_splits(
         label_file: Label table, as `read_label_table` takes it: what the labels are called and their order. The data
             may name them by mid, display name or index. `None` means the labels that the data holds, sorted.
         validation_fraction: Share of the training rows to hold out where the data holds out none.
+        max_missing: Files of a CSV or JSON file that may not be there; their rows stay.
         seed: Of that choice.
         cache_dir: For generated sounds; `None` means the user's cache.
 
@@ -128,7 +131,13 @@ def load_splits(
     if audio_dir is not None and suffixes.isdisjoint(LIST_SUFFIXES):
         raise DataError(f"Expected a CSV or JSON file with audio_dir, got {dataset_name}.")
 
-    read = partial(_read, audio_column=audio_column_name, label_column=label_column_name, audio_dir=audio_dir)
+    read = partial(
+        _read,
+        audio_column=audio_column_name,
+        label_column=label_column_name,
+        audio_dir=audio_dir,
+        max_missing=max_missing,
+    )
     held_out_by = fold_column_name or split_column_name
     tables = read(dataset_name, config_name=dataset_config_name, held_out_by=held_out_by, cache_dir=cache_dir)
     for split, name in files.items():
@@ -200,6 +209,7 @@ def _read(
     audio_column: str,
     label_column: str,
     audio_dir: str | None,
+    max_missing: int,
     config_name: str | None = None,
     held_out_by: str | None = None,
     cache_dir: str | None = None,
@@ -212,9 +222,9 @@ def _read(
         raise DataError(f"Expected a data set on the Hub with dataset_config_name, got {name}.")
     columns = [audio_column, label_column, *filter(None, [held_out_by])]
     if path.suffix == ".csv":
-        return {"train": _Table(_read_csv(path, columns, audio_dir), name, audio_column, label_column)}
+        return {"train": _Table(_read_csv(path, columns, audio_dir, max_missing), name, audio_column, label_column)}
     if path.suffix == ".json":
-        tables = {"train": _read_json(path, audio_dir)}
+        tables = {"train": _read_json(path, audio_dir, max_missing)}
     elif path.is_dir() and not any(path.rglob("*.parquet")):
         splits = _read_class_folders(path)
         tables = {split: _Table(rows, name, has_columns=False) for split, rows in splits.items()}
@@ -316,7 +326,7 @@ def find_sounds(folder: Path) -> Iterator[str]:
         yield from (os.path.join(parent, name) for name in names if name.lower().endswith(AUDIO_SUFFIXES))
 
 
-def _read_csv(path: Path, columns: list[str], audio_dir: str | None) -> Dataset:
+def _read_csv(path: Path, columns: list[str], audio_dir: str | None, max_missing: int) -> Dataset:
     """The named columns of a file, the first of them the paths of its sounds."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
@@ -330,7 +340,7 @@ def _read_csv(path: Path, columns: list[str], audio_dir: str | None) -> Dataset:
     if not parts:
         raise DataError(f"{path}: holds no rows.")
     table = pa.concat_tables(parts)
-    paths = _find_files(table.column(0), [path.parent / (audio_dir or "")], path, "row")
+    paths = _find_files(table.column(0), [path.parent / (audio_dir or "")], path, "row", max_missing)
     return Dataset(table.set_column(0, columns[0], paths))
 
 
@@ -342,10 +352,10 @@ def _pick(reader: Iterator[list[str]], path: Path, width: int, places: list[int]
             raise DataError(f"{path}, line {reader.line_num}: expected {width} columns, got {len(row)}.")
 
 
-def _read_json(path: Path, audio_dir: str | None) -> _Table:
+def _read_json(path: Path, audio_dir: str | None, max_missing: int) -> _Table:
     files, labels = zip(*read_data_json(path))
     roots = [Path.cwd(), path.parent] if audio_dir is None else [path.parent / audio_dir]
-    paths = _find_files(pa.chunked_array([pa.array(files, pa.string())]), roots, path, "entry")
+    paths = _find_files(pa.chunked_array([pa.array(files, pa.string())]), roots, path, "entry", max_missing)
     rows = Dataset(pa.table({"wav": paths, "labels": pa.array(labels, pa.string())}))
     return _Table(rows, str(path), "wav", "labels", unit="entry", has_columns=False, has_separators=True)
 
@@ -396,8 +406,10 @@ def _to_entry(pairs: list[tuple[str, Any]], path: Path) -> dict | tuple:
     return (entry.get("wav"), entry.get("labels")) if {"wav", "labels"} & entry.keys() else entry
 
 
-def _find_files(names: pa.ChunkedArray, roots: list[Path], source: Path, unit: str) -> pa.ChunkedArray:
-    """Absolute path of each file, below the first root that has it.
+def _find_files(
+    names: pa.ChunkedArray, roots: list[Path], source: Path, unit: str, max_missing: int
+) -> pa.ChunkedArray:
+    """Absolute path of each file, below the first root that has it, or else that it would have below the first one.
 
     A folder is listed once: asking for millions of files one by one takes many minutes on a network's disk.
     """
@@ -414,19 +426,21 @@ def _find_files(names: pa.ChunkedArray, roots: list[Path], source: Path, unit: s
                 return place + base
         return None
 
-    parts, missing, first = [], 0, None
+    parts, missing = [], []  # of the missing ones: number and path
     for chunk in names.chunks:
-        found = [find(name) for name in chunk.to_pylist()]
-        if None in found:
-            number = found.index(None)
-            first = first or (sum(map(len, parts)) + number + 1, os.path.join(roots[0], chunk[number].as_py()))
-            missing += found.count(None)
+        found = chunk.to_pylist()
+        for number, name in enumerate(found):
+            found[number] = find(name)
+            if found[number] is None:
+                found[number] = os.path.abspath(os.path.join(roots[0], name))
+                missing.append((sum(map(len, parts)) + number + 1, found[number]))
         parts.append(pa.array(found, pa.string()))
     if missing:
-        raise DataError(
-            f"{source}: {missing} of {len(names)} files are not there, such as {unit} {first[0]}: "
-            f"{os.path.abspath(first[1])}. Is audio_dir right?"
-        )
+        number, path = missing[0]
+        what = f"{source}: {len(missing)} of {len(names)} files are not there, such as {unit} {number}: {path}."
+        if len(missing) > max_missing:
+            raise DataError(f"{what} Is audio_dir right?")
+        logger.warning(what)
     return pa.chunked_array(parts)
 
 
@@ -609,14 +623,26 @@ class DecodeAudio:
 
     Args:
         sampling_rate: Of the waveforms, in Hz.
+        bad_clips: Where clips that cannot be decoded are noted, and left out; `None` raises an error.
     """
 
-    def __init__(self, sampling_rate: int):
-        self.sampling_rate = sampling_rate
+    def __init__(self, sampling_rate: int, bad_clips: BadClips | None = None):
+        self.sampling_rate, self.bad_clips = sampling_rate, bad_clips
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
-        waveforms = [
-            load_waveform(audio["bytes"] or audio["path"], self.sampling_rate, audio["path"])
-            for audio in rows["audio"]
-        ]
-        return {"waveform": waveforms, "labels": rows["labels"]}
+        """
+        Raises:
+            AudioError: A clip cannot be decoded, or more of them than are allowed for.
+        """
+        decoded = {"waveform": [], "labels": []}
+        for audio, labels in zip(rows["audio"], rows["labels"]):
+            try:
+                waveform = load_waveform(audio["bytes"] or audio["path"], self.sampling_rate, audio["path"])
+            except AudioError as error:
+                if self.bad_clips is None:
+                    raise
+                self.bad_clips.add(audio, error)
+                continue
+            decoded["waveform"].append(waveform)
+            decoded["labels"].append(labels)
+        return decoded

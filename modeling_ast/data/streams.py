@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Audio, Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from modeling_ast.data.bad_clips import BadClips, ReplacedRows
 from modeling_ast.data.label_tables import DataError, read_label_table
 from modeling_ast.data.sources import SPLIT_ALIASES, AudioSplits, DecodeAudio, class_names
 
@@ -83,11 +84,22 @@ def load_streamed_splits(
     return AudioSplits(train, held_out["validation"], held_out.get("test"), label_names)
 
 
-def decode(rows: Dataset | IterableDataset, sampling_rate: int) -> Dataset | IterableDataset:
-    """Rows with `waveform` and `labels`, read when asked for, of a table or of a stream."""
+def decode(
+    rows: Dataset | IterableDataset, sampling_rate: int, bad_clips: BadClips | None = None
+) -> Dataset | IterableDataset | ReplacedRows:
+    """Rows with `waveform` and `labels`, read when asked for, of a table or of a stream.
+
+    Args:
+        rows: With `audio`, not decoded, and `labels`.
+        sampling_rate: Of the waveforms, in Hz.
+        bad_clips: Where clips that cannot be decoded are noted. In a table another clip stands in for each of them, a
+            stream goes on without. `None`, or a limit of 0, raises an error when one is asked for.
+    """
+    bad_clips = bad_clips if bad_clips is not None and bad_clips.limit else None
     if isinstance(rows, IterableDataset):
-        return rows.map(DecodeAudio(sampling_rate), batched=True, batch_size=1, remove_columns=["audio"])
-    return rows.with_transform(DecodeAudio(sampling_rate))
+        return rows.map(DecodeAudio(sampling_rate, bad_clips), batched=True, batch_size=1, remove_columns=["audio"])
+    rows = rows.with_transform(DecodeAudio(sampling_rate))
+    return rows if bad_clips is None else ReplacedRows(rows, bad_clips)
 
 
 def _keep(stream: IterableDataset) -> Dataset:

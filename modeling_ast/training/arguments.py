@@ -107,6 +107,13 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many clips, to try things."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "The same for each of the other splits."})
+    max_bad_clips: int = field(
+        default=0,
+        metadata={
+            "help": "Training clips that may turn out not to be decodable: so many are replaced by others (a stream "
+            "goes on without them) and named in bad_clips.csv. One more ends the run; held-out clips always do."
+        },
+    )
     linear_baseline: bool = field(
         default=False,
         metadata={"help": "Report what a logistic regression on the mean and deviation of the features reaches."},
@@ -116,6 +123,8 @@ class DataArguments:
         for name in ("max_train_samples", "max_eval_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
+        if self.max_bad_clips < 0:
+            raise ValueError(f"Expected max_bad_clips of at least 0, got {self.max_bad_clips}.")
         if not self.label_separator:
             raise ValueError("Expected a label_separator, got nothing.")
         not_for_streams = (
@@ -176,6 +185,13 @@ class ASTTrainingArguments(TrainingArguments):
 
     # Rows are decoded by a transform from a column that the model's forward does not know.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false for audio rows."})
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the data, make the model, take a few updates, and tell how long the whole run will take; "
+            "nothing is written."
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew in a folder that holds a run; its checkpoints are removed."}
     )

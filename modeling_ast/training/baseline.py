@@ -1,8 +1,10 @@
 """A yardstick: what a linear model reaches on the plainest summary of the same features."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
-from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
@@ -14,7 +16,10 @@ from modeling_ast.data.metrics import compute_metrics, multi_hot
 
 
 def linear_baseline(
-    train: Dataset, evaluation: Dataset, extractor: ASTFeatureExtractor, num_labels: int
+    train: Sequence[dict[str, Any]],
+    evaluation: Sequence[dict[str, Any]],
+    extractor: ASTFeatureExtractor,
+    num_labels: int,
 ) -> dict[str, float]:
     """Metrics of a logistic regression on the mean and standard deviation of each mel bin over the frames of a clip.
 
@@ -40,7 +45,9 @@ def linear_baseline(
     return compute_metrics(probabilities, labels, problem_type)
 
 
-def _summarise(rows: Dataset, extractor: ASTFeatureExtractor, num_labels: int) -> tuple[np.ndarray, np.ndarray]:
+def _summarise(
+    rows: Sequence[dict[str, Any]], extractor: ASTFeatureExtractor, num_labels: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Features (clips, 2 * mel bins) and multi-hot labels (clips, num_labels)."""
     features, labels = [], []
     for row in tqdm(rows, desc="Features for the linear baseline"):

@@ -7,8 +7,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import PickleError
 
 from modeling_ast.audio import AudioError
+from modeling_ast.conversion import why_unreadable
 from modeling_ast.data.metrics import DivergedError
 from modeling_ast.data.sources import DataError
 from modeling_ast.training.recipes import RecipeError, error_sentence
@@ -17,6 +19,8 @@ GOES_ON = "The same command with --resume_from_checkpoint true goes on from what
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Of a disk or a folder, not of a programme.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+# What torch, pickle and JSON make of a file that is not what it should be.
+_UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, PickleError)
 # What the backends of `torch.distributed` say in the processes that are left when another one ended.
 _LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
@@ -93,6 +97,27 @@ def saving(what: str | os.PathLike) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise SaveError(f"{what} cannot be saved ({reason}). What was saved before is whole. {GOES_ON}.") from error
+
+
+@contextmanager
+def loading(checkpoint: str | os.PathLike) -> Iterator[None]:
+    """Every error of reading a checkpoint is a `RecipeError`, which names it and says what to do.
+
+    Raises:
+        RecipeError: The libraries raised errors of their own: of files, of what is in them, or of what does not fit.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except RecipeError:
+        raise
+    except (*_UNREADABLE, SafetensorError) as error:
+        reason = why_unreadable(error)
+        raise RecipeError(
+            f"{checkpoint} cannot be continued from ({reason}). Remove it, and the same command goes on from the one "
+            "before it, if there is one."
+        ) from error
 
 
 def fault_sentence(error: Exception) -> str | None:

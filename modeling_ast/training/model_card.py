@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.configuration_ast import SIZES
+from modeling_ast.data.whole_files import written_beside
 from modeling_ast.training.recipes import RECIPE_NAME
 
 CARD_NAME = "README.md"
@@ -152,7 +153,8 @@ def write_model_card(
         model_name=name,
         eval_results=_eval_results(dataset, results),
     )
-    (folder / CARD_NAME).write_text(f"---\n{metadata.to_yaml()}\n---\n{text}", encoding="utf-8")
+    with written_beside(folder / CARD_NAME) as unfinished:
+        unfinished.write_text(f"---\n{metadata.to_yaml()}\n---\n{text}", encoding="utf-8")
 
 
 def read_run(folder: Path) -> dict[str, Any]:

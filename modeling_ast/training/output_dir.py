@@ -4,7 +4,14 @@ import dataclasses
 import logging
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where two runs in one folder go unnoticed
+    fcntl = None
 
 import yaml
 from transformers.trainer import TRAINER_STATE_NAME
@@ -17,6 +24,7 @@ from modeling_ast.training.recipes import RECIPE_NAME, Arguments, RecipeError, s
 logger = logging.getLogger(__name__)
 
 AVERAGE_FOLDER = "weight_average"
+_CLAIM_NAME = ".running"
 # What may change between the parts of a run: none of these moves its result. How a global batch is divided moves it
 # by rounding; that the batch stays is checked by the trainer, which knows the processes too.
 _FREE_KEYS = set(
@@ -31,6 +39,7 @@ _FREE_KEYS = set(
     log_level log_level_replica log_on_each_node logging_dir logging_strategy logging_steps logging_first_step
     logging_nan_inf_filter disable_tqdm report_to run_name project trackio_space_id
     include_num_input_tokens_seen skip_memory_metrics
+    max_bad_clips dry_run
     push_to_hub hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision
     """.split()
 )
@@ -72,6 +81,38 @@ def check_output_dir(output_dir: Path, arguments: Arguments) -> None:
             f"{'; '.join(differences.values())}. Give the values that it began with, choose another --output_dir, or "
             "replace it with --overwrite_output_dir true and --resume_from_checkpoint false."
         )
+
+
+@contextmanager
+def claimed(output_dir: Path) -> Iterator[None]:
+    """While it is entered, no other process can enter it for the same folder: two runs would mix their files.
+
+    The claim is a lock on a file in the folder, which the system lifts however the process ends. It reaches other
+    machines as far as the locks of a shared disk do.
+
+    Raises:
+        RecipeError: Another run is writing there.
+    """
+    if fcntl is None:
+        yield
+        return
+    is_new = not output_dir.is_dir()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with open(output_dir / _CLAIM_NAME, "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock that workers do not inherit
+        except (BlockingIOError, PermissionError) as error:
+            raise RecipeError(
+                f"Another run is writing to {output_dir} at this moment. Wait for it, stop it, or choose another "
+                "--output_dir."
+            ) from error
+        try:
+            yield
+        finally:
+            (output_dir / _CLAIM_NAME).unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):  # where arguments turned out to be wrong, nothing is left
+                    output_dir.rmdir()
 
 
 def recipe_differences(recipe: Path, arguments: Arguments) -> dict[str, str]:

@@ -138,7 +138,8 @@ def check_data_keys(keys: Sequence[str], purpose: str, others: Iterable[str] = (
     Raises:
         RecipeError: Keys without effect.
     """
-    known = set(others) | {field.name for field in dataclasses.fields(DataArguments)} - {"linear_baseline"}
+    of_training = {"linear_baseline", "max_bad_clips"}
+    known = set(others) | {field.name for field in dataclasses.fields(DataArguments)} - of_training
     given = {key.removeprefix("--").partition("=")[0] for key in keys if key.startswith("--")}
     if given - known:
         raise RecipeError(

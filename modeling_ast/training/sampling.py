@@ -43,24 +43,27 @@ def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
     return torch.from_numpy(np.bincount(clips, weights=class_weights[labels], minlength=len(counts_per_clip)))
 
 
-def read_clip_seconds(rows: Dataset, num_workers: int = 16) -> torch.Tensor:
+def read_clip_seconds(rows: Dataset, allow_bad: bool = False, num_workers: int = 16) -> torch.Tensor:
     """Length of each clip in seconds, by the headers of the sound files.
 
     Args:
         rows: With a column `audio` as `load_splits` gives it, decoded or not.
+        allow_bad: Whether a clip that cannot be read has a length of 0: another one will take its place.
         num_workers: Files that are read at once.
 
     Returns:
         float64 tensor of shape (clips,).
 
     Raises:
-        AudioError: A file cannot be read.
+        AudioError: A file cannot be read, and bad ones are not allowed.
     """
     rows = rows.with_format(None)
 
     def read(index: int) -> float:
         audio = rows[index]["audio"]
         seconds = read_seconds(audio["bytes"] or audio["path"])
+        if isinstance(seconds, str) and allow_bad:
+            return 0.0
         if isinstance(seconds, str):
             raise AudioError(f"{audio['path']}: its length cannot be read ({seconds}).")
         return seconds

@@ -41,11 +41,12 @@ def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
     settings = vars(data_args).copy()
     limits = {"train": settings.pop("max_train_samples"), "other": settings.pop("max_eval_samples")}
     del settings["linear_baseline"]
+    max_bad_clips = settings.pop("max_bad_clips")
     if settings.pop("streaming"):
         keys = ("dataset_config_name", "audio_column_name", "label_column_name", "label_file")
         own = {key: settings[key] for key in keys}
         return load_streamed_splits(settings["dataset_name"], multi_label=multi_label, **own)
-    splits = load_splits(settings.pop("dataset_name"), multi_label=multi_label, **settings)
+    splits = load_splits(settings.pop("dataset_name"), multi_label=multi_label, max_missing=max_bad_clips, **settings)
     for name, rows in splits:
         limit = limits["train" if name == "train" else "other"]
         if limit is not None:

@@ -29,7 +29,7 @@ from modeling_ast.data.whole_files import (
 )
 from modeling_ast.modeling_ast import classification_loss
 from modeling_ast.training.averaging import RunningAverage
-from modeling_ast.training.endings import GOES_ON, Stopped, StopRequest, saving
+from modeling_ast.training.endings import GOES_ON, Stopped, StopRequest, loading, saving
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, checkpoint_step, last_whole_checkpoint
 from modeling_ast.training.recipes import RecipeError
 from modeling_ast.training.record import RESULTS_NAME, EpochRecord
@@ -356,7 +356,9 @@ class ASTTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
-            self._load_progress(Path(resume_from_checkpoint))
+            with loading(resume_from_checkpoint):
+                TrainerState.load_from_json(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)
+                self._load_progress(Path(resume_from_checkpoint))
         self._resumed_from = resume_from_checkpoint or None
         if self.args.should_save:  # what `load_end` goes by
             (Path(self.args.output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
@@ -398,6 +400,18 @@ class ASTTrainer(Trainer):
                 self.record.load_state(checkpoint)
             if (checkpoint / _AVERAGE_NAME).is_file():
                 self.average.load(checkpoint / _AVERAGE_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        with loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        with loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint) -> None:
+        with loading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         if self.state.global_step >= self.state.max_steps:  # resumed at its end, which is within an epoch

@@ -1,0 +1,184 @@
+"""A run without its work: what it would do, whether it can, and how long it would take."""
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+
+from modeling_ast.training.arguments import ASTTrainingArguments
+from modeling_ast.training.trainer import ASTTrainer
+
+logger = logging.getLogger(__name__)
+
+# Updates that are not counted (allocations, workers that start), and updates and seconds that are measured: the
+# seconds show a pipeline of data that is slower than the model, once what it made in advance is used up.
+WARM_UP_UPDATES, MEASURED_UPDATES, MEASURED_SECONDS, MAX_UPDATES = 3, 7, 10.0, 200
+EVAL_BATCHES = 4  # of each process, behind one that is not counted
+
+
+@contextmanager
+def nothing_written(training_args: ASTTrainingArguments) -> Iterator[None]:
+    """Arguments with which a trainer writes into a folder that goes, and tells nobody; nothing is pushed."""
+    with TemporaryDirectory() as folder:
+        training_args.output_dir, training_args.report_to, training_args.push_to_hub = folder, [], False
+        training_args.disable_tqdm = True
+        yield
+
+
+def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset], output_dir: Path) -> dict[str, float]:
+    """Take a few updates and evaluate a few batches, as the run would, and tell what the whole of it takes.
+
+    Args:
+        trainer: Of the run, made within `nothing_written`.
+        held_out: Decoded rows to evaluate, by the name of their split, validation among them.
+        output_dir: Of the run, for the space that its disk has.
+
+    Returns:
+        `dry_run_updates` and `dry_run_evaluations` of the whole run, `dry_run_seconds_per_update`,
+        `dry_run_data_share` (of an update's time, waiting for data; in [0, 1]), `dry_run_clips_per_second` of an
+        evaluation, and `dry_run_hours` of it all.
+
+    Raises:
+        AudioError, DivergedError: As in the run.
+    """
+    trainer.remove_callback(PrinterCallback)  # it would print each step's figures among these lines
+    results, seconds, evaluations = {}, 0.0, 0
+    if trainer.args.do_train:
+        watch = _Stopwatch(trainer)
+        trainer.add_callback(watch)
+        trainer.train()
+        trainer.remove_callback(watch)
+        updates = trainer.state.max_steps
+        evaluations = _times(trainer.args.eval_strategy, trainer.state.eval_steps, trainer)
+        seconds = updates * watch.seconds_per_update
+        results |= {
+            "dry_run_updates": updates,
+            "dry_run_seconds_per_update": watch.seconds_per_update,
+            "dry_run_data_share": watch.data_share,
+        }
+        logger.info(
+            f"{watch.measured} updates of {trainer.global_batch_size} clips took {watch.seconds_per_update:.3g} s "
+            f"each, {watch.data_share:.0%} of it waiting for data."
+        )
+        logger.info(f"The whole run is {updates} updates: about {_shown(seconds)}.")
+    rate = _evaluation_rate(trainer, held_out["validation"])
+    models = 1 if trainer.args.weight_average_start is None else 2  # the averaged one is evaluated too
+    clips = evaluations * len(held_out["validation"]) + models * sum(map(len, held_out.values()))
+    seconds += clips / rate
+    logger.info(
+        f"{evaluations} evaluation(s) while it trains and those at its end, of {clips} clips in all at {rate:.3g} "
+        f"clips/s: about {_shown(clips / rate)}. Together about {_shown(seconds)}."
+    )
+    if trainer.args.do_train:
+        _report_space(trainer, output_dir)
+    if torch.cuda.is_available():
+        logger.info(f"The GPU's memory was used up to {torch.cuda.max_memory_allocated() / 1e9:.1f} GB.")
+    logger.info("This was a dry run: nothing was written.")
+    return {
+        **results,
+        "dry_run_evaluations": evaluations,
+        "dry_run_clips_per_second": rate,
+        "dry_run_hours": seconds / 3600,
+    }
+
+
+class _Stopwatch(TrainerCallback):
+    """Times updates, from the end of one to the end of the next, and ends the training when it knows enough."""
+
+    def __init__(self, trainer: ASTTrainer):
+        self.trainer = trainer
+        self.updates, self.started, self.ended, self.waited = 0, 0.0, 0.0, 0.0
+
+    @property
+    def measured(self) -> int:
+        return max(1, self.updates - WARM_UP_UPDATES)
+
+    @property
+    def seconds_per_update(self) -> float:
+        return (self.ended - self.started) / self.measured
+
+    @property
+    def data_share(self) -> float:
+        return min(1.0, self.waited / max(self.ended - self.started, 1e-9))
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.started = self.ended = time.perf_counter()
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self.waited += time.perf_counter() - self.ended
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ended = time.perf_counter()
+        self.updates += 1
+        if self.updates == WARM_UP_UPDATES:
+            self.started, self.waited = self.ended, 0.0
+        is_long = self.ended - self.started >= MEASURED_SECONDS or self.updates >= MAX_UPDATES
+        is_enough = self.updates >= WARM_UP_UPDATES + MEASURED_UPDATES and is_long
+        # All processes have to stop at the same update.
+        control.should_training_stop |= (
+            self.trainer.accelerator.gather(torch.tensor([is_enough], device=args.device)).any().item()
+        )
+        self._only_steps(control)
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        self._only_steps(control)
+
+    def _only_steps(self, control) -> None:
+        control.should_save = control.should_evaluate = control.should_log = False
+
+
+def _times(strategy: str, steps: int, trainer: ASTTrainer) -> int:
+    """How often a run does what it does every so many updates, or after each epoch."""
+    updates = trainer.state.max_steps
+    if strategy == "steps":
+        return updates // steps
+    if strategy != "epoch":
+        return 0
+    # A stream does not tell how long an epoch is.
+    epoch = len(trainer.train_sampler) // trainer.global_batch_size if hasattr(trainer, "train_sampler") else updates
+    return math.ceil(updates / epoch)
+
+
+def _evaluation_rate(trainer: ASTTrainer, rows: Dataset) -> float:
+    """Clips a second, of all processes."""
+    at_once = trainer.args.eval_batch_size * trainer.args.world_size
+    trainer.evaluate(rows.select(range(min(len(rows), at_once))))  # starts workers, allocates
+    rows = rows.select(range(min(len(rows), EVAL_BATCHES * at_once)))
+    started = time.perf_counter()
+    trainer.evaluate(rows)
+    return len(rows) / (time.perf_counter() - started)
+
+
+def _report_space(trainer: ASTTrainer, output_dir: Path) -> None:
+    """What the checkpoints take, beside what the disk has."""
+    args, parameters = trainer.args, list(trainer.model.parameters())
+    weights = sum(each.numel() * each.element_size() for each in parameters)
+    trained = sum(each.numel() * each.element_size() for each in parameters if each.requires_grad)
+    # Adam remembers two numbers for each that is trained.
+    size = weights + 2 * trained + (weights if args.weight_average_start is not None else 0)
+    saves = _times(args.save_strategy, trainer.state.save_steps, trainer)
+    kept = min(saves, args.save_total_limit + 1) if args.save_total_limit else saves  # the best, or one unfinished
+    needed = kept * size + weights * (2 if args.weight_average_start is not None else 1)
+    place = next(folder for folder in (output_dir.resolve(), *output_dir.resolve().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    logger.info(
+        f"{kept} checkpoint(s) of {size / 1e9:.3g} GB at a time and the model: {needed / 1e9:.3g} GB of "
+        f"{free / 1e9:.3g} GB that are free."
+    )
+    if needed > free:
+        logger.warning("That is more than there is: set save_total_limit, or choose another output_dir.")
+
+
+def _shown(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds))) if seconds >= 1 else f"{seconds:.2g} s"

@@ -1,0 +1,103 @@
+"""A dry run goes through everything but the work, tells what the run will take, and leaves nothing."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import fault_campaign as campaign
+import pytest
+import run_audio_classification as script
+
+from modeling_ast import AudioError
+from modeling_ast.training import dry_run
+from modeling_ast.training.recipes import RecipeError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def few_seconds(monkeypatch):
+    monkeypatch.setattr(dry_run, "MEASURED_SECONDS", 0.01)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    return campaign.write_recipe(tmp_path_factory.mktemp("data"))
+
+
+def run(recipe: Path, folder: Path, *argv) -> dict[str, float]:
+    return script.main([str(each) for each in (recipe, "--output_dir", folder, "--dry_run", "true", *argv)])
+
+
+def everything_in(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_dry_run_counts_what_the_run_does(recipe, tmp_path, caplog):
+    caplog.set_level("INFO")
+    results = run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert results["dry_run_updates"] == 16 and results["dry_run_evaluations"] == 8  # four epochs of 4, every 2
+    assert 0 <= results["dry_run_data_share"] <= 1
+    training = 16 * results["dry_run_seconds_per_update"]
+    evaluating = (8 * 8 + 2 * (8 + 8)) / results["dry_run_clips_per_second"]  # the averaged model too
+    assert results["dry_run_hours"] * 3600 == pytest.approx(training + evaluating, rel=1e-6)
+    for words in ("The whole run is 16 updates", "checkpoint(s) of", "nothing was written", "16 clips for train"):
+        assert words in caplog.text
+
+
+def test_estimate_is_that_of_the_run_in_epochs_too(recipe, tmp_path):
+    argv = ["--eval_strategy=epoch", "--save_strategy=epoch", "--num_train_epochs=6", "--global_batch_size=8"]
+    results = run(recipe, tmp_path / "run", *argv)
+    assert results["dry_run_updates"] == 12 and results["dry_run_evaluations"] == 6
+
+
+def test_evaluation_alone_is_estimated_too(recipe, tmp_path):
+    script.main([str(recipe), "--output_dir", str(tmp_path / "run"), "--max_steps=2"])
+    before = everything_in(tmp_path)
+    argv = ["--do_train=false", f"--model_name_or_path={tmp_path / 'run'}"]
+    results = run(recipe, tmp_path / "run", *argv)
+    assert "dry_run_updates" not in results and math.isfinite(results["dry_run_hours"])
+    assert everything_in(tmp_path) == before
+
+
+def test_dry_run_in_the_folder_of_a_run_changes_nothing(recipe, tmp_path):
+    script.main([str(recipe), "--output_dir", str(tmp_path / "run"), "--max_steps=4"])
+    before = everything_in(tmp_path)
+    run(recipe, tmp_path / "run", "--max_steps=4")
+    assert everything_in(tmp_path) == before
+    with pytest.raises(RecipeError, match="learning_rate: 0.001 saved, 0.5 given"):  # as the run itself would be
+        run(recipe, tmp_path / "run", "--max_steps=4", "--learning_rate=0.5")
+
+
+def test_faults_of_a_run_are_those_of_its_dry_run(recipe, tmp_path):
+    with pytest.raises(RecipeError, match="cannot be used"):
+        run(recipe, tmp_path / "run", "--hidden_size=33")
+    clip = recipe.parent / "validation-2.wav"
+    sound = clip.read_bytes()
+    clip.write_bytes(b"no sound")
+    try:
+        with pytest.raises(AudioError, match=str(clip)):
+            run(recipe, tmp_path / "run")
+    finally:
+        clip.write_bytes(sound)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_small_a_disk_is_told_before_the_run(recipe, tmp_path, monkeypatch, caplog):
+    class Small:
+        free = 1000
+
+    monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda path: Small)
+    run(recipe, tmp_path / "run")
+    assert "That is more than there is: set save_total_limit" in caplog.text
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_end_of_a_dry_run(recipe, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", script.__file__]
+    command += [recipe, "--output_dir", tmp_path / "run", "--dry_run", "true"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("This was a dry run") == 1 and not (tmp_path / "run").exists()
