@@ -85,10 +85,17 @@ TESTS = {
     "signals": ("SIGTERM or Ctrl-C", ["tests/test_faults.py", "-k", "signal"]),
     "disks": ("a full disk, or one that cannot be written", ["tests/test_faults.py", "-k", "disk"]),
     "data": ("a data file that vanished or broke within an epoch", ["tests/test_faults.py", "-k", "data_file"]),
+    "clips": ("a training clip that cannot be decoded", ["tests/test_faults.py", "-k", "bad_clip"]),
     "workers": ("a data worker that was killed", ["tests/test_faults.py", "-k", "worker_that_is_killed"]),
     "divergence": ("a loss or weights that are no numbers", ["tests/test_faults.py", "-k", "diverged"]),
-    "folders": ("the folder of another run", ["tests/test_faults.py", "-k", "another_run"]),
+    "folders": (
+        "the folder of another run, or of one that is going on",
+        ["tests/test_faults.py", "-k", "another_run or still_going_on"],
+    ),
+    "checkpoints": ("a damaged checkpoint to continue from", ["tests/test_faults.py", "-k", "damaged"]),
     "processes": ("one of two processes killed", ["tests/test_faults.py", "-k", "two_processes"]),
+    "sounds": ("broken and mutated sound files", ["tests/test_hostile_audio.py"]),
+    "input": ("hostile weights, archives, tables, recipes and names", ["tests/test_hostile_input.py"]),
 }
 WATCHING_SECONDS = 120  # for a moment that does not come
 KILLS_OF_A_RUN = 4  # at most, so that enough of them end

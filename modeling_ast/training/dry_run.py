@@ -153,11 +153,16 @@ def _times(strategy: str, steps: int, trainer: ASTTrainer) -> int:
 def _evaluation_rate(trainer: ASTTrainer, rows: Dataset) -> float:
     """Clips a second, of all processes."""
     at_once = trainer.args.eval_batch_size * trainer.args.world_size
-    trainer.evaluate(rows.select(range(min(len(rows), at_once))))  # starts workers, allocates
-    rows = rows.select(range(min(len(rows), EVAL_BATCHES * at_once)))
+    trainer.evaluate(_spread(rows, at_once))  # starts workers, allocates
+    rows = _spread(rows, EVAL_BATCHES * at_once)
     started = time.perf_counter()
     trainer.evaluate(rows)
     return len(rows) / (time.perf_counter() - started)
+
+
+def _spread(rows: Dataset, number: int) -> Dataset:
+    """So many rows at most, evenly spaced: of all classes and lengths, where rows are sorted by them."""
+    return rows.select(range(0, len(rows), math.ceil(len(rows) / number)))
 
 
 def _report_space(trainer: ASTTrainer, output_dir: Path) -> None:
