@@ -541,7 +541,7 @@ def test_folder_of_a_run_that_is_still_going_on_is_refused(recipe, tmp_path, mon
         run(recipe, tmp_path / "run", "--max_steps=4")
     assert said[0].returncode == 1
     assert said[0].stderr.strip().splitlines()[-1].startswith(f"error: Another run is writing to {tmp_path / 'run'}")
-    assert not list((tmp_path / "run").glob(".*"))
+    assert not list((tmp_path / "run").glob("_*"))
 
 
 @pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "epoch_loss.pt"])

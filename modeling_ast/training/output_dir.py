@@ -24,7 +24,7 @@ from modeling_ast.training.recipes import RECIPE_NAME, Arguments, RecipeError, s
 logger = logging.getLogger(__name__)
 
 AVERAGE_FOLDER = "weight_average"
-_CLAIM_NAME = ".running"
+_CLAIM_NAME = "_running"  # by the underscore uploads leave it out
 # What may change between the parts of a run: none of these moves its result. How a global batch is divided moves it
 # by rounding; that the batch stays is checked by the trainer, which knows the processes too.
 _FREE_KEYS = set(
