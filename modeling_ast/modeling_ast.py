@@ -202,7 +202,7 @@ class ASTEmbeddings(nn.Module):
         """What `adapt_position_embeddings` gives for each clip's own columns: (1 or batch, patches, hidden_size)."""
         table, rows, source = self.position_embeddings, self.config.num_frequency_patches, self.config.num_time_patches
         if num_columns is None:
-            num_columns = torch.full((1,), columns, device=table.device)
+            num_columns = torch.full((1,), columns, dtype=torch.int64, device=table.device)
         lower, upper, fraction = source_positions(source, num_columns, columns)  # (clips, columns)
         grid = table[0, 2:].float().unflatten(0, (rows, source))  # (frequency, time, hidden_size)
         # (frequency, clips, columns, hidden_size)

@@ -1,18 +1,33 @@
-# Sourced by quickstart.sh and test.sh: makes .venv and installs this package into it, unless that is done already.
-# Usage: prepare_environment [EXTRA]
+# Sourced by quickstart.sh, test.sh and test_versions.sh: makes environments, and installs this package into .venv.
 
-prepare_environment() {
-    local extra="${1:+[$1]}" stamp=".venv/installed${1:+-$1}" python="" candidate wanted
+# What pytest is asked for, if not for all tests.
+quick_tests=(-m "not slow" --numprocesses 2 --dist loadfile)
+
+# Prints the name of a Python that is new enough. Usage: find_python
+find_python() {
+    local candidate
     for candidate in python3 python3.13 python3.12 python3.11; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-            python="$candidate"
-            break
+            echo "$candidate"
+            return 0
         fi
     done
-    if [ -z "$python" ]; then
-        echo "Python 3.11 or newer is needed, and none was found as python3, python3.13, python3.12 or python3.11." >&2
+    echo "Python 3.11 or newer is needed, and none was found as python3, python3.13, python3.12 or python3.11." >&2
+    return 1
+}
+
+# Makes a virtual environment, empty where there was none. Usage: make_environment PYTHON FOLDER
+make_environment() {
+    "$1" -m venv "$2" || {
+        echo "$1 cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
         return 1
-    fi
+    }
+}
+
+# Makes .venv and installs this package into it, unless that is done already. Usage: prepare_environment [EXTRA]
+prepare_environment() {
+    local extra="${1:+[$1]}" stamp=".venv/installed${1:+-$1}" python wanted
+    python="$(find_python)" || return 1
     wanted="$("$python" --version) $(cat setup.cfg pyproject.toml | cksum)"
     # With an extra there is more in it than without.
     if grep -qsxF "$wanted" "$stamp" .venv/installed-test; then
@@ -20,10 +35,7 @@ prepare_environment() {
     fi
     echo "Installing into .venv (torch and its CUDA libraries are several gigabytes) ..."
     rm -f .venv/installed*
-    "$python" -m venv .venv || {
-        echo "$python cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
-        return 1
-    }
+    make_environment "$python" .venv || return 1
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extra" || return 1
     echo "$wanted" >"$stamp"
 }

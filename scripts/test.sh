@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 prepare_environment test
 
-selection=(-m "not slow" --numprocesses 2 --dist loadfile)
+selection=("${quick_tests[@]}")
 if [ "${1:-}" = "--all" ]; then
     selection=()
     shift

@@ -298,6 +298,7 @@ def test_archive_that_leads_out_of_its_folder_is_refused(content, tmp_path):
         (tar_with("a.wav")[:-30], "a broken archive|expected a ZIP or TAR file"),
         (b"no archive", "expected a ZIP or TAR file"),
     ],
+    ids=["broken ZIP", "truncated TAR", "no archive"],  # the content itself holds the time at which it was made
 )
 def test_broken_archive_is_an_error_and_leaves_nothing_behind(content, words, tmp_path):
     (tmp_path / "archive").write_bytes(content)
@@ -646,3 +647,17 @@ def test_options_that_make_no_sense_are_refused(options, words, capsys):
     with pytest.raises(SystemExit):
         main(options)
     assert words in capsys.readouterr().err
+
+
+def test_a_file_that_is_too_large_is_not_fetched(tmp_path, serve, monkeypatch):
+    server = serve("esc50", *archive_of("esc50", tmp_path))
+    monkeypatch.setattr("modeling_ast.data.download.MAX_DOWNLOAD", 100)
+    size = f"{len(server.content):,}"
+    with pytest.raises(DataError, match=f"cannot be fetched .the server would send {size} bytes, more than 100"):
+        main(["esc50", "--data_dir", str(tmp_path / "data")])
+
+
+def test_a_data_file_that_is_none_has_no_segments(tmp_path):
+    (tmp_path / "eval.json").write_text('{"data": []}')
+    with pytest.raises(DataError, match="eval.json: holds no entries"):
+        prepare.read_json_segments(tmp_path / "eval.json")

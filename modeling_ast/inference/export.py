@@ -109,14 +109,15 @@ class WaveformClassifier(nn.Module):
         """
         extractor, rate = self.extractor, self.extractor.sampling_rate
         if self.padding == "max_length":  # what would be cut off anyway; of an hour the features would fill gigabytes
-            waveform = waveform[:, : num_samples(extractor.max_length, rate)]
+            samples = torch.sym_min(waveform.shape[1], num_samples(extractor.max_length, rate))
+            waveform = waveform.narrow(1, 0, samples)  # of a slice's length, torch 2.11's exporter would know nothing
         spectrogram = fbank(waveform, rate, extractor.num_mel_bins)  # (batch, frames, mel bins)
         # Padded by a fixed number of frames and then cut, which holds for any number without a branch.
         if self.padding == "max_length":
             length = room = extractor.max_length
         else:
             length, room = torch.sym_max(spectrogram.shape[1], extractor.min_length), extractor.min_length
-        spectrogram = F.pad(spectrogram, (0, 0, 0, room), value=extractor.padding_value)[:, :length]
+        spectrogram = F.pad(spectrogram, (0, 0, 0, room), value=extractor.padding_value).narrow(1, 0, length)
         attention_mask = None
         if lengths is not None:
             own = (lengths - frame_length(rate)) // frame_shift(rate) + 1  # frames of each clip
@@ -244,6 +245,11 @@ def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike) -> None:
     graph = onnx.load(source)
     # The preparation that onnxruntime would otherwise advise: the exporter has folded constants and inferred shapes.
     add_pre_process_metadata(graph)
+    # Initializers need no shape beside them; onnxruntime 1.20 transposes some of them and leaves the old shape.
+    weights = {tensor.name for tensor in graph.graph.initializer}
+    shapes = [value for value in graph.graph.value_info if value.name not in weights]
+    del graph.graph.value_info[:]
+    graph.graph.value_info.extend(shapes)
     operators = [node.op_type for node in graph.graph.node]
     features = graph.graph.node[: operators.index("Conv")]  # the patch convolution is the network's first layer
     quantize_dynamic(
