@@ -18,7 +18,6 @@ more than 15 % under the table's; 2 if nothing can be measured, or the two sides
 
 import argparse
 import json
-import logging
 import os
 import shlex
 import subprocess
@@ -26,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
@@ -44,7 +42,6 @@ from datasets import Audio, Dataset
 from sklearn.metrics import average_precision_score
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import logging as transformers_logging
 from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor as StockExtractor
 from transformers.models.audio_spectrogram_transformer import ASTForAudioClassification as StockModel
 
@@ -83,6 +80,7 @@ from modeling_ast.inference.measuring import (
     forget_peak,
     in_new_process,
     markdown_table,
+    quiet,
     resident_bytes,
     threads,
     time_in_turn,
@@ -103,24 +101,6 @@ H100_OPERATIONS_PER_SECOND = 989e12
 # Source: Koutini et al., "Efficient Training of Audio Transformers with Patchout", Interspeech 2022.
 TRAINING_SHARE, NUM_WORKERS, PATCHOUT_ROWS, PATCHOUT_COLUMNS = 0.45, 8, 4, 40
 ALLOWED_FALL = 0.15
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """What adapting, loading and exporting report would come between the rows of the table."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "modeling_ast", "torch.onnx")]
-    levels = [logger.level for logger in loggers]
-    shows_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if shows_bars:
-            transformers_logging.enable_progress_bar()
 
 
 class TrainingStep:

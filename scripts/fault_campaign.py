@@ -235,7 +235,10 @@ def wait_for(run: Path, pattern: str, process: multiprocessing.Process, to_pass:
     end, seen = time.monotonic() + WATCHING_SECONDS, set()
     while process.exitcode is None and time.monotonic() < end:
         for _ in range(50):  # without asking for the process each time: some of the moments last 0.1 ms
-            found = {str(path) for path in run.glob(pattern)} - seen
+            try:
+                found = {str(path) for path in run.glob(pattern)} - seen
+            except FileNotFoundError:  # a folder that got its name while it was looked into
+                continue
             if found and len(seen) >= to_pass:
                 return True
             seen |= found

@@ -11,6 +11,7 @@ import pytest
 import run_audio_classification as script
 import soundfile
 import torch
+from datasets import Audio, ClassLabel, Dataset
 from safetensors.torch import load_file
 
 from modeling_ast.data.synthetic import generate_clip
@@ -176,6 +177,70 @@ def run_once(tmp_path_factory, *argv) -> tuple[Path, list]:
     folder = tmp_path_factory.mktemp("runs") / "run"
     run(*argv, "--save_strategy=no", "--output_dir", folder)
     return folder, list(argv)
+
+
+# The same seed, the same run
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_seed_makes_the_same_run(whole, tmp_path, workers):
+    folder, argv = whole
+    torch.rand(7)  # whatever was drawn before it began
+    run(*argv, f"--dataloader_num_workers={workers}", "--save_strategy=no", "--output_dir", tmp_path)
+    assert_identical(tmp_path, folder)
+    assert reported(tmp_path)["train_loss"] == reported(folder)["train_loss"]
+
+
+@pytest.mark.slow
+def test_the_same_seed_makes_the_same_run_in_a_process_of_its_own(whole, tmp_path):
+    """With other hashes, by which sets are ordered, and with the files read through one worker."""
+    folder, argv = whole
+    command = [SCRIPT, *argv, "--dataloader_num_workers=1", "--save_strategy=no", "--output_dir", tmp_path]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
+    process = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert_identical(tmp_path, folder)
+
+
+STREAM_OPTIONS = ["--streaming=true", "--max_steps=4", "--eval_strategy=steps", "--eval_steps=2"]
+# What needs to know all clips in advance.
+NOT_FOR_STREAMS = ("split_column_name", "num_train_epochs", "lr_step", "weight_average", "eval_strategy")
+
+
+@pytest.fixture(scope="module")
+def stream(recipe) -> list:
+    """Arguments of a run on a stream of two shards, which two workers share."""
+    folder = recipe.parent / "parquet"
+    folder.mkdir()
+    with open(recipe.parent / "clips.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for split in CLIPS:
+        own = [row for row in rows if row["split"] == split]
+        shards = 2 if split == "train" else 1
+        for shard in range(shards):
+            clips = own[shard::shards]
+            sounds = [{"bytes": (recipe.parent / row["audio"]).read_bytes(), "path": row["audio"]} for row in clips]
+            labels = [list(CLIPS["train"]).index(row["label"]) for row in clips]
+            table = Dataset.from_dict({"audio": sounds, "label": labels})
+            table = table.cast_column("audio", Audio(decode=False))
+            table = table.cast_column("label", ClassLabel(names=list(CLIPS["train"])))
+            table.to_parquet(folder / f"{split}-0000{shard}-of-0000{shards}.parquet")
+    lines = [line for line in RECIPE.split("\n") if line and not line.startswith(NOT_FOR_STREAMS)]
+    (folder.parent / "stream.yaml").write_text("\n".join([f"dataset_name: {folder}", *lines]))
+    return [folder.parent / "stream.yaml", *STREAM_OPTIONS, "--save_strategy=no"]
+
+
+@pytest.mark.slow  # `datasets` sleeps for five seconds an epoch
+@pytest.mark.parametrize("workers, padding", [(0, "max_length"), (2, "longest")])
+def test_the_same_seed_makes_the_same_run_on_a_stream(stream, tmp_path, workers, padding):
+    first, again = tmp_path / "first", tmp_path / "again"
+    for folder in (first, again):
+        run(*stream, f"--padding={padding}", f"--dataloader_num_workers={workers}", "--output_dir", folder)
+    assert len(updates(first)) == 4 and updates(again) == updates(first)
+    assert len(results(first)) == 2 and results(again) == results(first)
+    assert reported(again) == reported(first)
+    assert weights(again).keys() == weights(first).keys()
+    assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(first).items())
 
 
 # The same updates, however they are divided

@@ -1,12 +1,13 @@
 """Speed and memory of several ways to do the same, and the rates of this machine that bound them."""
 
 import importlib.metadata
+import logging
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import logging as transformers_logging
 
 # A shorter measurement would be one of the clock and of the other programs on the machine.
 MIN_SECONDS = 0.1
@@ -66,6 +68,9 @@ def time_in_turn(
         functions: By name; without arguments.
         rounds: At least 1.
         check: Called with what the uncounted calls gave, by name, before anything is timed.
+
+    Raises:
+        ValueError: Less than one round.
     """
     if rounds < 1:
         raise ValueError(f"Expected at least 1 round, got {rounds}.")
@@ -105,6 +110,24 @@ def threads(count: int):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing of what adapting, loading and exporting report, which would come between the rows of a table."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "modeling_ast", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    shows_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if shows_bars:
+            transformers_logging.enable_progress_bar()
 
 
 # Limits
