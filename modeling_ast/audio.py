@@ -5,12 +5,30 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, reduce
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
+# Of the containers that libsndfile knows, those that recordings come in. Some of the others lie and are not found out:
+# two kilobytes of a MIDI sample dump give 2^31 samples.
+FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "NIST")
+# Rates in Hz that recordings of sound have: whales are archived at 250 Hz, porpoises at 1 MHz. What lies outside is a
+# broken header, and would cost memory: 1 Hz becomes 16,000 times as long.
+FILE_RATES = range(100, 1_000_001)
+# Numbers (samples of all channels) that are decoded at once, 64 MiB of float32: a header that promises more than the
+# file holds costs no more.
+MAX_AT_ONCE = 2**24
+# What is read whole at most, in numbers (4 GiB of float32) and in seconds (a day): a compressed file of some kilobytes
+# can hold days of silence. `read_blocks` knows no limit.
+MAX_WHOLE = 2**30
+MAX_WHOLE_SECONDS = 24 * 3600
+# Larger samples are no sound: full scale is 1, and 32-bit integers that somebody wrote as floats reach 2e9. Features
+# square what they get, and float32 ends at 3e38.
+MAX_AMPLITUDE = 1e10
+MAX_MP3_FRAME = 1441  # bytes: 320 kbit/s at 32 kHz
+UNKNOWN_LENGTH = 2**63 - 1  # what libsndfile says of a FLAC file that was written into a pipe
 # So many numbers torchaudio's filter may have: it has some 70,000 for 44.1 kHz to 16 kHz, but hundreds of millions
 # for 22,051 Hz, which has no divisor in common with 16 kHz.
 MAX_FILTER_SIZE = 2**22
@@ -38,10 +56,12 @@ def load_waveform(
         float32 tensor of shape (samples,), in [-1, 1] up to the ringing of the resampling filter.
 
     Raises:
-        AudioError: The file is missing, empty, truncated or not decodable.
+        AudioError: The file is missing, empty, truncated or not decodable, has a rate that no sound has, holds samples
+            that are NaN, infinite or beyond all measure, or is too long to be read at once (`read_blocks` reads it).
         ImportError: torchaudio is needed for resampling and cannot be loaded.
     """
-    return to_waveform(*read_samples(source, name), sampling_rate)
+    blocks, rates = zip(*((_average_channels(samples), rate) for samples, rate in _decode(source, name)))
+    return _resample(_concatenate(blocks), rates[0], sampling_rate)
 
 
 def read_blocks(
@@ -56,13 +76,13 @@ def read_blocks(
         source: As for `load_waveform`.
         sampling_rate: Of the result, in Hz.
         name: What to call the file in errors; `None` means the path.
-        block_seconds: How much is read at once.
+        block_seconds: How much is read at once, up to `MAX_AT_ONCE` numbers.
 
     Yields:
         float32 tensors of shape (samples,), one behind the other.
 
     Raises:
-        AudioError: As from `load_waveform`. That a file is truncated shows at its end.
+        AudioError: As from `load_waveform`, but for the length. That a file is truncated shows at its end.
         ImportError: torchaudio is needed for resampling and cannot be loaded.
         ValueError: `block_seconds` is no length.
     """
@@ -86,58 +106,160 @@ def read_samples(source: str | os.PathLike | bytes | BinaryIO, name: str | None 
         float32 tensor of shape (samples, channels), and the sampling rate in Hz.
 
     Raises:
-        AudioError: The file is missing, empty, truncated or not decodable.
+        AudioError: As from `load_waveform`.
     """
-    ((samples, file_rate),) = _decode(source, name)
-    return samples, file_rate
+    blocks, rates = zip(*_decode(source, name))
+    return _concatenate(blocks), rates[0]
+
+
+def read_seconds(source: str | os.PathLike | bytes | BinaryIO, name: str | None = None) -> float:
+    """Length of a sound file in seconds, as its header says; a file that does not say it is decoded.
+
+    Args:
+        source: As for `load_waveform`.
+        name: What to call the file in errors; `None` means the path.
+
+    Raises:
+        AudioError: No sound file, or one with a header that none has.
+    """
+    with _opened(source, name) as (file, _, _):
+        declared, rate = _declared_length(file), file.samplerate
+    if not declared and not hasattr(source, "read"):
+        declared = sum(len(samples) for samples, _ in _decode(source, name, block_seconds=10.0))
+    return declared / rate
+
+
+@contextmanager
+def _opened(source: str | os.PathLike | bytes | BinaryIO, name: str | None) -> Iterator[tuple[Any, Any, str]]:
+    """The file as soundfile has it, what that opened, and what to call it.
+
+    Raises:
+        AudioError: The file is no sound file, or what is read from it raises an error.
+    """
+    import soundfile
+
+    name = name or _name_of(source)
+    try:
+        opened = _openable(source, name)
+        with soundfile.SoundFile(opened) as file:
+            _check_header(file, name)
+            yield file, opened, name
+    except AudioError:
+        raise
+    # A TypeError is soundfile's word for an open file whose name ends in `.raw`.
+    except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as error:
+        # Without the name or the object that was opened.
+        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
+        raise AudioError(f"{name}: cannot be decoded ({reason}). Readable are WAV, FLAC, OGG and MP3.") from error
 
 
 def _decode(
     source: str | os.PathLike | bytes | BinaryIO, name: str | None, block_seconds: float | None = None
 ) -> Iterator[tuple[torch.Tensor, int]]:
-    """Pieces of (samples, channels), each with the rate; the whole file at once where no length is given."""
-    import soundfile
-
-    if isinstance(source, (str, os.PathLike)):
-        source = os.fspath(source)
-        name = name or source
-        if not Path(source).is_file():
-            raise AudioError(f"{name}: no such file.")
-        if os.name == "posix":  # as bytes, since soundfile refuses names that are not UTF-8
-            source = os.fsencode(source)
-    elif isinstance(source, bytes):
-        name, source = name or "<bytes>", io.BytesIO(source)
-    elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
-        name = name or str(getattr(source, "name", None) or "<file>")
-        # libsndfile counts from the beginning of a file, and goes back and forth in it.
-        if not (hasattr(source, "seekable") and source.seekable()) or source.tell() != 0:
-            source = io.BytesIO(source.read())
-    else:
-        raise AudioError(f"Expected a path, bytes or a file open for reading bytes, got {type(source).__name__}.")
+    """Pieces of (samples, channels), each with the rate; without a length those of a file that is to be kept whole."""
     num_samples = 0
-    try:
-        with soundfile.SoundFile(source) as file:
-            length = file.frames if block_seconds is None else max(1, round(block_seconds * file.samplerate))
-            # soundfile seeks to where it is after each block, which breaks an MP3 decoder's memory of the last frames.
-            file.seekable = lambda: False
-            while True:
-                wanted = min(length, file.frames - num_samples)
-                samples = file.read(wanted, dtype="float32", always_2d=True)
-                num_samples += len(samples)
-                if len(samples):
-                    yield torch.from_numpy(samples), file.samplerate
-                if len(samples) < wanted or num_samples == file.frames:
-                    break
-            # libsndfile takes the last whole page of an OGG file for its end, and says so in its log only.
-            is_cut = re.search(r"^Ogg ?: (Last page lacks|Junk after)", file.extra_info, re.MULTILINE)
-            missing = _missing_share(file, num_samples)
-    except (soundfile.SoundFileError, OSError, ValueError, MemoryError) as error:
-        reason = getattr(error, "error_string", error)  # without the name or the object that was opened
-        raise AudioError(f"{name}: cannot be decoded ({reason}). Readable are WAV, FLAC, OGG and MP3.") from error
+    with _opened(source, name) as (file, opened, name):
+        rate, longest, most = file.samplerate, MAX_AT_ONCE // file.channels, math.inf
+        if block_seconds is None:
+            most = min(MAX_WHOLE // file.channels, MAX_WHOLE_SECONDS * rate)
+        else:
+            longest = min(longest, max(1, round(block_seconds * rate)))
+        # soundfile seeks to where it is after each block, which breaks an MP3 decoder's memory of the last frames.
+        file.seekable = lambda: False
+        while True:
+            if max(num_samples, _declared_length(file)) > most:
+                hours = most / rate / 3600
+                raise AudioError(f"{name}: too long to be read as a whole, more than {hours:.1f} hours.")
+            wanted = min(longest, file.frames - num_samples)
+            samples = torch.from_numpy(file.read(wanted, dtype="float32", always_2d=True))
+            num_samples += len(samples)
+            if len(samples):
+                if not file.subtype.startswith("PCM"):  # integers are within the scale
+                    _check_samples(samples, name)
+                yield samples, rate
+            if len(samples) < wanted or num_samples == file.frames:
+                break
+        _check_end(file, opened, num_samples, name)
+
+
+def _name_of(source: str | os.PathLike | bytes | BinaryIO) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return "<bytes>" if isinstance(source, bytes) else str(getattr(source, "name", None) or "<file>")
+
+
+def _openable(source: str | os.PathLike | bytes | BinaryIO, name: str) -> str | int | BinaryIO:
+    """What soundfile can open, and closes.
+
+    Raises:
+        AudioError: No source, or a path of something else than a file.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        if not os.path.isfile(source):  # a pipe would wait for somebody to write into it
+            found = "not a file, but a folder, a pipe or a device" if os.path.exists(source) else "no such file"
+            raise AudioError(f"{name}: {found}.")
+        # By its descriptor: libsndfile takes a name such as `clip.gsm` for a format whatever the file holds, and
+        # soundfile refuses names that are not UTF-8.
+        return os.open(source, os.O_RDONLY) if os.name == "posix" else os.fspath(source)
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    if not hasattr(source, "read") or isinstance(source, io.TextIOBase):
+        raise AudioError(f"Expected a path, bytes or a file open for reading bytes, got {type(source).__name__}.")
+    # libsndfile counts from the beginning of a file, and goes back and forth in it.
+    if hasattr(source, "seekable") and source.seekable() and source.tell() == 0:
+        return source
+    return io.BytesIO(source.read())
+
+
+def _check_header(file, name: str) -> None:
+    """Refuse what no recording comes in.
+
+    Raises:
+        AudioError: Another container or sampling rate.
+    """
+    if file.format not in FORMATS:
+        raise AudioError(f"{name}: cannot be decoded ({file.format_info}). Readable are WAV, FLAC, OGG and MP3.")
+    if file.samplerate not in FILE_RATES:
+        raise AudioError(
+            f"{name}: expected a sampling rate from {FILE_RATES[0]} to {FILE_RATES[-1]} Hz, got {file.samplerate} Hz."
+        )
+
+
+def _check_samples(samples: torch.Tensor, name: str) -> None:
+    """Refuse what is no sound.
+
+    Raises:
+        AudioError: Samples that are NaN, infinite or beyond all measure.
+    """
+    samples = samples.flatten()
+    # The fastest pass there is: where the sum of squares is no more, no square is, and neither is NaN or infinite.
+    if samples.dot(samples).item() <= MAX_AMPLITUDE**2 or samples.abs().max().item() <= MAX_AMPLITUDE:
+        return
+    raise AudioError(f"{name}: expected samples in [-1, 1], got NaN, infinite or far larger ones.")
+
+
+def _check_end(file, opened: str | int | BinaryIO, num_samples: int, name: str) -> None:
+    """Refuse a file that gave less than it declares or holds. Decoders stop early without a word.
+
+    Raises:
+        AudioError: No samples, or not all that there should be.
+    """
     if num_samples == 0:
         raise AudioError(f"{name}: holds no samples.")
-    if is_cut or missing > 0.01:
+    # libsndfile takes the last whole page of an OGG file for its end, and says so in its log only.
+    is_cut = re.search(r"^Ogg ?: (Last page lacks|Junk after)", file.extra_info, re.MULTILINE)
+    if is_cut or _missing_share(file, num_samples) > 0.01:
         raise AudioError(f"{name}: truncated, the file ends before the audio that it declares.")
+    # The last frame may hold no more than padding.
+    if file.format == "MP3" and _bytes_of_frames_behind(opened) > MAX_MP3_FRAME:
+        raise AudioError(
+            f"{name}: only a part can be decoded, since no header says how long it is (an MP3 of variable bit rate, "
+            "or several in one). Convert it, for example to FLAC."
+        )
+
+
+def _concatenate(pieces: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def to_waveform(samples: torch.Tensor, file_rate: int, sampling_rate: int) -> torch.Tensor:
@@ -267,15 +389,33 @@ def _resample_any(waveform: torch.Tensor, source: int, target: int) -> torch.Ten
     return torch.cat(outputs)
 
 
+def _declared_length(file) -> int:
+    """Samples that an open file says it has, 0 where it says nothing."""
+    return 0 if file.frames == UNKNOWN_LENGTH else file.frames
+
+
 def _missing_share(file, num_samples: int) -> float:
-    """Share of the declared audio that is not in the file, in [0, 1). Decoders stop early without a word."""
-    declared = file.frames
+    """Share of the declared audio that is not in the file, in [0, 1)."""
     # libsndfile corrects the length of a WAV file that is cut off, and says so in its log only. Programs that do not
     # know the length in advance declare about 2 or 4 GiB (SoX 0x7ffff000, rounded down to a block).
     if match := re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE):
         declared_bytes, found_bytes = map(int, match.groups())
         return max(0.0, 1 - found_bytes / declared_bytes) if 0 < declared_bytes < 0x7FFF0000 else 0.0
+    declared = _declared_length(file)
     return max(0.0, 1 - num_samples / declared) if declared else 0.0
+
+
+def _bytes_of_frames_behind(opened: str | int | BinaryIO) -> int:
+    """How much of an MP3 file follows where libsndfile stopped, if it goes on with one more frame.
+
+    libsndfile stops at the length that a header gives and, where there is none, that the first frames let expect.
+    """
+    if isinstance(opened, str):
+        return 0
+    file = open(opened, "rb", closefd=False) if isinstance(opened, int) else opened
+    position, start = file.tell(), file.read(2)
+    goes_on = len(start) == 2 and start[0] == 0xFF and start[1] >= 0xE0
+    return file.seek(0, os.SEEK_END) - position if goes_on else 0
 
 
 def require_torchaudio() -> None:

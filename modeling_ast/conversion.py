@@ -165,7 +165,12 @@ def load_imagenet_checkpoint(path_or_repo: str | os.PathLike, config: ASTConfig)
 
 
 def is_original_checkpoint(path: str | os.PathLike) -> bool:
-    """Whether a weight file is a checkpoint of the original AST, and not of a DeiT."""
+    """Whether a weight file is a checkpoint of the original AST, and not of a DeiT.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a weight file, or one that cannot be read safely.
+    """
     return any(key.removeprefix("module.").startswith("v.") for key in _load_tensors(Path(path)))
 
 
@@ -185,6 +190,10 @@ def imagenet_sizes(path_or_repo: str | os.PathLike) -> dict[str, int]:
 
     Args:
         path_or_repo: As for `load_imagenet_checkpoint`.
+
+    Raises:
+        ValueError: Not weights of a distilled DeiT.
+        OSError: The repository or its weight file cannot be had.
     """
     return _sizes(_load_deit(path_or_repo)[0], path_or_repo)
 
@@ -233,7 +242,11 @@ def why_unreadable(error: Exception) -> str:
 
 
 def refuse_not_finite(tensors: Mapping[str, torch.Tensor], source: str | os.PathLike) -> None:
-    """Raise a ValueError where weights hold NaN or infinite numbers: every prediction would be NaN."""
+    """Check weights: one NaN among them can make every prediction NaN.
+
+    Raises:
+        ValueError: NaN or infinite numbers in the weights.
+    """
     if bad := [key for key, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ValueError(
             f"Expected finite numbers in the weights of {source}, got NaN or infinite ones in {len(bad)} of "

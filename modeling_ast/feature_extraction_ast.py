@@ -37,7 +37,8 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             longest clip, cuts nothing, and returns an `attention_mask`, with which the model's output does not depend
             on the padding. Transformers' own extractor ignores this key and does the former.
         padding_value: What padded frames hold before normalisation. 0.0 as in the original, which is not silence
-            (-15.94) but loud; pretrained weights expect it.
+            (-15.94) but loud; pretrained weights expect it. Transformers' own extractor ignores this key and pads
+            with 0.0.
         do_normalize: Whether the last step is done.
         mean: Mean of the log-mel features of the data set. Default: AudioSet's.
         std: Standard deviation of the log-mel features of the data set. Default: AudioSet's.
@@ -100,7 +101,12 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs):
-        """As in Transformers; keys of a file that have no effect here are dropped, with a warning if unknown."""
+        """As in Transformers; keys of a file that have no effect here are dropped, with a warning if unknown.
+
+        Raises:
+            TypeError: A keyword that looks like a misspelt option.
+            ValueError: An option has a value that cannot work.
+        """
         features = {"sampling_rate", "num_mel_bins", "padding_value", "do_normalize", "mean", "std"}
         known = features | {"max_length", "min_length", "padding"}
         kept = {key: value for key, value in feature_extractor_dict.items() if key in known.union(_BOOKKEEPING_KEYS)}
@@ -132,8 +138,8 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         Integer PCM is scaled to [-1, 1].
 
         Raises:
-            ValueError: Several channels, an empty or too short clip, NaN or infinite samples, integers without a known
-                full scale.
+            ValueError: Several channels, no clip, an empty or too short one, NaN or infinite samples, integers without
+                a known full scale.
         """
         if isinstance(raw_speech, (torch.Tensor, np.ndarray)):
             if raw_speech.ndim > 2 or (raw_speech.ndim == 2 and raw_speech.shape[1] <= 8 < raw_speech.shape[0]):
@@ -151,7 +157,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
                 )
             clips = list(raw_speech) if raw_speech.ndim == 2 else [raw_speech]
         elif isinstance(raw_speech, Sequence) and not isinstance(raw_speech, (str, bytes)):
-            is_batch = len(raw_speech) > 0 and isinstance(raw_speech[0], (torch.Tensor, np.ndarray, Sequence))
+            is_batch = not len(raw_speech) or isinstance(raw_speech[0], (torch.Tensor, np.ndarray, Sequence))
             clips = list(raw_speech) if is_batch else [raw_speech]
         else:
             raise ValueError(
@@ -165,9 +171,13 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
     def _to_waveform(self, clip: Any, index: int, num_clips: int) -> torch.Tensor:
         which = "the clip" if num_clips == 1 else f"clip {index} of {num_clips}"
         if not isinstance(clip, torch.Tensor):
-            clip = np.ascontiguousarray(clip)
+            clip = np.asarray(clip)
             if clip.dtype.kind not in "fiu":
                 raise ValueError(f"Expected numbers, got {clip.dtype} for {which}. load_waveform reads sound files.")
+            # torch takes neither arrays that run backwards, nor those of another byte order or of long doubles, nor,
+            # silently, read-only ones.
+            native = np.float32 if clip.dtype.kind == "f" else clip.dtype.newbyteorder("=")
+            clip = np.require(clip, native, ["C", "W"])
         waveform = torch.as_tensor(clip)
         if waveform.ndim != 1:
             raise ValueError(
@@ -189,7 +199,11 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         return waveform
 
     def fbank(self, waveforms: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Step 1: log-mel spectrograms, each of shape (frames, num_mel_bins), of checked waveforms."""
+        """Step 1: log-mel spectrograms, each of shape (frames, num_mel_bins), of checked waveforms.
+
+        Raises:
+            ValueError: A clip is shorter than one frame.
+        """
         if len(waveforms) > 1 and len({(w.shape, w.device) for w in waveforms}) == 1:
             return list(fbank(torch.stack(waveforms), self.sampling_rate, self.num_mel_bins))
         return [fbank(waveform, self.sampling_rate, self.num_mel_bins) for waveform in waveforms]
@@ -207,6 +221,9 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
 
         Returns:
             Tensor of shape (batch, frames, num_mel_bins).
+
+        Raises:
+            ValueError: Another word for `padding`, or a `max_length` that is no whole number above 0.
         """
         padding = self.padding if padding is None else _check_padding(padding)
         limit = self._limit(max_length, padding)
@@ -271,8 +288,8 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             `BatchFeature` with `input_values` and, where wanted, `attention_mask`.
 
         Raises:
-            ValueError: Another sampling rate, several channels, an empty clip, one shorter than 25 ms, NaN or infinite
-                samples, integers without a known full scale, or another word for `padding`.
+            ValueError: Another sampling rate, several channels, no clip, an empty one or one shorter than 25 ms, NaN
+                or infinite samples, integers without a known full scale, or another word for `padding`.
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(
@@ -306,7 +323,15 @@ def _check_padding(padding: Any) -> str:
 
 
 def to_float32(waveform: torch.Tensor, which: str) -> torch.Tensor:
-    """Integer PCM to float32 in [-1, 1]; floating point to float32 as it is."""
+    """Integer PCM to float32 in [-1, 1]; floating point to float32 as it is.
+
+    Args:
+        waveform: Of any shape.
+        which: What to call it in errors.
+
+    Raises:
+        ValueError: Integers of another type, whose full scale is not known.
+    """
     if waveform.is_floating_point():
         return waveform.float()
     if waveform.dtype == torch.uint8:  # WAV's 8-bit samples are unsigned, with silence at 128

@@ -76,6 +76,11 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Convert, and write the folder.
+
+    Raises:
+        SystemExit: Arguments or weights that cannot be used, in one sentence.
+    """
     args = parse_arguments(argv)
     try:
         convert(args)

@@ -152,6 +152,8 @@ def load(
     if model.config.problem_type is None:
         logger.warning(f"{name} does not say its problem_type, taken for {model_args.problem_type}, as in the recipe.")
         model.config.problem_type = model_args.problem_type
+    if model.config.problem_type == "regression":
+        raise ValueError("Expected a classifier, got a model for regression, which has no probabilities to average.")
     return model, extractor
 
 

@@ -53,7 +53,10 @@ def main(argv: list[str] | None = None) -> Occlusion:
         OSError: No such model.
     """
     args = parse_options(argv)
-    model, extractor = load_model(args.model)
+    try:
+        model, extractor = load_model(args.model)
+    except OSError as error:  # which does not name a repository where the Hub cannot be reached
+        raise OSError(f"{args.model} cannot be used: {error}") from error
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     rate = extractor.sampling_rate
     window = num_samples(model.config.max_length, rate)

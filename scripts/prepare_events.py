@@ -24,7 +24,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_ast import load_waveform
-from modeling_ast.data.label_tables import DataError
+from modeling_ast.data.label_tables import DataError, csv_faults
 from modeling_ast.data.prepare import Manifest, summarize, write_manifest
 from modeling_ast.data.splicing import BACKGROUND, background_noise, set_level, sounding_part
 from modeling_ast.data.whole_files import written_beside
@@ -90,12 +90,22 @@ def read_manifest(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
     """Columns and rows, audio and label first, with absolute paths."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.reader(file, strict=True)
+            with csv_faults(path, reader):
+                names, rows = next(reader, []), []
+                for row in reader:
+                    if row and len(row) != len(names):
+                        raise DataError(
+                            f"{path}, line {reader.line_num}: expected {len(names)} columns, got {len(row)}."
+                        )
+                    rows += [dict(zip(names, row))] if row else []  # an empty line is none
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-    if not rows or not {"audio", "label"} <= rows[0].keys():
-        raise DataError(f"{path}: expected rows with the columns audio and label.")
-    columns = ["audio", "label", *(name for name in rows[0] if name not in ("audio", "label"))]
+    if not {"audio", "label"} <= set(names):
+        raise DataError(f"{path}: expected the columns audio and label, got {', '.join(names) or 'an empty file'}.")
+    if not rows:
+        raise DataError(f"{path}: holds no rows.")
+    columns = ["audio", "label", *(name for name in names if name not in ("audio", "label"))]
     folder = path.resolve().parent
     return columns, [(str(folder / row["audio"]), *(row[name] for name in columns[1:])) for row in rows]
 

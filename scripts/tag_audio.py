@@ -27,6 +27,7 @@ except ImportError as error:
 import torch
 from tqdm.auto import tqdm
 
+from modeling_ast.data.label_tables import plain
 from modeling_ast.inference.ensemble import fingerprint_model
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.tagging import FORMATS, ResultsFolder, TaggingError, find_files, load_classifier
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
                 folder.add(file, result["tags"], events, result["timeline"], classifier.feature_extractor)
             except AudioError as error:
                 folder.add_error(file, str(error))
-                progress.write(f"{error}", file=sys.stderr)
+                progress.write(plain(str(error)), file=sys.stderr)
             progress.update()
     folder.write_tables()
     return report(folder, [folder.entries[file.path] for file in files], len(pending))
@@ -170,7 +171,7 @@ def report(folder: ResultsFolder, entries: list[dict[str, Any]], num_new: int) -
     num_events = sum(len(entry["events"]) for entry in heard)
     print(f"{len(entries)} file(s), {num_new} of them now: {length} of sound (h:mm:ss), {num_events} event(s).")
     if broken:
-        print(f"{len(broken)} cannot be used (--retry tries again), such as {broken[0]}.")
+        print(f"{len(broken)} cannot be used (--retry tries again), such as {plain(broken[0])}.")
     print(f"Results in {folder.path}.")
     return 1 if broken else 0
 

@@ -10,7 +10,7 @@ from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTForAudioClassification
 from modeling_ast.data import synthetic
-from modeling_ast.training.arguments import ASTTrainingArguments
+from modeling_ast.training.arguments import ASTTrainingArguments, DataArguments
 from modeling_ast.training.sampling import PositionedRows
 from modeling_ast.training.trainer import ASTTrainer
 
@@ -162,6 +162,10 @@ def test_a_share_that_is_said_and_fits_is_taken(make):
         ),
         ({"remove_unused_columns": True}, "remove_unused_columns must stay false"),
         ({"do_predict": True}, "do_predict has no effect"),
+        (
+            {"global_batch_size": 12, "auto_find_batch_size": True},
+            "auto_find_batch_size would change global_batch_size: use one",
+        ),
         ({"metric_for_best_model": "f1"}, "metric_for_best_model to be one of loss, accuracy, mAP.*, got f1"),
     ],
 )
@@ -317,3 +321,16 @@ def test_freezing_trains_the_classifier_alone(tmp_path, tmp_path_factory, monkey
     head = {name for name in before if name.startswith("classifier.")}
     assert {name for name, parameter in models[1].named_parameters() if parameter.requires_grad} == head
     assert {name for name, tensor in after.items() if not torch.equal(tensor, before[name])} == head
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"label_separator": ""}, "Expected a label_separator, got nothing"),
+        ({"max_train_samples": 0}, "Expected max_train_samples of at least 1, got 0"),
+        ({"max_eval_samples": -1}, "Expected max_eval_samples of at least 1, got -1"),
+    ],
+)
+def test_keys_of_the_data_that_cannot_work_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        DataArguments(dataset_name="clips.csv", **settings)

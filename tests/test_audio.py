@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from modeling_ast import AudioError, load_waveform
-from modeling_ast.audio import StreamResampler, read_blocks, to_waveform
+from modeling_ast.audio import StreamResampler, read_blocks, read_seconds, to_waveform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -307,7 +307,7 @@ def make_folder(path: Path) -> None:
     "make, words",
     [
         (make_missing, "no such file"),
-        (make_folder, "no such file"),
+        (make_folder, "not a file, but a folder"),
         (make_empty, "cannot be decoded"),
         (make_random, "cannot be decoded|holds no samples"),
     ],
@@ -390,3 +390,21 @@ def test_broken_torchaudio_is_one_sentence_and_only_where_it_is_needed(tmp_path)
 def test_broken_bytes_are_an_error_that_says_which(name, words):
     with pytest.raises(AudioError, match=f"{words}: cannot be decoded"):
         load_waveform(b"not a sound", name=name)
+
+
+def test_seconds_are_those_of_the_header_and_of_what_is_decoded(tmp_path):
+    tone = torch.sin(torch.arange(24000) / 9).numpy()
+    for name in ("a.wav", "a.flac", "a.ogg", "a.mp3"):
+        soundfile.write(tmp_path / name, tone, 16000)
+        for source in (tmp_path / name, (tmp_path / name).read_bytes()):
+            assert read_seconds(source) == pytest.approx(len(load_waveform(source)) / 16000, abs=1e-9)
+    os.mkfifo(tmp_path / "pipe.wav")
+    for name, words in (("pipe.wav", "not a file"), ("none.wav", "no such file")):
+        with pytest.raises(AudioError, match=f"{tmp_path / name}: {words}"):
+            read_seconds(tmp_path / name)
+    # A FLAC that was written into a pipe does not say how long it is.
+    flac = bytearray((tmp_path / "a.flac").read_bytes())
+    flac[21] &= 0xF0  # the 36 bits of its number of samples
+    flac[22:26] = bytes(4)
+    (tmp_path / "piped.flac").write_bytes(flac)
+    assert read_seconds(tmp_path / "piped.flac") == pytest.approx(1.5)

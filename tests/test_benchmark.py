@@ -338,7 +338,13 @@ def test_a_goal_is_reached_or_not(row, is_reached):
 
 @pytest.mark.parametrize(
     "options",
-    [["--rounds", "0"], ["--max_length", "64"], ["--audio", "/no/such/folder"], ["--check", "/no/such/table.json"]],
+    [
+        ["--rounds", "0"],
+        ["--batch_sizes", "4", "0"],
+        ["--max_length", "64"],
+        ["--audio", "/no/such/folder"],
+        ["--check", "/no/such/table.json"],
+    ],
 )
 def test_unusable_options_are_one_sentence(options):
     with pytest.raises(BenchmarkError, match="^Expected .* got "):
@@ -348,3 +354,19 @@ def test_unusable_options_are_one_sentence(options):
 def test_patchout_is_that_of_passt():
     assert benchmark.patchout_keys(ASTConfig()) == {"patchout_rows": 4, "patchout_columns": 40}
     assert benchmark.patchout_keys(make_tiny_config()) == {}
+
+
+def test_without_recordings_or_rounds_nothing_is_measured(tmp_path):
+    with pytest.raises(BenchmarkError, match=f"Expected recordings below {tmp_path}, found none"):
+        comparison.spread(tmp_path, 3)
+    with pytest.raises(ValueError, match="Expected at least 1 round, got 0"):
+        measuring.time_in_turn({"ours": list}, 0)
+
+
+def test_memory_that_no_proc_tells_is_an_error(monkeypatch):
+    """As on other systems than Linux, where there is no such folder."""
+    elsewhere = lambda path, *args, **options: open(path.replace("/proc/", "/no_proc/"), *args, **options)  # noqa: E731
+    monkeypatch.setattr(measuring, "open", elsewhere, raising=False)
+    for read in (measuring.resident_bytes, measuring.forget_peak):
+        with pytest.raises(OSError, match="No such file or directory"):
+            read()

@@ -200,6 +200,17 @@ def test_temperature_is_refused_where_there_is_none_to_find():
         fit_temperature(logits, ~labels, MULTI)
 
 
+@pytest.mark.parametrize("measure", [negative_log_likelihood, reliability, expected_calibration_error])
+def test_no_measure_takes_another_problem_or_labels_that_do_not_fit(measure):
+    logits, labels = draw(MULTI)
+    with pytest.raises(ValueError, match="Expected problem_type out of .*, got regression"):
+        measure(expit(logits), labels, "regression")
+    with pytest.raises(ValueError, match="exactly one label a clip .* got clips with several or none"):
+        measure(expit(logits), labels, SINGLE)
+    with pytest.raises(ValueError, match="Expected labels of shape .*, as the scores, got"):
+        measure(expit(logits), labels[:, 1:], MULTI)
+
+
 def test_temperature_refuses_other_problems():
     logits, labels = draw(MULTI)
     with pytest.raises(ValueError, match="exactly one label a clip .* got clips with several or none"):

@@ -167,6 +167,7 @@ IMPOSSIBLE = [
     ({"thresholds": {"dog": float("nan")}}, r"thresholds in \[0, 1\]", "got nan for dog"),
     ({"thresholds": {"dog": "high"}}, "dict", "high"),
     ({"thresholds": [0.5]}, "expected a dict", "got list"),
+    ({"problem_type": "multilabel"}, "problem_type out of .*multi_label_classification", "got 'multilabel'"),
 ]
 IMPOSSIBLE_IDS = [", ".join(f"{key}={value!r}" for key, value in options.items()) for options, *_ in IMPOSSIBLE]
 
@@ -198,4 +199,10 @@ def test_impossible_overrides_at_loading_are_refused(tmp_path, tiny_model, loade
 def test_impossible_values_set_later_are_refused_when_a_model_is_built(tiny_config):
     tiny_config.time_stride = 0
     with pytest.raises(StrictDataclassError, match="time_stride of at least 1, got 0"):
+        ASTForAudioClassification(tiny_config)
+
+
+def test_labels_that_were_taken_away_are_missed_when_a_model_is_built(tiny_config):
+    tiny_config.id2label = {}
+    with pytest.raises(StrictDataclassError, match="num_labels of at least 1, got 0"):
         ASTForAudioClassification(tiny_config)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForAudioClassification, DeiTConfig, DeiTForImageClassificationWithTeacher
 
 from modeling_ast import ASTConfig, ASTForAudioClassification, load_imagenet_checkpoint, load_original_checkpoint
-from modeling_ast.conversion import imagenet_sizes, strides_in_name
+from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, load_trained, strides_in_name
 from modeling_ast.modeling_ast import adapt_position_embeddings
 
 # A small network in timm's layout: two heads of 64 channels, and an MLP of a width that no rule would guess.
@@ -473,6 +473,32 @@ def test_imagenet_weights_without_position_table_are_an_error(tmp_path):
 def test_folder_without_weights_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="Expected model.safetensors or pytorch_model.bin in"):
         load_imagenet_checkpoint(tmp_path, imagenet_config())
+
+
+@pytest.mark.parametrize("load", [imagenet_sizes, lambda name: load_imagenet_checkpoint(name, imagenet_config())])
+def test_imagenet_weights_that_are_nowhere_are_an_error(load):
+    with pytest.raises(OSError, match="nobody/nothing"):
+        load("nobody/nothing")
+
+
+def test_a_file_that_is_no_checkpoint_is_neither_the_originals_nor_a_deit(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.pth: no such file"):
+        is_original_checkpoint(tmp_path / "none.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ValueError, match="text.pth: not a weight file that can be read safely"):
+        is_original_checkpoint(tmp_path / "text.pth")
+
+
+def test_a_trained_model_that_is_broken_or_diverged_is_refused(tiny_model, tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        load_trained(tmp_path / "nowhere")
+    tiny_model.classifier.dense.bias.data[1] = float("inf")
+    tiny_model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Expected finite numbers .* in 1 of .* such as classifier.dense.bias"):
+        load_trained(tmp_path)
+    (tmp_path / "model.safetensors").write_text("no weights")
+    with pytest.raises(ValueError, match="header"):
+        load_trained(tmp_path)
 
 
 # AudioSet weights on another grid

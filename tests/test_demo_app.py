@@ -157,6 +157,26 @@ def test_a_bad_file_is_named_without_its_folder(listener, tmp_path, content):
     assert str(tmp_path) not in message
 
 
+def test_windows_and_thresholds_that_cannot_work_are_refused(listener, sound):
+    with pytest.raises(ValueError, match="Expected chunk_length_s of at least 0.175 s, one patch, got 0.01"):
+        listener.hear(sound, {"chunk_length_s": 0.01})
+    with pytest.raises(ValueError, match="Expected thresholds to be finite numbers, got nan"):
+        listener.hear(sound, {}, threshold=float("nan"))
+
+
+@pytest.mark.parametrize("method, arguments", [("draw_timeline", ()), ("draw_attention", (0,)), ("read_window", (0,))])
+def test_of_a_file_that_is_gone_nothing_more_is_drawn(listener, sound, method, arguments):
+    heard = listener.hear(sound, {})
+    sound.unlink()
+    with pytest.raises(AudioError, match="four.flac: no such file"):
+        getattr(listener, method)(heard, *arguments)
+
+
+def test_a_page_without_a_model_is_not_opened(tmp_path):
+    with pytest.raises(TaggingError, match="nowhere cannot be used: "):
+        demo_app.main(["--model", str(tmp_path / "nowhere")])
+
+
 def test_messages_and_names_are_text_not_html(listener, sound):
     named = sound.rename(sound.with_name("<img src=x onerror=alert(1)>.flac"))
     nothing = demo_app.show_nothing("<b>x</b>.wav: broken", is_error=True)

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
+from datasets import Dataset
 from sklearn.metrics import average_precision_score
 from test_conversion import BINS, IN_NAME, original_weights
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
@@ -26,6 +27,7 @@ from modeling_ast import (
 from modeling_ast.data import synthetic
 from modeling_ast.data.sources import DataError
 from modeling_ast.data.synthetic import CLASSES, generate_clip, synthetic_folder
+from modeling_ast.inference.ensemble import predict
 from modeling_ast.training.recipes import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -332,6 +334,15 @@ def test_models_with_other_labels_are_refused_by_name(recipe, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_probabilities_of_a_model_that_has_none_are_an_error():
+    model = random_model(make_tiny_config(problem_type="regression"))
+    rows = Dataset.from_dict({"clip": [0, 1]})
+    collate = lambda rows: {"input_values": torch.zeros(len(rows), 64, 32)}  # noqa: E731
+    assert predict(model, rows, collate, return_logits=True).shape == (2, 5)
+    with pytest.raises(ValueError, match="Expected problem_type .*, which have probabilities, got regression"):
+        predict(model, rows, collate)
+
+
 def test_weights_that_are_missing_are_not_drawn(recipe, tmp_path):
     config = make_tiny_config(**SHORT, id2label=dict(enumerate(CLASSES)))
     ASTModel(config).save_pretrained(tmp_path / "body")
@@ -344,6 +355,21 @@ def test_a_model_without_feature_extractor_is_refused(recipe, short, tmp_path):
     (short / "preprocessor_config.json").unlink()
     with pytest.raises(RecipeError, match="short cannot be used: .*preprocessor_config.json"):
         run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "features, settings, message",
+    [
+        ({"num_mel_bins": 64}, {}, "a feature extractor with the model's 32 mel bins, got one with 64"),
+        ({}, {"problem_type": "regression"}, "Expected a classifier, got a model for regression"),
+    ],
+)
+def test_a_model_that_cannot_hear_or_has_no_probabilities_is_refused(recipe, tmp_path, features, settings, message):
+    folder = save_model(tmp_path / "model", SHORT, **settings)
+    ASTFeatureExtractor(**{**SHORT, **features}).save_pretrained(folder)
+    with pytest.raises(RecipeError, match=f"model cannot be used: .*{message}"):
+        run(folder, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from conftest import make_tiny_config, random_model
 from evaluate_events import main as evaluate_events
 from prepare_events import main as prepare_events
 
-from modeling_ast import ASTFeatureExtractor, load_waveform
+from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
 from modeling_ast.data.label_tables import DataError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.splicing import background_noise, frame_levels, set_level, sounding_part, splice
@@ -156,6 +156,8 @@ def test_scores_of_events_are_counted_by_hand():
     assert math.isnan(nothing["onset_error"])
     with pytest.raises(ValueError, match="at least one true event"):
         event_scores([], found)
+    with pytest.raises(ValueError, match="at least one true event"):
+        best_energy_gate(torch.zeros(RATE), RATE, [], [-40])
 
 
 def test_an_energy_gate_finds_what_is_loud_and_cannot_tell_it_from_noise():
@@ -197,12 +199,35 @@ def test_prepared_events_are_cut_and_background_is_spread_over_the_folds(data):
         assert decibels(waveform) < -24 if is_background else decibels(waveform) == pytest.approx(-25, abs=0.5)
 
 
-def test_prepare_events_refuses_a_table_without_the_columns(tmp_path):
-    (tmp_path / "clips.csv").write_text("file,name\na.wav,b\n")
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"file,name\na.wav,b\n", "expected the columns audio and label, got file, name"),
+        (b"audio,label\n", "holds no rows"),
+        (b"", "expected the columns audio and label, got an empty file"),
+        (b"audio,label\na.wav,dog\n\nb.wav\n", "line 4: expected 2 columns, got 1"),
+        (b"audio,label\na.wav,dog,1\n", "line 2: expected 2 columns, got 3"),
+        (b"audio,label\na.wav,\xff\n", "line 2: not CSV in UTF-8"),
+        (b'audio,label\na.wav,"dog\n', "line 3: not CSV in UTF-8"),
+        (None, "cannot be read .No such file"),
+    ],
+)
+def test_prepare_events_refuses_a_manifest_that_is_none(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "clips.csv").write_bytes(content)
     arguments = ["--clips_dir", str(tmp_path / "cut"), "--output", str(tmp_path / "events.csv")]
-    for name in ("clips.csv", "none.csv"):
-        with pytest.raises(DataError, match=name):
-            prepare_events([str(tmp_path / name), *arguments])
+    with pytest.raises(DataError, match=f"clips.csv.*{words}"):
+        prepare_events([str(tmp_path / "clips.csv"), *arguments])
+    assert not (tmp_path / "cut").exists()
+
+
+def test_prepare_events_names_a_clip_that_cannot_be_decoded(tmp_path):
+    (tmp_path / "clips.csv").write_text("audio,label\na.wav,dog\n")
+    (tmp_path / "a.wav").write_text("no sound")
+    arguments = ["--clips_dir", str(tmp_path / "cut"), "--output", str(tmp_path / "events.csv")]
+    with pytest.raises(AudioError, match="a.wav: cannot be decoded"):
+        prepare_events([str(tmp_path / "clips.csv"), *arguments])
+    assert not (tmp_path / "events.csv").exists()
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +261,8 @@ def test_the_script_compares_a_model_with_the_gate_and_saves_what_it_heard(data,
 def test_the_script_refuses_what_cannot_work(data, model, tmp_path):
     with pytest.raises(RecipeError, match="a hop above 0 and of at most the window, 1 s, got 2 s"):
         evaluate_events([str(model), *recipe(data), "--hop", "2"])
+    with pytest.raises(RecipeError, match="Expected num_clips of at least 1, got 0"):
+        evaluate_events([str(model), *recipe(data), "--num_clips", "0"])
     with pytest.raises(TaggingError, match="nowhere cannot be used"):
         evaluate_events([str(tmp_path / "nowhere"), *recipe(data)])
     config = make_tiny_config(id2label={0: "background", 1: "drone", 2: "bell"})

@@ -431,6 +431,13 @@ def test_script_draws_and_says_what_it_found(folder, capsys):
     assert not list(folder.glob("seen*.*.png"))
 
 
+def test_attention_of_what_the_model_cannot_hear_is_an_error(tiny_model):
+    with pytest.raises(ValueError, match=r"16 or more frames, 32 mel bins\), got \(1, 64, 48\)"):
+        attention_maps(tiny_model, torch.zeros(1, 64, 48))
+    with pytest.raises(ValueError, match=r"attention_mask of shape .* here \(1, 64\), got \(1, 63\)"):
+        attention_maps(tiny_model, torch.zeros(1, 64, 32), torch.ones(1, 63))
+
+
 def test_script_takes_one_window_of_a_long_file_and_says_so(folder, capsys):
     found = explain(folder, "long.wav", "--start", "20.5")
     assert "20.50 to 21.16 s" in (said := capsys.readouterr().out) and "The file goes on; this is one window" in said
@@ -463,6 +470,7 @@ def test_script_hears_a_longer_stretch_as_a_whole_where_it_is_asked_for(folder, 
         ("clip.wav", ["--label", "d"], ValueError, r"Expected one of the model's 3 labels \(a, b, c\), got 'd'"),
         ("clip.wav", ["--output", "seen.wav"], ValueError, "Expected output to be a file .*, got seen.wav"),
         ("none.wav", [], AudioError, "none.wav: no such file"),
+        ("clip.wav", ["--model", "nobody/nothing"], OSError, "^nobody/nothing cannot be used: "),
     ],
 )
 def test_script_refuses_what_it_cannot_use(folder, name, options, error, words):

@@ -14,7 +14,7 @@ import soundfile
 import torch
 from conftest import make_tiny_config, random_model
 
-from modeling_ast import ASTFeatureExtractor
+from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.data.metrics import score_function
 from modeling_ast.fbank import frame_length, num_samples
 from modeling_ast.inference.export import (
@@ -350,6 +350,9 @@ def test_checks_that_cannot_be_made_are_errors(exported, stub_export, tmp_path):
     soundfile.write(tmp_path / "short.wav", np.zeros(100), 16000)
     with pytest.raises(ExportError, match="short.wav: expected at least 25 ms of sound, got 100 samples"):
         run_script(folder / "model", tmp_path / "ast.onnx", "--check", tmp_path / "short.wav")
+    (tmp_path / "broken.wav").write_text("no sound")
+    with pytest.raises(AudioError, match="broken.wav: cannot be decoded"):
+        run_script(folder / "model", tmp_path / "ast.onnx", "--check", tmp_path / "broken.wav")
     assert not list(tmp_path.glob("*.onnx"))
 
 
@@ -389,5 +392,10 @@ def test_too_many_weights_for_one_file_are_refused(monkeypatch, tmp_path):
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_missing_package_is_named(package, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"onnxruntime \(.*{package}.*\): pip install -e '.\[onnx\]'"):
+    words = rf"onnxruntime \(.*{package}.*\): pip install -e '.\[onnx\]'"
+    with pytest.raises(ImportError, match=words):
         export_onnx(*make_pair(), tmp_path / "ast.onnx")
+    with pytest.raises(ImportError, match=words):
+        quantize_onnx(tmp_path / "ast.onnx", tmp_path / "int8.onnx")
+    with pytest.raises(ImportError, match=words):
+        run_script(tmp_path / "model", tmp_path / "ast.onnx")

@@ -12,6 +12,7 @@ from conftest import call_with_portable_fft
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.fbank import fbank, mel_filters
+from modeling_ast.feature_extraction_ast import to_float32
 
 SILENCE = -15.942385  # logarithm of the epsilon of float32
 
@@ -495,3 +496,15 @@ def test_extractor_passes_gradients_to_the_waveform():
     clip = torch.randn(800, requires_grad=True)
     ASTFeatureExtractor(max_length=8)(clip, return_tensors="pt").input_values.sum().backward()
     assert clip.grad.abs().sum() > 0
+
+
+def test_each_step_alone_refuses_what_it_cannot_use():
+    extractor = ASTFeatureExtractor()
+    with pytest.raises(ValueError, match="at least 400 samples .one frame of 25 ms at 16000 Hz., got 399"):
+        extractor.fbank([torch.zeros(399)])
+    with pytest.raises(ValueError, match="padding to be one of max_length, longest, got 'left'"):
+        extractor.fit_length([torch.zeros(5, 128)], padding="left")
+    with pytest.raises(ValueError, match="max_length to be a whole number of frames above 0, got 0.5"):
+        extractor.fit_length([torch.zeros(5, 128)], max_length=0.5)
+    with pytest.raises(ValueError, match="uint8, int8, int16 or int32, got torch.int64 for row 3: its full scale"):
+        to_float32(torch.zeros(5, dtype=torch.int64), "row 3")

@@ -68,6 +68,7 @@ def test_averaged_weights_and_the_linear_model_are_summarised_where_all_folds_ha
     [
         (lambda folder: (folder / "results.csv").unlink(), "no such file"),
         (lambda folder: (folder / "results.csv").write_text("epoch,loss\n1,0\n"), "expected columns accuracy"),
+        (lambda folder: (folder / "results.csv").write_bytes(b"\xff\xfe"), "not the results of a run"),
         (
             lambda folder: (folder / "results.csv").write_text("epoch,accuracy,cum_accuracy\n1.0,1,1\n"),
             "still running",
@@ -137,3 +138,8 @@ def test_a_fold_that_fails_is_named(fold_recipe, capfd):
     with pytest.raises(FoldError, match="Fold 7 failed"):
         run_folds.main([str(fold_recipe), "--folds", "7"])
     assert "eval_fold to be one of 1, 2" in capfd.readouterr().err
+
+
+def test_a_summary_of_nothing_is_refused():
+    with pytest.raises(FoldError, match="Expected the folders of the folds' runs, got none"):
+        summarize_folds([])

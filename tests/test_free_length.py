@@ -213,13 +213,17 @@ def test_lengths_come_from_headers(folder, kind):
     assert sorted(by_length["labels"]) == list(range(60)) != by_length["labels"]
 
 
-@pytest.mark.parametrize("content", [None, b"no sound"], ids=["missing", "broken"])
-def test_a_clip_whose_length_cannot_be_read_is_named(tmp_path, folder, content):
+@pytest.mark.parametrize(
+    "content, words", [(None, "no such file"), (b"no sound", "cannot be decoded")], ids=["missing", "broken"]
+)
+def test_a_clip_whose_length_cannot_be_read_is_named(tmp_path, folder, content, words):
     path = tmp_path / "bad.wav"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(AudioError, match=f"{path}: its length cannot be read"):
+    with pytest.raises(AudioError, match=f"{path}: {words}"):
         read_clip_seconds(as_rows([str(folder / "1.flac"), str(path)]))
+    with pytest.raises(AudioError, match=f"{path}: {words}"):
+        sort_by_length(as_rows([str(folder / "1.flac"), str(path)]))
 
 
 # The recipe's key

@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.metrics import (
     AUDIO_TAGGING_METRIC,
+    DivergedError,
     accuracy,
     average_precision,
     compute_metrics,
@@ -24,6 +25,7 @@ from modeling_ast.data.metrics import (
     mean_roc_auc,
     multi_hot,
     per_class_metrics,
+    positive_labels,
     roc_auc,
     to_probabilities,
     write_per_class_csv,
@@ -238,6 +240,18 @@ def test_metrics_are_valid_json_whatever_the_predictions():
 def test_scores_and_labels_are_checked(scores, labels, message):
     with pytest.raises(ValueError, match=message):
         compute_metrics(scores, labels, SINGLE)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [mean_average_precision, mean_roc_auc, f1, average_precision, roc_auc, per_class_metrics, positive_labels],
+)
+def test_every_metric_refuses_what_is_no_number_and_labels_that_do_not_fit(metric):
+    scores, labels = multi_label_problem()
+    with pytest.raises(DivergedError, match="Expected finite scores, got NaN or infinite ones"):
+        metric(np.where(np.arange(len(scores))[:, None] == 3, np.inf, scores), labels)
+    with pytest.raises(ValueError, match=r"Expected labels of shape .*, as the scores, got \(\d+, 6\)"):
+        metric(scores, labels[:, 1:])
 
 
 def test_other_errors_say_what_was_expected():

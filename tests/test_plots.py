@@ -17,6 +17,7 @@ from modeling_ast.inference.plots import (
     plot_confusion_matrix,
     plot_occlusion,
     plot_per_class,
+    plot_tags,
     plot_timeline,
     plot_training_curves,
 )
@@ -316,3 +317,9 @@ def test_time_is_marked_in_units_that_fit(tmp_path, figures, seconds, words):
     assert below.get_xlabel() == words
     marks = [label.get_text() for label in below.get_xticklabels()]
     assert {100: "20", 130: "1:00", 3700: "1:00:00"}[seconds] in marks and len(marks) <= 15
+
+
+def test_a_picture_of_what_is_no_clip_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Expected at least 400 samples"):
+        plot_tags(torch.zeros(399), ASTFeatureExtractor(), [], tmp_path / "tags.png")
+    assert not list(tmp_path.iterdir())

@@ -341,6 +341,17 @@ def test_a_folder_that_cannot_be_shared_is_refused_before_the_hub_is_asked(hub, 
     assert hub.calls == []
 
 
+def test_who_calls_the_script_gets_one_kind_of_error(hub, run_folder, tmp_path):
+    with pytest.raises(push_to_hub.UploadError, match="not the folder of a finished model: it has no config.json"):
+        push(tmp_path / "nowhere", "me/birds")
+    with pytest.raises(push_to_hub.UploadError, match="nowhere is not the folder"):
+        push_to_hub.load_folder(tmp_path / "nowhere")
+    (run_folder / "README.md").write_text("---\n- a\n---\n")
+    with pytest.raises(push_to_hub.UploadError, match="metadata of README.md cannot be read"):
+        push_to_hub.finish_card(run_folder, "me/birds", None, False)
+    assert hub.calls == []
+
+
 def test_without_a_token_the_login_is_named(hub, run_folder, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))

@@ -478,6 +478,15 @@ def broken_csv(text: str | bytes):
     return write
 
 
+def empty_validation(folder: Path) -> Path:
+    """A folder of Parquet files, one of them without rows."""
+    rows = Dataset.from_dict({"audio": [{"bytes": b"", "path": "a.wav"}], "label": ["x"]})
+    rows = rows.cast_column("audio", Audio(decode=False))
+    for split, part in (("train", rows), ("validation", rows.select([]))):
+        part.to_parquet(folder / "data" / f"{split}.parquet")
+    return folder / "data"
+
+
 def table_of(**changes):
     """A good table, but for some values of its first row."""
 
@@ -579,6 +588,17 @@ CSV_NAMES = {"audio_column_name": "audio", "label_column_name": "label"}
         (nowhere("{}/nowhere.csv"), {}, "nowhere.csv: no such file"),
         (nowhere("../nowhere.csv"), {}, "nowhere.csv: no such file"),
         (nowhere("{}/nowhere.parquet"), {}, "nowhere.parquet: no such file"),
+        (
+            table_of(),
+            {**GOOD, "dataset_config_name": "all"},
+            "on the Hub with dataset_config_name, got .*clips.csv",
+        ),
+        (
+            lambda folder: write_csv(folder / "clips.csv", [row | {"split": "test"} for row in csv_rows(folder)]),
+            {**GOOD, "split_column_name": "split"},
+            "clips.csv: expected clips to train on, got test alone",
+        ),
+        (empty_validation, {}, "data: cannot be read as Parquet .*validation. corresponds to no data"),
     ],
 )
 def test_what_is_wrong_with_a_data_set_is_said(tmp_path, write, options, words):

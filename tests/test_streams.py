@@ -93,6 +93,18 @@ def test_a_data_set_that_cannot_be_streamed_is_one_sentence(tmp_path, folder):
         load_streamed_splits(folder, audio_column_name="sound")
 
 
+def test_clips_of_several_labels_need_a_recipe_that_has_them(tmp_path):
+    rows = [{"audio": {"bytes": b"", "path": "a.wav"}, "label": ["hum", "hiss"]}]
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation"):
+        rows_of_split = Dataset.from_list(rows).cast_column("audio", Audio(decode=False))
+        rows_of_split.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    table = tmp_path / "labels.csv"
+    table.write_text("index,mid,display_name\n0,/m/1,hum\n1,/m/0,hiss\n")
+    with pytest.raises(DataError, match="Expected one label a clip, got .'hum', 'hiss'. in column 'label'"):
+        load_streamed_splits(str(tmp_path / "data"), label_file=str(table))
+
+
 COMMON = {
     **{"model_name_or_path": "tiny224", "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3},
     **{"intermediate_size": 24, "max_length": 32, "num_mel_bins": 32, "streaming": "true", "do_train": "true"},

@@ -444,6 +444,14 @@ def test_results_of_other_settings_are_not_mixed(recordings, model, tmp_path, he
     assert contents(out) == before and len(heard) == 2
 
 
+@pytest.mark.parametrize("content", ["not JSON", "[1]"])
+def test_settings_that_cannot_be_read_are_named(recordings, model, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "settings.json").write_text(content)
+    with pytest.raises(TaggingError, match="settings.json: not the settings of results. Give another --output_dir"):
+        tag(recordings, "--model", model, "--output_dir", tmp_path / "out")
+
+
 def test_overwrite_deletes_the_results_and_nothing_else(recordings, model, tmp_path):
     out = tmp_path / "out"
     tag(recordings, "--model", model, "--output_dir", out)
@@ -492,6 +500,10 @@ def test_sources_models_and_folders_that_cannot_be_used_are_named(recordings, mo
         tag(tmp_path / "empty", *rest)
     with pytest.raises(TaggingError, match="empty cannot be used: "):
         tag(recordings, "--model", tmp_path / "empty", "--output_dir", tmp_path / "out")
+    save_model(tmp_path / "other")
+    ASTFeatureExtractor(max_length=64, num_mel_bins=64).save_pretrained(tmp_path / "other")
+    with pytest.raises(TaggingError, match="other cannot be used: .*the model's 32 mel bins, got one with 64"):
+        tag(recordings, "--model", tmp_path / "other", "--output_dir", tmp_path / "out")
     with pytest.raises(TaggingError, match="Expected output_dir to be a folder, got the file .*notes.txt."):
         tag(recordings, "--model", model, "--output_dir", recordings / "notes.txt")
     (tmp_path / "out").mkdir()

@@ -141,7 +141,11 @@ def _pick(row: dict[str | None, str | None], columns: Iterable[str], path, line:
 
 @contextmanager
 def csv_faults(path, reader: Any) -> Iterator[None]:
-    """Turn what Python's CSV readers raise of a file into a DataError that names the line."""
+    """Turn what Python's CSV readers raise of a file into an error that names the line.
+
+    Raises:
+        DataError: What is read inside is not CSV in UTF-8.
+    """
     try:
         yield
     except UnicodeDecodeError as error:

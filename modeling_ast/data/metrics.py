@@ -56,7 +56,8 @@ def positive_labels(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Which clip has which label, as booleans of the shape of the scores.
 
     Raises:
-        ValueError: Scores that are not finite or of no clip, labels that do not fit them.
+        DivergedError: Scores that are not finite.
+        ValueError: Scores of no clip, or labels that do not fit them.
     """
     if scores.ndim != 2 or len(scores) == 0:
         raise ValueError(f"Expected scores of shape (clips, num_labels) of at least one clip, got {scores.shape}.")
@@ -88,6 +89,9 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Average precision of each class (num_labels,); NaN for a class without positives.
 
+    Raises:
+        DivergedError, ValueError: As from `positive_labels`.
+
     Source: scikit-learn's, as in the original: the step-wise sum over the precision-recall curve.
     """
     positives = positive_labels(scores, labels)
@@ -95,7 +99,11 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each class (num_labels,); NaN for one without positives or without negatives."""
+    """Area under the ROC curve of each class (num_labels,); NaN for one without positives or without negatives.
+
+    Raises:
+        DivergedError, ValueError: As from `positive_labels`.
+    """
     positives = positive_labels(scores, labels)
     return _per_class(roc_auc_score, scores, positives, positives.any(axis=0) & ~positives.all(axis=0))
 
@@ -104,7 +112,8 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """mAP: the mean of `average_precision` over the classes that have positives.
 
     Raises:
-        ValueError: No class has a positive clip.
+        DivergedError: As from `positive_labels`.
+        ValueError: No class has a positive clip; or as from `positive_labels`.
     """
     return _mean(average_precision(scores, labels), "a class with positive clips for mAP")
 
@@ -113,7 +122,8 @@ def mean_roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """mAUC: the mean of `roc_auc` over the classes that have positives and negatives.
 
     Raises:
-        ValueError: No class has both.
+        DivergedError: As from `positive_labels`.
+        ValueError: No class has both; or as from `positive_labels`.
     """
     return _mean(roc_auc(scores, labels), "a class with positive and negative clips for mAUC")
 
@@ -135,7 +145,8 @@ def f1(probabilities: np.ndarray, labels: np.ndarray, threshold: float | None = 
         threshold: A label is predicted where its probability is at least this; `None` predicts the highest alone.
 
     Raises:
-        ValueError: No class has a positive clip.
+        DivergedError: As from `positive_labels`.
+        ValueError: No class has a positive clip; or as from `positive_labels`.
     """
     positives = positive_labels(probabilities, labels)
     if threshold is None:
@@ -176,7 +187,9 @@ def compute_metrics(
         `classes_without_positives`.
 
     Raises:
-        ValueError: Probabilities that are not finite, labels that do not fit them, or no clips.
+        DivergedError: Probabilities that are not finite.
+        ValueError: No clips, labels that do not fit the probabilities, or another number of label names than of
+            columns.
     """
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     positives = positive_labels(probabilities, labels)
@@ -200,7 +213,11 @@ def compute_metrics(
 def per_class_metrics(
     probabilities: np.ndarray, labels: np.ndarray, label_names: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """`label`, `AP`, `AUC` and `positives` (number of clips) of each class; `None` for what cannot be told."""
+    """`label`, `AP`, `AUC` and `positives` (number of clips) of each class; `None` for what cannot be told.
+
+    Raises:
+        DivergedError, ValueError: As from `compute_metrics`.
+    """
     probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     positives = positive_labels(probabilities, labels)
     values = zip(

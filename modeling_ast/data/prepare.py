@@ -1,7 +1,6 @@
 """From what data sets are published as to a manifest: a CSV file of clips and labels, as `load_splits` reads it."""
 
 import csv
-import io
 import os
 import re
 from collections import Counter, defaultdict
@@ -13,7 +12,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from modeling_ast.audio import AudioError, load_waveform
+from modeling_ast.audio import AudioError, load_waveform, read_seconds
 from modeling_ast.data.download import Archive
 from modeling_ast.data.label_tables import DataError, csv_faults, find_control
 from modeling_ast.data.sources import find_sounds, load_splits, read_data_json
@@ -67,7 +66,11 @@ def find_root(folder: Path, name: str) -> Path:
 
 
 def expect_clips(folder: Path, expected: int) -> None:
-    """Raise a DataError if a folder holds another number of sound files than its archive should."""
+    """Check that a folder holds as many sound files as its archive should.
+
+    Raises:
+        DataError: It holds another number.
+    """
     if (found := sum(1 for _ in find_sounds(folder))) != expected:
         raise DataError(f"{folder}: expected {expected:,} sound files, found {found:,}. Delete it and run again.")
 
@@ -178,19 +181,8 @@ def index_clips(folder: Path) -> dict[str, list[str]]:
     return clips
 
 
-def read_seconds(source: str | bytes) -> float | str:
-    """Length of a sound file, given by its path or its bytes, by its header; or why it cannot be read."""
-    import soundfile
-
-    try:
-        info = soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except (soundfile.SoundFileError, OSError) as error:
-        return " ".join(str(error).split())
-    return info.frames / info.samplerate
-
-
 def read_all_seconds(paths: list[str], journal: Path, num_workers: int) -> list[float | str]:
-    """`read_seconds` of each file. The run after an interruption goes on from there.
+    """`read_seconds` of each file, or why it has none. The run after an interruption goes on from there.
 
     Args:
         paths: Of the files.
@@ -202,12 +194,19 @@ def read_all_seconds(paths: list[str], journal: Path, num_workers: int) -> list[
     unknown = [path for path in paths if path not in known]
     with open(journal, "a", encoding="utf-8", errors="surrogateescape") as file:
         file.write("\n")  # the last line may have been cut
-        for seconds, path in zip(in_threads(read_seconds, unknown, "Checking clips", num_workers), unknown):
+        for seconds, path in zip(in_threads(_seconds_or_reason, unknown, "Checking clips", num_workers), unknown):
             known[path] = seconds
             if not isinstance(seconds, str):  # what could not be read may be mended by then
                 file.write(f"{seconds}\t{path}\n")
     journal.unlink()
     return [known[path] for path in paths]
+
+
+def _seconds_or_reason(path: str) -> float | str:
+    try:
+        return read_seconds(path)
+    except AudioError as error:
+        return " ".join(str(error).split())
 
 
 def _read_journal(journal: Path) -> dict[str, float | str]:

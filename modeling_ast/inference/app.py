@@ -118,7 +118,11 @@ class Listener:
         return Heard(Path(path), windows, result["tags"], timeline, events, stretches, folder)
 
     def draw_timeline(self, heard: Heard) -> Path:
-        """The picture of a recording, which is read once more."""
+        """The picture of a recording, which is read once more.
+
+        Raises:
+            AudioError: The file cannot be used any longer.
+        """
         picture = heard.folder / "timeline.png"
         pieces = read_recording(heard.path, self.extractor.sampling_rate)
         plot_timeline(pieces, self.extractor, heard.timeline, heard.events, picture, title=heard.path.name)
@@ -130,6 +134,9 @@ class Listener:
         Args:
             heard: The recording.
             number: Of the stretch.
+
+        Raises:
+            AudioError: The file, which is read once more, cannot be used any longer.
         """
         event = heard.stretches[number]
         window, start_seconds = self.read_window(heard, _strongest_row_of(heard.timeline, event))
@@ -147,7 +154,11 @@ class Listener:
         return picture
 
     def read_window(self, heard: Heard, row: int) -> tuple[Window, float]:
-        """The window that speaks for a row of the timeline, and the second at which it starts."""
+        """The window that speaks for a row of the timeline, and the second at which it starts.
+
+        Raises:
+            AudioError: The file, which is read once more, cannot be used any longer.
+        """
         cutter = self.classifier.window_cutter(**heard.windows)
 
         def cut():

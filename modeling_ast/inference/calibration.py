@@ -224,6 +224,9 @@ def expected_calibration_error(
 ) -> float:
     """Mean distance between how sure a model is and how often it is right, over what `reliability` counts.
 
+    Raises:
+        ValueError: As from `negative_log_likelihood`.
+
     Source: Guo et al., 2017, equation 3, with their 15 bins.
     """
     confidence, share, counts = reliability(probabilities, labels, problem_type, num_bins)

@@ -263,7 +263,11 @@ def load_trained(folder: Path) -> tuple[ASTForAudioClassification, ASTFeatureExt
 
 
 def spread(folder: Path, count: int) -> list[str]:
-    """So many recordings below a folder, evenly over their sorted paths."""
+    """So many recordings below a folder, evenly over their sorted paths.
+
+    Raises:
+        BenchmarkError: There are none.
+    """
     paths = sorted(find_sounds(folder))
     if not paths:
         raise BenchmarkError(f"Expected recordings below {folder}, found none.")

@@ -134,6 +134,10 @@ def audio_embedder(model: str | os.PathLike, **kwargs) -> ASTEmbeddingPipeline:
     Args:
         model: Folder or Hub repository.
         **kwargs: Keywords of `transformers.pipeline` (`device`, `dtype`, ...) and of the pipeline.
+
+    Raises:
+        OSError: No such folder or repository, or no weights or feature extractor in it.
+        TypeError, ValueError: As from the pipeline.
     """
     return pipeline("feature-extraction", str(model), pipeline_class=ASTEmbeddingPipeline, **kwargs)
 

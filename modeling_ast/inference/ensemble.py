@@ -17,6 +17,7 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, __versi
 from modeling_ast.conversion import load_trained
 from modeling_ast.data.metrics import to_probabilities
 from modeling_ast.data.whole_files import written_beside
+from modeling_ast.inference.pipeline import check_mel_bins
 
 # What says where a configuration comes from, and nothing about the model.
 _ORIGIN_KEYS = ("_name_or_path", "transformers_version")
@@ -26,13 +27,16 @@ def load_model(name: str | os.PathLike) -> tuple[ASTForAudioClassification, ASTF
     """A trained model and its feature extractor, from a folder or the Hub.
 
     Raises:
-        ValueError: Files that are broken, weights that are not finite, or missing: they would be drawn at random.
+        ValueError: Files that are broken, or do not fit each other; weights that are not finite, or missing: they
+            would be drawn at random.
         OSError: No such folder or repository, or no feature extractor in it.
     """
     model, missing = load_trained(name)
     if missing:
         raise ValueError(f"Expected a trained AST classifier, but weights are missing, such as {missing[0]}.")
-    return model, ASTFeatureExtractor.from_pretrained(name)
+    extractor = ASTFeatureExtractor.from_pretrained(name)
+    check_mel_bins(model, extractor)
+    return model, extractor
 
 
 def label_order(id2label: dict[int, str], label_names: Sequence[str]) -> list[int]:
@@ -79,6 +83,9 @@ def predict(
 
     Returns:
         float32 array of shape (clips, num_labels), in the model's own order of the labels.
+
+    Raises:
+        ValueError: Probabilities of a model whose `problem_type` has none.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()

@@ -108,6 +108,9 @@ def best_energy_gate(
         truth: What there is.
         thresholds_db: To try.
         **lengths: `min_seconds` and `merge_seconds` of `energy_gate`.
+
+    Raises:
+        ValueError: There is nothing to find.
     """
     gates = [(level, energy_gate(waveform, sampling_rate, level, **lengths)) for level in thresholds_db]
     return max(gates, key=lambda gate: event_scores(truth, gate[1], labels_must_agree=False)["f1"])

@@ -54,7 +54,11 @@ class Attention:
         return heads.mean(dim=0) if head is None else heads[head]
 
     def over_cells(self, layer: int = -1, head: int | None = None) -> torch.Tensor:
-        """The same map as (num_frames, mel bins): in each cell the mean of the patches over it, NaN where none is."""
+        """The same map as (num_frames, mel bins): in each cell the mean of the patches over it, NaN where none is.
+
+        Raises:
+            ValueError: No such layer or head.
+        """
         patches = self.over_patches(layer, head).flatten()  # frequency-major, as F.fold takes them
         geometry = {
             "output_size": (self.config.num_mel_bins, self.num_frames),

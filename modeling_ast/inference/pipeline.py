@@ -14,7 +14,7 @@ from transformers import pipeline
 from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from modeling_ast import ASTFeatureExtractor, AudioError
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, AudioError
 from modeling_ast.audio import StreamResampler
 from modeling_ast.data.metrics import score_function, to_probabilities
 from modeling_ast.fbank import num_samples
@@ -64,6 +64,10 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
             `Timeline`).
         on_error: "raise", or "return" to get `{"error": message}` for a recording that cannot be used, so that the
             others of a list go on.
+
+    Raises:
+        TypeError: An unknown keyword, or a model object of Transformers' own class.
+        ValueError: A keyword with a value that cannot work, or a feature extractor with other mel bins than the model.
     """
 
     _load_processor = False
@@ -81,6 +85,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
             )
         if not hasattr(self.feature_extractor, "mask_frames"):  # Transformers' own, which has the same features
             self.feature_extractor = ASTFeatureExtractor.from_dict(self.feature_extractor.to_dict())
+        check_mel_bins(self.model, self.feature_extractor)
         self.model.eval()  # a model that comes from its training would drop at random
         self._check_processes(1 if self._batch_size is None else self._batch_size, self._num_workers or 0)
         self._check_windows(self._preprocess_params)
@@ -226,7 +231,11 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         padding: str | None = None,
         on_error: str = "raise",
     ) -> Iterator[dict[str, Any]]:
-        """The windows of a recording: features, `start`, and with the last one `num_samples` of the recording."""
+        """The windows of a recording: features, `start`, and with the last one `num_samples` of the recording.
+
+        Raises:
+            AudioError: A recording that cannot be used, unless `on_error` is "return".
+        """
         cutter = self.window_cutter(chunk_length_s, stride_length_s)
         try:
             previous = None
@@ -412,6 +421,10 @@ def audio_tagger(model: str | os.PathLike, **kwargs) -> ASTAudioClassificationPi
     Args:
         model: Folder or Hub repository of an AST.
         **kwargs: Keywords of `transformers.pipeline` (`device`, `dtype`, ...) and of the pipeline.
+
+    Raises:
+        OSError: No such folder or repository, or no weights or feature extractor in it.
+        TypeError, ValueError: As from the pipeline.
     """
     return pipeline("audio-classification", str(model), pipeline_class=ASTAudioClassificationPipeline, **kwargs)
 
@@ -436,6 +449,19 @@ class _Windows(IterableDataset):
 
 def _is_indexed(inputs: Iterable) -> bool:
     return hasattr(inputs, "__len__") and not isinstance(inputs, IterableDataset)
+
+
+def check_mel_bins(model: ASTForAudioClassification, extractor: ASTFeatureExtractor) -> None:
+    """Check that a model can hear what a feature extractor gives, before any recording is read.
+
+    Raises:
+        ValueError: It expects another number of mel bins.
+    """
+    if extractor.num_mel_bins != model.config.num_mel_bins:
+        raise ValueError(
+            f"Expected a feature extractor with the model's {model.config.num_mel_bins} mel bins, got one with "
+            f"{extractor.num_mel_bins}. Are config.json and preprocessor_config.json of one model?"
+        )
 
 
 def _raise_errors(results: Iterator[Any], inputs: Iterable) -> Iterator[Any]:

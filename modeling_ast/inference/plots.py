@@ -42,6 +42,9 @@ def plot_tags(
         tags: What the audio-classification pipeline gives: `[{"label": ..., "score": ...}, ...]`.
         path: Of the picture; the suffix chooses the format.
         title: Above the spectrogram.
+
+    Raises:
+        ValueError: As from the extractor's `to_waveforms`.
     """
     spectrogram = extractor.fbank(extractor.to_waveforms(waveform))[0][: extractor.max_length]  # (frames, mel bins)
     figure = _figure(9, 3.6)

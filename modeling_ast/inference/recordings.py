@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from modeling_ast.audio import AudioError, StreamResampler, read_blocks
+from modeling_ast.audio import FILE_RATES, AudioError, StreamResampler, read_blocks
 from modeling_ast.feature_extraction_ast import to_float32
 
 # An array with more channels than this is refused: it is more likely a batch of clips.
@@ -70,8 +70,11 @@ def _open_mapping(source: Mapping[str, Any], name: str) -> tuple[Any, int | None
     for key in ("raw", "array"):
         if source.get(key) is not None:
             rate = source.get("sampling_rate")
-            if not isinstance(rate, (int, np.integer)) or isinstance(rate, bool) or rate < 1:
-                raise AudioError(f"{name}: expected a sampling_rate in Hz beside {key!r}, got {rate!r}.")
+            if not isinstance(rate, (int, np.integer)) or isinstance(rate, bool) or int(rate) not in FILE_RATES:
+                raise AudioError(
+                    f"{name}: expected a sampling_rate in Hz beside {key!r}, got {rate!r}. Recordings have "
+                    f"{FILE_RATES[0]} to {FILE_RATES[-1]}."
+                )
             return _to_tensor(source[key], name), int(rate), name
     for key, type_ in (("bytes", bytes), ("path", (str, os.PathLike))):
         if isinstance(source.get(key), type_):

@@ -72,7 +72,7 @@ class StopRequest:
 
 
 def stop_by_signals() -> None:
-    """Let SIGTERM and Ctrl-C raise `Stopped` in this process."""
+    """Let SIGTERM and Ctrl-C raise `Stopped` in this process, not in those that it starts."""
     process = os.getpid()
 
     def stop(number: int, frame) -> None:

@@ -76,8 +76,11 @@ def _read_results(folder: Path, metric: str) -> list[dict[str, str]]:
     path = folder / RESULTS_NAME
     if not path.is_file():
         raise FoldError(f"{path}: no such file. Has this fold been run?")
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise FoldError(f"{path}: not the results of a run ({error}).") from error
     if not rows or not rows[0].get(metric) or not rows[0].get(f"cum_{metric}"):
         columns = ", ".join(rows[0]) if rows else "nothing"
         raise FoldError(f"{path}: expected columns {metric} and cum_{metric}, got {columns}.")

@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler, get_worker_info
 
-from modeling_ast.audio import AudioError
-from modeling_ast.data.prepare import in_threads, read_seconds
+from modeling_ast.audio import AudioError, read_seconds
+from modeling_ast.data.prepare import in_threads
 from modeling_ast.training.augment import clip_generator
 from modeling_ast.training.recipes import RecipeError
 
@@ -61,12 +61,12 @@ def read_clip_seconds(rows: Dataset, allow_bad: bool = False, num_workers: int =
 
     def read(index: int) -> float:
         audio = rows[index]["audio"]
-        seconds = read_seconds(audio["bytes"] or audio["path"])
-        if isinstance(seconds, str) and allow_bad:
-            return 0.0
-        if isinstance(seconds, str):
-            raise AudioError(f"{audio['path']}: its length cannot be read ({seconds}).")
-        return seconds
+        try:
+            return read_seconds(audio["bytes"] or audio["path"], audio["path"])
+        except AudioError:
+            if allow_bad:
+                return 0.0
+            raise
 
     seconds = list(in_threads(read, range(len(rows)), "Lengths of the clips", num_workers))
     return torch.tensor(seconds, dtype=torch.float64)

@@ -37,7 +37,11 @@ _SETTING_KEYS = (
 
 
 def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
-    """The data set, cut to some clips, drawn at random, where the arguments say so."""
+    """The data set, cut to some clips, drawn at random, where the arguments say so.
+
+    Raises:
+        DataError: As from `load_splits` and `load_streamed_splits`.
+    """
     settings = vars(data_args).copy()
     limits = {"train": settings.pop("max_train_samples"), "other": settings.pop("max_eval_samples")}
     del settings["linear_baseline"]
@@ -148,7 +152,11 @@ def build_feature_extractor(arguments: ModelArguments, config: ASTConfig) -> AST
 
 
 def is_ast(name: str) -> bool:
-    """Whether a folder or a Hub repository holds an AST in Transformers' layout."""
+    """Whether a folder or a Hub repository holds an AST in Transformers' layout.
+
+    Raises:
+        FileNotFoundError: By its look a path, of nothing that is there.
+    """
     looks_like_a_file = Path(name).suffix in (".pth", ".pt", ".bin", ".safetensors")
     if (looks_like_a_file or name.startswith((".", "/", "~"))) and not Path(name).exists():
         raise FileNotFoundError(f"{name}: no such file or folder")

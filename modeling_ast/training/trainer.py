@@ -82,6 +82,11 @@ class ASTTrainer(Trainer):
     # Data.
 
     def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer's own, with the collator of training.
+
+        Raises:
+            RecipeError: A stream of clips of their own length, whose batches one process is to join for all.
+        """
         is_stream = isinstance(self.train_dataset, IterableDataset)
         is_dispatched = self.args.world_size > 1 and self.args.accelerator_config.dispatch_batches is not False
         if is_stream and is_dispatched and getattr(self.processing_class, "padding", None) == "longest":
@@ -311,7 +316,12 @@ class ASTTrainer(Trainer):
                 self.state.save_to_json(unfinished)
 
     def save_end(self, metrics: dict[str, float]) -> None:
-        """Save what the training ended with; its history last, which tells `load_end` that all is there."""
+        """Save what the training ended with; its history last, which tells `load_end` that all is there.
+
+        Raises:
+            SaveError: It cannot be written.
+            Stopped: A signal had come before the end of the training.
+        """
         folder = Path(self.args.output_dir)
         if self.average.count:
             with saving(folder / AVERAGE_FOLDER), folder_written_beside(folder / AVERAGE_FOLDER) as unfinished:
