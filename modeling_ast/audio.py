@@ -112,11 +112,11 @@ def read_samples(source: str | os.PathLike | bytes | BinaryIO, name: str | None 
     return _concatenate(blocks), rates[0]
 
 
-def read_seconds(source: str | os.PathLike | bytes | BinaryIO, name: str | None = None) -> float:
+def read_seconds(source: str | os.PathLike | bytes, name: str | None = None) -> float:
     """Length of a sound file in seconds, as its header says; a file that does not say it is decoded.
 
     Args:
-        source: As for `load_waveform`.
+        source: Path of a file, or its bytes.
         name: What to call the file in errors; `None` means the path.
 
     Raises:
@@ -124,7 +124,7 @@ def read_seconds(source: str | os.PathLike | bytes | BinaryIO, name: str | None 
     """
     with _opened(source, name) as (file, _, _):
         declared, rate = _declared_length(file), file.samplerate
-    if not declared and not hasattr(source, "read"):
+    if not declared:
         declared = sum(len(samples) for samples, _ in _decode(source, name, block_seconds=10.0))
     return declared / rate
 

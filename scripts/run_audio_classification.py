@@ -157,7 +157,10 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
     )
     if training_args.dry_run:
         held_out = {name: rows for name, rows in splits if name != "train"}
-        return dry_run(trainer, held_out, run_dir)
+        results = dry_run(trainer, held_out, run_dir)
+        if data_args.linear_baseline:
+            logger.info("The linear baseline, for which all clips are read once more, is not in the estimate.")
+        return results
     if training_args.do_train:
         logger.info(
             f"{trainer.global_batch_size} clips an update: {training_args.per_device_train_batch_size} on each of "
@@ -166,6 +169,7 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
         )
         if training_args.should_save:
             prepare_output_dir(output_dir, arguments)
+            bad_clips.forget_mended()
         training_args.distributed_state.wait_for_everyone()  # before all of them look for checkpoints in it
         train_metrics = train(trainer, training_args.resume_from_checkpoint)
         if data_args.max_bad_clips:

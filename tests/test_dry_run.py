@@ -1,6 +1,8 @@
 """A dry run goes through everything but the work, tells what the run will take, and leaves nothing."""
 
 import math
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,9 @@ import run_audio_classification as script
 
 from modeling_ast import AudioError
 from modeling_ast.training import dry_run
+from modeling_ast.training.endings import Stopped
 from modeling_ast.training.recipes import RecipeError
+from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,6 +87,34 @@ def test_faults_of_a_run_are_those_of_its_dry_run(recipe, tmp_path):
     finally:
         clip.write_bytes(sound)
     assert not (tmp_path / "run").exists()
+
+
+def test_signal_ends_a_dry_run(recipe, tmp_path, monkeypatch):
+    step = ASTTrainer.training_step
+
+    def training_step(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(ASTTrainer, "training_step", training_step)
+    with pytest.raises(Stopped, match="Stopped by SIGTERM. This was a dry run: nothing was written."):
+        run(recipe, tmp_path / "new" / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("max_steps", [1, 3, 4])
+def test_runs_of_few_updates_have_a_length(recipe, tmp_path, max_steps):
+    results = run(recipe, tmp_path / "run", f"--max_steps={max_steps}")
+    assert results["dry_run_updates"] == max_steps and results["dry_run_seconds_per_update"] > 0
+
+
+@pytest.mark.parametrize(
+    "options, number", [(["--save_total_limit=1"], 3), (["--save_total_limit=5"], 6), (["--save_strategy=best"], 3)]
+)
+def test_checkpoints_that_are_there_at_a_time_are_counted(recipe, tmp_path, caplog, options, number):
+    caplog.set_level("INFO")
+    run(recipe, tmp_path / "run", "--eval_on_start=true", *options)
+    assert f"{number} checkpoint(s) of" in caplog.text and "9 evaluation(s)" in caplog.text
 
 
 def test_too_small_a_disk_is_told_before_the_run(recipe, tmp_path, monkeypatch, caplog):

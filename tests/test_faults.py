@@ -19,7 +19,8 @@ import run_audio_classification as script
 import torch
 from transformers import Trainer, TrainerState
 
-from modeling_ast import AudioError
+from modeling_ast import AudioError, load_waveform
+from modeling_ast.data import bad_clips as bad_clips_module
 from modeling_ast.data.bad_clips import BadClips
 from modeling_ast.data.whole_files import (
     files_written_beside,
@@ -27,8 +28,9 @@ from modeling_ast.data.whole_files import (
     remove_unfinished,
     written_beside,
 )
+from modeling_ast.training import output_dir
 from modeling_ast.training.averaging import RunningAverage
-from modeling_ast.training.endings import fault_sentence, told_in_one_sentence
+from modeling_ast.training.endings import fault_sentence, loading, told_in_one_sentence
 from modeling_ast.training.output_dir import last_whole_checkpoint
 from modeling_ast.training.recipes import RecipeError
 from modeling_ast.training.trainer import ASTTrainer
@@ -418,16 +420,80 @@ def test_bad_clip_that_is_held_out_ends_the_run_by_its_name(bad_clips, tmp_path)
 
 
 def test_bad_clips_are_counted_once_over_processes_and_cut_lines(tmp_path):
-    noted = [BadClips(tmp_path / "bad.csv", limit=3) for _ in range(2)]
+    noted = [BadClips(tmp_path / "bad.csv", limit=8) for _ in range(2)]
+    names = ["a, b.wav", 'c\n"d".wav', "e\rf.wav"]
     for bad in noted:
-        for name in ("a, b.wav", 'c\n"d".wav'):
+        for name in names:
             bad.add({"path": name, "bytes": None}, AudioError("broken"))
-    with open(tmp_path / "bad.csv", "a") as file:
-        file.write("cut")  # by a fault
-    noted[0].add({"path": None, "bytes": b"1234"}, AudioError("no sound"))
-    assert list(noted[1].read()) == ["a, b.wav", 'c\n"d".wav', "4 bytes with CRC-32 9be3e0a3"]
-    with pytest.raises(AudioError, match="4 training clips .* more than max_bad_clips 3: .*bad.csv.* e.wav"):
-        noted[1].add({"path": "e.wav", "bytes": None}, AudioError("broken"))
+    for number, cut in enumerate(('"cut', '"cut","rea', '"cut"', "")):
+        with open(tmp_path / "bad.csv", "a") as file:
+            file.write(cut)  # by a fault
+        names.append(f"{number}.wav")
+        noted[number % 2].add({"path": names[-1], "bytes": None}, AudioError("no sound"))
+    assert [name for name in noted[1].read() if name != "cut"] == names
+    with pytest.raises(AudioError, match="training clips .* more than max_bad_clips 8: .*bad.csv.* g.wav"):
+        noted[1].add({"path": "g.wav", "bytes": None}, AudioError("broken"))
+
+
+def test_bad_clip_that_is_held_out_and_missing_ends_the_run_before_it_begins(bad_clips, tmp_path):
+    clip = bad_clips.parent / "test-1.wav"
+    sound = clip.read_bytes()
+    clip.unlink()
+    try:
+        status, said = ending(bad_clips, tmp_path / "run", "--max_bad_clips=3")
+    finally:
+        clip.write_bytes(sound)
+    assert status == 1 and f"1 of 8 files of the test split are not there, such as {clip}" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_clips_alone_end_the_run_whatever_the_limit(bad_clips, tmp_path, monkeypatch):
+    clips = {clip: clip.read_bytes() for clip in bad_clips.parent.glob("train-*.wav")}
+    monkeypatch.setattr(bad_clips_module, "MAX_DRAWS", 50)
+    try:
+        for clip in clips:
+            clip.write_bytes(b"no sound")
+        status, said = ending(bad_clips, tmp_path / "run", "--max_bad_clips=1000")
+    finally:
+        for clip, sound in clips.items():
+            clip.write_bytes(sound)
+    assert status == 1 and said.startswith("error: 50 training clips in a row cannot be decoded")
+
+
+def test_bad_clip_that_was_mended_counts_no_more(bad_clips, recipe, tmp_path):
+    clip = bad_clips.parent / "train-7.wav"
+    broken = clip.read_bytes()
+    argv = [bad_clips, tmp_path / "run", "--mixup_probability=0", "--max_bad_clips=2"]
+    assert ending(*argv)[0] == 1
+    clip.write_bytes((recipe.parent / "train-7.wav").read_bytes())
+    try:
+        assert run(*argv)["train_bad_clips"] == 2
+    finally:
+        clip.write_bytes(broken)
+
+
+def test_bad_clips_are_told_apart_by_what_they_hold_where_all_have_one_name(tmp_path):
+    bad = BadClips(tmp_path / "folder" / "bad.csv", limit=4)
+    for content in (b"1", b"2", b"1", None):
+        bad.add({"path": "audio.wav", "bytes": content}, AudioError("broken"))
+    bad.add(None, AudioError("broken"))
+    assert len(bad.read()) == 4
+
+
+def test_bad_machine_is_no_bad_clip(tmp_path, monkeypatch):
+    (tmp_path / "a.wav").touch()
+    bad = BadClips(tmp_path / "bad.csv", limit=4)
+
+    def no_more_files(*args):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", no_more_files)
+        with pytest.raises(AudioError, match="Too many open files") as caught:
+            load_waveform(tmp_path / "a.wav")
+    with pytest.raises(AudioError, match="Too many open files"):
+        bad.add({"path": str(tmp_path / "a.wav"), "bytes": None}, caught.value)
+    assert not (tmp_path / "bad.csv").exists()
 
 
 def test_worker_that_is_killed_is_told_in_one_sentence(recipe, undisturbed, tmp_path, monkeypatch):
@@ -553,6 +619,36 @@ def test_checkpoint_that_was_damaged_is_named(recipe, interrupted, name):
         assert status == 1 and said.startswith(f"error: {checkpoint} cannot be continued from (") and "\n" not in said
     shutil.rmtree(checkpoint)
     run(recipe, interrupted)
+
+
+def test_end_that_was_damaged_is_made_again(recipe, undisturbed, tmp_path, caplog):
+    run(recipe, tmp_path / "run")
+    for name in ("model.safetensors", "train_results.json"):
+        (tmp_path / "run" / name).write_bytes(b"{")
+        assert_same_command_ends_as_undisturbed(recipe, tmp_path / "run", undisturbed)
+        assert "its last part is done again" in caplog.text
+        caplog.clear()
+
+
+def test_checkpoint_is_not_blamed_for_the_machine(recipe, interrupted, tmp_path):
+    checkpoint = last_whole_checkpoint(interrupted)
+    for error in (torch.OutOfMemoryError("no memory"), OSError(errno.ESTALE, "Stale file handle")):
+        with pytest.raises(type(error)), loading(checkpoint, is_of_this_run=True):
+            raise error
+    argv = [recipe, tmp_path / "other", f"--resume_from_checkpoint={checkpoint}", "--hidden_size=64"]
+    status, said = ending(*argv)
+    assert status == 1 and "it is of another model" in said and "Give another one" in said and "Remove" not in said
+
+
+def test_disk_that_knows_no_locks_is_said_and_used(recipe, tmp_path, monkeypatch, caplog):
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(output_dir.fcntl, "lockf", no_locks)
+    run(recipe, tmp_path / "run", "--max_steps=2")
+    assert (
+        "a second run in it would go unnoticed" in caplog.text and (tmp_path / "run" / "model.safetensors").is_file()
+    )
 
 
 # Several processes

@@ -1,6 +1,7 @@
 """Training clips that cannot be decoded: replaced by others, counted over all processes, and named in a file."""
 
 import csv
+import errno
 import io
 import logging
 import os
@@ -10,11 +11,15 @@ from typing import Any
 
 from datasets import Dataset
 
-from modeling_ast.audio import AudioError
+from modeling_ast.audio import AudioError, read_blocks
+from modeling_ast.data.whole_files import written_beside
 
 logger = logging.getLogger(__name__)
 
 BAD_CLIPS_NAME = "bad_clips.csv"
+MAX_DRAWS = 1000  # of clips that cannot be decoded, one after the other: then there is hardly one that can
+# What says nothing of the clip that was to be read.
+_MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 
 
 class BadClips:
@@ -25,13 +30,14 @@ class BadClips:
 
     Args:
         path: The file; it is made with the first bad clip.
-        limit: How many may be replaced.
+        limit: How many there may be.
     """
 
     def __init__(self, path: str | os.PathLike, limit: int):
         self.path, self.limit = os.fspath(path), limit
+        self._size, self._known = 0, {}
 
-    def add(self, audio: dict[str, Any], error: AudioError) -> None:
+    def add(self, audio: dict[str, Any] | None, error: AudioError) -> None:
         """Note a clip, unless that was done before.
 
         Args:
@@ -39,44 +45,52 @@ class BadClips:
             error: Of decoding it.
 
         Raises:
-            AudioError: There are more than the limit now.
+            AudioError: There are more than the limit now, or the machine failed, and not the clip.
         """
-        name = audio["path"] or f"{len(audio['bytes'])} bytes with CRC-32 {zlib.crc32(audio['bytes']):08x}"
-        bad = self.read()
+        cause = error.__cause__
+        if isinstance(cause, MemoryError) or getattr(cause, "errno", None) in _MACHINE_ERRORS:
+            raise error
+        name, bad = _name_of(audio), self.read()
         if name not in bad:
             reason = str(error)
             self._append(name, reason)
-            bad[name] = reason
-            logger.warning(f"{reason} Another clip takes its place ({len(bad)} of at most {self.limit}).")
+            bad = self.read()
+            logger.warning(f"{reason} It is left out ({len(bad)} of at most {self.limit}).")
         if len(bad) > self.limit:
             raise AudioError(
                 f"{len(bad)} training clips cannot be decoded, which is more than max_bad_clips {self.limit}: "
-                f"{self.path} names them. The last one was {name}. Mend or remove them, or allow for more."
+                f"{self.path} names them. The last one was {name}. Mend them, remove them from the data and from that "
+                "file, or allow for more."
             ) from error
 
     def read(self) -> dict[str, str]:
         """The bad clips so far: name to reason, in the order in which they were met."""
         try:
             with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-                rows = [row for row in csv.reader(file) if len(row) == 2]  # not a line that was cut by a fault
+                if (size := os.fstat(file.fileno()).st_size) != self._size:
+                    rows = [row for row in csv.reader(file) if len(row) == 2]  # not a line that was cut by a fault
+                    self._size, self._known = size, dict(rows[1:])
         except FileNotFoundError:
-            return {}
-        return dict(rows[1:])
+            self._size, self._known = 0, {}
+        return self._known
 
-    def _append(self, *cells: str) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        # In one write, since others may be writing too; a newline first ends a line that was cut by a fault.
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            if (size := os.fstat(file).st_size) == 0:
-                writer.writerow(("audio", "reason"))
-            elif os.pread(file, 1, size - 1) != b"\n":
-                text.write("\n")
-            writer.writerow(cells)
-            os.write(file, text.getvalue().encode("utf-8", "surrogateescape"))
-        finally:
-            os.close(file)
+    def forget_mended(self) -> None:
+        """Take out of the file what can be decoded by now. No other process may be adding to it."""
+        bad = self.read()
+        still = {name: reason for name, reason in bad.items() if not _is_mended(name)}
+        if len(still) < len(bad):
+            with written_beside(self.path) as unfinished, open(unfinished, "wb") as file:
+                file.write(_lines(("audio", "reason"), *still.items()))
+
+    def _append(self, name: str, reason: str) -> None:
+        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+        with open(self.path, "a+b", buffering=0) as file:
+            file.seek(0)
+            content = file.read()
+            lines = _lines((name, reason)) if content else _lines(("audio", "reason"), (name, reason))
+            if content and not content.endswith(b"\n"):  # the last line was cut by a fault
+                lines = (b'"\n' if content.count(b'"') % 2 else b"\n") + lines
+            file.write(lines)  # at once, since others may be writing too
 
 
 class ReplacedRows:
@@ -100,7 +114,7 @@ class ReplacedRows:
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """
         Raises:
-            AudioError: More clips than the limit cannot be decoded.
+            AudioError: More clips than the limit cannot be decoded, or hardly any can.
         """
         try:
             return self.rows.__getitems__(indices)
@@ -109,9 +123,36 @@ class ReplacedRows:
 
     def _read_or_replace(self, index: int) -> dict[str, Any]:
         draws = random.Random(index)
-        while True:
+        for _ in range(MAX_DRAWS):
             try:
                 return self.rows[index]
             except AudioError as error:
                 self.bad_clips.add(self.files[index]["audio"], error)
             index = draws.randrange(len(self.rows))
+        raise AudioError(
+            f"{MAX_DRAWS} training clips in a row cannot be decoded: {self.bad_clips.path} names them. Is the data "
+            "where it should be?"
+        )
+
+
+def _name_of(audio: dict[str, Any] | None) -> str:
+    path, content = (audio or {}).get("path"), (audio or {}).get("bytes")
+    if content is None:
+        return path or "a row without a sound"
+    # In tables of sounds the path is what the file was called, often no more than `audio.wav`.
+    return f"{path or 'a sound'} ({len(content)} bytes, CRC-32 {zlib.crc32(content):08x})"
+
+
+def _is_mended(path: str) -> bool:
+    try:
+        for _ in read_blocks(path):
+            pass
+    except AudioError:
+        return False
+    return True
+
+
+def _lines(*rows: tuple[str, str]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")

@@ -109,7 +109,7 @@ def load_splits(
         label_file: Label table, as `read_label_table` takes it: what the labels are called and their order. The data
             may name them by mid, display name or index. `None` means the labels that the data holds, sorted.
         validation_fraction: Share of the training rows to hold out where the data holds out none.
-        max_missing: Files of a CSV or JSON file that may not be there; their rows stay.
+        max_missing: Files of training clips in a CSV or JSON file that may not be there; their rows stay.
         seed: Of that choice.
         cache_dir: For generated sounds; `None` means the user's cache.
 
@@ -145,7 +145,7 @@ def load_splits(
             raise DataError(f"Expected the {split} clips from {dataset_name} or from {split}_file, got both.")
         if Path(name).suffix not in FILE_SUFFIXES:
             raise DataError(f"Expected {split}_file to be a file {', '.join(FILE_SUFFIXES)}, got {name}.")
-        tables[split] = read(name)["train"]
+        tables[split] = read(name, max_missing=0)["train"]
     has_columns = any(table.has_columns for table in tables.values())
     if not has_columns and (audio_column_name, label_column_name) != ("audio", "label"):
         raise DataError(
@@ -176,6 +176,9 @@ def load_splits(
         raise DataError(f"{dataset_name}: expected clips to train on, got {', '.join(rows)} alone.")
     if "validation" not in rows:
         rows |= _hold_out_some(rows["train"], dataset_name, validation_fraction, seed)
+    if max_missing and Path(dataset_name).suffix in LIST_SUFFIXES:
+        for split in rows.keys() - {"train"}:
+            _expect_files(rows[split], dataset_name, split)
     return AudioSplits(rows["train"], rows["validation"], rows.get("test"), label_names)
 
 
@@ -296,7 +299,10 @@ def _read_classes(folder: Path) -> dict[str, Dataset]:
             f"{folder}: expected a sub-folder a class with sound files ({', '.join(AUDIO_SUFFIXES)}) in it, found "
             "none."
         )
-    return {split: Dataset.from_dict(columns) for split, columns in files.items() if columns["audio"]}
+    try:
+        return {split: Dataset.from_dict(columns) for split, columns in files.items() if columns["audio"]}
+    except UnicodeEncodeError as error:
+        raise DataError(f"{folder}: expected names of files and folders in UTF-8, got {error.object!r}.") from error
 
 
 def read_lists(folder: Path) -> dict[str, str]:
@@ -438,7 +444,7 @@ def _find_files(
     if missing:
         number, path = missing[0]
         what = f"{source}: {len(missing)} of {len(names)} files are not there, such as {unit} {number}: {path}."
-        if len(missing) > max_missing:
+        if len(missing) > max_missing or len(missing) == len(names):
             raise DataError(f"{what} Is audio_dir right?")
         logger.warning(what)
     return pa.chunked_array(parts)
@@ -618,6 +624,15 @@ def _hold_out_some(rows: Dataset, dataset_name: str, fraction: float, seed: int)
     return {"train": _filter(rows, ~is_held_out), "validation": _filter(rows, is_held_out)}
 
 
+def _expect_files(rows: Dataset, source: str, split: str) -> None:
+    paths = [audio["path"] for audio in rows.with_format(None)["audio"]]
+    if missing := [path for path in paths if not os.path.isfile(path)]:
+        raise DataError(
+            f"{source}: {len(missing)} of {len(paths)} files of the {split} split are not there, such as "
+            f"{missing[0]}. Only training clips can be done without: take the rows out of the file."
+        )
+
+
 class DecodeAudio:
     """Dataset transform: rows to `waveform` (float32 tensors of shape (samples,)) and `labels`, read when asked for.
 
@@ -636,6 +651,7 @@ class DecodeAudio:
         """
         decoded = {"waveform": [], "labels": []}
         for audio, labels in zip(rows["audio"], rows["labels"]):
+            audio = audio or {"bytes": None, "path": None}
             try:
                 waveform = load_waveform(audio["bytes"] or audio["path"], self.sampling_rate, audio["path"])
             except AudioError as error:

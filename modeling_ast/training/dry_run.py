@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from modeling_ast.training.arguments import ASTTrainingArguments
+from modeling_ast.training.endings import Stopped
 from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 # Updates that are not counted (allocations, workers that start), and updates and seconds that are measured: the
 # seconds show a pipeline of data that is slower than the model, once what it made in advance is used up.
 WARM_UP_UPDATES, MEASURED_UPDATES, MEASURED_SECONDS, MAX_UPDATES = 3, 7, 10.0, 200
-EVAL_BATCHES = 4  # of each process, behind one that is not counted
+NOTHING_WRITTEN = "This was a dry run: nothing was written."
+EVAL_BATCHES = 8  # of each process, beyond those of an evaluation that shows what starting one costs
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset], output_dir: Path)
         trainer.train()
         trainer.remove_callback(watch)
         updates = trainer.state.max_steps
-        evaluations = _times(trainer.args.eval_strategy, trainer.state.eval_steps, trainer)
+        evaluations = _evaluations(trainer)
         seconds = updates * watch.seconds_per_update
         results |= {
             "dry_run_updates": updates,
@@ -66,11 +68,17 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset], output_dir: Path)
             "dry_run_data_share": watch.data_share,
         }
         logger.info(
-            f"{watch.measured} updates of {trainer.global_batch_size} clips took {watch.seconds_per_update:.3g} s "
+            f"{watch.measured} update(s) of {trainer.global_batch_size} clips took {watch.seconds_per_update:.3g} s "
             f"each, {watch.data_share:.0%} of it waiting for data."
         )
         logger.info(f"The whole run is {updates} updates: about {_shown(seconds)}.")
-    rate = _evaluation_rate(trainer, held_out["validation"])
+    metrics_logger = logging.getLogger("modeling_ast.data.metrics")
+    level = metrics_logger.level
+    metrics_logger.setLevel(logging.ERROR)  # a few clips are not of all classes, of which it would warn
+    try:
+        rate = _evaluation_rate(trainer, held_out["validation"])
+    finally:
+        metrics_logger.setLevel(level)
     models = 1 if trainer.args.weight_average_start is None else 2  # the averaged one is evaluated too
     clips = evaluations * len(held_out["validation"]) + models * sum(map(len, held_out.values()))
     seconds += clips / rate
@@ -82,7 +90,7 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset], output_dir: Path)
         _report_space(trainer, output_dir)
     if torch.cuda.is_available():
         logger.info(f"The GPU's memory was used up to {torch.cuda.max_memory_allocated() / 1e9:.1f} GB.")
-    logger.info("This was a dry run: nothing was written.")
+    logger.info(NOTHING_WRITTEN)
     return {
         **results,
         "dry_run_evaluations": evaluations,
@@ -96,11 +104,11 @@ class _Stopwatch(TrainerCallback):
 
     def __init__(self, trainer: ASTTrainer):
         self.trainer = trainer
-        self.updates, self.started, self.ended, self.waited = 0, 0.0, 0.0, 0.0
+        self.updates, self.passed, self.started, self.ended, self.waited = 0, 0, 0.0, 0.0, 0.0
 
     @property
     def measured(self) -> int:
-        return max(1, self.updates - WARM_UP_UPDATES)
+        return self.updates - self.passed
 
     @property
     def seconds_per_update(self) -> float:
@@ -121,8 +129,10 @@ class _Stopwatch(TrainerCallback):
             torch.cuda.synchronize()
         self.ended = time.perf_counter()
         self.updates += 1
-        if self.updates == WARM_UP_UPDATES:
-            self.started, self.waited = self.ended, 0.0
+        if (number := self.trainer.stop_request.number) is not None:
+            raise Stopped(number, f". {NOTHING_WRITTEN}")
+        if self.updates == WARM_UP_UPDATES and state.max_steps > WARM_UP_UPDATES:
+            self.passed, self.started, self.waited = self.updates, self.ended, 0.0
         is_long = self.ended - self.started >= MEASURED_SECONDS or self.updates >= MAX_UPDATES
         is_enough = self.updates >= WARM_UP_UPDATES + MEASURED_UPDATES and is_long
         # All processes have to stop at the same update.
@@ -138,11 +148,19 @@ class _Stopwatch(TrainerCallback):
         control.should_save = control.should_evaluate = control.should_log = False
 
 
+def _evaluations(trainer: ASTTrainer) -> int:
+    """While a run trains."""
+    args = trainer.args
+    return _times(args.eval_strategy, trainer.state.eval_steps, trainer) + bool(args.eval_on_start)
+
+
 def _times(strategy: str, steps: int, trainer: ASTTrainer) -> int:
     """How often a run does what it does every so many updates, or after each epoch."""
     updates = trainer.state.max_steps
     if strategy == "steps":
         return updates // steps
+    if strategy == "best":  # at most: whenever an evaluation is the best one so far
+        return _evaluations(trainer)
     if strategy != "epoch":
         return 0
     # A stream does not tell how long an epoch is.
@@ -153,11 +171,16 @@ def _times(strategy: str, steps: int, trainer: ASTTrainer) -> int:
 def _evaluation_rate(trainer: ASTTrainer, rows: Dataset) -> float:
     """Clips a second, of all processes."""
     at_once = trainer.args.eval_batch_size * trainer.args.world_size
-    trainer.evaluate(_spread(rows, at_once))  # starts workers, allocates
-    rows = _spread(rows, EVAL_BATCHES * at_once)
-    started = time.perf_counter()
-    trainer.evaluate(rows)
-    return len(rows) / (time.perf_counter() - started)
+    few, many = _spread(rows, at_once), _spread(rows, (1 + EVAL_BATCHES) * at_once)
+    trainer.evaluate(few)  # allocates
+    times = [time.perf_counter()]
+    for each in (few, many):
+        trainer.evaluate(each)
+        times.append(time.perf_counter())
+    cost, whole = times[1] - times[0], times[2] - times[1]  # the former mostly of starting workers
+    if len(many) > len(few) and whole > cost:
+        return (len(many) - len(few)) / (whole - cost)
+    return len(many) / whole
 
 
 def _spread(rows: Dataset, number: int) -> Dataset:
@@ -173,7 +196,10 @@ def _report_space(trainer: ASTTrainer, output_dir: Path) -> None:
     # Adam remembers two numbers for each that is trained.
     size = weights + 2 * trained + (weights if args.weight_average_start is not None else 0)
     saves = _times(args.save_strategy, trainer.state.save_steps, trainer)
-    kept = min(saves, args.save_total_limit + 1) if args.save_total_limit else saves  # the best, or one unfinished
+    saves += args.save_strategy == "steps" and trainer.state.max_steps % trainer.state.save_steps > 0  # the last one
+    # One more than stay, while it is written; the best one stays beside the newest.
+    stay = max(args.save_total_limit, 2 if args.load_best_model_at_end else 1) if args.save_total_limit else saves
+    kept = min(saves, stay + 1)
     needed = kept * size + weights * (2 if args.weight_average_start is not None else 1)
     place = next(folder for folder in (output_dir.resolve(), *output_dir.resolve().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free

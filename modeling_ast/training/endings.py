@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pickle import PickleError
 
+import torch
+
 from modeling_ast.audio import AudioError
 from modeling_ast.conversion import why_unreadable
 from modeling_ast.data.metrics import DivergedError
@@ -18,7 +20,8 @@ from modeling_ast.training.recipes import RecipeError, error_sentence
 GOES_ON = "The same command with --resume_from_checkpoint true goes on from what is saved"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Of a disk or a folder, not of a programme.
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
+_DISK_ERRORS |= {errno.ENOTDIR}
 # What torch, pickle and JSON make of a file that is not what it should be.
 _UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, PickleError)
 # What the backends of `torch.distributed` say in the processes that are left when another one ended.
@@ -100,24 +103,30 @@ def saving(what: str | os.PathLike) -> Iterator[None]:
 
 
 @contextmanager
-def loading(checkpoint: str | os.PathLike) -> Iterator[None]:
-    """Every error of reading a checkpoint is a `RecipeError`, which names it and says what to do.
+def loading(checkpoint: str | os.PathLike, is_of_this_run: bool) -> Iterator[None]:
+    """What is wrong with a checkpoint is told by a `RecipeError`; what is wrong with the machine stays what it is.
+
+    Args:
+        checkpoint: What is read.
+        is_of_this_run: Whether the run has it in its own folder, and goes on from another one without it.
 
     Raises:
-        RecipeError: The libraries raised errors of their own: of files, of what is in them, or of what does not fit.
+        RecipeError: A file is missing, broken, or of another model.
     """
     from safetensors import SafetensorError
 
     try:
         yield
-    except RecipeError:
+    except (RecipeError, torch.OutOfMemoryError):
         raise
     except (*_UNREADABLE, SafetensorError) as error:
-        reason = why_unreadable(error)
-        raise RecipeError(
-            f"{checkpoint} cannot be continued from ({reason}). Remove it, and the same command goes on from the one "
-            "before it, if there is one."
-        ) from error
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # of the disk
+            raise
+        reason = "it is of another model" if "size mismatch" in str(error) else why_unreadable(error)
+        advice = "Remove it, and the same command goes on from the one before it, if there is one."
+        if not is_of_this_run:
+            advice = "Give another one as resume_from_checkpoint."
+        raise RecipeError(f"{checkpoint} cannot be continued from ({reason}). {advice}") from error
 
 
 def fault_sentence(error: Exception) -> str | None:

@@ -96,23 +96,33 @@ def claimed(output_dir: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    is_new = not output_dir.is_dir()
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with open(output_dir / _CLAIM_NAME, "w") as file:
+    with made_for_now(output_dir), open(output_dir / _CLAIM_NAME, "w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock that workers do not inherit
-        except (BlockingIOError, PermissionError) as error:
+        except (BlockingIOError, PermissionError) as error:  # POSIX leaves the choice
             raise RecipeError(
                 f"Another run is writing to {output_dir} at this moment. Wait for it, stop it, or choose another "
                 "--output_dir."
             ) from error
+        except OSError as error:
+            logger.warning(f"{output_dir} knows no locks ({error.strerror}): a second run in it would go unnoticed.")
         try:
             yield
         finally:
             (output_dir / _CLAIM_NAME).unlink(missing_ok=True)
-            if is_new:
-                with suppress(OSError):  # where arguments turned out to be wrong, nothing is left
-                    output_dir.rmdir()
+
+
+@contextmanager
+def made_for_now(folder: Path) -> Iterator[None]:
+    """A folder and its parents, there meanwhile; what was made of them goes again, unless it holds something."""
+    made = [each for each in (folder, *folder.parents) if not each.is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for each in made:  # the deepest first
+                each.rmdir()
 
 
 def recipe_differences(recipe: Path, arguments: Arguments) -> dict[str, str]:
@@ -175,17 +185,13 @@ def _remove_run(output_dir: Path) -> None:
 
 def _check_writable(output_dir: Path) -> None:
     """Before the data is read and the model is made, which takes its time."""
-    was_there = output_dir.is_dir()
     try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
+        with made_for_now(output_dir), tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
         raise RecipeError(
             f"Expected an output_dir that can be written, got {output_dir} ({error.strerror})."
         ) from error
-    if not was_there:  # arguments that turn out to be wrong leave nothing
-        output_dir.rmdir()
 
 
 def _is_longer(recipe: Path, arguments: Arguments, key: str) -> bool:

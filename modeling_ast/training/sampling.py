@@ -60,7 +60,7 @@ def read_clip_seconds(rows: Dataset, allow_bad: bool = False, num_workers: int =
     rows = rows.with_format(None)
 
     def read(index: int) -> float:
-        audio = rows[index]["audio"]
+        audio = rows[index]["audio"] or {"bytes": None, "path": None}
         try:
             return read_seconds(audio["bytes"] or audio["path"], audio["path"])
         except AudioError:

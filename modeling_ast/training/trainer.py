@@ -346,14 +346,22 @@ class ASTTrainer(Trainer):
         """Take up what `save_end` saved.
 
         Returns:
-            The metrics of the training, or `None` where it has not ended, or saved no whole model (FSDP's shards).
+            The metrics of the training, or `None` where it has not ended, saved no whole model (FSDP's shards), or
+            where a file of it is damaged.
         """
         folder = Path(self.args.output_dir)
         if not all((folder / name).is_file() for name in (TRAINER_STATE_NAME, SAFE_WEIGHTS_NAME)):
             return None
-        self.state = TrainerState.load_from_json(folder / TRAINER_STATE_NAME)
-        self.model.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME))
-        return json.loads((folder / _RESULTS_NAME.format("train")).read_text(encoding="utf-8"))
+        try:
+            with loading(folder, is_of_this_run=True):
+                state = TrainerState.load_from_json(folder / TRAINER_STATE_NAME)
+                metrics = json.loads((folder / _RESULTS_NAME.format("train")).read_text(encoding="utf-8"))
+                self.model.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME))
+        except RecipeError as error:
+            logger.warning(f"What the training ended with cannot be read, and its last part is done again: {error}")
+            return None
+        self.state = state
+        return metrics
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """As the Trainer's own, which SIGTERM and Ctrl-C end after the update that they meet, with a checkpoint.
@@ -366,7 +374,7 @@ class ASTTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
-            with loading(resume_from_checkpoint):
+            with self._loading(resume_from_checkpoint):
                 TrainerState.load_from_json(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)
                 self._load_progress(Path(resume_from_checkpoint))
         self._resumed_from = resume_from_checkpoint or None
@@ -411,16 +419,20 @@ class ASTTrainer(Trainer):
             if (checkpoint / _AVERAGE_NAME).is_file():
                 self.average.load(checkpoint / _AVERAGE_NAME)
 
+    def _loading(self, checkpoint: str | Path | None):
+        is_of_this_run = Path(checkpoint or "").absolute().parent == Path(self.args.output_dir).absolute()
+        return loading(checkpoint, is_of_this_run)
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        with loading(resume_from_checkpoint):
+        with self._loading(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
-        with loading(checkpoint):
+        with self._loading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint) -> None:
-        with loading(checkpoint):
+        with self._loading(checkpoint):
             super()._load_rng_state(checkpoint)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
