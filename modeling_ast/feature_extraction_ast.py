@@ -174,10 +174,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             clip = np.asarray(clip)
             if clip.dtype.kind not in "fiu":
                 raise ValueError(f"Expected numbers, got {clip.dtype} for {which}. load_waveform reads sound files.")
-            # torch takes neither arrays that run backwards, nor those of another byte order or of long doubles, nor,
-            # silently, read-only ones.
-            native = np.float32 if clip.dtype.kind == "f" else clip.dtype.newbyteorder("=")
-            clip = np.require(clip, native, ["C", "W"])
+            clip = to_native(clip)
         waveform = torch.as_tensor(clip)
         if waveform.ndim != 1:
             raise ValueError(
@@ -320,6 +317,16 @@ def _check_padding(padding: Any) -> str:
     if padding not in PADDINGS:
         raise ValueError(f"Expected padding to be one of {', '.join(PADDINGS)}, got {padding!r}.")
     return padding
+
+
+def to_native(samples: np.ndarray) -> np.ndarray:
+    """Numbers as torch takes them: floating point in float32, integers in this machine's byte order.
+
+    torch takes neither arrays that run backwards, nor those of another byte order or of long doubles, nor, silently,
+    read-only ones.
+    """
+    native = np.float32 if samples.dtype.kind == "f" else samples.dtype.newbyteorder("=")
+    return np.require(samples, native, ["C", "W"])
 
 
 def to_float32(waveform: torch.Tensor, which: str) -> torch.Tensor:

@@ -24,7 +24,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_ast import load_waveform
-from modeling_ast.data.label_tables import DataError, csv_faults
+from modeling_ast.data.label_tables import DataError, csv_faults, whole_rows
 from modeling_ast.data.prepare import Manifest, summarize, write_manifest
 from modeling_ast.data.splicing import BACKGROUND, background_noise, set_level, sounding_part
 from modeling_ast.data.whole_files import written_beside
@@ -92,13 +92,8 @@ def read_manifest(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             with csv_faults(path, reader):
-                names, rows = next(reader, []), []
-                for row in reader:
-                    if row and len(row) != len(names):
-                        raise DataError(
-                            f"{path}, line {reader.line_num}: expected {len(names)} columns, got {len(row)}."
-                        )
-                    rows += [dict(zip(names, row))] if row else []  # an empty line is none
+                names = next(reader, [])
+                rows = [dict(zip(names, row)) for row in whole_rows(path, reader, len(names))]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     if not {"audio", "label"} <= set(names):

@@ -17,6 +17,7 @@ from modeling_ast.data.whole_files import written_beside
 logger = logging.getLogger(__name__)
 
 BAD_CLIPS_NAME = "bad_clips.csv"
+_HEADER = ("audio", "reason")
 MAX_DRAWS = 1000  # of clips that cannot be decoded, one after the other: then there is hardly one that can
 # What says nothing of the clip that was to be read.
 _MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
@@ -68,8 +69,9 @@ class BadClips:
         try:
             with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 if (size := os.fstat(file.fileno()).st_size) != self._size:
-                    rows = [row for row in csv.reader(file) if len(row) == 2]  # not a line that was cut by a fault
-                    self._size, self._known = size, dict(rows[1:])
+                    # Not a line that was cut by a fault, nor the header, which two processes may both have begun with.
+                    rows = [row for row in csv.reader(file) if len(row) == 2 and row != [*_HEADER]]
+                    self._size, self._known = size, dict(rows)
         except FileNotFoundError:
             self._size, self._known = 0, {}
         return self._known
@@ -80,14 +82,14 @@ class BadClips:
         still = {name: reason for name, reason in bad.items() if not _is_mended(name)}
         if len(still) < len(bad):
             with written_beside(self.path) as unfinished, open(unfinished, "wb") as file:
-                file.write(_lines(("audio", "reason"), *still.items()))
+                file.write(_lines(_HEADER, *still.items()))
 
     def _append(self, name: str, reason: str) -> None:
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         with open(self.path, "a+b", buffering=0) as file:
             file.seek(0)
             content = file.read()
-            lines = _lines((name, reason)) if content else _lines(("audio", "reason"), (name, reason))
+            lines = _lines((name, reason)) if content else _lines(_HEADER, (name, reason))
             if content and not content.endswith(b"\n"):  # the last line was cut by a fault
                 lines = (b'"\n' if content.count(b'"') % 2 else b"\n") + lines
             file.write(lines)  # at once, since others may be writing too

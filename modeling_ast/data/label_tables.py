@@ -139,6 +139,19 @@ def _pick(row: dict[str | None, str | None], columns: Iterable[str], path, line:
     return [(row[column] or "").strip() for column in columns]
 
 
+def whole_rows(path, reader: Any, width: int) -> Iterator[list[str]]:
+    """The rows that a CSV reader still has; an empty line is none.
+
+    Raises:
+        DataError: A row has another number of columns; with the line.
+    """
+    for row in reader:
+        if len(row) == width:
+            yield row
+        elif row:
+            raise DataError(f"{path}, line {reader.line_num}: expected {width} columns, got {len(row)}.")
+
+
 @contextmanager
 def csv_faults(path, reader: Any) -> Iterator[None]:
     """Turn what Python's CSV readers raise of a file into an error that names the line.

@@ -26,7 +26,14 @@ from datasets.exceptions import DatasetGenerationError
 
 from modeling_ast.audio import AudioError, load_waveform
 from modeling_ast.data.bad_clips import BadClips
-from modeling_ast.data.label_tables import DataError, csv_faults, find_control, find_undecodable, read_label_table
+from modeling_ast.data.label_tables import (
+    DataError,
+    csv_faults,
+    find_control,
+    find_undecodable,
+    read_label_table,
+    whole_rows,
+)
 from modeling_ast.data.synthetic import LISTS, synthetic_folder
 
 logger = logging.getLogger(__name__)
@@ -339,7 +346,8 @@ def _read_csv(path: Path, columns: list[str], audio_dir: str | None, max_missing
         with csv_faults(path, reader):
             names = next(reader, [])
             _expect_columns(path, names, columns)
-            rows = _pick(reader, path, len(names), [names.index(column) for column in columns])
+            places = [names.index(column) for column in columns]
+            rows = ([row[place] for place in places] for row in whole_rows(path, reader, len(names)))
             parts = []
             while part := list(islice(rows, ROWS_AT_ONCE)):
                 parts.append(pa.table([pa.array(values, pa.string()) for values in zip(*part)], names=columns))
@@ -348,14 +356,6 @@ def _read_csv(path: Path, columns: list[str], audio_dir: str | None, max_missing
     table = pa.concat_tables(parts)
     paths = _find_files(table.column(0), [path.parent / (audio_dir or "")], path, "row", max_missing)
     return Dataset(table.set_column(0, columns[0], paths))
-
-
-def _pick(reader: Iterator[list[str]], path: Path, width: int, places: list[int]) -> Iterator[list[str]]:
-    for row in reader:
-        if len(row) == width:
-            yield [row[place] for place in places]
-        elif row:  # an empty line is none
-            raise DataError(f"{path}, line {reader.line_num}: expected {width} columns, got {len(row)}.")
 
 
 def _read_json(path: Path, audio_dir: str | None, max_missing: int) -> _Table:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from modeling_ast.audio import FILE_RATES, AudioError, StreamResampler, read_blocks
-from modeling_ast.feature_extraction_ast import to_float32
+from modeling_ast.feature_extraction_ast import to_float32, to_native
 
 # An array with more channels than this is refused: it is more likely a batch of clips.
 MAX_CHANNELS = 8
@@ -95,9 +95,7 @@ def _to_tensor(samples: Any, name: str) -> torch.Tensor:
         samples = np.asarray(None)
     if samples.dtype.kind not in "fiu":
         raise AudioError(f"{name}: expected an array of numbers, got one of type {samples.dtype}.")
-    # torch takes neither arrays that run backwards, nor those of another byte order, nor, silently, read-only ones.
-    native = np.float32 if samples.dtype.kind == "f" else samples.dtype.newbyteorder("=")
-    return torch.from_numpy(np.require(samples, native, ["C", "W"]))
+    return torch.from_numpy(to_native(samples))
 
 
 def to_mono(samples: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:

@@ -20,8 +20,10 @@ from modeling_ast.training.recipes import RecipeError, error_sentence
 GOES_ON = "The same command with --resume_from_checkpoint true goes on from what is saved"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Of a disk or a folder, not of a programme.
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
-_DISK_ERRORS |= {errno.ENOTDIR}
+_DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR),
+}
 # What torch, pickle and JSON make of a file that is not what it should be.
 _UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, PickleError)
 # What the backends of `torch.distributed` say in the processes that are left when another one ended.
