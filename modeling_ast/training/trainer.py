@@ -220,8 +220,9 @@ class ASTTrainer(Trainer):
         self.check_loss()
         self._check_weights()
         checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        losses = {"loss_sum": self._mean(self.loss_sum), "num_losses": self.num_losses, "last_rate": self.last_rate}
-        losses |= {"total_loss": self._mean(self.total_loss), "total_losses": self.total_losses}
+        # Each process goes on with its own sums: with their mean it would round in another way.
+        losses = {"loss_sum": self._gather(self.loss_sum), "num_losses": self.num_losses, "last_rate": self.last_rate}
+        losses |= {"total_loss": self._gather(self.total_loss), "total_losses": self.total_losses}
         losses |= {"global_batch_size": self.global_batch_size}
         try:
             with saving(checkpoint):
@@ -236,7 +237,7 @@ class ASTTrainer(Trainer):
         if self.args.should_save:
             self._remove_old_checkpoints(checkpoint.parent, self.args.save_total_limit)
 
-    def _write_checkpoint(self, model, trial, checkpoint: Path, losses: dict[str, float]) -> None:
+    def _write_checkpoint(self, model, trial, checkpoint: Path, losses: dict[str, Any]) -> None:
         unfinished = unfinished_folder(checkpoint)
         if self.args.should_save:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -408,9 +409,9 @@ class ASTTrainer(Trainer):
                     f"Expected updates of {before} clips, as in {checkpoint}, got {self.global_batch_size}: the "
                     "number of processes, accumulation steps or clips on each has changed. Set global_batch_size."
                 )
-            self.loss_sum, self.num_losses = torch.tensor(losses["loss_sum"]), losses["num_losses"]
+            self.loss_sum, self.num_losses = self._own(losses["loss_sum"]), losses["num_losses"]
             self.last_rate = losses["last_rate"]
-            self.total_loss, self.total_losses = torch.tensor(losses["total_loss"]), losses["total_losses"]
+            self.total_loss, self.total_losses = self._own(losses["total_loss"]), losses["total_losses"]
         else:
             logger.warning(f"{checkpoint} was not saved by this trainer: {RESULTS_NAME} and averages start anew.")
         if self.is_world_process_zero():
@@ -466,9 +467,18 @@ class ASTTrainer(Trainer):
             f"max_grad_norm 1, or bf16 in place of fp16, in another output_dir. {kept}."
         )
 
+    def _gather(self, loss_sum: torch.Tensor) -> torch.Tensor:
+        """A sum of losses of each process."""
+        return self.accelerator.gather(loss_sum.to(self.args.device).reshape(1)).cpu()
+
+    def _own(self, loss_sums: torch.Tensor | float) -> torch.Tensor:
+        """This process's of the gathered sums; the mean, where there were another number of processes."""
+        loss_sums = torch.as_tensor(loss_sums).reshape(-1)
+        return loss_sums[self.args.process_index] if len(loss_sums) == self.args.world_size else loss_sums.mean()
+
     def _mean(self, loss_sum: torch.Tensor) -> float:
         """A sum of losses, averaged over the processes."""
-        return self.accelerator.reduce(loss_sum.to(self.args.device), "mean").item()
+        return self._gather(loss_sum).mean().item()
 
 
 def _write_json(path: Path, values: dict[str, float]) -> None:
