@@ -169,14 +169,14 @@ def test_a_model_loaded_for_another_length_is_saved_and_takes_any_length(model, 
     again = ASTForAudioClassification.from_pretrained(tmp_path / "second")
     for frames in LENGTHS:
         clip = spectrogram(frames)[None]
-        assert torch.equal(longer(clip).logits, again(clip).logits)
+        close(longer(clip).logits, again(clip).logits, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_frames_behind_the_last_whole_patch_change_nothing(model):
     clip = spectrogram(75)[None]
-    assert torch.equal(model(clip[:, :66]).logits, model(clip).logits)
-    assert not torch.equal(model(clip[:, :65]).logits, model(clip).logits)
+    close(model(clip[:, :66]).logits, model(clip).logits, atol=1e-5, rtol=0)
+    assert (model(clip[:, :65]).logits - model(clip).logits).abs().max() > 1e-2
 
 
 @torch.no_grad()
@@ -284,7 +284,8 @@ def test_half_precision_keeps_clips_apart(model, clips, implementation, dtype):
 def test_mask_of_every_type_works(model, clips, dtype):
     batch = pad(clips)
     expected = model(**batch).logits
-    assert torch.equal(model(batch["input_values"], attention_mask=batch["attention_mask"].to(dtype)).logits, expected)
+    found = model(batch["input_values"], attention_mask=batch["attention_mask"].to(dtype)).logits
+    close(found, expected, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

@@ -83,6 +83,11 @@ def by_label(tags: list[dict]) -> dict[str, float]:
     return {tag["label"]: tag["score"] for tag in tags}
 
 
+def assert_same_tags(tags: list[dict], expected: list[dict]) -> None:
+    """The same labels with the same scores, up to the rounding of a model whose weights lie elsewhere in memory."""
+    assert by_label(tags) == pytest.approx(by_label(expected), abs=1e-5)
+
+
 def assert_same(result: dict, expected: dict, tolerance: float = 1e-5) -> None:
     """Results with timelines."""
     assert by_label(result["tags"]) == pytest.approx(by_label(expected["tags"]), abs=tolerance)
@@ -211,7 +216,7 @@ def test_a_feature_extractor_of_other_mel_bins_is_refused_before_anything_is_hea
 def test_a_model_that_comes_from_its_training_is_heard_without_dropout():
     model = random_model(make_tiny_config(hidden_dropout_prob=0.5)).train()
     tagger = ASTAudioClassificationPipeline(model=model, feature_extractor=make_extractor())
-    assert tagger(noise(9000)) == tagger(noise(9000))
+    assert_same_tags(tagger(noise(9000)), tagger(noise(9000)))
 
 
 # Windows
@@ -497,7 +502,7 @@ def test_fitted_thresholds_choose_the_tags(tmp_path):
     assert [tag["label"] for tag in result["tags"]] == [label for label in scores if label != second]
     assert result["timeline"].thresholds == {label: thresholds[label] for label in LABELS}
     # They are thresholds of these scores, however these are asked for, and of no others.
-    assert fitted(waveform, function_to_apply="sigmoid") == result["tags"]
+    assert_same_tags(fitted(waveform, function_to_apply="sigmoid"), result["tags"])
     other = fitted(waveform, function_to_apply="none", return_timeline=True)
     assert len(other["tags"]) == 5 and other["timeline"].thresholds == {}
     assert len(fitted(waveform, threshold=0)) == 5
@@ -508,13 +513,18 @@ def test_fitted_thresholds_leave_the_best_label_of_a_softmax(tmp_path):
     folder = save(tmp_path, problem_type="single_label_classification", thresholds=dict.fromkeys(LABELS, 1.0))
     classifier, waveform = audio_tagger(folder), swelling(30000)
     result = classifier(waveform, return_timeline=True)
-    assert result["tags"] == classifier(waveform, top_k=1, threshold=0)
+    assert_same_tags(result["tags"], classifier(waveform, top_k=1, threshold=0))
     assert result["timeline"].find_events() == []
     assert classifier(waveform, threshold=1.0) == []  # asked for by the user
 
 
-def test_a_score_equal_to_its_threshold_is_kept(classifier):
+def test_a_score_equal_to_its_threshold_is_kept():
+    model = random_model(make_tiny_config(problem_type="multi_label_classification"))
+    with torch.no_grad():
+        model.classifier.dense.weight.zero_()  # scores of the biases alone, the same to the last bit at each call
+    classifier = ASTAudioClassificationPipeline(model=model, feature_extractor=make_extractor(), top_k=None)
     scores = by_label(classifier(noise(9000)))
+    assert len(set(scores.values())) == 5
     for label, score in scores.items():
         assert label in by_label(classifier(noise(9000), threshold=score))
         assert label not in by_label(classifier(noise(9000), threshold=np.nextafter(np.float32(score), np.float32(2))))
@@ -527,11 +537,11 @@ def test_keywords_of_a_call_win_and_do_not_stay(folders):
     tagger, plain = audio_tagger(folder, batch_size=2, **made), audio_tagger(folder)
     waveform = swelling(20000)
     at_first = tagger(waveform)
-    assert at_first == plain(waveform, batch_size=2, **made)
+    assert_same_tags(at_first, plain(waveform, batch_size=2, **made))
     called = {"top_k": None, "threshold": None, "function_to_apply": None, "aggregate": "mean", "chunk_length_s": None}
-    assert tagger(waveform, **called) == plain(waveform, batch_size=2, top_k=None)
+    assert_same_tags(tagger(waveform, **called), plain(waveform, batch_size=2, top_k=None))
     assert len(tagger(waveform, top_k=1)) == 1
-    assert tagger(waveform) == at_first
+    assert_same_tags(tagger(waveform), at_first)
 
 
 @pytest.mark.parametrize(("top_k", "number"), [(1, 1), (3, 3), (5, 5), (99, 5), (None, 5), (np.int64(2), 2)])
@@ -773,7 +783,7 @@ def test_the_gpu_has_the_scores_of_the_cpu(folders, classifier, recordings, expe
 
 def test_the_pipeline_survives_pickling(classifier):
     waveform = swelling(30000)
-    assert pickle.loads(pickle.dumps(classifier))(waveform) == classifier(waveform)
+    assert_same_tags(pickle.loads(pickle.dumps(classifier))(waveform), classifier(waveform))
 
 
 SPAWN = """
