@@ -1,5 +1,6 @@
 """What the tests share: a tiny model, its input, and the folders that live outside the repository."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -45,6 +46,13 @@ def reference() -> Path:
 def shared_data() -> Path:
     """Real recordings."""
     return _shared_folder("data")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def light_garbage_collection():
+    """What is loaded by now stays: each run of the Trainer collects garbage, and would look at a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

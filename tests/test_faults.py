@@ -185,6 +185,7 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("owner, method", [(script, "evaluate"), (script, "write_model_card")])
 def test_run_that_ends_after_its_training_is_finished_without_training_again(
     recipe, undisturbed, tmp_path, monkeypatch, owner, method
@@ -196,6 +197,7 @@ def test_run_that_ends_after_its_training_is_finished_without_training_again(
     assert_same_command_ends_as_undisturbed(recipe, tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_run_whose_last_update_is_within_an_epoch_ends_there_when_it_is_resumed_there(recipe, tmp_path, monkeypatch):
     argv = ["--max_steps=6", "--load_best_model_at_end=false", "--weight_average_start=1"]
     run(recipe, tmp_path / "whole", *argv)
@@ -207,6 +209,7 @@ def test_run_whose_last_update_is_within_an_epoch_ends_there_when_it_is_resumed_
     assert_same_command_ends_as_undisturbed(recipe, tmp_path / "run", tmp_path / "whole", *argv)
 
 
+@pytest.mark.slow
 def test_run_goes_on_where_its_folder_has_moved(recipe, undisturbed, tmp_path, monkeypatch):
     """With the best checkpoint, which it knows by its path."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -216,6 +219,7 @@ def test_run_goes_on_where_its_folder_has_moved(recipe, undisturbed, tmp_path, m
     assert_same_command_ends_as_undisturbed(recipe, tmp_path / "new", undisturbed)
 
 
+@pytest.mark.slow
 def test_only_the_best_checkpoint_stays_where_one_is_to_be_kept(recipe, undisturbed, tmp_path):
     run(recipe, tmp_path / "run", "--save_total_limit=1")
     state = TrainerState.load_from_json(tmp_path / "run" / "trainer_state.json")
@@ -226,7 +230,7 @@ def test_only_the_best_checkpoint_stays_where_one_is_to_be_kept(recipe, undistur
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("update", [7, 8])
+@pytest.mark.parametrize("update", [pytest.param(7, marks=pytest.mark.slow), 8])
 def test_signal_stops_a_run_after_its_update_with_a_checkpoint(
     recipe, undisturbed, tmp_path, monkeypatch, capsys, number, update
 ):
@@ -342,7 +346,7 @@ def test_file_in_the_way_of_a_folder_on_the_disk_is_told_at_once(recipe, tmp_pat
 # Data and those who read it
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("content", [None, b"RIFF no sound"], ids=["vanished", "broken"])
 def test_data_file_that_goes_within_an_epoch_is_named(recipe, undisturbed, tmp_path, monkeypatch, workers, content):
     clip = recipe.parent / "train-5.wav"
@@ -378,7 +382,7 @@ def bad_clips(recipe, tmp_path_factory) -> Path:
 BAD = {"train-3.wav": "no such file", "train-7.wav": "cannot be decoded", "train-11.wav": "truncated"}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("padding", ["max_length", "longest"])
 def test_bad_clip_is_replaced_counted_and_named(bad_clips, tmp_path, caplog, workers, padding):
     argv = [f"--dataloader_num_workers={workers}", "--max_bad_clips=3", "--linear_baseline=true"]
@@ -391,12 +395,14 @@ def test_bad_clip_is_replaced_counted_and_named(bad_clips, tmp_path, caplog, wor
     assert math.isfinite(results["train_loss"])
 
 
+@pytest.mark.slow
 def test_bad_clip_is_replaced_by_the_same_one_however_many_read(bad_clips, tmp_path):
     for workers in (0, 2):
         run(bad_clips, tmp_path / str(workers), "--max_bad_clips=3", f"--dataloader_num_workers={workers}")
     assert (tmp_path / "0" / "model.safetensors").read_bytes() == (tmp_path / "2" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_bad_clip_beyond_the_limit_stops_the_run_which_goes_on_with_another_limit(bad_clips, tmp_path):
     argv = [bad_clips, tmp_path / "run", "--mixup_probability=0"]
     status, said = ending(*argv, "--max_bad_clips=2")
@@ -461,6 +467,7 @@ def test_bad_clips_alone_end_the_run_whatever_the_limit(bad_clips, tmp_path, mon
     assert status == 1 and said.startswith("error: 50 training clips in a row cannot be decoded")
 
 
+@pytest.mark.slow
 def test_bad_clip_that_was_mended_counts_no_more(bad_clips, recipe, tmp_path):
     clip = bad_clips.parent / "train-7.wav"
     broken = clip.read_bytes()
@@ -497,6 +504,7 @@ def test_bad_machine_is_no_bad_clip(tmp_path, monkeypatch):
     assert not (tmp_path / "bad.csv").exists()
 
 
+@pytest.mark.slow
 def test_worker_that_is_killed_is_told_in_one_sentence(recipe, undisturbed, tmp_path, monkeypatch):
     def kill_worker(trainer):
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
@@ -589,6 +597,7 @@ def test_keys_that_move_no_result_do_not_make_it_another_run(recipe, interrupted
     assert (interrupted / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_longer_run_is_not_another_run_and_goes_on(recipe, tmp_path, caplog):
     run(recipe, tmp_path, "--max_steps=4")
     run(recipe, tmp_path, "--max_steps=6")
@@ -596,6 +605,7 @@ def test_longer_run_is_not_another_run_and_goes_on(recipe, tmp_path, caplog):
     assert TrainerState.load_from_json(tmp_path / "trainer_state.json").global_step == 6
 
 
+@pytest.mark.slow
 def test_folder_of_a_run_that_is_still_going_on_is_refused(recipe, tmp_path, monkeypatch):
     said = []
 
@@ -611,7 +621,11 @@ def test_folder_of_a_run_that_is_still_going_on_is_refused(recipe, tmp_path, mon
     assert not list((tmp_path / "run").glob("_*"))
 
 
-@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "optimizer.pt", "epoch_loss.pt"])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("trainer_state.json", "optimizer.pt", "epoch_loss.pt")],
+)
 def test_checkpoint_that_was_damaged_is_named(recipe, interrupted, name):
     checkpoint = Path(last_whole_checkpoint(interrupted))
     for content in (b"", b"PK\x03\x04 nothing", (checkpoint / name).read_bytes()[:-40]):
@@ -622,6 +636,7 @@ def test_checkpoint_that_was_damaged_is_named(recipe, interrupted, name):
     run(recipe, interrupted)
 
 
+@pytest.mark.slow
 def test_end_that_was_damaged_is_made_again(recipe, undisturbed, tmp_path, caplog):
     run(recipe, tmp_path / "run")
     for name in ("model.safetensors", "train_results.json"):
@@ -700,6 +715,7 @@ def test_table_counts_and_names_what_was_lost():
     ]
 
 
+@pytest.mark.slow
 def test_tests_are_counted_as_faults(tmp_path):
     (tmp_path / "test_some.py").write_text(
         "import pytest\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): pytest.skip('no disk')\n"

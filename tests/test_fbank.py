@@ -92,7 +92,7 @@ def test_second_derivative_exists(small_blocks):
 
 
 @pytest.mark.filterwarnings("ignore:.*lru_cache")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_fbank_gives_the_same(backend, dynamic):
     torch.compiler.reset()

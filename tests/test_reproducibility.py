@@ -341,7 +341,7 @@ def interrupt(monkeypatch, owner: type, method: str, count: int, *argv) -> None:
     "step, save",
     [
         (6, ["--save_strategy=steps", "--save_steps=2"]),
-        (5, ["--save_strategy=steps", "--save_steps=3"]),
+        pytest.param(5, ["--save_strategy=steps", "--save_steps=3"], marks=pytest.mark.slow),
         pytest.param(2, ["--save_strategy=steps", "--save_steps=1"], marks=pytest.mark.slow),
         pytest.param(9, ["--save_strategy=steps", "--save_steps=2"], marks=pytest.mark.slow),
         pytest.param(8, ["--save_strategy=epoch"], marks=pytest.mark.slow),

@@ -264,9 +264,8 @@ def test_bfloat16_trains_nearly_as_float32(plain, tmp_path):
 
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
-@pytest.mark.parametrize(
-    "key", ["gradient_checkpointing", pytest.param("activation_checkpointing", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])
 def test_checkpointed_layers_run_twice_to_the_same_end(plain, tmp_path, monkeypatch, key):
     folder, argv = plain
     forward, training = ASTLayer.forward, []
