@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,20 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import TensorType, logging
 
-from .fbank import fbank, frame_length, num_samples
+from .fbank import fbank, frame_length, frame_shift, num_samples
 
 logger = logging.get_logger(__name__)
 
 # Keys that Transformers writes into preprocessor_config.json and that say nothing about the features.
 _BOOKKEEPING_KEYS = ("feature_extractor_type", "auto_map", "processor_class", "_commit_hash")
 # Keys of Transformers' own AST extractor, with the only value that has a meaning there.
-_STOCK_KEYS = {"feature_size": 1, "padding_side": "right", "return_attention_mask": False}
+_STOCK_KEYS = {"feature_size": 1, "padding_side": "right"}
 PADDINGS = ("max_length", "longest")
+# A file of settings comes from strangers. More than these, far beyond any recording and any logarithm of its energy,
+# would take the memory of the machine, or turn every clip into numbers that are none.
+MAX_SAMPLING_RATE, MAX_MEL_BINS, MAX_FRAMES, MAX_STATISTIC = 10_000_000, 10_000, 1_000_000, 1e6
+# Above this, more than a minute and a half of frames, a `max_length` that comes with `truncation` counts samples.
+_LEAST_SAMPLES = 10_000
 
 
 class ASTFeatureExtractor(FeatureExtractionMixin):
@@ -42,6 +47,9 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         do_normalize: Whether the last step is done.
         mean: Mean of the log-mel features of the data set. Default: AudioSet's.
         std: Standard deviation of the log-mel features of the data set. Default: AudioSet's.
+        return_attention_mask: Whether calls that do not say so return an `attention_mask`. `None`: where the padding
+            is "longest".
+        feature_size, padding_side: Of Transformers' other extractors; here always 1 and "right".
 
     Raises:
         TypeError: An option is not known.
@@ -63,24 +71,31 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         std: float = 4.5689974,
         min_length: int = 16,
         padding: str = "max_length",
+        return_attention_mask: bool | None = None,
         **kwargs,
     ):
-        for name, value in (
-            ("sampling_rate", sampling_rate),
-            ("num_mel_bins", num_mel_bins),
-            ("max_length", max_length),
-            ("min_length", min_length),
+        for name, value, most in (
+            ("sampling_rate", sampling_rate, MAX_SAMPLING_RATE),
+            ("num_mel_bins", num_mel_bins, MAX_MEL_BINS),
+            ("max_length", max_length, MAX_FRAMES),
+            ("min_length", min_length, MAX_FRAMES),
         ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"Expected {name} to be a whole number above 0, got {value!r}.")
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"Expected {name} to be a whole number from 1 to {most:,}, got {value!r:.40}.")
         for name, value in (("mean", mean), ("std", std), ("padding_value", padding_value)):
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"Expected {name} to be a number, got {value!r}.")
-        if not std > 0:
-            raise ValueError(f"Expected std above 0, got {std!r}.")
+            if not isinstance(value, (int, float)) or not abs(value) <= MAX_STATISTIC:  # NaN is not
+                raise ValueError(
+                    f"Expected {name} to be a number of at most {MAX_STATISTIC:.0e} in size, got {value!r:.40}."
+                )
+        if not std >= 1 / MAX_STATISTIC:
+            raise ValueError(f"Expected std of at least {1 / MAX_STATISTIC:.0e}, got {std!r}.")
         _check_padding(padding)
         if sampling_rate < 100:
             raise ValueError(f"Expected sampling_rate of at least 100 Hz (a sample a frame), got {sampling_rate}.")
+        if return_attention_mask not in (None, True, False):
+            raise ValueError(
+                f"Expected return_attention_mask to be true, false or none, got {return_attention_mask!r}."
+            )
         for name, only_value in _STOCK_KEYS.items():
             if kwargs.pop(name, only_value) != only_value:
                 raise ValueError(f"{name} can only be {only_value!r}: nothing else has an effect on AST features.")
@@ -98,6 +113,8 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         self.std = std
         self.min_length = min_length
         self.padding = padding
+        self.return_attention_mask = return_attention_mask
+        self.feature_size, self.padding_side = _STOCK_KEYS.values()
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs):
@@ -108,7 +125,11 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             ValueError: An option has a value that cannot work.
         """
         features = {"sampling_rate", "num_mel_bins", "padding_value", "do_normalize", "mean", "std"}
-        known = features | {"max_length", "min_length", "padding"}
+        known = features | {"max_length", "min_length", "padding", "return_attention_mask"}
+        if (
+            "padding" not in feature_extractor_dict
+        ):  # a file of Transformers' own, which writes a false that it ignores
+            feature_extractor_dict = {**feature_extractor_dict, "return_attention_mask": None}
         kept = {key: value for key, value in feature_extractor_dict.items() if key in known.union(_BOOKKEEPING_KEYS)}
         unknown = feature_extractor_dict.keys() - kept.keys() - _STOCK_KEYS.keys()
         if unknown:
@@ -206,7 +227,11 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         return [fbank(waveform, self.sampling_rate, self.num_mel_bins) for waveform in waveforms]
 
     def fit_length(
-        self, spectrograms: list[torch.Tensor], max_length: int | None = None, padding: str | None = None
+        self,
+        spectrograms: list[torch.Tensor],
+        max_length: int | None = None,
+        padding: str | None = None,
+        truncation: bool | None = None,
     ) -> torch.Tensor:
         """Step 2: one length, by padding at the end.
 
@@ -215,6 +240,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             max_length: Number of frames; `None` means the extractor's own. Under "longest" where longer clips are cut;
                 `None` then cuts nothing.
             padding: "max_length" or "longest"; `None` means the extractor's own.
+            truncation: As of `__call__`.
 
         Returns:
             Tensor of shape (batch, frames, num_mel_bins).
@@ -223,12 +249,12 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             ValueError: Another word for `padding`, or a `max_length` that is no whole number above 0.
         """
         padding = self.padding if padding is None else _check_padding(padding)
-        limit = self._limit(max_length, padding)
-        if padding == "longest":
-            length = max(*(len(spectrogram) for spectrogram in spectrograms), self.min_length)
-            length = length if limit is None else min(length, limit)
-        else:
-            length = limit
+        limit = self._limit(max_length, padding, truncation)
+        length = max(*(len(spectrogram) for spectrogram in spectrograms), self.min_length)
+        if padding == "max_length":
+            length = limit or max(length, self._limit(max_length, padding))
+        elif limit is not None:
+            length = min(length, limit)
         batch = spectrograms[0].new_empty((len(spectrograms), length, self.num_mel_bins))
         for index, spectrogram in enumerate(spectrograms):
             frames = min(length, spectrogram.shape[0])
@@ -236,13 +262,27 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             batch[index, frames:] = self.padding_value
         return batch
 
-    def _limit(self, max_length: int | None, padding: str) -> int | None:
+    def _limit(self, max_length: int | None, padding: str, truncation: bool | None = None) -> int | None:
         """How many frames of a clip are kept; `None` where none are cut."""
+        if truncation is False:
+            return None
         if max_length is None:
-            return self.max_length if padding == "max_length" else None
+            return self.max_length if padding == "max_length" or truncation else None
         if not isinstance(max_length, int) or max_length < 1:
             raise ValueError(f"Expected max_length to be a whole number of frames above 0, got {max_length!r}.")
         return max_length
+
+    def _in_frames(self, max_length: int | None, truncation: bool | None) -> int | None:
+        """`max_length` of a call; beside truncation it may count samples, as in guides for models of waveforms."""
+        if truncation is None or not isinstance(max_length, int) or max_length < _LEAST_SAMPLES:
+            return max_length
+        rate = self.sampling_rate
+        frames = max(1, (max_length - frame_length(rate)) // frame_shift(rate) + 1)
+        logger.warning_once(
+            f"max_length {max_length} with truncation is taken for samples ({max_length / rate:g} s at {rate} Hz, "
+            f"{frames} frames). AST counts frames of 10 ms: say max_length={frames}."
+        )
+        return frames
 
     def mask_frames(self, spectrograms: list[torch.Tensor], length: int) -> torch.Tensor:
         """Which frames are a clip's (1) and which padding (0), as int64 (batch, length).
@@ -264,6 +304,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         max_length: int | None = None,
         padding: str | bool | None = None,
         return_attention_mask: bool | None = None,
+        truncation: bool | None = None,
     ) -> BatchFeature:
         """One clip or many to model inputs.
 
@@ -279,7 +320,11 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             padding: "max_length" or "longest" (or `True`, which is Transformers' other word for it); `None` means the
                 extractor's own.
             return_attention_mask: Whether `attention_mask` (batch, frames) comes along: 1 for a clip's frames, 0 for
-                its padding. `None` means where the padding is "longest".
+                its padding. `None` means the extractor's own, or else where the padding is "longest".
+            truncation: `True` cuts longer clips under "longest" too, to the extractor's `max_length` where the call
+                names none; `False` cuts nothing, and pads to the longest clip if that is longer than `max_length`.
+                With either, a `max_length` of 10,000 and more counts samples, as in Hugging Face's guides for models
+                of waveforms; a warning says so. `None` cuts under "max_length", and to a `max_length` that is named.
 
         Returns:
             `BatchFeature` with `input_values` and, where wanted, `attention_mask`.
@@ -295,14 +340,17 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             )
         padding = self.padding if padding is None else _check_padding("longest" if padding is True else padding)
         waveforms = self.to_waveforms(raw_speech)
-        limit = self._limit(max_length, padding)
+        max_length = self._in_frames(max_length, truncation)
+        limit = self._limit(max_length, padding, truncation)
         if limit is not None:  # frames that would be cut are not computed
             waveforms = [waveform[: num_samples(limit, self.sampling_rate)] for waveform in waveforms]
         spectrograms = self.fbank(waveforms)
-        input_values = self.fit_length(spectrograms, max_length, padding)
+        input_values = self.fit_length(spectrograms, max_length, padding, truncation)
         if self.do_normalize:
             input_values = self.normalize(input_values)
         outputs = {"input_values": input_values.detach()}
+        if return_attention_mask is None:
+            return_attention_mask = self.return_attention_mask
         if padding == "longest" if return_attention_mask is None else return_attention_mask:
             outputs["attention_mask"] = self.mask_frames(spectrograms, input_values.shape[1])
         if return_tensors is None:
@@ -311,6 +359,73 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             return BatchFeature({**outputs, "input_values": input_values})
         arrays = {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
         return BatchFeature(arrays, tensor_type=return_tensors)
+
+    def pad(
+        self,
+        processed_features: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | TensorType | None = None,
+    ) -> BatchFeature:
+        """Features of clips of different lengths to one batch, as Transformers' `DataCollatorWithPadding` asks for it.
+
+        Args:
+            processed_features: With `input_values`, each (frames, num_mel_bins) as from a call with padding "longest",
+                and whatever else is to be batched, such as labels: a list of dictionaries, or a dictionary of lists.
+            padding: `True` or "longest", "max_length", or `False`. Padded frames hold what a call pads with.
+            max_length: Number of frames, to pad to or to cut at.
+            truncation: Whether longer clips are cut to `max_length`.
+            pad_to_multiple_of: Round the length up to a multiple of this.
+            return_attention_mask: Whether `attention_mask` comes along. `None` means the extractor's own, or else
+                where clips are padded.
+            return_tensors: "pt" or "np"; `None` means the kind of the first clip, or lists.
+
+        Raises:
+            ValueError: No `input_values`, another word for `padding`, or no `max_length` where it is needed.
+        """
+        if not isinstance(processed_features, Mapping):
+            names = processed_features[0].keys() if processed_features else ()
+            processed_features = {name: [each[name] for each in processed_features] for name in names}
+        if "input_values" not in processed_features:
+            raise ValueError(f"Expected features with input_values, got {sorted(processed_features)}.")
+        clips = processed_features["input_values"]
+        strategy = {True: "longest", False: "do_not_pad"}.get(padding, getattr(padding, "value", padding))
+        if strategy not in (*PADDINGS, "do_not_pad"):
+            raise ValueError(f"Expected padding to be true, false or one of {', '.join(PADDINGS)}, got {padding!r}.")
+        if max_length is None and (truncation or strategy == "max_length"):
+            raise ValueError("Expected max_length, in frames, to pad to or to cut at, got none.")
+        if return_tensors is None and len(clips):
+            kinds = {torch.Tensor: "pt", np.ndarray: "np"}
+            return_tensors = next((kinds[kind] for kind in kinds if isinstance(clips[0], kind)), None)
+        clips = [np.asarray(clip, dtype=np.float32) for clip in clips]
+
+        def rounded(length: int) -> int:
+            return math.ceil(length / pad_to_multiple_of) * pad_to_multiple_of if pad_to_multiple_of else length
+
+        if truncation:
+            clips = [clip[: rounded(max_length)] for clip in clips]
+        length = max(map(len, clips), default=0) if strategy == "longest" else max_length
+        missing = [0 if strategy == "do_not_pad" else max(0, rounded(length) - len(clip)) for clip in clips]
+        output = {name: list(values) for name, values in processed_features.items()}
+        output["input_values"] = [self._pad_end(clip, number) for clip, number in zip(clips, missing)]
+        if return_attention_mask is None:
+            return_attention_mask = self.return_attention_mask
+        if strategy != "do_not_pad" if return_attention_mask is None else return_attention_mask:
+            masks = processed_features.get("attention_mask") or [np.ones(len(clip), np.int64) for clip in clips]
+            output["attention_mask"] = [
+                np.pad(np.asarray(mask)[: len(clip)], (0, number)).astype(np.int64)
+                for mask, clip, number in zip(masks, clips, missing)
+            ]
+        return BatchFeature(output, tensor_type=return_tensors)
+
+    def _pad_end(self, clip: np.ndarray, number: int) -> np.ndarray:
+        value = self.padding_value
+        if clip.ndim == 2 and self.do_normalize:  # features; of waveforms nothing is normalised
+            value = (value - self.mean) / (2 * self.std)
+        return np.pad(clip, [(0, number)] + [(0, 0)] * (clip.ndim - 1), constant_values=value)
 
 
 def _check_padding(padding: Any) -> str:

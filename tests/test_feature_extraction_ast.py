@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 import transformers
-from conftest import call_with_portable_fft
+from conftest import call_with_portable_fft, make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.fbank import fbank, mel_filters
@@ -337,6 +337,98 @@ def test_mask_comes_in_the_form_of_the_features():
     assert np.array_equal(as_numpy.attention_mask, as_torch.attention_mask.numpy())
 
 
+# What Transformers' other extractors of sequences can do
+
+
+def test_mask_is_a_setting_too_and_the_call_wins(tmp_path):
+    waveforms = [noise(8000), noise(16000)]
+    ASTFeatureExtractor(return_attention_mask=True).save_pretrained(tmp_path / "true")
+    ASTFeatureExtractor(return_attention_mask=False, padding="longest").save_pretrained(tmp_path / "false")
+    with_mask, without = (ASTFeatureExtractor.from_pretrained(tmp_path / name) for name in ("true", "false"))
+    assert with_mask(waveforms, return_tensors="pt").attention_mask.sum(dim=1).tolist() == [48, 98]
+    assert "attention_mask" not in with_mask(waveforms, return_attention_mask=False)
+    assert "attention_mask" not in without(waveforms)
+    assert "attention_mask" in without(waveforms, return_attention_mask=True)
+    for name in ("true", "false"):  # stock loads the file, with the same features
+        stock = transformers.ASTFeatureExtractor.from_pretrained(tmp_path / name)
+        expected = stock([wave.numpy() for wave in waveforms], sampling_rate=16000, return_tensors="pt").input_values
+        found = with_mask(waveforms, return_tensors="pt").input_values
+        torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+
+
+def test_a_mask_that_stocks_file_does_not_want_is_returned_all_the_same(tmp_path):
+    """Every file of the Hub says false, which Transformers' own AST ignores."""
+    transformers.ASTFeatureExtractor().save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["return_attention_mask"] is False
+    extractor = ASTFeatureExtractor.from_pretrained(tmp_path)
+    assert "attention_mask" in extractor(noise(8000), padding="longest")
+
+
+@pytest.mark.parametrize("padding, frames", [("max_length", [60, 60]), ("longest", [48, 98])])
+@pytest.mark.parametrize("truncation, most", [(True, 60), (False, 98), (None, None)])
+def test_truncation_says_whether_anything_is_cut(padding, frames, truncation, most):
+    extractor, waveforms = ASTFeatureExtractor(max_length=60), [noise(8000), noise(16000)]
+    found = extractor(waveforms, return_tensors="pt", padding=padding, truncation=truncation).input_values
+    assert found.shape[1] == (most or max(frames))
+    assert torch.equal(found[1, :48], extractor(waveforms[1], return_tensors="pt").input_values[0, :48])
+
+
+def test_max_length_beside_truncation_may_count_samples(caplog):
+    with caplog.at_level("WARNING"):
+        found = ASTFeatureExtractor()(noise(40000), return_tensors="pt", max_length=16000, truncation=True)
+    assert found.input_values.shape == (1, 98, 128)
+    assert "taken for samples (1 s at 16000 Hz, 98 frames)" in caplog.text and "max_length=98" in caplog.text
+
+
+def test_pad_makes_the_batch_that_a_call_makes():
+    extractor, waveforms = ASTFeatureExtractor(padding="longest"), [noise(8000), noise(16000), noise(400)]
+    rows = [{**extractor(wave), "labels": index} for index, wave in enumerate(waveforms)]
+    rows = [{name: values[0] if name != "labels" else values for name, values in row.items()} for row in rows]
+    batch = extractor.pad(rows, return_tensors="pt")
+    expected = extractor(waveforms, return_tensors="pt")
+    torch.testing.assert_close(batch.input_values, expected.input_values, atol=2e-6, rtol=0)
+    assert torch.equal(batch.attention_mask, expected.attention_mask) and batch.labels.tolist() == [0, 1, 2]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    assert torch.equal(extractor.pad(columns, return_tensors="pt").input_values, batch.input_values)
+    longer = extractor.pad(rows, padding="max_length", max_length=120, return_tensors="np")
+    assert longer.input_values.shape == (3, 120, 128) and longer.attention_mask.sum() == 48 + 98 + 16
+    shorter = extractor.pad(rows, padding="max_length", max_length=40, truncation=True, return_tensors="np")
+    assert shorter.input_values.shape == (3, 40, 128) and shorter.attention_mask.sum() == 40 + 40 + 16
+    assert extractor.pad(rows, pad_to_multiple_of=64, return_tensors="np").input_values.shape == (3, 128, 128)
+    assert [len(clip) for clip in extractor.pad(rows, padding=False).input_values] == [48, 98, 16]
+
+
+@pytest.mark.parametrize(
+    "features, options, words",
+    [
+        ([{"labels": 1}], {}, "features with input_values, got .'labels'"),
+        ([{"input_values": np.zeros((20, 128))}], {"padding": "max_length"}, "max_length.*got none"),
+        ([{"input_values": np.zeros((20, 128))}], {"truncation": True}, "max_length.*got none"),
+        ([{"input_values": np.zeros((20, 128))}], {"padding": "shortest"}, "padding.*got 'shortest'"),
+    ],
+)
+def test_what_cannot_be_padded_is_refused(features, options, words):
+    with pytest.raises(ValueError, match=words):
+        ASTFeatureExtractor().pad(features, **options)
+
+
+def test_the_plain_trainer_takes_clips_of_different_lengths(tmp_path):
+    """With Transformers' own collator, which asks the extractor to pad."""
+    extractor = ASTFeatureExtractor(num_mel_bins=32, max_length=64, padding="longest")
+    rows = []
+    for index in range(6):
+        features = extractor(noise(4000 + 1500 * index, index))
+        rows.append({"input_values": features.input_values[0], "labels": index % 5})
+    model = random_model(make_tiny_config(problem_type="single_label_classification"))
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=3, use_cpu=True, report_to=[], disable_tqdm=True
+    )
+    collator = transformers.DataCollatorWithPadding(extractor)
+    assert collator(rows[:2])["attention_mask"].sum(dim=1).tolist() == [23, 32]
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows, data_collator=collator)
+    assert math.isfinite(trainer.train().training_loss)
+
+
 # Errors
 
 
@@ -383,7 +475,6 @@ def test_a_clip_of_one_frame_is_enough():
         ({"max_length": -1, "padding": "longest"}, ValueError, "max_length.*got -1"),
         ({"padding": "shortest"}, ValueError, "padding to be one of max_length, longest, got 'shortest'"),
         ({"padding": False}, ValueError, "padding to be one of max_length, longest, got False"),
-        ({"truncation": True}, TypeError, "truncation"),
         ({"return_tensors": "jx"}, ValueError, "jx"),
     ],
 )
@@ -396,13 +487,17 @@ def test_unusable_arguments_of_the_call_are_refused(options, error, words):
     "options, error, words",
     [
         ({"max_lenght": 512}, TypeError, "'max_lenght'"),
-        ({"return_attention_mask": True}, ValueError, "return_attention_mask can only be False"),
+        ({"return_attention_mask": "yes"}, ValueError, "return_attention_mask to be true, false or none, got .yes."),
         ({"feature_size": 2}, ValueError, "feature_size can only be 1"),
         ({"padding_side": "left"}, ValueError, "padding_side can only be 'right'"),
-        ({"std": 0.0}, ValueError, "std above 0, got 0.0"),
-        ({"std": math.nan}, ValueError, "std to be a number, got nan"),
+        ({"std": 0.0}, ValueError, "std of at least 1e-06, got 0.0"),
+        ({"std": math.nan}, ValueError, "std to be a number of at most 1e.06 in size, got nan"),
         ({"mean": "-4"}, ValueError, "mean to be a number"),
         ({"sampling_rate": 20}, ValueError, "sampling_rate of at least 100"),
+        ({"sampling_rate": 2**70}, ValueError, "sampling_rate.*got 1180591620717411303424"),
+        ({"max_length": 10**9}, ValueError, "max_length to be a whole number from 1 to 1,000,000, got 1000000000"),
+        ({"mean": 1e300}, ValueError, "mean to be a number of at most 1e.06 in size, got 1e.300"),
+        ({"std": 1e-300}, ValueError, "std of at least 1e-06, got 1e-300"),
         ({"sampling_rate": 0}, ValueError, "sampling_rate.*got 0"),
         ({"num_mel_bins": -1}, ValueError, "num_mel_bins.*got -1"),
         ({"max_length": 10.5}, ValueError, "max_length.*got 10.5"),
