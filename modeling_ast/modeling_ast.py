@@ -9,6 +9,7 @@ Source: Gong, Chung, Glass, "AST: Audio Spectrogram Transformer", Interspeech 20
 """
 
 import copy
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -302,7 +303,7 @@ class ASTAttention(nn.Module):
         return self.output["dense"](context), weights
 
 
-class ASTLayer(nn.Module):
+class ASTPlainLayer(nn.Module):
     """Pre-norm Transformer layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: ASTConfig):
@@ -338,14 +339,32 @@ class ASTLayer(nn.Module):
         return torch.cat([narrow(self.activation(widen(piece))) for piece in pieces]).view_as(hidden_states)
 
 
+@functools.cache
+def _layer_class() -> type[ASTPlainLayer]:
+    """`ASTLayer`: the layer as one that can be checkpointed, made with the first model.
+
+    Transformers finds such layers by their base class, whose module loads soundfile and torchaudio; importing this
+    package must need neither, and beside a torchaudio that cannot be loaded a model works without checkpointing.
+    """
+    try:
+        from transformers.modeling_layers import GradientCheckpointingLayer as Checkpointing
+    except (ImportError, OSError, RuntimeError):
+        Checkpointing = nn.Module
+    return type("ASTLayer", (ASTPlainLayer, Checkpointing), {"__module__": __name__, "__doc__": ASTPlainLayer.__doc__})
+
+
+def __getattr__(name: str) -> type[ASTPlainLayer]:  # of this module: whoever unpickles a model asks for it by name
+    if name == "ASTLayer":
+        return _layer_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 class ASTEncoder(nn.Module):
-    """The stack of layers, with activation checkpointing of every n-th layer on demand."""
+    """The stack of layers."""
 
     def __init__(self, config: ASTConfig):
         super().__init__()
-        self.layer = nn.ModuleList([ASTLayer(config) for _ in range(config.num_hidden_layers)])
-        self.gradient_checkpointing = False
-        self.checkpoint_every_n_layers = 1
+        self.layer = nn.ModuleList([_layer_class()(config) for _ in range(config.num_hidden_layers)])
 
     def forward(
         self,
@@ -362,10 +381,7 @@ class ASTEncoder(nn.Module):
             if index == len(self.layer) - 1 and num_outputs is not None:
                 mask = _first_queries(attention_mask, num_outputs)
                 arguments = (hidden_states, mask, output_attentions, num_outputs)
-            if self.gradient_checkpointing and self.training and index % self.checkpoint_every_n_layers == 0:
-                hidden_states, weights = self._gradient_checkpointing_func(layer.__call__, *arguments)
-            else:
-                hidden_states, weights = layer(*arguments)
+            hidden_states, weights = layer(*arguments)
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
             if output_attentions:
@@ -435,15 +451,6 @@ class ASTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, every_n_layers: int = 1
-    ) -> None:
-        # Transformers' own version counts layers of a base class whose module loads soundfile and torchaudio.
-        encoder = self.base_model.encoder
-        encoder.gradient_checkpointing = enable
-        encoder.checkpoint_every_n_layers = every_n_layers
-        encoder._gradient_checkpointing_func = gradient_checkpointing_func
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -612,6 +619,8 @@ class ASTModel(ASTPreTrainedModel):
                 Each clip then gets the positions of its own length and attends to its own patches alone (those without
                 a padded frame), so that its outputs do not depend on what it is batched or padded with. A clip
                 keeps at least one column of patches. `None` takes every frame for the clip's, as the original does.
+                A mask over tokens (batch, tokens), which Transformers' own AST takes, is told apart by its length, and
+                only says which tokens are attended to, anywhere; one that fits both is over frames.
             output_attentions: Whether to return attention weights; that call then runs eager attention.
             output_hidden_states: Whether to return the hidden states before the first and after each layer.
             return_dict: `False` for a tuple. `None` means the configuration's value, for all three.
@@ -633,16 +642,21 @@ class ASTModel(ASTPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         self.embeddings.check_shape(input_values)
-        num_columns = None
-        if attention_mask is not None:
-            is_own = self._check_mask(attention_mask, input_values)
+        columns = self.embeddings.count_columns(input_values.shape[1])
+        num_columns = own_tokens = None
+        if attention_mask is not None and self._covers_tokens(attention_mask, input_values, columns):
+            own_tokens = attention_mask.to(input_values.device).bool()
+        elif attention_mask is not None:
+            is_own = self._check_mask(attention_mask, input_values, columns)
             num_columns = self.embeddings.count_columns(is_own.sum(dim=1)).clamp(min=1)
+            own_tokens = self._own_tokens(columns, num_columns)
             # Blank, not only masked: even an attention weight of 0 would bring NaN or infinity out of the padding.
             input_values = input_values.masked_fill(~is_own.unsqueeze(-1), 0)
         kept = self.embeddings.draw_patches(input_values.shape[1], num_columns) if self.training else None
         embedded = self.embeddings(input_values, num_columns, kept)
-        columns = self.embeddings.count_columns(input_values.shape[1])
-        token_mask = self._mask_tokens(embedded, columns, num_columns, kept, eager=bool(output_attentions))
+        if own_tokens is not None and kept is not None:
+            own_tokens = torch.cat((own_tokens[:, :2], own_tokens[:, 2:][:, kept]), dim=1)
+        token_mask = self._mask_tokens(embedded, own_tokens, eager=bool(output_attentions))
         # Masks of other forms than (batch, 1, queries, tokens) belong to implementations that want all queries.
         can_leave_out = token_mask is None or isinstance(token_mask, torch.Tensor) and token_mask.ndim == 4
         only_special = only_pooled and can_leave_out and not (output_attentions or output_hidden_states)
@@ -659,12 +673,18 @@ class ASTModel(ASTPreTrainedModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _check_mask(self, attention_mask: torch.Tensor, input_values: torch.Tensor) -> torch.Tensor:
+    def _covers_tokens(self, attention_mask: torch.Tensor, input_values: torch.Tensor, columns: int) -> bool:
+        """Whether a mask is over tokens, not over frames."""
+        tokens = 2 + self.config.num_frequency_patches * columns
+        return attention_mask.shape != input_values.shape[:2] and attention_mask.shape == (len(input_values), tokens)
+
+    def _check_mask(self, attention_mask: torch.Tensor, input_values: torch.Tensor, columns: int) -> torch.Tensor:
         """Which frames are the clip's, as booleans on the device of the input: (batch, frames)."""
         if attention_mask.shape != input_values.shape[:2]:
+            tokens = 2 + self.config.num_frequency_patches * columns
             raise ValueError(
-                f"Expected attention_mask of shape (batch, frames), here {tuple(input_values.shape[:2])}, got "
-                f"{tuple(attention_mask.shape)}."
+                f"Expected attention_mask of shape (batch, frames), here {tuple(input_values.shape[:2])}, or (batch, "
+                f"tokens), here {(len(input_values), tokens)}, got {tuple(attention_mask.shape)}."
             )
         is_own = attention_mask.to(input_values.device).bool()
         # Not in a graph, which could not look at values.
@@ -672,26 +692,20 @@ class ASTModel(ASTPreTrainedModel):
             raise ValueError("Expected attention_mask to be 1 from the start of each clip to its end and 0 behind it.")
         return is_own
 
-    def _mask_tokens(
-        self,
-        embedded: torch.Tensor,
-        columns: int,
-        num_columns: torch.Tensor | None,
-        kept: torch.Tensor | None,
-        eager: bool,
-    ) -> Any:
-        """Which tokens can be attended to, in the form that the attention implementation takes."""
-        if num_columns is None:
-            return None
+    def _own_tokens(self, columns: int, num_columns: torch.Tensor) -> torch.Tensor:
+        """Which tokens are a clip's, by the columns of patches that it has: booleans (batch, tokens)."""
         is_own = torch.arange(columns, device=num_columns.device) < num_columns.unsqueeze(1)  # (batch, columns)
         is_own = is_own.repeat(1, self.config.num_frequency_patches)  # (batch, patches)
-        if kept is not None:
-            is_own = is_own[:, kept]
-        is_own = F.pad(is_own, (2, 0), value=True)  # (batch, tokens)
+        return F.pad(is_own, (2, 0), value=True)
+
+    def _mask_tokens(self, embedded: torch.Tensor, own_tokens: torch.Tensor | None, eager: bool) -> Any:
+        """Which tokens can be attended to, in the form that the attention implementation takes."""
+        if own_tokens is None:
+            return None
         if eager:
-            bias = torch.zeros_like(is_own, dtype=embedded.dtype).masked_fill(~is_own, torch.finfo(embedded.dtype).min)
-            return bias[:, None, None]
-        return create_bidirectional_mask(self.config, embedded, is_own)
+            bias = torch.zeros_like(own_tokens, dtype=embedded.dtype)
+            return bias.masked_fill(~own_tokens, torch.finfo(embedded.dtype).min)[:, None, None]
+        return create_bidirectional_mask(self.config, embedded, own_tokens)
 
 
 class ASTForAudioClassification(ASTPreTrainedModel):

@@ -280,6 +280,24 @@ def test_half_precision_keeps_clips_apart(model, clips, implementation, dtype):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_mask_over_tokens_is_that_of_the_stock_model(tmp_path, implementation, side):
+    """Told apart from one over frames by its length; 64 frames make 2 + 2 x 5 tokens."""
+    model = random_model(make_tiny_config(head_layer_norm_eps=None))
+    model.save_pretrained(tmp_path)
+    stock = transformers.ASTForAudioClassification.from_pretrained(tmp_path).eval()
+    for each in (stock, model):
+        each.set_attn_implementation(implementation)
+    clips, mask = torch.stack([spectrogram(64, seed=seed) for seed in range(3)]), torch.ones(3, 12, dtype=torch.long)
+    for index, number in enumerate((0, 3, 9)):
+        mask[index, slice(number) if side == "left" else slice(12 - number, 12)] = 0
+    found = model(clips, attention_mask=mask).logits
+    close(found, stock(clips, attention_mask=mask).logits, atol=1e-5, rtol=0)
+    assert (found[1:] - model(clips).logits[1:]).abs().max() > 1e-2
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.int64, torch.float32])
 def test_mask_of_every_type_works(model, clips, dtype):
     batch = pad(clips)
@@ -454,7 +472,8 @@ def test_compiled_graph_holds_at_every_length(model, backend, implementation, ha
 def test_mask_of_another_shape_is_refused(model, shape):
     with pytest.raises(ValueError) as error:
         model(torch.zeros(3, 64, 32), attention_mask=torch.ones(shape))
-    assert f"attention_mask of shape (batch, frames), here (3, 64), got {shape}" in str(error.value)
+    expected = f"attention_mask of shape (batch, frames), here (3, 64), or (batch, tokens), here (3, 12), got {shape}"
+    assert expected in str(error.value)
 
 
 @pytest.mark.parametrize("padded", [slice(0, 10), slice(0, 63), slice(20, 21)], ids=["front", "all but one", "gap"])

@@ -232,7 +232,7 @@ def gradients_and_layer_calls(model, input_values):
         return hook
 
     for index, layer in enumerate(model.base_model.encoder.layer):
-        layer.register_forward_pre_hook(count(index))
+        layer.layernorm_before.register_forward_pre_hook(count(index))
     torch.manual_seed(0)
     loss = model(input_values, labels=torch.tensor([0, 1, 2])).loss
     loss.backward()

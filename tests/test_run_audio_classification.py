@@ -23,7 +23,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, 
 from modeling_ast import load_waveform
 from modeling_ast.data import synthetic
 from modeling_ast.data.synthetic import CLASSES, CLIPS_PER_CLASS, generate_clip, synthetic_folder
-from modeling_ast.modeling_ast import ASTLayer
+from modeling_ast.modeling_ast import ASTPlainLayer
 from modeling_ast.training.recipes import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,13 +268,13 @@ def test_bfloat16_trains_nearly_as_float32(plain, tmp_path):
 @pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])
 def test_checkpointed_layers_run_twice_to_the_same_end(plain, tmp_path, monkeypatch, key):
     folder, argv = plain
-    forward, training = ASTLayer.forward, []
+    mlp, training = ASTPlainLayer.mlp, []
 
-    def counted(self, *args, **kwargs):
+    def counted(self, hidden_states):
         training.append(self.training)
-        return forward(self, *args, **kwargs)
+        return mlp(self, hidden_states)
 
-    monkeypatch.setattr(ASTLayer, "forward", counted)
+    monkeypatch.setattr(ASTPlainLayer, "mlp", counted)
     run(*argv, f"--{key}=true", "--output_dir", tmp_path)
     assert sum(training) == 2 * STEPS_PER_EPOCH
     assert losses(tmp_path) == losses(folder) and not changed(tmp_path, folder)
