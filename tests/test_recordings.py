@@ -2,11 +2,16 @@
 sentence that says which recording.
 """
 
+import gzip
 import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -14,6 +19,7 @@ import torch
 from torchaudio.functional import resample
 
 from modeling_ast import AudioError
+from modeling_ast.inference import recordings
 from modeling_ast.inference.recordings import WindowCutter, read_recording
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,14 +82,39 @@ def test_blocks_of_a_long_file_are_the_file(tmp_path, name):
     torch.testing.assert_close(torch.cat(pieces), whole(tmp_path / name), atol=1e-6, rtol=0)
 
 
-def test_every_holder_of_a_file_gives_the_same(tmp_path, monkeypatch):
+@pytest.fixture
+def serve() -> Iterator[Callable[[Iterable[bytes]], str]]:
+    """A server on this machine that sends what it is told, whatever is asked for; it gives its address."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+
+        def answer_all(pieces):
+            with suppress(OSError):  # the other end, or the test, has had enough
+                while True:
+                    connection, _ = server.accept()
+                    with closing(connection), suppress(OSError):
+                        connection.recv(2**16)
+                        for piece in pieces:
+                            connection.sendall(piece)
+
+        def serve(pieces):
+            threading.Thread(target=answer_all, args=(pieces,), daemon=True).start()
+            return f"127.0.0.1:{server.getsockname()[1]}"
+
+        yield serve
+
+
+def answer(body: bytes = b"", status: str = "200 OK", **headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def test_every_holder_of_a_file_gives_the_same(tmp_path, serve):
     path = tmp_path / "clip.wav"
     soundfile.write(path, noise(22050, 2), 22050)
     content = path.read_bytes()
     expected = whole(path)
-    monkeypatch.setattr(
-        httpx, "get", lambda url, **_: httpx.Response(200, content=content, request=httpx.Request("GET", url))
-    )
+    address = serve([answer(gzip.compress(content), Content_Encoding="gzip")])
     with open(path, "rb") as file:
         for source in (
             path,
@@ -94,7 +125,7 @@ def test_every_holder_of_a_file_gives_the_same(tmp_path, monkeypatch):
             {"path": str(path)},
             {"path": path, "bytes": None},
             {"path": "gone.wav", "bytes": content},
-            "https://sounds.example/clip.wav",
+            f"http://{address}/clip.wav",
         ):
             torch.testing.assert_close(read(source), expected, atol=1e-6, rtol=0)
 
@@ -233,31 +264,73 @@ def test_an_open_file_is_called_by_its_name(tmp_path):
         assert message_of(file).startswith(f"{tmp_path / 'clip.wav'}: cannot be decoded")
 
 
+def dripped(content: bytes) -> Iterator[bytes]:
+    for byte in content:
+        yield bytes([byte])
+        time.sleep(0.05)
+
+
+class Endless:
+    """A start, and then zeros as long as somebody takes them."""
+
+    def __init__(self, start: bytes):
+        self.start = start
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.start
+        while True:
+            yield bytes(2**16)
+
+
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("pieces", "words"),
     [
-        (404, "404 Not Found"),
-        (500, "500 Internal Server Error"),
-        (httpx.ConnectError("Name or service not known"), "Name or service not known"),
-        (httpx.ReadTimeout(""), "ReadTimeout"),
-        (httpx.InvalidURL("Invalid port"), "Invalid port"),
+        ([answer(status="404 \x1b[31mEvil")], "404 Not Found"),
+        ([answer(status="500 Internal Server Error")], "500 Internal Server Error"),
+        ([answer(status="304 Not Modified")], "304 Not Modified"),
+        ([b"no HTTP\r\n\r\n"], "illegal status line"),
+        ([], "Server disconnected without sending a response"),
+        ([answer(b"RIFF")[:-1]], "peer closed connection"),
+        ([answer(status="302 Found", Location="file:///etc/hostname")], "unsupported protocol 'file://'"),
+        ([answer(status="302 Found", Location="ftp://sounds.example/clip.wav")], "unsupported protocol 'ftp://'"),
+        ([answer(status="302 Found", Location="http://\x1b[31m/")], "Invalid URL in location header"),
+        ([answer(status="302 Found", Location="/")], "more than 10 redirections"),
+        (Endless(b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n"), "more than 10 redirections"),
+        (Endless(b"HTTP/1.1 200 OK\r\n\r\n"), "it has more than 1,000,000 bytes: fetch it to a file by other means"),
+        ([answer(gzip.compress(bytes(2_000_000)), Content_Encoding="gzip")], "it has more than 1,000,000 bytes"),
+        ([answer(gzip.compress(gzip.compress(b"")), Content_Encoding="gzip, gzip")], "in an encoding of its own"),
+        (dripped(b"HTTP/1.1 200 OK\r\nX: " + 200 * b"x"), "it takes longer than 0.3 s"),
+        (dripped(answer(1000 * b"x")), "it takes longer than 0.3 s"),
+        (dripped(answer(status="302 Found", Location="/")), "it takes longer than 0.3 s"),
     ],
 )
-def test_what_cannot_be_fetched_is_one_sentence_with_its_address(monkeypatch, answer, words):
-    def get(url, **_):
-        if isinstance(answer, Exception):
-            raise answer
-        return httpx.Response(answer, request=httpx.Request("GET", url))
-
-    monkeypatch.setattr(httpx, "get", get)
-    message = message_of("https://sounds.example/clip.wav")
-    assert message.startswith("https://sounds.example/clip.wav: cannot be fetched (") and words in message
+def test_what_cannot_be_fetched_is_one_sentence_without_secrets(monkeypatch, serve, pieces, words):
+    monkeypatch.setattr(recordings, "MAX_FETCHED_BYTES", 1_000_000)
+    monkeypatch.setattr(recordings, "MAX_FETCH_SECONDS", 0.3 if words.startswith("it takes") else 20)
+    address = serve(pieces)
+    message = message_of(f"http://me:secret@{address}/clip.wav?token=secret#secret")
+    assert message.startswith(f"http://{address}/clip.wav: cannot be fetched (") and words in message
+    assert "secret" not in message and message.isprintable()
 
 
-def test_a_page_instead_of_a_sound_is_called_by_its_address(monkeypatch):
-    page = httpx.Response(200, content=b"<html>", request=httpx.Request("GET", "https://sounds.example"))
-    monkeypatch.setattr(httpx, "get", lambda url, **_: page)
-    assert message_of("https://sounds.example/a").startswith("https://sounds.example/a: cannot be decoded")
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://me:sec/ret@sounds.example/clip.wav", "http://..."),
+        ("http://me:sec?ret@sounds.example/clip.wav", "http://..."),
+        ("http://[::1/clip.wav", "http://..."),
+        ("http://sounds\x1b.example/\x1b[31m", r"http://sounds\x1b.example/\x1b[31m"),
+        ("http://sounds.example/a\nb", "http://sounds.example/a b"),
+        ("http://\udc80/clip.wav", r"http://\udc80/clip.wav"),
+    ],
+)
+def test_what_is_no_address_is_one_sentence_that_shows_no_part_of_a_password(url, shown):
+    assert message_of(url) == f"{shown}: cannot be fetched (this is no valid address)."
+
+
+def test_a_page_instead_of_a_sound_is_called_by_its_address(serve):
+    address = serve([answer(b"<html>")])
+    assert message_of(f"http://{address}/a?token=secret").startswith(f"http://{address}/a: cannot be decoded")
 
 
 # Windows

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from modeling_ast.data.label_tables import DataError
+from modeling_ast.data.label_tables import DataError, plain
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60  # seconds without a byte
@@ -69,12 +69,20 @@ def fetch(archive: Archive, folder: Path) -> Path:
             _download(archive.url, part)
         except (OSError, http.client.HTTPException) as error:
             raise DataError(
-                f"{archive.url}: cannot be fetched ({error}). Run the command again to continue, or fetch it by other "
-                "means and name it with --source."
+                f"{shown_address(archive.url)}: cannot be fetched ({error}). Run the command again to continue, or fetch "
+                "it by other means and name it with --source."
             ) from error
         _check(part, archive.sha256)
         os.replace(part, path)
     return path
+
+
+def shown_address(url: str) -> str:
+    """An address for messages: without user, password and query, where secrets stand, or what a terminal obeys."""
+    parts = re.fullmatch(r"(\w+://)(?:[^/?#]*@)?([^/?#@:]*|\[[^\]/?#@]*\])(:\d*)?(/[^?#]*)?([?#].*)?", url, re.DOTALL)
+    # What is no address is not told apart either: a password may hold a slash.
+    shown = "".join(filter(None, parts.groups()[:4])) if parts else f"{url.partition('://')[0]}://..."
+    return plain(" ".join(shown.split()))
 
 
 def _download(url: str, part: Path) -> None:

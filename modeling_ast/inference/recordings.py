@@ -2,24 +2,37 @@
 
 import io
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from threading import Timer
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from modeling_ast.audio import FILE_RATES, AudioError, StreamResampler, read_blocks
+from modeling_ast.data.download import shown_address
+from modeling_ast.data.label_tables import plain
 from modeling_ast.feature_extraction_ast import to_float32, to_native
 
 # An array with more channels than this is refused: it is more likely a batch of clips.
 MAX_CHANNELS = 8
+# What is fetched of a URL, into memory: an hour and a half of stereo WAV. Servers may send without end, bombs of gzip,
+# or a byte a second.
+MAX_FETCHED_BYTES = 2**30  # unpacked
+MAX_FETCH_SECONDS = 600.0  # with all redirections
+_MAX_SILENT_SECONDS = 30.0
+_MAX_REDIRECTIONS = 10
 
+_SCHEMES = ("http://", "https://")
 Recording = str | os.PathLike | bytes | BinaryIO | np.ndarray | torch.Tensor | Mapping[str, Any]
 
 
 def recording_name(source: Recording) -> str:
-    """What to call a recording in messages: its path where it has one."""
+    """What to call a recording in messages: its path where it has one; of a URL what holds no secrets."""
+    if isinstance(source, str) and source.startswith(_SCHEMES):
+        return shown_address(source)
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, Mapping) and isinstance(source.get("path"), (str, os.PathLike)):
@@ -46,8 +59,8 @@ def read_recording(source: Recording, sampling_rate: int) -> Iterator[torch.Tens
         AudioError: A file that is missing, broken or not decodable, or an array that is no recording.
     """
     name = recording_name(source)
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        source = _download(source)
+    if isinstance(source, str) and source.startswith(_SCHEMES):
+        source = _fetch(source, name)
     if isinstance(source, Mapping):
         source, source_rate, name = _open_mapping(source, name)
     elif isinstance(source, io.TextIOBase):
@@ -121,14 +134,65 @@ def to_mono(samples: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
     return waveform.mean(dim=int(np.argmin(shape)))
 
 
-def _download(url: str) -> bytes:
+def _fetch(url: str, name: str) -> BinaryIO:
+    """What a URL gives.
+
+    Raises:
+        AudioError: Nothing, or more than is fetched, in bytes or in time.
+    """
     import httpx
 
+    client = httpx.Client(timeout=_MAX_SILENT_SECONDS, headers={"Accept-Encoding": "identity"})
+    # Who sends a byte a second keeps every timeout of a single read; a closed connection ends the reading.
+    end, closing = time.monotonic() + MAX_FETCH_SECONDS, Timer(MAX_FETCH_SECONDS, client.close)
+    closing.daemon = True
+    closing.start()
     try:
-        return httpx.get(url, follow_redirects=True).raise_for_status().content
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        words = str(error).partition("\n")[0] or type(error).__name__
-        raise AudioError(f"{url}: cannot be fetched ({words}).") from error
+        with client:
+            return _read_body(_follow(client, url), end)
+    # A RuntimeError is httpx's word for a client that is closed.
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, OSError, RuntimeError) as error:
+        if time.monotonic() >= end:
+            reason = f"it takes longer than {MAX_FETCH_SECONDS:g} s: fetch it to a file by other means"
+        elif isinstance(error, (httpx.InvalidURL, UnicodeError)):
+            reason = "this is no valid address"  # the library's words hold what it took for a part, such as a password
+        else:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+        raise AudioError(f"{name}: cannot be fetched ({plain(reason)}).") from error
+    finally:
+        closing.cancel()
+
+
+def _follow(client: Any, url: str) -> Any:
+    """The open response at the end of all redirections, whose own bodies nobody needs."""
+    import httpx
+
+    request = client.build_request("GET", url)
+    for _ in range(_MAX_REDIRECTIONS):
+        response = client.send(request, stream=True)
+        if response.is_success:
+            return response
+        if response.next_request is None:
+            raise OSError(f"{response.status_code} {httpx.codes.get_reason_phrase(response.status_code)}")
+        response.close()
+        request = response.next_request
+    raise OSError(f"more than {_MAX_REDIRECTIONS} redirections")
+
+
+def _read_body(response: Any, end: float) -> BinaryIO:
+    # A piece from the network unpacks to a thousandfold by gzip, and to any size by others or by gzip within gzip.
+    encoding = response.headers.get("Content-Encoding", "identity").lower()
+    if encoding not in ("identity", "gzip", "deflate"):
+        raise OSError("the server sends it in an encoding of its own")
+    content = io.BytesIO()
+    for piece in response.iter_bytes():
+        content.write(piece)
+        if content.tell() > MAX_FETCHED_BYTES:
+            raise OSError(f"it has more than {MAX_FETCHED_BYTES:,} bytes: fetch it to a file by other means")
+        if time.monotonic() >= end:
+            raise TimeoutError
+    content.seek(0)
+    return content
 
 
 @dataclass
