@@ -21,7 +21,7 @@ FILE_RATES = range(100, 1_000_001)
 # file holds costs no more.
 MAX_AT_ONCE = 2**24
 # What is read whole at most, in numbers (4 GiB of float32) and in seconds (a day): a compressed file of some kilobytes
-# can hold days of silence. `read_blocks` knows no limit.
+# can hold days of silence. `read_blocks` knows no limit of its own.
 MAX_WHOLE = 2**30
 MAX_WHOLE_SECONDS = 24 * 3600
 # Larger samples are no sound: full scale is 1, and 32-bit integers that somebody wrote as floats reach 2e9. Features
@@ -69,6 +69,7 @@ def read_blocks(
     sampling_rate: int = 16000,
     name: str | None = None,
     block_seconds: float = 10.0,
+    max_seconds: float = math.inf,
 ) -> Iterator[torch.Tensor]:
     """What `load_waveform` gives, piece by piece, so that a file of any length fits into memory.
 
@@ -77,19 +78,22 @@ def read_blocks(
         sampling_rate: Of the result, in Hz.
         name: What to call the file in errors; `None` means the path.
         block_seconds: How much is read at once, up to `MAX_AT_ONCE` numbers.
+        max_seconds: Length of the longest file that is taken; a longer one is refused before it is decoded if its
+            header says so, and otherwise when so much has been decoded.
 
     Yields:
         float32 tensors of shape (samples,), one behind the other.
 
     Raises:
-        AudioError: As from `load_waveform`, but for the length. That a file is truncated shows at its end.
+        AudioError: As from `load_waveform`, but for the length, which `max_seconds` limits. That a file is truncated
+            shows at its end.
         ImportError: torchaudio is needed for resampling and cannot be loaded.
         ValueError: `block_seconds` is no length.
     """
     if not 0 < block_seconds < math.inf:
         raise ValueError(f"Expected block_seconds to be a number above 0, got {block_seconds}.")
     resampler = None
-    for samples, file_rate in _decode(source, name, block_seconds):
+    for samples, file_rate in _decode(source, name, block_seconds, max_seconds):
         resampler = resampler or StreamResampler(file_rate, sampling_rate)
         yield resampler.push(_average_channels(samples))
     yield resampler.finish()
@@ -154,12 +158,16 @@ def _opened(source: str | os.PathLike | bytes | BinaryIO, name: str | None) -> I
 
 
 def _decode(
-    source: str | os.PathLike | bytes | BinaryIO, name: str | None, block_seconds: float | None = None
+    source: str | os.PathLike | bytes | BinaryIO,
+    name: str | None,
+    block_seconds: float | None = None,
+    max_seconds: float = math.inf,
 ) -> Iterator[tuple[torch.Tensor, int]]:
     """Pieces of (samples, channels), each with the rate; without a length those of a file that is to be kept whole."""
     num_samples = 0
     with _opened(source, name) as (file, opened, name):
-        rate, longest, most = file.samplerate, MAX_AT_ONCE // file.channels, math.inf
+        rate, longest = file.samplerate, MAX_AT_ONCE // file.channels
+        most = max_seconds * rate
         if block_seconds is None:
             most = min(MAX_WHOLE // file.channels, MAX_WHOLE_SECONDS * rate)
         else:
@@ -168,6 +176,8 @@ def _decode(
         file.seekable = lambda: False
         while True:
             if max(num_samples, _declared_length(file)) > most:
+                if block_seconds is not None:
+                    raise AudioError(f"{name}: longer than the {max_seconds / 60:.4g} minutes that are taken.")
                 hours = most / rate / 3600
                 raise AudioError(f"{name}: too long to be read as a whole, more than {hours:.1f} hours.")
             wanted = min(longest, file.frames - num_samples)

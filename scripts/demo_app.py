@@ -3,8 +3,9 @@
     python scripts/demo_app.py --model MODEL [--examples FOLDER] [--port 7860]
 
 The page shows the labels of a recording, the events in it, its spectrogram over the scores, and what the model attends
-to in an event. Recordings (WAV, FLAC, OGG, MP3, without ffmpeg) may be hours long. This machine alone can open the
-page, unless `--host` says otherwise. It loads nothing from elsewhere, and what was uploaded is deleted when it ends.
+to in an event. Recordings (WAV, FLAC, OGG, MP3, without ffmpeg) may be hours long; several are heard in turn, and no
+longer than their visitors stay. This machine alone can open the page, unless `--host` says otherwise. It loads nothing
+from elsewhere, and what was uploaded is deleted when it ends, or at the next start of a page where it was killed.
 """
 
 import argparse
@@ -12,10 +13,11 @@ import html
 import os
 import signal
 import sys
-import tempfile
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from modeling_ast.audio import AudioError, require_torchaudio
@@ -32,12 +34,16 @@ except ImportError:
 import pandas
 import soundfile
 import torch
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
+from starlette.middleware import Middleware
 
 from modeling_ast.data.label_tables import plain
 from modeling_ast.data.sources import AUDIO_SUFFIXES, find_sounds
 from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
-from modeling_ast.inference.app import TOP_K, Heard, Listener
+from modeling_ast.inference.app import TOP_K, Heard, Listener, Stopped
+from modeling_ast.inference.page_guard import PageGuard, working_folder
 from modeling_ast.inference.tagging import TaggingError, load_classifier
+from modeling_ast.inference.timeline import is_number
 
 # Rows that the page shows of the events; the file to download holds all.
 MAX_ROWS = 500
@@ -46,6 +52,8 @@ COLUMNS = ("label", "start (s)", "end (s)", "score")
 # Memory grows with the square of the window, and the number of windows with the inverse of the hop: a page that stands
 # still, or ends, is no use to the others who look at it. A model's own window may be longer.
 MAX_WINDOW_SECONDS, MIN_HOP_SECONDS = 10.0, 0.02
+# Recordings that are heard at once, in turn, and requests that wait; the next ones are told that the page is busy.
+AT_ONCE, MAX_WAITING = 16, 100
 WELCOME = "Upload a recording, record one, or choose an example."
 # What was uploaded is looked at every hour, and deleted when it is a day old; all of it when the page ends.
 DELETE_CACHE = (3600, 86400)
@@ -72,15 +80,21 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_options(argv)
     classifier = load_classifier(args.model, args.device)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder goes then, too
-    with tempfile.TemporaryDirectory(prefix="demo_app_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))
+    with working_folder() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
         if args.examples is None:
-            examples = write_examples(Path(folder, "examples"))
+            examples = write_examples(folder / "examples")
         else:
             examples = find_examples(args.examples)
         # A folder is no one's business on a page that others see.
         name = plain(Path(args.model).resolve().name if Path(args.model).is_dir() else args.model)
-        page = build_page(Listener(classifier, folder), name, examples)
+        page = build_page(Listener(classifier, folder, 60 * args.max_minutes), name, examples)
+        guard = Middleware(
+            PageGuard,
+            uploads=folder / "uploads",
+            max_bytes=args.max_megabytes * 2**20,
+            max_total_bytes=args.max_total_megabytes * 2**20,
+        )
         try:
             page.launch(
                 server_name=args.host,
@@ -88,6 +102,9 @@ def main(argv: list[str] | None = None) -> None:
                 share=False,
                 allowed_paths=[str(path) for path in examples],
                 max_file_size=args.max_megabytes * 2**20,
+                app_kwargs={"middleware": [guard], "openapi_url": None},
+                auth=args.auth and read_accounts(args.auth),
+                enable_monitoring=False,
                 footer_links=[],
                 run_history=False,
                 css=CSS,
@@ -113,14 +130,63 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 opens the page to the network; default: %(default)s"
     )
+    parser.add_argument(
+        "--auth", metavar="USER:PASSWORD", help="only they can open the page; or a file with one such line for each"
+    )
+    parser.add_argument("--max_minutes", type=float, default=240, help="of a recording; default: %(default)s")
     parser.add_argument("--max_megabytes", type=int, default=1024, help="of an upload; default: %(default)s")
+    parser.add_argument(
+        "--max_total_megabytes",
+        type=int,
+        default=8192,
+        help="of all uploads, of which the oldest are deleted; default: %(default)s",
+    )
     parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
     args = parser.parse_args(argv)
     if not 1 <= args.port <= 65535:
         raise TaggingError(f"Expected port from 1 to 65535, got {args.port}.")
+    if not args.max_minutes > 0:
+        raise TaggingError(f"Expected max_minutes above 0, got {args.max_minutes:g}.")
     if args.max_megabytes < 1:
         raise TaggingError(f"Expected max_megabytes of at least 1, got {args.max_megabytes}.")
+    if args.max_total_megabytes < args.max_megabytes:
+        raise TaggingError(
+            f"Expected max_total_megabytes of at least max_megabytes, {args.max_megabytes}, got "
+            f"{args.max_total_megabytes}."
+        )
     return args
+
+
+def read_accounts(auth: str) -> list[tuple[str, str]]:
+    """Users and passwords, from a file or from the command line, where other users of the machine can read them.
+
+    Raises:
+        TaggingError: A line without both.
+    """
+    lines = Path(auth).read_text(encoding="utf-8").split("\n") if Path(auth).is_file() else [auth]
+    accounts = [line.strip().partition(":") for line in lines if line.strip()]
+    if not accounts or not all(user and password for user, _, password in accounts):
+        raise TaggingError("Expected auth to be USER:PASSWORD, or a file with such lines; got something else.")
+    return [(user, password) for user, _, password in accounts]
+
+
+class Page(gr.Blocks):
+    """Gradio's page, which answers in a sentence to what its own form does not send, and fetches no URLs."""
+
+    async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
+        """As Gradio's own, which downloads whatever the path of a file names, of any size.
+
+        Raises:
+            gr.Error: Values that the form does not have, or a file that was not uploaded.
+        """
+        files = []
+        try:
+            traverse(inputs, files.append, is_file_obj_with_meta)
+            if not any(is_http_url_like(file["path"]) for file in files):
+                return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+        except (OSError, TypeError, ValueError) as error:
+            raise gr.Error("Expected a recording that was uploaded here.", print_exception=False) from error
+        raise gr.Error("Expected a recording that was uploaded here, got an address.", print_exception=False)
 
 
 def find_examples(folder: Path) -> list[Path]:
@@ -170,23 +236,50 @@ def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.
         raise TaggingError(f"Expected a model that gives labels, got the regression model {model_name}.")
     own_window = listener.classifier.window_cutter().length / extractor.sampling_rate
 
-    def hear(path, window, hop, threshold, before, progress=gr.Progress()):  # noqa: B008, as Gradio wants it
+    wanted: dict[str, Event] = {}  # by visitor: set once what is heard for them is wanted no more
+
+    def hear(path, window, hop, threshold, before, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+        stop(request)
+        is_stopped = wanted[request.session_hash] = Event()
+
+        def report(share, words="Hearing"):
+            if is_stopped.is_set():
+                raise Stopped
+            progress(share, desc=words)
+
         if before is not None:
             before.forget()
         if path is None:
             return show_nothing(WELCOME)
+        heard = None
         try:
-            windows = choose_windows(listener, window, hop)
-            heard = listener.hear(path, windows, threshold, lambda share: progress(share, desc="Hearing"))
-            progress(1.0, desc="Drawing")
-            return show(listener, heard)
+            heard = listener.hear(path, choose_windows(listener, window, hop), threshold, report)
+            return show(listener, heard, partial(report, words="Drawing"))
         except (AudioError, ValueError) as error:
-            return show_nothing(str(error), is_error=True)
+            shown = show_nothing(str(error), is_error=True)
+        except Stopped:
+            shown = [gr.skip()] * len(outputs)  # they show what came after it
+        finally:
+            if wanted.get(request.session_hash) is is_stopped:
+                del wanted[request.session_hash]
+        if heard is not None:
+            heard.forget()
+        return shown
 
-    with gr.Blocks(title=f"AST: {model_name}", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
+    def stop(request: gr.Request):
+        if request.session_hash not in wanted:
+            return [gr.skip()] * len(outputs)
+        wanted.pop(request.session_hash).set()
+        return show_nothing("Stopped.")
+
+    def leave(request: gr.Request):
+        stop(request)
+
+    with Page(title=f"AST: {model_name}", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.HTML(
             f"<h1>{html.escape(model_name)}</h1><p>Audio Spectrogram Transformer of {config.num_labels} labels. "
-            f"It hears {own_window:.2f} s at a time, and recordings of any length.</p>",
+            f"It hears {own_window:.2f} s at a time, and recordings of up to {listener.max_seconds / 60:g} "
+            "minutes.</p>",
             elem_id="title",
         )
         heard = gr.State(None, delete_callback=lambda heard: heard and heard.forget())
@@ -213,7 +306,9 @@ def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.
                         window = gr.Number(None, label="Window (s)", placeholder=f"{own_window:.2f}", min_width=90)
                         hop = gr.Number(None, label="Hop (s)", placeholder="2/3 of it", min_width=90)
                         threshold = gr.Number(None, label="Threshold", placeholder="the model's", min_width=90)
-                    again = gr.Button("Hear again")
+                with gr.Row():
+                    again = gr.Button("Hear again", size="sm", min_width=90)
+                    halt = gr.Button("Stop", size="sm", min_width=90)
             with gr.Column(scale=3, min_width=320):
                 status = gr.HTML(f"<p>{WELCOME}</p>", elem_id="status")
                 tags = gr.Label(label="Labels", num_top_classes=TOP_K, visible=False, elem_id="tags")
@@ -232,9 +327,19 @@ def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.
         outputs = [heard, status, tags, results, timeline, events, labels_file, scores_file, stretch, attention]
         inputs = [audio, window, hop, threshold, heard]
         names.click(lambda index: str(examples[index]), names, audio, api_visibility="private")
-        gr.on([audio.change, again.click], hear, inputs, outputs, show_progress_on=[status], api_visibility="private")
+        gr.on(
+            [audio.change, again.click],
+            hear,
+            inputs,
+            outputs,
+            show_progress_on=[status],
+            trigger_mode="multiple",
+            api_visibility="private",
+        )
+        halt.click(stop, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
+        page.unload(leave)
         stretch.input(partial(draw_attention, listener), [stretch, heard], attention, api_visibility="private")
-    return page
+    return page.queue(max_size=MAX_WAITING, default_concurrency_limit=AT_ONCE)
 
 
 def draw_attention(listener: Listener, number: int | None, heard: Heard | None) -> Path | None:
@@ -257,6 +362,9 @@ def choose_windows(listener: Listener, window: float | None, hop: float | None) 
     """
     own_window = listener.classifier.window_cutter().length / listener.extractor.sampling_rate
     longest = max(MAX_WINDOW_SECONDS, own_window)
+    for name, seconds in (("window", window), ("hop", hop)):
+        if seconds is not None and not is_number(seconds):
+            raise ValueError(f"Expected a {name} in seconds, got {seconds!r}.")
     if window is not None and window > longest:
         raise ValueError(f"Expected a window of at most {longest:g} s, got {window:g} s.")
     if hop is not None and hop < MIN_HOP_SECONDS:
@@ -264,8 +372,8 @@ def choose_windows(listener: Listener, window: float | None, hop: float | None) 
     return listener.classifier.window_keywords(window, hop)
 
 
-def show(listener: Listener, heard: Heard) -> list[Any]:
-    """What the page shows of a recording: the values of its outputs."""
+def show(listener: Listener, heard: Heard, report: Callable[[float], Any] = lambda share: None) -> list[Any]:
+    """What the page shows of a recording: the values of its outputs. `report` is as in `Listener.hear`."""
     cutter, rate = listener.classifier.window_cutter(**heard.windows), listener.extractor.sampling_rate
     seconds = heard.timeline.seconds
     length = f"{seconds:.2f} s" if seconds < 60 else f"{timedelta(seconds=round(seconds))} (h:mm:ss)"
@@ -283,7 +391,7 @@ def show(listener: Listener, heard: Heard) -> list[Any]:
         f"<p>{html.escape(plain(heard.path.name))}: {length}, {windows}; {events}.</p>",
         gr.Label({tag["label"]: tag["score"] for tag in heard.tags}, visible=True),
         gr.Column(visible=True),
-        str(listener.draw_timeline(heard)),
+        str(listener.draw_timeline(heard, report)),
         pandas.DataFrame(rows, columns=COLUMNS).style.format(precision=2),
         *(str(path) for path in listener.write_files(heard)),
         gr.Dropdown(choices, value=0),

@@ -126,6 +126,22 @@ def test_blocks_are_as_long_as_they_are_asked_to_be(tmp_path):
     assert sum(resampled) == 8000 and max(resampled) <= 2400 + 20
 
 
+@pytest.mark.parametrize("declared_hours, num_blocks", [(278, 0), (0, 4)])  # 0 is what a pipe declares
+def test_a_file_that_is_too_long_is_refused_as_soon_as_that_is_known(tmp_path, declared_hours, num_blocks):
+    soundfile.write(tmp_path / "long.flac", np.zeros(5 * 16000, np.int16), 16000)
+    with open(tmp_path / "long.flac", "r+b") as file:  # the number of samples is the last 36 bits of 26 bytes
+        start, fields = file.read(18), int.from_bytes(file.read(8), "big")
+        fields = fields >> 36 << 36 | declared_hours * 3600 * 16000
+        file.seek(len(start))
+        file.write(fields.to_bytes(8, "big"))
+    blocks = read_blocks(tmp_path / "long.flac", block_seconds=1, max_seconds=3)
+    assert [len(next(blocks)) for _ in range(num_blocks)] == num_blocks * [16000]
+    with pytest.raises(AudioError, match="long.flac: longer than the 0.05 minutes that are taken.$"):
+        next(blocks)
+    whole = read_blocks(tmp_path / "long.flac", max_seconds=278 * 3600)
+    assert declared_hours or sum(map(len, whole)) == 5 * 16000
+
+
 @pytest.mark.parametrize("block_seconds", [0, -1.0, float("nan"), float("inf")])
 def test_blocks_of_no_length_are_refused(tmp_path, block_seconds):
     soundfile.write(tmp_path / "tone.wav", tone(0.1), 16000)

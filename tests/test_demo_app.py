@@ -1,5 +1,6 @@
 """The page shows what the pipeline hears, and survives what people upload."""
 
+import asyncio
 import io
 import os
 import re
@@ -8,9 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +27,9 @@ from PIL import Image
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
 from modeling_ast.data.synthetic import generate_clip
-from modeling_ast.inference.app import BATCH_SIZE, Listener, WatchedFile
+from modeling_ast.inference import app, page_guard
+from modeling_ast.inference.app import BATCH_SIZE, Listener, Stopped
+from modeling_ast.inference.page_guard import PageGuard, working_folder
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.tagging import TaggingError
 
@@ -137,13 +144,58 @@ def test_nothing_is_drawn_of_what_was_forgotten_meanwhile(listener, sound):
 
 
 @pytest.mark.parametrize("suffix", ("wav", "flac", "ogg", "mp3"))
-def test_a_watched_file_is_read_as_it_is_and_tells_how_far(tmp_path, suffix):
-    path = tmp_path / f"sound.{suffix}"
-    soundfile.write(path, make_sound(*["siren"] * 30), RATE)
+def test_who_waits_is_told_how_far_a_file_has_been_read(listener, tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(app, "_TURN_SECONDS", 0.5)
+    soundfile.write(tmp_path / f"sound.{suffix}", np.tile(make_sound("siren"), 20), RATE)
     shares = []
-    with WatchedFile(path, shares.append) as file:
-        torch.testing.assert_close(load_waveform(file, RATE), load_waveform(path, RATE), rtol=0, atol=0)
-    assert len(shares) > 20 and shares[-1] > 0.98 and all(0 <= share <= 1 for share in shares)
+    listener.hear(tmp_path / f"sound.{suffix}", {}, report=shares.append)
+    assert len(shares) >= 40 and all(0 <= share <= 1 for share in shares)
+    assert shares == sorted(shares) and shares[0] < 0.6 and shares[-1] > 0.98
+
+
+def test_what_nobody_waits_for_ends(listener, sound, monkeypatch):
+    monkeypatch.setattr(app, "_TURN_SECONDS", 0.5)
+    shares = []
+
+    def report(share):
+        shares.append(share)
+        if len(shares) == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        listener.hear(sound, {}, report=report)
+    assert len(shares) == 3 and not list(Path(listener.folder).iterdir())
+    heard = listener.hear(sound, {})  # the turn is free
+    shares.clear()
+    with pytest.raises(Stopped):
+        listener.draw_timeline(heard, report)
+    assert len(shares) == 3 and not list(heard.folder.iterdir())
+
+
+def test_a_short_recording_does_not_wait_for_a_long_one(listener, sound, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "_TURN_SECONDS", 0.5)
+    soundfile.write(tmp_path / "long.wav", np.tile(make_sound("siren", "bell"), 40), RATE)
+    shares, has_begun = [0.0], threading.Event()
+
+    def report(share):
+        shares.append(share)
+        has_begun.set()
+
+    with ThreadPoolExecutor(1) as others:
+        long = others.submit(listener.hear, tmp_path / "long.wav", {}, report=report)
+        has_begun.wait()
+        heard = listener.hear(sound, {})
+        assert shares[-1] < 0.9 and not long.done()
+        alone = listener.hear(sound, {})
+    assert len(long.result().timeline.scores) > 100 and heard.events == alone.events
+
+
+def test_recordings_are_as_much_shorter_as_their_windows_overlap_more(classifier, sound, tmp_path):
+    listener = Listener(classifier, tmp_path, max_seconds=4)
+    assert listener.hear(sound, {}).timeline.seconds == 4
+    assert listener.hear(sound, {"chunk_length_s": 0.6, "stride_length_s": 0.1}).timeline.seconds == 4
+    with pytest.raises(AudioError, match="^four.flac: longer than the 0.05 minutes that are taken.$"):
+        listener.hear(sound, {"chunk_length_s": 0.6, "stride_length_s": 0.15})
 
 
 @pytest.mark.parametrize("content", (b"", b"RIFFnonsense", b"no sound"))
@@ -168,7 +220,7 @@ def test_windows_and_thresholds_that_cannot_work_are_refused(listener, sound):
 def test_of_a_file_that_is_gone_nothing_more_is_drawn(listener, sound, method, arguments):
     heard = listener.hear(sound, {})
     sound.unlink()
-    with pytest.raises(AudioError, match="four.flac: no such file"):
+    with pytest.raises(AudioError, match="^four.flac: cannot be read .No such file or directory"):
         getattr(listener, method)(heard, *arguments)
 
 
@@ -214,10 +266,126 @@ def test_examples_are_the_sounds_of_a_folder(sound, tmp_path):
             demo_app.find_examples(nothing)
 
 
-@pytest.mark.parametrize("option", (["--port", "0"], ["--port", "70000"], ["--max_megabytes", "0"]))
+@pytest.mark.parametrize(
+    "option",
+    (
+        ["--port", "0"],
+        ["--port", "70000"],
+        ["--max_megabytes", "0"],
+        ["--max_total_megabytes", "1000"],
+        ["--max_minutes", "nan"],
+        ["--max_minutes", "0"],
+    ),
+)
 def test_options_that_cannot_work_are_refused(option):
     with pytest.raises(TaggingError, match=option[0].strip("-")):
         demo_app.parse_options(["--model", "x", *option])
+
+
+def test_accounts_stand_in_a_file_or_on_the_command_line(tmp_path):
+    assert demo_app.read_accounts("me:sec:ret") == [("me", "sec:ret")]
+    (tmp_path / "accounts").write_text("me:secret\n\n you:other \r\n")
+    assert demo_app.read_accounts(str(tmp_path / "accounts")) == [("me", "secret"), ("you", "other")]
+    (tmp_path / "accounts").write_text("me:secret\nyou\n")
+    for nothing in ("secret", ":secret", "me:", str(tmp_path / "accounts")):
+        with pytest.raises(TaggingError, match="Expected auth to be USER:PASSWORD") as caught:
+            demo_app.read_accounts(nothing)
+        assert "secret" not in str(caught.value)
+
+
+def ask_guard(guard: PageGuard, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
+    """Status and words of the answer to a request."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    lines = [(name.encode(), value.encode()) for name, value in headers.items()]
+    asyncio.run(guard({"type": "http", "method": method, "path": path, "headers": lines}, None, send))
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]).decode()
+
+
+async def behind_the_guard(scope, receive, send) -> None:
+    await send({"type": "http.response.start", "status": 200})
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "path", "headers"),
+    [
+        (200, "GET", "/", {}),
+        (200, "GET", "/", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}),
+        (403, "GET", "/config", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"}),
+        (403, "GET", "/config", {"origin": "http://elsewhere.example", "host": "sounds.example"}),
+        (200, "POST", "/gradio_api/upload", {"content-length": "5000000"}),
+        (200, "POST", "/gradio_api/upload", {"origin": "http://sounds.example:1", "host": "sounds.example:1"}),
+        (200, "POST", "/gradio_api/upload", {"origin": "https://proxy.example", "sec-fetch-site": "same-origin"}),
+        (403, "POST", "/gradio_api/upload", {"origin": "http://sounds.example:2", "host": "sounds.example:1"}),
+        (403, "POST", "/gradio_api/upload", {"origin": "null", "host": "sounds.example"}),
+        (403, "POST", "/gradio_api/upload", {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}),
+        (403, "POST", "/gradio_api/upload", {"sec-fetch-site": "same-site", "host": "127.0.0.1:1"}),
+        (413, "POST", "/gradio_api/upload", {"content-length": "20000000"}),  # as many files as may be
+        (411, "POST", "/gradio_api/upload", {"transfer-encoding": "chunked"}),
+        (200, "POST", "/gradio_api/queue/join", {"content-length": "1000"}),
+        (413, "POST", "/gradio_api/queue/join", {"content-length": "5000000"}),
+        (403, "POST", "/gradio_api/process_recording", {"content-length": "1000"}),
+        (403, "PUT", "/gradio_api/upload", {"content-length": "1000"}),
+        (403, "GET", "/gradio_api/file=https://sounds.example/a.wav", {}),
+        (403, "GET", "/gradio_api/file/http://sounds.example/a.wav", {}),
+        (200, "GET", "/gradio_api/file=/folder/http.wav", {}),
+    ],
+)
+def test_the_guard_passes_on_what_the_page_itself_asks_for(tmp_path, status, method, path, headers):
+    guard = PageGuard(behind_the_guard, tmp_path, max_bytes=5_000_000, max_total_bytes=50_000_000)
+    found, sentence = ask_guard(guard, method, path, headers)
+    assert found == status and sentence.endswith("." if status != 200 else "") and guard.arriving == 0
+
+
+def test_the_oldest_uploads_make_room_for_new_ones(tmp_path):
+    for age, name in enumerate(("new", "old", "older", "oldest")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sound.wav").write_bytes(bytes(2**20))
+        os.utime(tmp_path / name / "sound.wav", (1e9 - age, 1e9 - age))
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    guard = PageGuard(behind_the_guard, tmp_path, max_bytes=2**21, max_total_bytes=3 * 2**20)
+    assert ask_guard(guard, "POST", "/upload", {"content-length": str(2**21)})[0] == 200
+    assert {path.parent.name for path in tmp_path.glob("*/sound.wav")} == {"new", "old", "link"}
+    guard.arriving = 2**21  # of others, at the same time
+    assert ask_guard(guard, "POST", "/upload", {"content-length": str(2**21 + 1)}) == (
+        503,
+        "Others are uploading as much as this page takes. Try again in a minute.",
+    )
+
+
+def test_an_upload_that_does_not_end_is_ended(tmp_path, monkeypatch):
+    async def wait(scope, receive, send):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(page_guard, "_MIN_UPLOAD_SECONDS", 0.05)
+    guard = PageGuard(wait, tmp_path, max_bytes=1000, max_total_bytes=1000)
+    assert ask_guard(guard, "POST", "/upload", {"content-length": "100"}) == (408, "The upload takes too long.")
+    assert guard.arriving == 0
+
+
+def test_folders_that_a_killed_page_left_are_removed_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("demo_app_results", "demo_app_killed", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sound.wav").touch()
+    (tmp_path / "demo_app_link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "demo_app_killed" / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("demo_app_killed", "elsewhere"):
+        (tmp_path / name / page_guard._CLAIM_NAME).touch()
+    with working_folder() as first:
+        (first / "sound.wav").touch()
+        with working_folder() as second:
+            kept = {"demo_app_results", "demo_app_link", "elsewhere"}
+            assert {path.name for path in tmp_path.iterdir()} == {*kept, first.name, second.name}
+            assert (first / "sound.wav").is_file() and (tmp_path / "elsewhere" / "sound.wav").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    monkeypatch.setattr(os, "getuid", lambda: -1)
+    (tmp_path / "demo_app_results" / page_guard._CLAIM_NAME).touch()
+    with working_folder():
+        assert (tmp_path / "demo_app_results" / "sound.wav").is_file()  # of another user
 
 
 def run_script(*arguments: str, before: str = "") -> subprocess.CompletedProcess:
@@ -244,24 +412,20 @@ def test_without_a_model_one_sentence_says_so(tmp_path):
     assert re.search(rf"^error: {re.escape(str(tmp_path))} cannot be used: ", done.stderr, re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def url(model, tmp_path_factory):
-    """The page, opened by the script; examples lie outside all folders that Gradio serves of its own accord."""
-    folder = tmp_path_factory.mktemp("examples")
-    soundfile.write(folder / "an example.wav", make_sound("bell", "steam", "clicks"), RATE)
-    temporary = tmp_path_factory.mktemp("temporary")
+@contextmanager
+def opened_page(temporary: Path, *arguments):
+    """Address and process of a page that the script opens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ["--model", model, "--examples", folder, "--port", port, "--max_megabytes", 1]
-    log = open(temporary / "log", "w")
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
-        cwd=temporary,
-    )
+    with open(temporary / "log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), "--port", str(port), *map(str, arguments)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
+            cwd=temporary,
+        )
     url = f"http://127.0.0.1:{port}/"
     for _ in range(240):
         try:
@@ -270,12 +434,21 @@ def url(model, tmp_path_factory):
         except urllib.error.URLError:
             assert process.poll() is None, (temporary / "log").read_text()
             time.sleep(0.5)
-    yield url
-    served = (temporary / "log").read_text()
+    yield url, process
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
-    log.close()
-    assert "Traceback" not in served
+    assert "Traceback" not in (temporary / "log").read_text()
+
+
+@pytest.fixture(scope="module")
+def url(model, tmp_path_factory):
+    """The page, opened by the script; examples lie outside all folders that Gradio serves of its own accord."""
+    folder = tmp_path_factory.mktemp("examples")
+    soundfile.write(folder / "an example.wav", make_sound("bell", "steam", "clicks"), RATE)
+    temporary = tmp_path_factory.mktemp("temporary")
+    limits = ("--max_megabytes", 1, "--max_minutes", 100)
+    with opened_page(temporary, "--model", model, "--examples", folder, *limits) as (url, _):
+        yield url
     assert not list(temporary.glob("demo_app_*")), "uploads outlive the page"
 
 
@@ -441,3 +614,167 @@ def test_page_refuses_a_file_that_is_too_large(page):
     upload(page, "large.wav", bytes(2 * 2**20))
     page.wait_for_selector("text=exceed the maximum allowed size")
     page.faults[:] = [fault for fault in page.faults if "console" not in fault]  # Gradio tells the console, too
+
+
+@contextmanager
+def visited(url: str, session: str):
+    """What a visitor's browser keeps open: their own session, which ends when they leave."""
+    with httpx.stream("GET", f"{url}gradio_api/heartbeat/{session}", timeout=60) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        yield
+
+
+def find_function(url: str, event: str, num_inputs: int) -> int:
+    """Number of the page's function that an event calls."""
+    functions = httpx.get(f"{url}config").json()["dependencies"]
+    fits = [
+        each for each in functions if len(each["inputs"]) == num_inputs and event in dict(each["targets"]).values()
+    ]
+    return fits[0]["id"]
+
+
+def ask_to_hear(url: str, session: str, *values) -> None:
+    body = {"data": [*values, *[None] * (5 - len(values))], "fn_index": find_function(url, "change", 5)}
+    httpx.post(f"{url}gradio_api/queue/join", json={**body, "session_hash": session}).raise_for_status()
+
+
+def read_answer(url: str, session: str) -> dict:
+    with httpx.stream("GET", f"{url}gradio_api/queue/data", params={"session_hash": session}, timeout=60) as stream:
+        messages = (json.loads(line[5:]) for line in stream.iter_lines() if line.startswith("data:"))
+        return next(message["output"] for message in messages if message["msg"] == "process_completed")
+
+
+def as_file(path: str) -> dict:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leave", ("closes", "stops", "chooses another", "clears"))
+def test_work_ends_with_its_visitor(listener, sound, tmp_path, monkeypatch, leave):
+    has_begun, has_ended = threading.Event(), threading.Event()
+
+    def hear_for_ever(path, windows, threshold, report):
+        if path.endswith("another.flac"):
+            return Listener.hear(listener, path, windows, threshold, report)
+        try:
+            while True:
+                report(0.1)
+                has_begun.set()
+                time.sleep(0.01)
+        finally:
+            has_ended.set()
+
+    monkeypatch.setattr(listener, "hear", hear_for_ever)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    shutil.copy(sound, tmp_path / "another.flac")
+    page = demo_app.build_page(listener, "tiny", [sound])
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, allowed_paths=[str(tmp_path)])
+    try:
+        with visited(url, "visitor"):
+            ask_to_hear(url, "visitor", as_file(str(sound)))
+            assert has_begun.wait(20)
+            if leave == "stops":
+                body = {"data": [], "fn_index": find_function(url, "click", 0), "session_hash": "visitor"}
+                shown = httpx.post(f"{url}gradio_api/run/predict", json=body).json()["data"]
+                assert shown[1] == '<p class="">Stopped.</p>'
+            elif leave == "chooses another":
+                ask_to_hear(url, "visitor", as_file(str(tmp_path / "another.flac")))
+            elif leave == "clears":
+                ask_to_hear(url, "visitor", None)
+            assert leave == "closes" or has_ended.wait(10)
+        assert has_ended.wait(10)
+    finally:
+        page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "values",
+    [
+        (as_file(""),),
+        (as_file(300 * "a"),),
+        (as_file("a\0b"),),
+        (as_file(str(SCRIPT)),),
+        (as_file("https://sounds.example/clip.wav"),),
+        (None, as_file("https://sounds.example/clip.wav")),
+        (5,),
+    ],
+    ids=str,
+)
+def test_what_was_not_uploaded_is_refused_in_a_sentence(url, values):
+    ask_to_hear(url, "odd", *values)
+    assert read_answer(url, "odd")["error"].startswith("Expected a recording that was uploaded here")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("", 300 * "a" + ".wav", "a\x1b[31m.wav", "   ", ".wav", "CON.wav", "a." + 300 * "b"))
+def test_a_file_may_have_any_name(url, name):
+    part = b'--X\r\nContent-Disposition: form-data; name="files"; filename="' + name.encode() + b'"\r\n\r\n'
+    body = part + encode(make_sound("bell"), "wav") + b"\r\n--X--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=X"}
+    (path,) = httpx.post(f"{url}gradio_api/upload", content=body, headers=headers).json()
+    ask_to_hear(url, "odd", as_file(path))
+    assert ": 1.00 s, 2 windows of 0.66 s" in read_answer(url, "odd")["data"][1]
+
+
+@pytest.mark.slow
+def test_settings_that_are_no_numbers_are_refused_in_a_sentence(url):
+    (path,) = httpx.post(
+        f"{url}gradio_api/upload", files={"files": ("a.wav", encode(make_sound("bell"), "wav"))}
+    ).json()
+    for values, words in (("x", "a window in seconds"), (None, "a hop in seconds")):
+        ask_to_hear(url, "odd", as_file(path), values, "y")
+        assert words in read_answer(url, "odd")["data"][1]
+
+
+@pytest.mark.slow
+def test_uploads_are_limited_together_and_to_the_page_itself(url):
+    files = [("files", (f"{number}.wav", bytes(2**19))) for number in range(20)]
+    assert httpx.post(f"{url}gradio_api/upload", files=files).status_code == 413
+    elsewhere = {"Origin": "http://elsewhere.example"}
+    assert httpx.post(f"{url}gradio_api/upload", files=files[:1], headers=elsewhere).status_code == 403
+    assert httpx.post(f"{url}gradio_api/upload", files=files[:1]).status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ("monitoring", "monitoring/summary", "openapi.json", "docs", "runs"))
+def test_nobody_can_watch_others(url, path):
+    assert httpx.get(url + path).status_code in (403, 404)
+
+
+@pytest.mark.slow
+def test_accounts_open_the_page_and_a_killed_one_leaves_nothing_to_the_next(model, tmp_path):
+    (tmp_path / "accounts").write_text("me:secret\n")
+    arguments = ("--model", model, "--auth", tmp_path / "accounts")
+    with opened_page(tmp_path, *arguments) as (url, process):
+        assert httpx.get(f"{url}config").status_code == 401
+        assert httpx.post(f"{url}gradio_api/upload", files={"files": ("a.wav", b"")}).status_code == 401
+        assert httpx.post(f"{url}login", data={"username": "me", "password": "guess"}).status_code == 400
+        with httpx.Client() as client:
+            client.post(f"{url}login", data={"username": "me", "password": "secret"}).raise_for_status()
+            assert client.get(f"{url}config").json()["username"] == "me"
+        process.kill()
+        process.wait()
+    (left,) = tmp_path.glob("demo_app_*")
+    with opened_page(tmp_path, *arguments):
+        assert not left.exists() and list(tmp_path.glob("demo_app_*"))
+
+
+@pytest.mark.slow
+def test_page_refuses_a_recording_that_is_too_long_and_stops(page, tmp_path):
+    with soundfile.SoundFile(tmp_path / "long.flac", "w", RATE, 1) as file:
+        for _ in range(101):
+            file.write(np.zeros(60 * RATE))
+    upload(page, "long.flac", (tmp_path / "long.flac").read_bytes())
+    wait_for_status(page, "long.flac: longer than the 100 minutes that are taken.")
+    with soundfile.SoundFile(tmp_path / "hour.flac", "w", RATE, 1) as file:
+        for _ in range(60):
+            file.write(np.zeros(60 * RATE))
+    upload(page, "hour.flac", (tmp_path / "hour.flac").read_bytes())
+    page.wait_for_selector("text=Hearing")
+    page.click("button:has-text('Stop')")
+    assert wait_for_status(page, "Stopped.") == "Stopped."
+    page.click("#examples button:has-text('an example')")
+    wait_for_status(page, "an example.wav: 3.00 s")
+    check_results(page)

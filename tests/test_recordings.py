@@ -151,6 +151,7 @@ def holders(waveform: np.ndarray) -> dict[str, object]:
         "tensor with channels": torch.from_numpy(stereo),
         "dict with array": {"array": waveform, "sampling_rate": RATE, "path": None},
         "dict with raw": {"raw": tensor, "sampling_rate": np.int64(RATE)},
+        "dict with pieces": {"pieces": [waveform[:100], waveform[100:100], stereo[:, 100:]], "sampling_rate": RATE},
         "dict with a list": {"array": waveform.tolist(), "sampling_rate": RATE},
         "decoder": SimpleNamespace(
             get_all_samples=lambda: SimpleNamespace(data=torch.from_numpy(stereo), sample_rate=RATE)
@@ -222,6 +223,8 @@ def test_what_is_read_is_not_changed_by_what_is_done_to_it():
         ({"raw": np.zeros(100), "sampling_rate": "16000"}, "got '16000'"),
         ({"raw": np.zeros(100), "sampling_rate": True}, "got True"),
         ({"raw": np.zeros(100), "sampling_rate": 44100.5}, "got 44100.5"),
+        ({"pieces": [], "sampling_rate": 0}, "beside 'pieces', got 0"),
+        ({"pieces": ["abc"], "path": "row 7", "sampling_rate": RATE}, "^row 7: expected an array of numbers"),
         ({"array": "abc", "sampling_rate": RATE}, "expected an array of numbers"),
         ({"array": [[0.1], [0.1, 0.2]], "sampling_rate": RATE}, "expected an array of numbers"),
         ({"array": np.zeros((3, 3, 9)), "path": "row 7", "sampling_rate": RATE}, r"^row 7: .*shape \(3, 3, 9\)"),

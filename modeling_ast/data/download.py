@@ -69,8 +69,8 @@ def fetch(archive: Archive, folder: Path) -> Path:
             _download(archive.url, part)
         except (OSError, http.client.HTTPException) as error:
             raise DataError(
-                f"{shown_address(archive.url)}: cannot be fetched ({error}). Run the command again to continue, or fetch "
-                "it by other means and name it with --source."
+                f"{shown_address(archive.url)}: cannot be fetched ({error}). Run the command again to continue, or "
+                "fetch it by other means and name it with --source."
             ) from error
         _check(part, archive.sha256)
         os.replace(part, path)

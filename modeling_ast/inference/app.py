@@ -1,21 +1,25 @@
 """What a page about one recording asks of a model: what is in it, when, and where the model looks."""
 
-import io
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
+import torch
 
+from modeling_ast.audio import AudioError, read_blocks
 from modeling_ast.inference.explanations import explain_attention
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import plot_attention, plot_timeline
-from modeling_ast.inference.recordings import Window, read_recording
+from modeling_ast.inference.recordings import Window
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
 
 TOP_K = 5
@@ -24,29 +28,11 @@ BATCH_SIZE = 8
 MAX_STRETCHES = 100
 # Of a recording's name, in the names of files about it: room for the rest in the 255 bytes that file systems take.
 _MAX_STEM_BYTES = 200
+_TURN_SECONDS = 10.0  # of a recording, heard at the default overlap of windows, before others have their turn
 
 
-class WatchedFile(io.FileIO):
-    """A file open for reading that tells how far it has been read.
-
-    Args:
-        path: Of the file.
-        report: Called with the share, in [0, 1], each time that it has changed by a hundredth.
-    """
-
-    def __init__(self, path: str | os.PathLike, report: Callable[[float], Any]):
-        super().__init__(path)
-        self.name = Path(path).name  # what messages call it
-        self.report, self.size, self.share = report, os.path.getsize(path), 0.0
-
-    def readinto(self, buffer) -> int:
-        """Read, and report."""
-        count = super().readinto(buffer)
-        share = self.tell() / max(1, self.size)
-        if abs(share - self.share) >= 0.01:
-            self.share = share
-            self.report(share)
-        return count
+class Stopped(Exception):  # noqa: N818, nothing is wrong
+    """Raised by who is told how far a recording was heard, and wants to hear no more."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +63,21 @@ class Heard:
 
 
 class Listener:
-    """A model that hears one recording after the other.
+    """A model that hears recordings, several at a time: ten seconds of each in turn, so that short ones are soon done.
 
     Args:
         classifier: The pipeline.
         folder: For pictures and files; each recording gets a folder in it.
+        max_seconds: Length of the longest recording. Where windows overlap more than by default it is as much shorter
+            as they cost more.
     """
 
-    def __init__(self, classifier: ASTAudioClassificationPipeline, folder: str | os.PathLike):
-        self.classifier, self.folder = classifier, folder
+    def __init__(
+        self, classifier: ASTAudioClassificationPipeline, folder: str | os.PathLike, max_seconds: float = math.inf
+    ):
+        self.classifier, self.folder, self.max_seconds = classifier, folder, max_seconds
         self.extractor = classifier.feature_extractor
+        self.turn = Lock()
 
     def hear(
         self,
@@ -101,15 +92,18 @@ class Listener:
             path: Of the recording.
             windows: `chunk_length_s` and `stride_length_s`, as the pipeline takes them.
             threshold: Score of an event; `None` means the model's own, or 0.5.
-            report: Told the share of the file that has been read, in [0, 1].
+            report: Told the share of the file that has been read, in [0, 1], before each block; it raises `Stopped`
+                where nobody waits for the rest.
 
         Raises:
             AudioError: A recording that cannot be used; the message calls it by its name, without its folder.
             ValueError: Windows or a threshold that cannot work.
         """
-        with WatchedFile(path, report) as file:
+        rate, name = self.extractor.sampling_rate, Path(path).name
+        with closing(self._read(path, windows, report)) as pieces:
             result = self.classifier(
-                file, **windows, top_k=TOP_K, threshold=0, return_timeline=True, batch_size=BATCH_SIZE
+                {"pieces": pieces, "sampling_rate": rate, "path": name},
+                **{**windows, "top_k": TOP_K, "threshold": 0, "return_timeline": True, "batch_size": BATCH_SIZE},
             )
         timeline = result["timeline"]
         events = timeline.find_events(threshold)
@@ -117,15 +111,37 @@ class Listener:
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         return Heard(Path(path), windows, result["tags"], timeline, events, stretches, folder)
 
-    def draw_timeline(self, heard: Heard) -> Path:
+    def _read(
+        self, path: str | os.PathLike, windows: Mapping[str, Any], report: Callable[[float], Any] = lambda share: None
+    ) -> Iterator[torch.Tensor]:
+        """Blocks of a recording, each at its turn, which lasts until the next one is asked for."""
+        cutter, name = self.classifier.window_cutter(**windows), Path(path).name
+        share = min(1.0, 1.5 * cutter.hop / cutter.length)  # by default the hop is two thirds of the window
+        try:
+            file = open(path, "rb")
+        except (OSError, ValueError) as error:  # a name that no file can have
+            raise AudioError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        with file:
+            size = max(1, os.fstat(file.fileno()).st_size)
+            rate, max_seconds = self.extractor.sampling_rate, self.max_seconds * share
+            for block in read_blocks(file, rate, name, share * _TURN_SECONDS, max_seconds):
+                with self.turn:
+                    report(min(1.0, file.tell() / size))
+                    yield block
+
+    def draw_timeline(self, heard: Heard, report: Callable[[float], Any] = lambda share: None) -> Path:
         """The picture of a recording, which is read once more.
+
+        Args:
+            heard: The recording.
+            report: As in `hear`.
 
         Raises:
             AudioError: The file cannot be used any longer.
         """
         picture = heard.folder / "timeline.png"
-        pieces = read_recording(heard.path, self.extractor.sampling_rate)
-        plot_timeline(pieces, self.extractor, heard.timeline, heard.events, picture, title=heard.path.name)
+        with closing(self._read(heard.path, heard.windows, report)) as pieces:
+            plot_timeline(pieces, self.extractor, heard.timeline, heard.events, picture, title=heard.path.name)
         return picture
 
     def draw_attention(self, heard: Heard, number: int) -> Path:
@@ -142,13 +158,14 @@ class Listener:
         window, start_seconds = self.read_window(heard, _strongest_row_of(heard.timeline, event))
         # Padded as the pipeline padded it.
         is_as_trained = window.is_whole_recording and heard.windows.get("chunk_length_s") is None
-        attention = explain_attention(
-            self.classifier.model,
-            self.extractor,
-            window.waveform,
-            padding=self.extractor.padding if is_as_trained else "longest",
-            start_seconds=start_seconds,
-        )
+        with self.turn:
+            attention = explain_attention(
+                self.classifier.model,
+                self.extractor,
+                window.waveform,
+                padding=self.extractor.padding if is_as_trained else "longest",
+                start_seconds=start_seconds,
+            )
         picture = heard.folder / f"attention_{number}.png"
         plot_attention(attention, picture, title=f"the window in which {event.label} is strongest")
         return picture
@@ -161,12 +178,13 @@ class Listener:
         """
         cutter = self.classifier.window_cutter(**heard.windows)
 
-        def cut():
-            for piece in read_recording(heard.path, self.extractor.sampling_rate):
+        def cut(pieces):
+            for piece in pieces:
                 yield from cutter.push(piece)
             yield from cutter.finish()
 
-        return next(islice(cut(), row, None)), row * cutter.hop / self.extractor.sampling_rate
+        with closing(self._read(heard.path, heard.windows)) as pieces:
+            return next(islice(cut(pieces), row, None)), row * cutter.hop / self.extractor.sampling_rate
 
     def write_files(self, heard: Heard) -> list[Path]:
         """The events as labels for Audacity, and all scores over time as CSV."""

@@ -3,7 +3,7 @@
 import io
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import Timer
 from typing import Any, BinaryIO
@@ -48,8 +48,9 @@ def read_recording(source: Recording, sampling_rate: int) -> Iterator[torch.Tens
     Args:
         source: A path, a URL (http or https), the bytes of a sound file, a file that is open for reading bytes, a
             waveform (array or tensor; floats in [-1, 1] or integer PCM) at the rate asked for, a dictionary with
-            `array` (or `raw`) and `sampling_rate`, one with `bytes` or `path` as `datasets` gives them undecoded, or a
-            decoder of torchcodec as it gives them decoded. Several channels (along the shorter axis) are averaged.
+            `array` (or `raw`) and `sampling_rate`, one with `pieces` (of a waveform, one behind the other) and
+            `sampling_rate`, one with `bytes` or `path` as `datasets` gives them undecoded, or a decoder of torchcodec
+            as it gives them decoded. Several channels (along the shorter axis) are averaged.
         sampling_rate: Of the result, in Hz.
 
     Yields:
@@ -61,6 +62,9 @@ def read_recording(source: Recording, sampling_rate: int) -> Iterator[torch.Tens
     name = recording_name(source)
     if isinstance(source, str) and source.startswith(_SCHEMES):
         source = _fetch(source, name)
+    if isinstance(source, Mapping) and source.get("pieces") is not None:
+        yield from _resample(source["pieces"], _rate_beside("pieces", source, name), sampling_rate, name)
+        return
     if isinstance(source, Mapping):
         source, source_rate, name = _open_mapping(source, name)
     elif isinstance(source, io.TextIOBase):
@@ -71,24 +75,34 @@ def read_recording(source: Recording, sampling_rate: int) -> Iterator[torch.Tens
     else:
         source_rate = sampling_rate
     if isinstance(source, (np.ndarray, torch.Tensor)):
-        resampler = StreamResampler(source_rate, sampling_rate)
-        yield resampler.push(to_mono(source, name))
-        yield resampler.finish()
+        yield from _resample((source,), source_rate, sampling_rate, name)
     else:
         yield from read_blocks(source, sampling_rate, name)
+
+
+def _resample(pieces: Iterable[Any], source_rate: int, sampling_rate: int, name: str) -> Iterator[torch.Tensor]:
+    resampler = StreamResampler(source_rate, sampling_rate)
+    for piece in pieces:
+        yield resampler.push(to_mono(piece, name))
+    yield resampler.finish()
+
+
+def _rate_beside(key: str, source: Mapping[str, Any], name: str) -> int:
+    rate = source.get("sampling_rate")
+    if not isinstance(rate, (int, np.integer)) or isinstance(rate, bool) or int(rate) not in FILE_RATES:
+        raise AudioError(
+            f"{name}: expected a sampling_rate in Hz beside {key!r}, got {rate!r}. Recordings have "
+            f"{FILE_RATES[0]} to {FILE_RATES[-1]}."
+        )
+    return int(rate)
 
 
 def _open_mapping(source: Mapping[str, Any], name: str) -> tuple[Any, int | None, str]:
     """What a dictionary holds: an array with its rate, or bytes or a path."""
     for key in ("raw", "array"):
         if source.get(key) is not None:
-            rate = source.get("sampling_rate")
-            if not isinstance(rate, (int, np.integer)) or isinstance(rate, bool) or int(rate) not in FILE_RATES:
-                raise AudioError(
-                    f"{name}: expected a sampling_rate in Hz beside {key!r}, got {rate!r}. Recordings have "
-                    f"{FILE_RATES[0]} to {FILE_RATES[-1]}."
-                )
-            return _to_tensor(source[key], name), int(rate), name
+            rate = _rate_beside(key, source, name)
+            return _to_tensor(source[key], name), rate, name
     for key, type_ in (("bytes", bytes), ("path", (str, os.PathLike))):
         if isinstance(source.get(key), type_):
             return source[key], None, name
