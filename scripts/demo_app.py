@@ -43,7 +43,6 @@ from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
 from modeling_ast.inference.app import TOP_K, Heard, Listener, Stopped
 from modeling_ast.inference.page_guard import PageGuard, working_folder
 from modeling_ast.inference.tagging import TaggingError, load_classifier
-from modeling_ast.inference.timeline import is_number
 
 # Rows that the page shows of the events; the file to download holds all.
 MAX_ROWS = 500
@@ -253,7 +252,9 @@ def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.
             return show_nothing(WELCOME)
         heard = None
         try:
-            heard = listener.hear(path, choose_windows(listener, window, hop), threshold, report)
+            # Gradio's component for numbers takes an empty one for 0.
+            windows = choose_windows(listener, read_setting("window", window), read_setting("hop", hop))
+            heard = listener.hear(path, windows, read_setting("threshold", threshold), report)
             return show(listener, heard, partial(report, words="Drawing"))
         except (AudioError, ValueError) as error:
             shown = show_nothing(str(error), is_error=True)
@@ -303,9 +304,9 @@ def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.
                 )
                 with gr.Accordion("Settings", open=False):
                     with gr.Row():
-                        window = gr.Number(None, label="Window (s)", placeholder=f"{own_window:.2f}", min_width=90)
-                        hop = gr.Number(None, label="Hop (s)", placeholder="2/3 of it", min_width=90)
-                        threshold = gr.Number(None, label="Threshold", placeholder="the model's", min_width=90)
+                        window = gr.Textbox(label="Window (s)", placeholder=f"{own_window:.2f}", min_width=90)
+                        hop = gr.Textbox(label="Hop (s)", placeholder="2/3 of it", min_width=90)
+                        threshold = gr.Textbox(label="Threshold", placeholder="the model's", min_width=90)
                 with gr.Row():
                     again = gr.Button("Hear again", size="sm", min_width=90)
                     halt = gr.Button("Stop", size="sm", min_width=90)
@@ -354,6 +355,20 @@ def draw_attention(listener: Listener, number: int | None, heard: Heard | None) 
         return None  # another recording was chosen while it was drawn, or the visitor is gone
 
 
+def read_setting(name: str, text: str | None) -> float | None:
+    """The number in a field of the page, `None` where it is empty.
+
+    Raises:
+        ValueError: No number.
+    """
+    if not (text := (text or "").strip()):
+        return None
+    try:
+        return float(text.replace(",", "."))
+    except ValueError as error:
+        raise ValueError(f"Expected a number as {name}, got {text!r}.") from error
+
+
 def choose_windows(listener: Listener, window: float | None, hop: float | None) -> dict[str, Any]:
     """The pipeline's keywords for what the page allows of windows and hops, in seconds; `None` means the default.
 
@@ -362,9 +377,6 @@ def choose_windows(listener: Listener, window: float | None, hop: float | None) 
     """
     own_window = listener.classifier.window_cutter().length / listener.extractor.sampling_rate
     longest = max(MAX_WINDOW_SECONDS, own_window)
-    for name, seconds in (("window", window), ("hop", hop)):
-        if seconds is not None and not is_number(seconds):
-            raise ValueError(f"Expected a {name} in seconds, got {seconds!r}.")
     if window is not None and window > longest:
         raise ValueError(f"Expected a window of at most {longest:g} s, got {window:g} s.")
     if hop is not None and hop < MIN_HOP_SECONDS:
