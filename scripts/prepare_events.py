@@ -8,7 +8,6 @@ other columns of the manifest stay, such as `fold`; background is spread over th
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
@@ -24,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_ast import load_waveform
-from modeling_ast.data.label_tables import DataError, csv_faults, whole_rows
+from modeling_ast.data.label_tables import DataError, read_rows
 from modeling_ast.data.prepare import Manifest, summarize, write_manifest
 from modeling_ast.data.splicing import BACKGROUND, background_noise, set_level, sounding_part
 from modeling_ast.data.whole_files import written_beside
@@ -88,14 +87,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def read_manifest(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
     """Columns and rows, audio and label first, with absolute paths."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            with csv_faults(path, reader):
-                names = next(reader, [])
-                rows = [dict(zip(names, row)) for row in whole_rows(path, reader, len(names))]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    lines = read_rows(path)
+    _, names = next(lines, (0, []))
+    rows = [dict(zip(names, row)) for _, row in lines]
     if not {"audio", "label"} <= set(names):
         raise DataError(f"{path}: expected the columns audio and label, got {', '.join(names) or 'an empty file'}.")
     if not rows:

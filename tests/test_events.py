@@ -207,8 +207,8 @@ def test_prepared_events_are_cut_and_background_is_spread_over_the_folds(data):
         (b"", "expected the columns audio and label, got an empty file"),
         (b"audio,label\na.wav,dog\n\nb.wav\n", "line 4: expected 2 columns, got 1"),
         (b"audio,label\na.wav,dog,1\n", "line 2: expected 2 columns, got 3"),
-        (b"audio,label\na.wav,\xff\n", "line 2: not CSV in UTF-8"),
-        (b'audio,label\na.wav,"dog\n', "line 3: not CSV in UTF-8"),
+        (b"audio,label\na.wav,\x81\n", "line 2: not UTF-8 nor cp1252"),
+        (b'audio,label\na.wav,"dog\n', "line 2: not CSV"),
         (None, "cannot be read .No such file"),
     ],
 )

@@ -5,16 +5,21 @@ in data files: it holds no comma, which many display names do ("Male speech, man
 without the column.
 """
 
+import codecs
 import csv
+import logging
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+logger = logging.getLogger(__name__)
 
 # Source: class_labels_indices.csv of AudioSet, and of egs/esc50 and egs/speechcommands of YuanGongND/ast.
 SHIPPED_TABLES = ("audioset", "esc50", "speech_commands_v2")
@@ -68,6 +73,11 @@ class LabelTable:
         return {name: index for names in every_way for name, index in names.items()}
 
 
+def composed(name: str) -> str:
+    """A name in the normal form where `é` is one character: file systems and programs differ in how they write it."""
+    return unicodedata.normalize("NFC", name)
+
+
 def read_label_table(name_or_path: str | os.PathLike) -> LabelTable:
     """Read a label table.
 
@@ -77,8 +87,8 @@ def read_label_table(name_or_path: str | os.PathLike) -> LabelTable:
 
     Raises:
         DataError: No such table; the column index or display_name, a mid or a name is missing; a column or an index
-            stands twice, or an index is missing; two labels share a mid or a name, or one's mid is another's name; a
-            row with more columns than the first line; control characters in a mid or a name.
+            stands twice, or an index is missing; two labels share a mid or a name, or one's mid is another's name;
+            control characters in a mid or a name; and as from `read_rows`.
 
     Source:
         The format is the original's (`class_labels_indices.csv`).
@@ -93,7 +103,8 @@ def read_label_table(name_or_path: str | os.PathLike) -> LabelTable:
                 f"{', '.join(SHIPPED_TABLES)}."
             )
     entries = {}
-    for line, (index, mid, name) in _read_entries(path):
+    for line, (index, *both) in _read_entries(path):
+        mid, name = map(composed, both)
         if not mid or not name:
             raise DataError(f"{path}, line {line}: expected a mid and a display name, got {mid!r} and {name!r}.")
         if wrong := find_control((mid, name)):
@@ -115,67 +126,126 @@ def read_label_table(name_or_path: str | os.PathLike) -> LabelTable:
     return LabelTable(mids, names)
 
 
-def _read_entries(path) -> list[tuple[int, list[str]]]:
+def _read_entries(path) -> Iterator[tuple[int, list[str]]]:
     """Line number and index, mid and display name of each row."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        with csv_faults(path, reader):
-            found = reader.fieldnames or ()
-            for column in ("index", "display_name"):
-                if column not in found:
-                    raise DataError(
-                        f"{path}: expected the columns index, mid and display_name in its first line, {column} is "
-                        f"missing in {', '.join(found) or 'an empty file'}."
-                    )
-            columns = ("index", "mid" if "mid" in found else "display_name", "display_name")
-            if twice := [column for column in columns if found.count(column) > 1]:
-                raise DataError(f"{path}: the column {twice[0]} is there twice.")
-            return [(reader.line_num, _pick(row, columns, path, reader.line_num)) for row in reader]
+    rows = read_rows(path)
+    _, found = next(rows, (0, []))
+    for column in ("index", "display_name"):
+        if column not in found:
+            raise DataError(
+                f"{path}: expected the columns index, mid and display_name in its first line, {column} is "
+                f"missing in {', '.join(found) or 'an empty file'}."
+            )
+    columns = ("index", "mid" if "mid" in found else "display_name", "display_name")
+    if twice := [column for column in columns if found.count(column) > 1]:
+        raise DataError(f"{path}: the column {twice[0]} is there twice.")
+    places = [found.index(column) for column in columns]
+    return ((line, [row[place] for place in places]) for line, row in rows)
 
 
-def _pick(row: dict[str | None, str | None], columns: Iterable[str], path, line: int) -> list[str]:
-    if None in row:  # what is left over
-        raise DataError(f"{path}, line {line}: more columns than in the first line. Is a name with a comma in quotes?")
-    return [(row[column] or "").strip() for column in columns]
+def read_rows(path) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells of each row of a table of text; the first row names the columns.
 
+    Programs write tables in many ways: in UTF-8, UTF-16 or cp1252, with commas, semicolons or tabs between the columns
+    (here: whichever gives the first row most of them). A warning says what was taken, where it is not UTF-8 with
+    commas. Blanks around a cell are dropped, and so are rows without anything in them.
 
-def whole_rows(path, reader: Any, width: int) -> Iterator[list[str]]:
-    """The rows that a CSV reader still has; an empty line is none.
+    Args:
+        path: A file, also one in a package.
 
     Raises:
-        DataError: A row has another number of columns; with the line.
+        DataError: As from `open_text`; no CSV, or a row with more or fewer cells than the first; with the line.
     """
-    for row in reader:
-        if len(row) == width:
-            yield row
-        elif row:
-            raise DataError(f"{path}, line {reader.line_num}: expected {width} columns, got {len(row)}.")
+    with open_text(path) as file:
+        line = width = 0
+        try:
+            first = next((line for line in file if line.strip()), "")
+            separator = max(_SEPARATORS, key=partial(_count_cells, first))
+            if separator != ("\t" if path.name.lower().endswith(".tsv") else ","):
+                _say_once(f"{path} is read as a table with a {_SEPARATORS[separator]} between its columns.")
+            file.seek(0)
+            for row in (reader := _parse(file, separator)):
+                line, cells = reader.line_num, [cell.strip() for cell in row]
+                if not any(cells):
+                    continue
+                width = width or len(cells)
+                if len(cells) != width:
+                    hint = f" Cells with a {_SEPARATORS[separator]} belong in quotes." if len(cells) > width else ""
+                    raise DataError(f"{path}, line {line}: expected {width} columns, got {len(cells)}.{hint}")
+                yield line, cells
+        except csv.Error as error:
+            raise DataError(f"{path}, line {line + 1}: not CSV ({error}).") from error
+
+
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
+
+
+def _parse(lines: Iterable[str], separator: str) -> Any:
+    return csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+
+
+def _count_cells(line: str, separator: str) -> int:
+    try:
+        return len(next(_parse([line], separator), ()))
+    except csv.Error:  # too much text between two of them
+        return 0
 
 
 @contextmanager
-def csv_faults(path, reader: Any) -> Iterator[None]:
-    """Turn what Python's CSV readers raise of a file into an error that names the line.
+def open_text(path) -> Iterator[TextIO]:
+    """A file of text, opened as UTF-8 or, with a warning, as UTF-16 or cp1252 where it is that.
 
     Raises:
-        DataError: What is read inside is not CSV in UTF-8.
+        DataError: A folder, a pipe or a device; a file that cannot be opened, or is in no such encoding.
     """
     try:
-        yield
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device may have no end
+            raise DataError(f"{path}: expected a file, got {'a folder' if path.is_dir() else 'a pipe or a device'}.")
+        with path.open(encoding=_find_encoding(path), newline="") as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {find_undecodable(path)}: not CSV in UTF-8 ({error.reason}).") from error
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num + 1}: not CSV in UTF-8 ({error}).") from error
+        raise DataError(f"{path}: not {error.encoding.upper()} ({error.reason}).") from error
 
 
-def find_undecodable(path) -> int:
-    """Number of the first line of a file that is not UTF-8. Files are decoded in blocks, which hide where it is."""
+def _find_encoding(path) -> str:
+    wrong, is_utf8, is_cp1252 = None, False, True
     with path.open("rb") as file:
+        start = file.read(2)
+        if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            _say_once(f"{path} is read as UTF-16.")
+            return "utf-16"
+        file.seek(0)
         for number, line in enumerate(file, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return number
+            if _is_in(line, "utf-8"):
+                is_utf8 |= not line.isascii()
+            else:
+                wrong = wrong or (number, line)
+                is_cp1252 &= _is_in(line, "cp1252")
+    if wrong is None:
+        return "utf-8-sig"
+    number, line = wrong
+    if is_utf8 or not is_cp1252:
+        raise DataError(f"{path}, line {number}: not UTF-8{', as others are' if is_utf8 else ' nor cp1252'}.")
+    _say_once(
+        f"{path} is not UTF-8 and read as cp1252, in which line {number} is {line.decode('cp1252').strip()!r:.80}."
+    )
+    return "cp1252"
+
+
+def _is_in(line: bytes, encoding: str) -> bool:
+    try:
+        line.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@cache
+def _say_once(message: str) -> None:
+    """A file may be opened several times."""
+    logger.warning(plain(message))
 
 
 def find_control(names: Iterable[str]) -> str | None:

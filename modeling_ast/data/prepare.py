@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError, load_waveform, read_seconds
 from modeling_ast.data.download import Archive
-from modeling_ast.data.label_tables import DataError, csv_faults, find_control
+from modeling_ast.data.label_tables import DataError, find_control, read_rows
 from modeling_ast.data.sources import find_sounds, load_splits, read_data_json
 from modeling_ast.data.synthetic import LISTS
 from modeling_ast.data.whole_files import written_beside
@@ -79,26 +79,25 @@ def read_esc50(root: Path) -> Manifest:
     """Manifest with the folds of a folder like ESC-50, with `meta/esc50.csv` and `audio`.
 
     Raises:
-        DataError: Not CSV in UTF-8, or a column, a value or a clip is missing.
+        DataError: A column, a value or a clip is missing; and as from `read_rows`.
     """
     path = root / "meta" / "esc50.csv"
     columns = ("filename", "category", "fold")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
-        with csv_faults(path, reader):
-            if missing := set(columns) - set(reader.fieldnames or ()):
-                found = ", ".join(reader.fieldnames or ()) or "an empty file"
-                raise DataError(f"{path}: expected a column {min(missing)!r}, got {found}.")
-            rows = [[*(row[column] for column in columns), *row.get(None, ())] for row in reader]
-    if not rows:
-        raise DataError(f"{path}: holds no rows.")
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(columns) or not all(row) or find_control(row):
-            raise DataError(f"{path}, row {number}: expected a filename, a category and a fold, got {row}.")
+    lines = read_rows(path)
+    _, names = next(lines, (0, []))
+    if missing := set(columns) - set(names):
+        raise DataError(f"{path}: expected a column {min(missing)!r}, got {', '.join(names) or 'an empty file'}.")
+    rows = []
+    for line, cells in lines:
+        row = [cells[names.index(column)] for column in columns]
+        if not all(row) or find_control(row):
+            raise DataError(f"{path}, line {line}: expected a filename, a category and a fold, got {row}.")
         # A name such as ../../x.wav would be heard elsewhere, and its copy written elsewhere.
         if os.path.basename(row[0]) != row[0] or not os.path.isfile(root / "audio" / row[0]):
-            raise DataError(f"{path}, row {number}: no file {row[0]} in {root / 'audio'}.")
-    rows = [(str(root / "audio" / name), *labels) for name, *labels in rows]
+            raise DataError(f"{path}, line {line}: no file {row[0]} in {root / 'audio'}.")
+        rows.append((str(root / "audio" / row[0]), *row[1:]))
+    if not rows:
+        raise DataError(f"{path}: holds no rows.")
     return Manifest(["audio", "label", "fold"], rows)
 
 

@@ -4,16 +4,18 @@ A data set is data, never a code path: what differs between two of them is said 
 Columns stay in Arrow from the file to the rows, so that two million clips fit into memory as well as two thousand.
 """
 
-import csv
+import ast
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +30,20 @@ from modeling_ast.audio import AudioError, load_waveform
 from modeling_ast.data.bad_clips import BadClips
 from modeling_ast.data.label_tables import (
     DataError,
-    csv_faults,
+    composed,
     find_control,
-    find_undecodable,
+    open_text,
     read_label_table,
-    whole_rows,
+    read_rows,
 )
 from modeling_ast.data.synthetic import LISTS, synthetic_folder
 
 logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-FILE_SUFFIXES = (".csv", ".json", ".parquet")
-LIST_SUFFIXES = (".csv", ".json")  # whose rows hold paths
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")  # with columns, one of them of paths
+LIST_SUFFIXES = (*TABLE_SUFFIXES, ".json")  # whose rows hold paths
+FILE_SUFFIXES = (*LIST_SUFFIXES, ".parquet")
 SPLITS = ("train", "validation", "test")
 # What people call the three splits, in columns and folders.
 SPLIT_ALIASES = {
@@ -54,7 +57,11 @@ SPLIT_ALIASES = {
     },
     **{"test": "test", "testing": "test"},
 }
-ROWS_AT_ONCE = 100_000  # of a CSV file, while they are Python objects
+ROWS_AT_ONCE = 100_000  # of a list, while they are Python objects
+# A column that says where in its file a clip starts or ends: "start", "end_time", "Begin Time (s)", "offset".
+_PART = re.compile(
+    r"(t|time|segment|event)?_?(start|begin|onset|offset|end|stop)(_?(time|seconds|secs?|s|ms|samples?))*"
+)
 
 
 @dataclass
@@ -80,7 +87,7 @@ def load_splits(
     label_separator: str = ",",
     multi_label: bool = False,
     fold_column_name: str | None = None,
-    eval_fold: int | None = None,
+    eval_fold: int | str | None = None,
     split_column_name: str | None = None,
     validation_file: str | None = None,
     test_file: str | None = None,
@@ -97,46 +104,57 @@ def load_splits(
 
     Args:
         dataset_name: "synthetic" (generated sounds); a folder with a sub-folder a class (with `validation_list.txt`
-            and `testing_list.txt` where they are there), or with such folders below train, validation and test; a CSV
-            file; a JSON file as the original reads it, `{"data": [{"wav": path, "labels": "mid1,mid2"}, ...]}`, other
-            keys ignored; a Parquet file or a folder of them; else the name of a data set on the Hub.
+            and `testing_list.txt` where they are there), or with such folders below train, validation and test; a
+            list: a table of text (.csv, .tsv, .txt; see `read_rows`) or JSON lines (.jsonl), or a JSON file as the
+            original reads it, `{"data": [{"wav": path, "labels": "mid1,mid2"}, ...]}`, other keys ignored; a Parquet
+            file or a folder of them; else the name of a data set on the Hub.
         dataset_config_name: Configuration of a Hub data set.
-        audio_column_name: Column with the sound: a path in a CSV file, an audio feature elsewhere.
-        label_column_name: Column with the label or labels: names, class indices, or lists of either.
-        audio_dir: Where the paths of a CSV or JSON file start, relative to the file; `None` means beside a CSV file,
-            and for a JSON file the working directory (as in the original) or else beside it.
-        label_separator: Between the labels of one clip in a CSV file, if `multi_label`, and in a JSON file. Display
-            names may hold a comma ("Child speech, kid speaking"), so what a comma separates had better be mids.
+        audio_column_name: Column with the sound: a path in a list, an audio feature elsewhere.
+        label_column_name: Column with the label or labels: names, class indices, or lists of either, also such lists
+            as text (`['a', 'b']`).
+        audio_dir: Where the paths of a list start, relative to the list; `None` means beside it, and for the
+            original's JSON file the working directory (as in the original) or else beside it.
+        label_separator: Between the labels of one clip in a list, if `multi_label`, and in the original's JSON file.
+            Display names may hold a comma ("Child speech, kid speaking"), so what a comma separates had better be
+            mids.
         multi_label: Whether a clip may have several labels; `labels` is then a list.
-        fold_column_name: Column with the number of the fold.
+        fold_column_name: Column with the number or the name of the fold (a kit, a speaker).
         eval_fold: The fold to hold out: validation. All others train.
         split_column_name: Column that says train, validation or test.
-        validation_file: CSV, JSON or Parquet file with the clips to choose on; those of `dataset_name` then train.
+        validation_file: A list or a Parquet file of the clips to choose on; those of `dataset_name` then train.
         test_file: The same for the clips to report on.
         label_file: Label table, as `read_label_table` takes it: what the labels are called and their order. The data
             may name them by mid, display name or index. `None` means the labels that the data holds, sorted.
         validation_fraction: Share of the training rows to hold out where the data holds out none.
-        max_missing: Files of training clips in a CSV or JSON file that may not be there; their rows stay.
+        max_missing: Files of training clips in a list that may not be there; their rows stay.
         seed: Of that choice.
         cache_dir: For generated sounds; `None` means the user's cache.
 
     Raises:
         DataError: No such data set, or not as described: a missing column, file or fold, no audio, no labels, a label
-            that the table does not hold.
+            that the table does not hold, columns that say which part of a file is a clip.
     """
     if not 0 < validation_fraction < 1:
         raise DataError(f"Expected validation_fraction between 0 and 1, got {validation_fraction}.")
-    if (fold_column_name is None) != (eval_fold is None):
-        raise DataError("Expected fold_column_name and eval_fold together, got one of them.")
+    if eval_fold is not None and fold_column_name is None:
+        raise DataError("Expected fold_column_name with eval_fold, got eval_fold alone.")
+    if fold_column_name is not None and eval_fold is None:
+        raise DataError(
+            "Expected eval_fold with fold_column_name, the fold to hold out (scripts/run_folds.py holds out each in "
+            "turn, and needs none), got fold_column_name alone."
+        )
     if eval_fold is not None and split_column_name is not None:
         raise DataError("Expected a fold or a split column, got both.")
     files = {split: name for split, name in (("validation", validation_file), ("test", test_file)) if name is not None}
     if files and (eval_fold is not None or split_column_name is not None):
         names = " and ".join(f"{split}_file" for split in files)
         raise DataError(f"Expected {names} or a fold or split column, got both.")
-    suffixes = {Path(name).suffix for name in (dataset_name, *files.values())}
-    if audio_dir is not None and suffixes.isdisjoint(LIST_SUFFIXES):
-        raise DataError(f"Expected a CSV or JSON file with audio_dir, got {dataset_name}.")
+    if audio_dir is not None and not any(_suffix(name) in LIST_SUFFIXES for name in (dataset_name, *files.values())):
+        raise DataError(f"Expected a list ({', '.join(LIST_SUFFIXES)}) with audio_dir, got {dataset_name}.")
+    columns = [audio_column_name, label_column_name]
+    for name in files.values():  # a misspelt column is told before any clip is looked for
+        if _suffix(name) in TABLE_SUFFIXES and Path(name).expanduser().is_file():
+            next(_read_columns(Path(name).expanduser(), columns), None)
 
     read = partial(
         _read,
@@ -150,14 +168,14 @@ def load_splits(
     for split, name in files.items():
         if split in tables:
             raise DataError(f"Expected the {split} clips from {dataset_name} or from {split}_file, got both.")
-        if Path(name).suffix not in FILE_SUFFIXES:
+        if _suffix(name) not in FILE_SUFFIXES:
             raise DataError(f"Expected {split}_file to be a file {', '.join(FILE_SUFFIXES)}, got {name}.")
         tables[split] = read(name, max_missing=0)["train"]
     has_columns = any(table.has_columns for table in tables.values())
     if not has_columns and (audio_column_name, label_column_name) != ("audio", "label"):
         raise DataError(
-            f"{dataset_name}: a folder a class has no columns, nor has a JSON file, so that their names have no "
-            "effect."
+            f"{dataset_name}: a folder a class has no columns, nor has the original's JSON file, so that their names "
+            "have no effect."
         )
     for split, table in tables.items():
         if len(table.rows) == 0:
@@ -183,7 +201,7 @@ def load_splits(
         raise DataError(f"{dataset_name}: expected clips to train on, got {', '.join(rows)} alone.")
     if "validation" not in rows:
         rows |= _hold_out_some(rows["train"], dataset_name, validation_fraction, seed)
-    if max_missing and Path(dataset_name).suffix in LIST_SUFFIXES:
+    if max_missing and _suffix(dataset_name) in LIST_SUFFIXES:
         for split in rows.keys() - {"train"}:
             _expect_files(rows[split], dataset_name, split)
     return AudioSplits(rows["train"], rows["validation"], rows.get("test"), label_names)
@@ -213,6 +231,11 @@ class _Table:
         return self.rows.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
 
 
+def _suffix(name: str | Path) -> str:
+    """In lower case, as `CLIPS.CSV` is a list too."""
+    return Path(name).suffix.lower()
+
+
 def _read(
     name: str,
     *,
@@ -225,15 +248,17 @@ def _read(
     cache_dir: str | None = None,
 ) -> dict[str, _Table]:
     path = synthetic_folder(cache_dir=cache_dir) if name == "synthetic" else Path(name).expanduser()
-    is_local = path.is_absolute() or name.startswith(".") or path.suffix in FILE_SUFFIXES
+    is_local = path.is_absolute() or name.startswith(".") or _suffix(path) in FILE_SUFFIXES
     if is_local and not path.exists():
         raise DataError(f"{name}: no such file or folder.")
     if config_name is not None and path.exists():
         raise DataError(f"Expected a data set on the Hub with dataset_config_name, got {name}.")
+    if path.exists() and not path.is_dir() and _suffix(path) not in FILE_SUFFIXES:
+        raise DataError(f"{name}: expected a folder or a file {', '.join(FILE_SUFFIXES)}.")
     columns = [audio_column, label_column, *filter(None, [held_out_by])]
-    if path.suffix == ".csv":
-        return {"train": _Table(_read_csv(path, columns, audio_dir, max_missing), name, audio_column, label_column)}
-    if path.suffix == ".json":
+    if _suffix(path) in TABLE_SUFFIXES:
+        return {"train": _Table(_read_table(path, columns, audio_dir, max_missing), name, audio_column, label_column)}
+    if _suffix(path) == ".json":
         tables = {"train": _read_json(path, audio_dir, max_missing)}
     elif path.is_dir() and not any(path.rglob("*.parquet")):
         splits = _read_class_folders(path)
@@ -244,21 +269,39 @@ def _read(
     for split, table in tables.items():
         needed = [table.audio_column, table.label_column, *(columns[2:] if split == "train" else [])]
         _expect_columns(name, table.rows.column_names, needed)
+        if isinstance(table.rows.features[table.audio_column], Value):  # a path: the file may hold other clips too
+            _refuse_parts(name, set(table.rows.column_names) - set(needed))
     return tables
 
 
-def _expect_columns(source: str | Path, found: list[str], needed: list[str]) -> None:
+def _expect_columns(source: str | Path, found: list[str], needed: list[str], values: Sequence[Any] = ()) -> None:
+    """
+    Args:
+        values: Of the first row, where they are known.
+    """
     for column in needed:
         if column not in found:
-            raise DataError(f"{source}: expected a column {column!r}, got {', '.join(found) or 'none'}.")
+            hint = ""
+            if sum(value in ("0", "1", 0, 1) for value in values) > 1:
+                hint = " Is there a column a class? Write the names of a clip's classes into one, such as 'dog,cat'."
+            raise DataError(f"{source}: expected a column {column!r}, got {', '.join(found) or 'none'}.{hint}")
         if found.count(column) > 1:
             raise DataError(f"{source}: the column {column!r} is there {found.count(column)} times.")
+
+
+def _refuse_parts(source: str | Path, others: Iterable[str]) -> None:
+    if parts := [name for name in others if _PART.fullmatch(re.sub(r"[^a-z]+", "_", name.lower()).strip("_"))]:
+        raise DataError(
+            f"{source}: expected whole files, got columns that seem to say which part of a file is the clip "
+            f"({', '.join(sorted(parts))}). Cut the parts into files of their own or, where each file is such a part "
+            "already, leave these columns out."
+        )
 
 
 def _load_dataset(name: str, path: Path, config_name: str | None) -> dict[str, Dataset]:
     """Parquet, or the Hub."""
     try:
-        if path.suffix == ".parquet":
+        if _suffix(path) == ".parquet":
             raw = load_dataset("parquet", data_files=str(path))
         else:
             raw = load_dataset(str(path) if path.is_dir() else name, config_name)
@@ -316,20 +359,18 @@ def read_lists(folder: Path) -> dict[str, str]:
     """Split of each clip that `validation_list.txt` and `testing_list.txt` of a folder hold out, by relative path.
 
     Raises:
-        DataError: A list is not UTF-8, or names a file that is not there.
+        DataError: A list names a file that is not there, or cannot be read (`open_text`).
     """
     held_out = {}
     for split, list_name in LISTS.items():
         if (path := folder / list_name).is_file():
-            try:
-                lines = path.read_text(encoding="utf-8-sig").split("\n")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}, line {find_undecodable(path)}: not UTF-8 ({error.reason}).") from error
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    if not os.path.isfile(folder / line.strip()):
-                        raise DataError(f"{path}, line {number}: no file {line.strip()!r}.")
-                    held_out[os.path.normpath(line.strip())] = split
+            with open_text(path) as file:
+                for number, line in enumerate(file, start=1):
+                    if name := line.strip():
+                        ways = (way for way in _ways_to_write(name) if os.path.isfile(folder / way))
+                        if (way := next(ways, None)) is None:
+                            raise DataError(f"{path}, line {number}: no file {name!r}.")
+                        held_out[os.path.normpath(way)] = split
     return held_out
 
 
@@ -339,23 +380,61 @@ def find_sounds(folder: Path) -> Iterator[str]:
         yield from (os.path.join(parent, name) for name in names if name.lower().endswith(AUDIO_SUFFIXES))
 
 
-def _read_csv(path: Path, columns: list[str], audio_dir: str | None, max_missing: int) -> Dataset:
-    """The named columns of a file, the first of them the paths of its sounds."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        with csv_faults(path, reader):
-            names = next(reader, [])
-            _expect_columns(path, names, columns)
-            places = [names.index(column) for column in columns]
-            rows = ([row[place] for place in places] for row in whole_rows(path, reader, len(names)))
-            parts = []
-            while part := list(islice(rows, ROWS_AT_ONCE)):
-                parts.append(pa.table([pa.array(values, pa.string()) for values in zip(*part)], names=columns))
-    if not parts:
+def _read_table(path: Path, columns: list[str], audio_dir: str | None, max_missing: int) -> Dataset:
+    """The named columns of a list, the first of them the paths of its sounds."""
+    columns, parts = list(dict.fromkeys(columns)), []
+    rows = _read_columns(path, columns)
+    try:
+        while part := list(islice(rows, ROWS_AT_ONCE)):
+            parts.append(pa.table([pa.array(values) for values in zip(*part)], names=columns))
+        table = pa.concat_tables(parts, promote_options="default") if parts else None
+    except DataError:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:  # JSON lines may hold anything
+        raise DataError(f"{path}: expected values of one kind in each column ({error}).") from error
+    if table is None:
         raise DataError(f"{path}: holds no rows.")
-    table = pa.concat_tables(parts)
-    paths = _find_files(table.column(0), [path.parent / (audio_dir or "")], path, "row", max_missing)
+    if not pa.types.is_string(table.column(0).type):
+        raise DataError(f"{path}: expected paths in {columns[0]!r}, got {table.column(0).type}.")
+    names = pc.fill_null(table.column(0), "")
+    paths = _find_files(names, [path.parent / (audio_dir or "")], path, "row", max_missing)
     return Dataset(table.set_column(0, columns[0], paths))
+
+
+def _read_columns(path: Path, columns: list[str]) -> Iterator[list[Any]]:
+    """What stands in the named columns of each row of a list."""
+    if _suffix(path) == ".jsonl":
+        for number, row in _read_json_lines(path):
+            _expect_columns(f"{path}, line {number}", list(row), columns, list(row.values()))
+            _refuse_parts(path, row.keys() - set(columns))
+            values = (row[column] for column in columns)
+            yield [value.strip() if isinstance(value, str) else value for value in values]
+        return
+    rows = read_rows(path)
+    _, names = next(rows, (0, []))
+    first = [row for _, row in islice(rows, 1)]
+    _expect_columns(path, names, columns, *first)
+    _refuse_parts(path, set(names) - set(columns))
+    places = [names.index(column) for column in columns]
+    for row in chain(first, (row for _, row in rows)):
+        yield [row[place] for place in places]
+
+
+def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and content of each line that is not empty."""
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line, object_pairs_hook=partial(_to_dict, path=path))
+            except DataError:
+                raise
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: expected a table of names and values, got {row!r:.80}.")
+            yield number, row
 
 
 def _read_json(path: Path, audio_dir: str | None, max_missing: int) -> _Table:
@@ -372,15 +451,15 @@ def read_data_json(path: Path) -> list[tuple[str, str]]:
     Other keys are ignored. Comment lines at the top, such as the original's own sample has, are passed over.
 
     Raises:
-        DataError: No JSON, a key that is there twice, or an entry without the two keys.
+        DataError: No JSON, a key that is there twice, an entry without the two keys, or with keys that say which part
+            of its file it is.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open_text(path) as file:
+            text = file.read()
         # Line numbers in errors stay right.
         text = re.sub(r"\A(\s*(#|//).*\n)+", lambda comment: "\n" * comment.group().count("\n"), text)
         content = json.loads(text, object_pairs_hook=partial(_to_entry, path=path))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not JSON in UTF-8 ({error}).") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}).") from error
     except DataError:
@@ -406,10 +485,18 @@ def _is_text(value: Any) -> bool:
 
 def _to_entry(pairs: list[tuple[str, Any]], path: Path) -> dict | tuple:
     """While the file is read: a pair takes a fifth of the memory of a dictionary with all its other keys."""
+    entry = _to_dict(pairs, path)
+    if not {"wav", "labels"} & entry.keys():
+        return entry
+    _refuse_parts(path, entry.keys() - {"wav", "labels"})
+    return entry.get("wav"), entry.get("labels")
+
+
+def _to_dict(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     entry = dict(pairs)
     if len(entry) < len(pairs):
         raise DataError(f"{path}: a key is there twice in {pairs}.")
-    return (entry.get("wav"), entry.get("labels")) if {"wav", "labels"} & entry.keys() else entry
+    return entry
 
 
 def _find_files(
@@ -422,6 +509,9 @@ def _find_files(
     folders = {}  # as written: where it is, and what is in it, a root
 
     def find(name: str) -> str | None:
+        return next((path for way in _ways_to_write(name) if (path := find_as_written(way)) is not None), None)
+
+    def find_as_written(name: str) -> str | None:
         folder, base = os.path.split(name)
         if folder not in folders:
             places = (_list_folder(os.path.join(root, folder)) for root in roots)
@@ -448,6 +538,13 @@ def _find_files(
             raise DataError(f"{what} Is audio_dir right?")
         logger.warning(what)
     return pa.chunked_array(parts)
+
+
+def _ways_to_write(path: str) -> Iterator[str]:
+    """A path as it is, and as other systems write it: `/` for `\\\\`, accents as a part of a letter or beside it."""
+    yield path
+    for slashed in (path, path.replace("\\", "/")):
+        yield from (unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))
 
 
 def _list_folder(folder: str) -> tuple[str, frozenset[str]] | None:
@@ -499,6 +596,42 @@ def _split_text(column: pa.Array, separator: str) -> pa.Array:
     return _to_lists(texts.filter(is_label), lengths)
 
 
+# A list as a program writes it into a cell: of text in quotes, or of numbers. "[noise]" is a label.
+_LIST = re.compile(r"""\[\s*(['"].*['"]|[\d.][\d.,\s]*)?,?\s*\]""", re.DOTALL)
+
+
+def _parse_lists(table: _Table, column: pa.Array) -> pa.Array | None:
+    """Lists of labels from a column of such lists as text, and `None` for any other column."""
+    if not pc.any(pc.starts_with(column, "[")).as_py():
+        return None
+    texts, codes = _distinct(column)
+    if not any(_LIST.fullmatch(text) for text in texts if text):
+        return None
+    lists = [_parse_list(text) if text else [] for text in texts]
+    if None in lists:
+        wrong = lists.index(None)
+        raise DataError(
+            f"{table.where(np.argmax(codes == wrong))}: expected a list of labels in {table.label_column!r} as in "
+            f"other rows, such as ['dog', 'cat'], got {texts[wrong]!r}."
+        )
+    return pa.array([lists[code] for code in codes], pa.list_(pa.string()))
+
+
+def _parse_list(text: str) -> list[str] | None:
+    """As JSON or Python writes it."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        if re.search(r"""['"]\s*['"]""", text):  # of NumPy, without commas: Python would make one text of all
+            return None
+        try:
+            found = ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return None
+    is_list = isinstance(found, list) and all(isinstance(item, (str, int)) for item in found)
+    return [str(item).strip() for item in found] if is_list else None
+
+
 def _to_lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32), values)
 
@@ -506,7 +639,9 @@ def _to_lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
 def _read_labels(table: _Table, separator: str, multi_label: bool) -> _Labels:
     written = values = table.column(table.label_column)
     is_text = pa.types.is_string(written.type) or pa.types.is_large_string(written.type)
-    if is_text and (multi_label or table.has_separators):
+    if is_text and (lists := _parse_lists(table, written)) is not None:
+        values = lists
+    elif is_text and (multi_label or table.has_separators):
         values = _split_text(written, separator)
     lengths = np.ones(len(values), np.int64)
     if any(is_one(values.type) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
@@ -526,7 +661,7 @@ def _read_labels(table: _Table, separator: str, multi_label: bool) -> _Labels:
         raise DataError(
             f"{table.where(number)}: expected {expected} in {table.label_column!r}, got {written[number].as_py()!r}."
         )
-    found = [names[value] if names else str(value) for value in found]
+    found = [composed(names[value] if names else str(value)) for value in found]
     is_multi_hot = len(lengths) > 1 and lengths[0] > 1 and (lengths == lengths[0]).all() and not names
     if is_multi_hot and set(found) <= {"0", "1"}:
         raise DataError(
@@ -556,19 +691,21 @@ def _find_label_names(table: _Table, labels: Iterable[_Labels]) -> list[str]:
 
 def _look_up(labels: _Labels, index: dict[str, int], table: _Table, among: str) -> pa.Array:
     """The number of each label."""
+    index = {composed(name): number for name, number in index.items()}
     for code, name in enumerate(labels.names):
         if name not in index:
             raise DataError(f"{table.where(labels.clip_of(code))}: the label {name!r} is not {among}.")
     return pa.array(np.array([index[name] for name in labels.names], np.int64)[labels.codes])
 
 
-def _to_rows(table: _Table, labels: pa.Array) -> Dataset:
+def _to_rows(table: _Table, labels: pa.Array | None = None) -> Dataset:
     rows = table.rows.select_columns([table.audio_column])
     if table.audio_column != "audio":
         rows = rows.rename_column(table.audio_column, "audio")
     # Not decoded here: `datasets` would need torchcodec and FFmpeg.
     try:
-        return rows.cast_column("audio", Audio(decode=False)).add_column("labels", labels)
+        rows = rows.cast_column("audio", Audio(decode=False))
+        return rows if labels is None else rows.add_column("labels", labels)
     except (pa.ArrowException, TypeError) as error:
         kind = table.rows.features[table.audio_column]
         raise DataError(f"{table.source}: expected sounds in {table.audio_column!r}, got {kind}.") from error
@@ -577,12 +714,64 @@ def _to_rows(table: _Table, labels: pa.Array) -> Dataset:
 # Splits
 
 
-def _hold_out_fold(rows: Dataset, table: _Table, column: str, eval_fold: int) -> dict[str, Dataset]:
-    folds, codes = _distinct(table.column(column))
-    folds = [str(fold) for fold in folds]
-    if str(eval_fold) not in folds:
-        raise DataError(f"Expected eval_fold to be one of {', '.join(sorted(folds))}, got {eval_fold}.")
-    return _select(rows, ["validation" if fold == str(eval_fold) else "train" for fold in folds], codes)
+def read_folds(
+    dataset_name: str, fold_column_name: str, *, audio_column_name: str = "audio", audio_dir: str | None = None
+) -> tuple[Dataset, list[str]]:
+    """The clips of a list or of Parquet files, as rows with `audio`, and the fold of each.
+
+    Args:
+        dataset_name: As of `load_splits`, and the others too.
+        fold_column_name: Column with the number or the name of the fold.
+        audio_column_name: Column with the sound.
+        audio_dir: Where the paths of a list start.
+
+    Raises:
+        DataError: No such data set or column, or a cell without a fold.
+    """
+    table = _read(
+        dataset_name,
+        audio_column=audio_column_name,
+        label_column=fold_column_name,
+        audio_dir=audio_dir,
+        max_missing=sys.maxsize,
+    )["train"]
+    folds, codes = _find_folds(table, fold_column_name)
+    return _to_rows(table), [folds[code] for code in codes]
+
+
+def _find_folds(table: _Table, column: str) -> tuple[list[str], np.ndarray]:
+    """The folds and which of them each row is in."""
+    values, codes = _distinct(table.column(column))
+    folds = [_fold_name(value) for value in values]
+    if None in folds:
+        wrong = folds.index(None)
+        raise DataError(
+            f"{table.where(np.argmax(codes == wrong))}: expected a whole number or a name in {column!r}, got "
+            f"{values[wrong]!r}."
+        )
+    return folds, codes
+
+
+def _fold_name(value: Any) -> str | None:
+    """The same for `1`, "1" and what spreadsheets make of it, such as "1.0"; `None` where it is no fold."""
+    text = composed("" if value is None else str(value).strip())
+    if number := re.fullmatch(r"(-?\d+)([.,]\d*)?", text):
+        is_whole = not (number[2] or "").strip(".,0")
+        return str(int(number[1])) if is_whole else None
+    return None if text.lower() in ("", "nan", "none", "inf", "-inf") else text
+
+
+def _hold_out_fold(rows: Dataset, table: _Table, column: str, eval_fold: int | str) -> dict[str, Dataset]:
+    folds, codes = _find_folds(table, column)
+    held_out = _fold_name(eval_fold)
+    if held_out not in folds:
+        raise DataError(f"Expected eval_fold to be one of {', '.join(sort_folds(folds))}, got {eval_fold}.")
+    return _select(rows, ["validation" if fold == held_out else "train" for fold in folds], codes)
+
+
+def sort_folds(folds: Iterable[str]) -> list[str]:
+    """Each once, numbers by their size."""
+    return sorted(set(folds), key=lambda fold: (int(fold), "") if re.fullmatch(r"-?\d+", fold) else (math.inf, fold))
 
 
 def _split_by_column(rows: Dataset, table: _Table, column: str) -> dict[str, Dataset]:
