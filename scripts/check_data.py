@@ -31,9 +31,9 @@ from tqdm.auto import tqdm
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor
 from modeling_ast.conversion import is_original_checkpoint
-from modeling_ast.data import checks, sources
+from modeling_ast.data import checks
 from modeling_ast.data.checks import LEVELS, ClipSummary, Examination, Finding, audio_key
-from modeling_ast.data.sources import AudioSplits, DataError
+from modeling_ast.data.sources import AudioSplits, DataError, read_folds
 from modeling_ast.training.arguments import DataArguments
 from modeling_ast.training.recipes import Arguments, RecipeError, parse_arguments
 from modeling_ast.training.sampling import class_balanced_weights
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     _, extractor = build_model_and_extractor(model_args, splits.label_names)
     model_label_names = read_model_labels(model_args.model_name_or_path)
 
-    examination = Examination(dict(splits), extractor, read_folds(data_args), options.max_clips)
+    examination = Examination(dict(splits), extractor, read_all_folds(data_args), options.max_clips)
     loader = DataLoader(examination, batch_size=None, num_workers=training_args.dataloader_num_workers)
     clips = list(tqdm(loader, desc="Listening", unit="clip", disable=training_args.disable_tqdm))
     findings = [
@@ -102,29 +102,19 @@ def read_model_labels(name: str) -> list[str] | None:
     return [] if Path(name).is_file() and is_original_checkpoint(name) else None
 
 
-def read_folds(data_args: DataArguments) -> dict[str | bytes, frozenset[str]]:
+def read_all_folds(data_args: DataArguments) -> dict[str | bytes, frozenset[str]]:
     """In which folds each clip stands."""
     if data_args.fold_column_name is None:
         return {}
-    # Read once more, with the fold for a label. Which of these clips are held out says nothing.
-    data_args = dataclasses.replace(
-        data_args,
-        label_column_name=data_args.fold_column_name,
-        label_file=None,
-        fold_column_name=None,
-        eval_fold=None,
-        max_train_samples=None,
-        max_eval_samples=None,
+    rows, names = read_folds(
+        data_args.dataset_name,
+        data_args.fold_column_name,
+        audio_column_name=data_args.audio_column_name,
+        audio_dir=data_args.audio_dir,
     )
-    sources.logger.setLevel(logging.ERROR)  # else it would warn of that
-    try:
-        splits = read_splits(data_args, multi_label=False)
-    finally:
-        sources.logger.setLevel(logging.NOTSET)
     folds = {}
-    for _, rows in splits:
-        for row in rows:
-            folds.setdefault(audio_key(row["audio"]), set()).add(splits.label_names[row["labels"]])
+    for row, name in zip(rows, names):
+        folds.setdefault(audio_key(row["audio"]), set()).add(name)
     return {key: frozenset(names) for key, names in folds.items()}
 
 

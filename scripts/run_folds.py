@@ -2,18 +2,22 @@
 
     python scripts/run_folds.py configs/esc50.yaml [--folds 1 2 3 4 5] [--accelerate_config FILE] [--key value ...]
 
-Each fold is held out in turn: `accelerate launch scripts/run_audio_classification.py` with `--eval_fold`, into
-`fold_NUMBER` below the recipe's `output_dir`. What is finished is not run again, and what was interrupted goes on; so
-several machines can each take some of the folds, and `scripts/summarize_folds.py` brings them together.
+Each fold is held out in turn: `accelerate launch scripts/run_audio_classification.py` with `--eval_fold`, which the
+recipe need not name, into `fold_NAME` below its `output_dir`. What is finished is not run again, and what was
+interrupted goes on; so several machines can each take some of the folds, and `scripts/summarize_folds.py` brings them
+together.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import summarize_folds
 
+from modeling_ast.data.label_tables import DataError
+from modeling_ast.data.sources import read_folds, sort_folds
 from modeling_ast.training.folds import FoldError
 from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, parse_arguments
 
@@ -28,23 +32,36 @@ def main(argv: list[str] | None = None) -> dict | None:
 
     Raises:
         RecipeError: Arguments that cannot be used, or a recipe without folds.
-        FoldError: A run that failed.
+        DataError: A data set whose folds cannot be read.
+        FoldError: A run that failed, or a fold whose name can be no folder's.
     """
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("recipe", help="recipe with fold_column_name")
-    parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="folds to hold out")
+    parser.add_argument("recipe", help="recipe with fold_column_name; it needs no eval_fold, which is given for each")
+    parser.add_argument("--folds", nargs="+", help="folds to hold out; all that the data set has if not given")
     parser.add_argument("--accelerate_config", help="file of configs/accelerate, for the launcher")
     arguments, keys = parser.parse_known_args(argv)
     _, data_args, _, training_args = parse_arguments([arguments.recipe, *keys, NOT_TRAINING])
     if data_args.fold_column_name is None:
         raise RecipeError(f"Expected fold_column_name in {arguments.recipe}, got none.")
+    if any(key.partition("=")[0] == "--eval_fold" for key in keys):
+        raise RecipeError("Expected the folds to hold out as --folds, got --eval_fold.")
+    folds = arguments.folds or sort_folds(
+        read_folds(
+            data_args.dataset_name,
+            data_args.fold_column_name,
+            audio_column_name=data_args.audio_column_name,
+            audio_dir=data_args.audio_dir,
+        )[1]
+    )
+    if wrong := [fold for fold in folds if not re.fullmatch(r"[^/\\\0]+", fold)]:
+        raise FoldError(f"Expected folds whose names can be folders', got {wrong[0]!r}.")
     output_dir = Path(training_args.output_dir)
 
-    for fold in arguments.folds:
+    for fold in folds:
         folder = output_dir / f"fold_{fold}"
         if (folder / "all_results.json").is_file() and not training_args.overwrite_output_dir:
             print(f"Fold {fold} is finished: {folder}.", flush=True)
@@ -59,7 +76,7 @@ def main(argv: list[str] | None = None) -> dict | None:
         status = subprocess.run([*launcher, str(TRAINING_SCRIPT), arguments.recipe, *keys, *own]).returncode
         if status:
             raise FoldError(f"Fold {fold} failed (exit status {status}). The same command goes on where it stopped.")
-    if {folder.name for folder in output_dir.glob("fold_*")} != {f"fold_{fold}" for fold in arguments.folds}:
+    if {folder.name for folder in output_dir.glob("fold_*")} != {f"fold_{fold}" for fold in folds}:
         print(f"There are other folds: once all are finished, python scripts/summarize_folds.py {output_dir}.")
         return None
     metric = (training_args.metric_for_best_model or "accuracy").removeprefix("eval_")
@@ -69,5 +86,5 @@ def main(argv: list[str] | None = None) -> dict | None:
 if __name__ == "__main__":
     try:
         main()
-    except (RecipeError, FoldError) as error:
+    except (RecipeError, DataError, FoldError) as error:
         sys.exit(f"error: {error}")

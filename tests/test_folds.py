@@ -2,15 +2,18 @@
 
 import csv
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+import run_audio_classification as training_script
 import run_folds
 import soundfile
 import summarize_folds as script
 import torch
 
+from modeling_ast.data.label_tables import DataError
 from modeling_ast.training.folds import FoldError, summarize_folds
 from modeling_ast.training.recipes import RecipeError
 
@@ -118,6 +121,51 @@ def fold_recipe(tmp_path) -> Path:
     return path
 
 
+@pytest.fixture
+def launched(monkeypatch) -> list[dict[str, str]]:
+    """What would be launched, key by key."""
+    runs = []
+
+    def run(command):
+        runs.append(dict(key[2:].split("=", 1) for key in command if key.startswith("--") and "=" in key))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(run_folds.summarize_folds, "main", lambda argv: {})
+    return runs
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [(("10", "9"), ["9", "10"]), (("kit B", "kit A"), ["kit A", "kit B"]), (("2.0", "1.0"), ["1", "2"])],
+    ids=["numbers", "names", "numbers of a spreadsheet"],
+)
+def test_the_data_says_which_folds_there_are_and_a_recipe_needs_name_none(fold_recipe, launched, names, expected):
+    clips = fold_recipe.parent / "clips.csv"
+    rows = [line.rpartition(",") for line in clips.read_text().splitlines()]
+    clips.write_text("\n".join(f"{row},{names[int(fold) - 1] if fold.isdigit() else fold}" for row, _, fold in rows))
+    fold_recipe.write_text(fold_recipe.read_text().replace("eval_fold: 1\n", ""))
+    run_folds.main([str(fold_recipe)])
+    assert [run["eval_fold"] for run in launched] == expected
+    assert [Path(run["output_dir"]).name for run in launched] == [f"fold_{name}" for name in expected]
+    with pytest.raises(DataError, match="Expected eval_fold with fold_column_name.*run_folds.py holds out each"):
+        training_script.main([str(fold_recipe)])
+
+
+@pytest.mark.parametrize(
+    "argv, error, words",
+    [
+        (["--eval_fold", "1"], RecipeError, "Expected the folds to hold out as --folds, got --eval_fold"),
+        (["--folds", "../1"], FoldError, "names can be folders', got '../1'"),
+        (["--fold_column_name", "kit"], DataError, "clips.csv: expected a column 'kit', got audio, label, fold"),
+    ],
+)
+def test_folds_that_cannot_be_run_are_one_sentence(fold_recipe, launched, argv, error, words):
+    with pytest.raises(error, match=words):
+        run_folds.main([str(fold_recipe), *argv])
+    assert launched == []
+
+
 @pytest.mark.slow
 def test_one_command_runs_all_folds_and_what_is_finished_is_not_run_again(fold_recipe, capsys):
     run_folds.main([str(fold_recipe), "--folds", "2", "--learning_rate", "1e-3"])
@@ -130,7 +178,7 @@ def test_one_command_runs_all_folds_and_what_is_finished_is_not_run_again(fold_r
     assert summary["folders"] == ["fold_1", "fold_2"] and len(summary["epochs"]) == 2
     for fold in (1, 2):
         recipe = (out / f"fold_{fold}" / "recipe.yaml").read_text()
-        assert f"eval_fold: {fold}\n" in recipe and "learning_rate: 0.001" in recipe
+        assert f"eval_fold: '{fold}'\n" in recipe and "learning_rate: 0.001" in recipe
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def test_a_recipe_is_not_needed():
         ("label_separator: '-'", "label_separator", "-"),
         ("label_separator: ' '", "label_separator", " "),
         ("audio_dir: -takes/a b", "audio_dir", "-takes/a b"),
-        ("eval_fold: 5", "eval_fold", 5),
+        ("eval_fold: 5", "eval_fold", "5"),
         ("report_to: [none]", "report_to", []),
         ("label_names: [labels, others]", "label_names", ["labels", "others"]),
         ("label_names:\n- labels\n- others", "label_names", ["labels", "others"]),

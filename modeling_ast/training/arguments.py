@@ -72,12 +72,12 @@ class DataArguments:
 
     dataset_name: str = field(
         metadata={
-            "help": "synthetic, a folder with a sub-folder a class, a CSV file, a data file of the original (.json), "
-            "Parquet (file or folder), or the name of a data set on the Hub."
+            "help": "synthetic, a folder with a sub-folder a class, a list (.csv, .tsv, .txt, .jsonl, or .json as the "
+            "original's), Parquet (file or folder), or the name of a data set on the Hub."
         },
     )
     validation_file: str | None = field(
-        default=None, metadata={"help": "CSV, JSON or Parquet file with the clips to choose on."}
+        default=None, metadata={"help": "A list or a Parquet file of the clips to choose on."}
     )
     test_file: str | None = field(default=None, metadata={"help": "The same for the clips to report on."})
     label_file: str | None = field(
@@ -91,11 +91,16 @@ class DataArguments:
     audio_column_name: str = field(default="audio", metadata={"help": "Column with the sound."})
     label_column_name: str = field(default="label", metadata={"help": "Column with the label or labels."})
     audio_dir: str | None = field(
-        default=None, metadata={"help": "Where the paths of a CSV or JSON file start, relative to the file."}
+        default=None, metadata={"help": "Where the paths of a list start, relative to the list."}
     )
-    label_separator: str = field(default=",", metadata={"help": "Between labels in a CSV or JSON file."})
-    fold_column_name: str | None = field(default=None, metadata={"help": "Column with the number of the fold."})
-    eval_fold: int | None = field(default=None, metadata={"help": "The fold to hold out."})
+    label_separator: str = field(default=",", metadata={"help": "Between labels in a list."})
+    fold_column_name: str | None = field(
+        default=None, metadata={"help": "Column with the fold: a whole number, or a name such as a speaker's."}
+    )
+    eval_fold: str | None = field(
+        default=None,
+        metadata={"help": "The fold to hold out, needed with fold_column_name but by run_folds.py, which gives each."},
+    )
     split_column_name: str | None = field(
         default=None, metadata={"help": "Column that says train, validation or test."}
     )

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.configuration_ast import SIZES
+from modeling_ast.data.sources import FILE_SUFFIXES
 from modeling_ast.data.whole_files import written_beside
 from modeling_ast.training.recipes import RECIPE_NAME
 
@@ -33,7 +34,7 @@ _METRICS = {
 }
 # `average_` is the model of averaged weights, `baseline_` the linear one.
 _RESULT = re.compile(rf"(average_)?(validation|test)_(baseline_)?({'|'.join(_METRICS)})")
-_FILE_SUFFIXES = (".csv", ".json", ".parquet", ".pth", ".pt", ".bin", ".safetensors")
+_FILE_SUFFIXES = (*FILE_SUFFIXES, ".pth", ".pt", ".bin", ".safetensors")
 
 _TEXT = """
 # {name}
