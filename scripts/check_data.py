@@ -4,7 +4,8 @@
 
 Listens to every clip once and looks at the files (readable, long enough), sampling rates, channels, clipping,
 silence, lengths against `max_length`, labels and their order against the model's, mean and std against the
-recipe's, masks, sampling weights, and clips that stand in two splits or folds. All other keys are those of the
+recipe's, masks, sampling weights, clips that stand in two splits or folds, and groups (voices, places) that go
+along with a label. Findings stand in the order in which to mend them. All other keys are those of the
 training script; `--dataloader_num_workers` processes listen. Exit status: 0 without errors or warnings (notes
 tell true facts that do no harm), 1 with warnings, 2 with errors.
 """
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         *check_clips(clips, splits, extractor, arguments),
         *check_labels(splits, model_label_names, arguments),
     ]
-    findings.sort(key=lambda finding: -LEVELS.index(finding.level))
+    findings = checks.in_order(findings)
     status = max((LEVELS.index(finding.level) for finding in findings), default=0)
     report(data_args.dataset_name, splits, clips, findings)
     if options.json is not None:
@@ -130,6 +131,7 @@ def check_clips(
     yield from checks.check_channels(heard)
     yield from checks.check_levels(heard)
     yield from checks.check_duplicates(heard, splits.label_names)
+    yield from checks.check_groups([clip for clip in clips if clip.split == "train"], splits.label_names)
     is_padded = extractor.padding == "max_length"
     yield from checks.check_lengths(heard, extractor.max_length, augment_args.random_crop, is_padded)
     yield from checks.check_statistics(training, extractor)
@@ -142,6 +144,7 @@ def check_labels(splits: AudioSplits, model_label_names: list[str] | None, argum
     model_args, _, _, training_args = arguments
     labels = {name: checks.read_labels(rows) for name, rows in splits}
     is_balanced = training_args.class_balanced_sampling
+    yield from checks.check_spelling(splits.label_names)
     yield from checks.check_label_counts(labels, splits.label_names, is_balanced)
     yield from checks.check_label_names(
         splits.label_names, model_label_names, model_args.model_name_or_path, training_args.do_train
@@ -152,7 +155,7 @@ def check_labels(splits: AudioSplits, model_label_names: list[str] | None, argum
 
 
 def report(dataset_name: str, splits: AudioSplits, clips: list[ClipSummary], findings: list[Finding]) -> None:
-    """Print the findings, the worst first; errors with all clips concerned, others with some of them."""
+    """Print the findings, in their order; errors with all clips concerned, others with some of them."""
     sizes = ", ".join(f"{len(rows)} clips for {name}" for name, rows in splits)
     print(f"{dataset_name}: {len(splits.label_names)} labels, {sizes}; listened to {len(clips)}")
     folders = {os.path.dirname(clip.name) for clip in clips}

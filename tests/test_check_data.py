@@ -14,6 +14,8 @@ import torch
 from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.data.checks import ClipSummary, check_groups, check_spelling
+from modeling_ast.data.label_tables import SHIPPED_TABLES, read_label_table
 from modeling_ast.data.sources import DataError
 from modeling_ast.training.recipes import RecipeError
 
@@ -376,7 +378,152 @@ def test_notes_a_sound_that_stands_there_twice(data, examine):
     assert names(only(examine(data)[1], "duplicates", "note")) == ["train_1.wav"]
 
 
+# Groups that go along with a label
+
+
+def named(paths: dict[str, str], folds: dict[str, str] | None = None) -> list[ClipSummary]:
+    """Training clips of labels 0, 1, ... in the order of the labels' names."""
+    labels = sorted(set(paths.values()))
+    return [
+        ClipSummary(path, "train", (labels.index(label),), frozenset([folds[path]] if folds else []))
+        for path, label in paths.items()
+    ]
+
+
+SPEAKERS = {"french": "pierre", "german": "anna", "italian": "luigi"}
+
+
+def spoken(pattern: str, count: int = 8) -> dict[str, str]:
+    return {pattern.format(label=label, who=who, n=n): label for label, who in SPEAKERS.items() for n in range(count)}
+
+
+@pytest.mark.parametrize(
+    "pattern, what",
+    [
+        ("/data/{who}_{n}.wav", "The first parts of the file names tell 3 of 3 labels"),
+        ("/data/call-{n}-{who}.wav", "The file names, in part 3, tell 3 of 3 labels"),
+        ("/data/{who}{n}.wav", "The letters that file names begin with tell 3 of 3 labels"),
+        ("/data/{who}/{n}.wav", "The folders tell 3 of 3 labels"),
+        ("/data/{label}/{who}/{n}.wav", "The folders tell 3 of 3 labels"),
+        ("/data/{who}/{label}/{n}.wav", "The folders tell 3 of 3 labels"),
+        ("{label}_{who}_{n}.wav", "The file names, in part 2, tell 3 of 3 labels"),
+    ],
+)
+def test_finds_one_voice_a_label_where_names_or_folders_tell_it(pattern, what):
+    (found,) = check_groups(named(spoken(pattern)), sorted(SPEAKERS))
+    assert found.level == "warning" and found.seen.startswith(what) and "anna is german" in found.seen
+    assert "fold_column_name" in found.mend
+
+
+def test_finds_one_fold_a_label():
+    clips = spoken("/data/{label}/{n}.wav")
+    folds = {path: str(1 + sorted(SPEAKERS).index(label)) for path, label in clips.items()}
+    (found,) = check_groups(named(clips, folds), sorted(SPEAKERS))
+    assert found.seen.startswith("The folds tell 3 of 3 labels in training: 1 is french, 2 is german, 3 is italian.")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "/data/{label}/{n}.wav",
+        "/data/{label}_{n}.wav",
+        "/data/{label:.2}-{n}.wav",
+        "{label:.3}{n}.wav",
+        "/data/{n}.wav",
+    ],
+)
+def test_other_ways_to_write_a_label_are_no_groups(pattern):
+    clips = [
+        clip
+        for n, label in enumerate(SPEAKERS)
+        for clip in [(pattern.format(label=label, n=100 * n + k), label) for k in range(8)]
+    ]
+    assert list(check_groups(named(dict(clips)), sorted(SPEAKERS))) == []
+
+
+def test_numbers_of_classes_are_no_groups_and_numbers_of_speakers_are():
+    for number, is_found in (("{}", False), ("{:03d}", False), ("19{:03d}", True), ("s{}", True)):
+        clips = {
+            f"/data/{number.format(place)}_{n}.wav": label for place, label in enumerate(SPEAKERS) for n in range(8)
+        }
+        assert bool(list(check_groups(named(clips), sorted(SPEAKERS)))) == is_found, number
+
+
+def test_voices_that_say_several_labels_and_few_clips_are_no_groups():
+    clips = {
+        f"/data/{who}_{label}_{n}.wav": label for label in SPEAKERS for who in SPEAKERS.values() for n in range(4)
+    }
+    assert list(check_groups(named(clips), sorted(SPEAKERS))) == []
+    assert list(check_groups(named(spoken("/data/{who}_{n}.wav", 4)), sorted(SPEAKERS))) == []
+    assert list(check_groups([], [])) == []
+
+
+def test_names_of_real_recordings_hold_no_groups_that_go_along_with_a_label(shared_data):
+    for paths in (
+        {str(path): path.parent.name for path in (shared_data / "fsdd").glob("*/*.wav")},
+        {
+            str(shared_data / "esc10" / "audio" / row["filename"]): row["category"]
+            for row in csv.DictReader(open(shared_data / "esc10" / "meta" / "esc50.csv", newline=""))
+        },
+    ):
+        assert len(paths) >= 400 and list(check_groups(named(paths), sorted(set(paths.values())))) == []
+
+
+def test_the_doctor_finds_one_voice_a_label(data, examine):
+    who = dict(zip(PITCHES, ("anna", "ben", "cora")))
+    for label in PITCHES:
+        for number in range(COUNTS["train"]):
+            (data / label / f"train_{number}.wav").rename(data / label / f"{who[label]}_{number}.wav")
+    _, findings, printed = examine(data)
+    assert "anna is high, ben is low, cora is middle" in only(findings, "groups", "warning")["seen"]
+    assert "  > Get clips of each label from several of them" in printed
+
+
+# In which order
+
+
+def test_what_changes_the_statistics_comes_before_them(data, clean_folder, examine):
+    for number in (0, 1):
+        write(data / "low" / f"train_{number}.wav", make_sound("low", 10 + number)[::2].clone(), 8000)
+    write(data / "high" / "train_1.wav", torch.zeros(SAMPLES))
+    argv = ["--mean=0", "--std=1", "--max_length=44", "--time_mask_frames=45"]
+    _, findings, printed = examine(data, *argv)
+    order = [(found["check"], found["level"]) for found in findings]
+    assert order[:1] == [("masks", "error")] and order[-1] == ("statistics", "warning")
+    assert order[1:4] == [("rates", "warning"), ("silence", "warning"), ("length", "note")]
+    assert "Mend what stands above first (rates), then measure again" in one(findings, "statistics")["seen"]
+    places = [printed.index(f"  {check}: ") for check, _ in order]
+    assert places == sorted(places)
+    assert (
+        "measure again" not in only(examine(clean_folder, "--mean=0", "--std=1")[1], "statistics", "warning")["seen"]
+    )
+
+
 # Labels
+
+
+@pytest.mark.parametrize("first, second", [("Dog", "dog"), ("dog", "dog "), ("hand saw", "Handsaw"), ("ﬁre", "fire")])
+def test_finds_labels_that_differ_by_blanks_or_case_alone(first, second):
+    (found,) = check_spelling([first, "cat", second])
+    assert found.level == "warning" and f"{first!r} and {second!r}" in found.seen
+    assert list(check_spelling(["cat", first])) == []
+
+
+@pytest.mark.parametrize("name", SHIPPED_TABLES)
+def test_shipped_tables_have_no_labels_that_differ_by_blanks_or_case_alone(name):
+    assert list(check_spelling(read_label_table(name).names)) == []
+
+
+def test_the_doctor_finds_a_label_that_is_written_in_two_ways(data, examine):
+    rows = [
+        {**row, "label": row["label"].title() if number % 12 == 2 else row["label"]}
+        for number, row in enumerate(folds(data))
+    ]
+    _, findings, _ = examine(write_csv(data / "clips.csv", rows), *FOLD)
+    found = [found for found in findings if "case" in found["seen"]]
+    assert [each["seen"] for each in found] == [
+        "Several labels differ by blanks or case alone: 'High' and 'high', 'Low' and 'low', 'Middle' and 'middle'."
+    ]
 
 
 def move(data: Path, label: str, number: int, list_name: str) -> None:

@@ -7,12 +7,14 @@ warning where results would probably suffer, and a note where a true fact does n
 
 import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from hashlib import blake2b
 from operator import add
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,8 @@ from modeling_ast.data.statistics import FbankStatistics, clip_statistics, recip
 from modeling_ast.fbank import frame_length, frame_shift
 
 LEVELS = ("note", "warning", "error")
+# Whose remedies change what the mean and the deviation of the features are.
+CHANGING_STATISTICS = ("files", "rates", "channels", "clipping", "silence", "duplicates", "length")
 
 FULL_SCALE = 0.999  # decoders of lossy files end a little below or above 1
 CLIPPED_SHARE = 0.01  # of a clip's samples; of ESC-10's 400 recordings none has more, three have a tenth of it
@@ -33,6 +37,8 @@ OFFSET = 0.02  # of full scale; a third of FSDD's recordings have 0.008
 MAX_DRAWS = 50  # of one clip, an epoch; the rarest of AudioSet's are drawn about 30 times
 MAX_IMBALANCE = 10  # clips of the largest class for one of the smallest
 PERCENTILE = 0.99
+MIN_GROUP = 5  # clips a group, and a label, on average: smaller ones coincide by chance
+COINCIDENCE = 0.9  # share of a label's clips in one group, and of the group's in the label
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,22 @@ class ClipSummary:
     digest: bytes = b""  # of the samples
     frames: int = 0  # 10 ms apart, before any cut
     statistics: FbankStatistics = FbankStatistics()
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings in the order in which to mend them: errors, what changes the statistics, and all else, the worst first.
+
+    Mean and deviation are measured of the data as they are: where something before them is to be mended, they say so.
+    """
+
+    def changes(finding: Finding) -> bool:
+        return finding.check in CHANGING_STATISTICS and finding.mend is not None
+
+    ordered = sorted(findings, key=lambda f: (f.level != "error", not changes(f), -LEVELS.index(f.level)))
+    if first := next(filter(changes, ordered), None):
+        again = f" Mend what stands above first ({first.check}), then measure again: it changes these numbers."
+        ordered = [replace(f, seen=f.seen + again) if f.check == "statistics" else f for f in ordered]
+    return ordered
 
 
 class Examination(torch.utils.data.Dataset):
@@ -439,7 +461,89 @@ def _contradicts_itself(group: Sequence[ClipSummary]) -> bool:
     return len({frozenset(clip.labels) for clip in group}) > 1
 
 
+def check_groups(clips: Sequence[ClipSummary], label_names: Sequence[str]) -> Iterator[Finding]:
+    """Groups that folds, folders or parts of the file names suggest, where each label has one of its own.
+
+    Such as a voice a language: a model can learn the group in place of the label. What is only another way to write
+    the label is no group, nor are numbers of up to three digits in names, which number labels or clips.
+
+    Args:
+        clips: Training clips.
+        label_names: Of the data.
+    """
+    clips = [clip for clip in clips if len(clip.labels) == 1]
+    labels = [label_names[clip.labels[0]] for clip in clips]
+    sizes, found = Counter(labels), []
+    for what, groups in _groupings(clips):
+        pairs, group_sizes = Counter(zip(labels, groups)), Counter(groups)
+        if len(clips) < MIN_GROUP * max(len(sizes), len(group_sizes)):
+            continue
+        together = {
+            label: group
+            for (label, group), count in pairs.items()
+            if count >= COINCIDENCE * max(sizes[label], group_sizes[group])
+        }
+        written_alike = sum(_is_written_alike(group, label) for label, group in together.items())
+        if len(together) < max(2, len(sizes) / 2) or 2 * written_alike >= len(together) or together in found:
+            continue
+        found.append(together)
+        yield Finding(
+            "warning",
+            "groups",
+            f"{what} tell {len(together)} of {len(sizes)} labels in training: "
+            f"{_some([f'{group} is {label}' for label, group in sorted(together.items())])}. If these are voices, "
+            "places or devices, a model can learn them in place of the labels, and held-out clips of the same ones "
+            "do not show it.",
+            "Get clips of each label from several of them, and hold out whole ones: a column of them is a "
+            "fold_column_name, one of them an eval_fold.",
+        )
+
+
+def _groupings(clips: Sequence[ClipSummary]) -> Iterator[tuple[str, list[str]]]:
+    """What says to which group a clip may belong, and the group of each."""
+    if clips and all(len(clip.folds) == 1 for clip in clips):
+        yield "The folds", [next(iter(clip.folds)) for clip in clips]
+    paths = [PurePath(clip.name) for clip in clips]
+    depth = min((len(path.parts) for path in paths), default=1)
+    for above in range(1, min(depth, 4)):  # the folder, the one that it is in, and that one's
+        yield "The folders", [path.parts[-1 - above] for path in paths]
+    parts = [[part for part in re.split(r"[\W_]+", path.stem) if part] for path in paths]
+    same_number = len(set(map(len, parts))) == 1
+    for place in range(len(parts[0]) if same_number else min(map(len, parts), default=0) and 1):
+        groups = [each[place] for each in parts]
+        if all(re.fullmatch(r"\d{1,3}|.", group) for group in groups):
+            continue
+        yield f"The file names, in part {place + 1}," if place else "The first parts of the file names", groups
+    heads = [re.match(r"[^\W\d_]{2,}", path.stem) for path in paths]
+    if heads and all(heads):
+        yield "The letters that file names begin with", [head[0] for head in heads]
+
+
+def _is_written_alike(group: str, label: str) -> bool:
+    """Whether one is the other, a part of it, or its letters in short, as `hh` of hihat."""
+    group, label = _plain(group), _plain(label)
+    if group == label or (min(len(group), len(label)) > 1 and (group in label or label in group)):
+        return True
+    letters = iter(label)
+    return group[:1] == label[:1] and all(letter in letters for letter in group)
+
+
 # Labels
+
+
+def check_spelling(label_names: Sequence[str]) -> Iterator[Finding]:
+    """Labels that differ by blanks or case alone."""
+    alike = {}
+    for name in label_names:
+        alike.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    if alike := [names for names in alike.values() if len(names) > 1]:
+        each = _some([" and ".join(map(repr, names)) for names in alike])
+        yield Finding(
+            "warning",
+            "labels",
+            f"Several labels differ by blanks or case alone: {each}.",
+            "Write them alike in the data, if they mean the same.",
+        )
 
 
 def read_labels(rows: Dataset) -> list[tuple[int, ...]]:
