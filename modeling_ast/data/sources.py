@@ -189,6 +189,7 @@ def load_splits(
     else:
         label_table = read_label_table(label_file)
         label_names, index, among = label_table.names, label_table.index_of(), f"in the label table {label_file}"
+    index = {composed(name): number for name, number in index.items()}  # as `_read_labels` gives them
     rows = {}
     for split, table in tables.items():
         numbers = _look_up(labels[split], index, table, among)
@@ -691,7 +692,6 @@ def _find_label_names(table: _Table, labels: Iterable[_Labels]) -> list[str]:
 
 def _look_up(labels: _Labels, index: dict[str, int], table: _Table, among: str) -> pa.Array:
     """The number of each label."""
-    index = {composed(name): number for name, number in index.items()}
     for code, name in enumerate(labels.names):
         if name not in index:
             raise DataError(f"{table.where(labels.clip_of(code))}: the label {name!r} is not {among}.")
