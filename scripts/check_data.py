@@ -34,11 +34,11 @@ from modeling_ast import ASTConfig, ASTFeatureExtractor
 from modeling_ast.conversion import is_original_checkpoint
 from modeling_ast.data import checks
 from modeling_ast.data.checks import LEVELS, ClipSummary, Examination, Finding, audio_key
-from modeling_ast.data.sources import AudioSplits, DataError, read_folds
+from modeling_ast.data.sources import AudioSplits, DataError
 from modeling_ast.training.arguments import DataArguments
 from modeling_ast.training.recipes import Arguments, RecipeError, parse_arguments
 from modeling_ast.training.sampling import class_balanced_weights
-from modeling_ast.training.start import build_model_and_extractor, is_ast, read_splits
+from modeling_ast.training.start import build_model_and_extractor, is_ast, read_folds, read_splits
 
 NUM_EXAMPLES = 3
 
@@ -107,12 +107,7 @@ def read_all_folds(data_args: DataArguments) -> dict[str | bytes, frozenset[str]
     """In which folds each clip stands."""
     if data_args.fold_column_name is None:
         return {}
-    rows, names = read_folds(
-        data_args.dataset_name,
-        data_args.fold_column_name,
-        audio_column_name=data_args.audio_column_name,
-        audio_dir=data_args.audio_dir,
-    )
+    rows, names = read_folds(data_args)
     folds = {}
     for row, name in zip(rows, names):
         folds.setdefault(audio_key(row["audio"]), set()).add(name)

@@ -17,9 +17,10 @@ from pathlib import Path
 import summarize_folds
 
 from modeling_ast.data.label_tables import DataError
-from modeling_ast.data.sources import read_folds, sort_folds
+from modeling_ast.data.sources import sort_folds
 from modeling_ast.training.folds import FoldError
 from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, parse_arguments
+from modeling_ast.training.start import read_folds
 
 TRAINING_SCRIPT = Path(__file__).with_name("run_audio_classification.py")
 
@@ -49,14 +50,7 @@ def main(argv: list[str] | None = None) -> dict | None:
         raise RecipeError(f"Expected fold_column_name in {arguments.recipe}, got none.")
     if any(key.partition("=")[0] == "--eval_fold" for key in keys):
         raise RecipeError("Expected the folds to hold out as --folds, got --eval_fold.")
-    folds = arguments.folds or sort_folds(
-        read_folds(
-            data_args.dataset_name,
-            data_args.fold_column_name,
-            audio_column_name=data_args.audio_column_name,
-            audio_dir=data_args.audio_dir,
-        )[1]
-    )
+    folds = arguments.folds or sort_folds(read_folds(data_args)[1])
     if wrong := [fold for fold in folds if not re.fullmatch(r"[^/\\\0]+", fold)]:
         raise FoldError(f"Expected folds whose names can be folders', got {wrong[0]!r}.")
     output_dir = Path(training_args.output_dir)

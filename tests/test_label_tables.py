@@ -68,6 +68,20 @@ def test_order_of_the_rows_does_not_matter(tmp_path):
     assert read_label_table(tmp_path / "labels.csv") == LabelTable(["/m/h", "/m/c"], ["Hum, low", "cat"])
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
+def test_table_is_read_however_it_is_written(tmp_path, separator, encoding):
+    rows = [
+        ["index", "mid", " display_name"],
+        ["0", "/m/a", "grün "],
+        ["1", "/m/b", '"Hum, low; and high"'],
+        ["", "", ""],
+    ]
+    text = "".join(separator.join(row) + "\r\n" for row in rows)
+    (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
+    assert read_label_table(tmp_path / "labels.csv") == LabelTable(["/m/a", "/m/b"], ["grün", "Hum, low; and high"])
+
+
 HEADER = "index,mid,display_name\n"
 
 

@@ -715,13 +715,19 @@ def _to_rows(table: _Table, labels: pa.Array | None = None) -> Dataset:
 
 
 def read_folds(
-    dataset_name: str, fold_column_name: str, *, audio_column_name: str = "audio", audio_dir: str | None = None
+    dataset_name: str,
+    fold_column_name: str,
+    *,
+    dataset_config_name: str | None = None,
+    audio_column_name: str = "audio",
+    audio_dir: str | None = None,
 ) -> tuple[Dataset, list[str]]:
     """The clips of a list or of Parquet files, as rows with `audio`, and the fold of each.
 
     Args:
         dataset_name: As of `load_splits`, and the others too.
         fold_column_name: Column with the number or the name of the fold.
+        dataset_config_name: Configuration of a Hub data set.
         audio_column_name: Column with the sound.
         audio_dir: Where the paths of a list start.
 
@@ -734,6 +740,7 @@ def read_folds(
         label_column=fold_column_name,
         audio_dir=audio_dir,
         max_missing=sys.maxsize,
+        config_name=dataset_config_name,
     )["train"]
     folds, codes = _find_folds(table, fold_column_name)
     return _to_rows(table), [folds[code] for code in codes]

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -16,6 +17,7 @@ from modeling_ast import (
 )
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, load_trained, strides_in_name
+from modeling_ast.data import sources
 from modeling_ast.data.sources import AudioSplits, load_splits
 from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
@@ -56,6 +58,16 @@ def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
         if limit is not None:
             setattr(splits, name, rows.shuffle(seed=0).select(range(min(limit, len(rows)))))
     return splits
+
+
+def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
+    """All clips of a data set with folds, and the fold of each.
+
+    Raises:
+        DataError: As from `modeling_ast.data.sources.read_folds`.
+    """
+    keys = ("dataset_name", "fold_column_name", "dataset_config_name", "audio_column_name", "audio_dir")
+    return sources.read_folds(**{key: getattr(data_args, key) for key in keys})
 
 
 def build_model_and_extractor(
