@@ -576,6 +576,7 @@ def test_accents_are_the_same_however_they_are_composed(tmp_path, on_disk, in_li
         ("{fold},0", "2.0"),
         ("0{fold}", 2),
         ("kit {fold}", "kit 2"),
+        ("{fold}" + "0" * 5000, "2" + "0" * 5000),
         (" Zoë_{fold} ", "Zoe\u0308_2"),
     ],
 )
@@ -680,7 +681,7 @@ BAD_LISTS = {
     "vectors as text": (
         "clips.csv",
         'audio,label\nclips/cat_0.wav,"[0, 1, 0]"\nclips/cat_1.wav,"[1, 0, 0]"\n',
-        "what looks like multi-hot vectors|expected one label a clip",
+        "what looks like multi-hot vectors",
     ),
     "half a line of JSON": (
         "clips.jsonl",
@@ -720,11 +721,10 @@ BAD_LISTS = {
 
 
 @pytest.mark.parametrize("name, content, words", BAD_LISTS.values(), ids=BAD_LISTS)
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_list_that_cannot_be_meant_is_one_sentence(listed_clips, name, content, words, multi_label):
+def test_list_that_cannot_be_meant_is_one_sentence(listed_clips, name, content, words):
     (listed_clips / name).write_text(content)
     with pytest.raises(DataError, match=words) as error:
-        load_splits(str(listed_clips / name), multi_label=multi_label)
+        load_splits(str(listed_clips / name), multi_label=True)
     assert "\n" not in str(error.value)
 
 

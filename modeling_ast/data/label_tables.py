@@ -3,6 +3,8 @@
 A table is a CSV file with the columns index, mid and display_name, as the original reads it. The mid is a label's name
 in data files: it holds no comma, which many display names do ("Male speech, man speaking"). One's own table may do
 without the column.
+
+`read_rows` and `open_text` read tables and text as programs write them, here and for lists of clips.
 """
 
 import codecs

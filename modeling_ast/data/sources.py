@@ -60,7 +60,7 @@ SPLIT_ALIASES = {
 ROWS_AT_ONCE = 100_000  # of a list, while they are Python objects
 # A column that says where in its file a clip starts or ends: "start", "end_time", "Begin Time (s)", "offset".
 _PART = re.compile(
-    r"(t|time|segment|event)?_?(start|begin|onset|offset|end|stop)(_?(time|seconds|secs?|s|ms|samples?))*"
+    r"(t|time|segment|event)?_?(start|begin|onset|offset|end|stop)(_?(time|seconds|secs?|s|ms|samples?|frames?))*"
 )
 
 
@@ -542,7 +542,7 @@ def _find_files(
 
 
 def _ways_to_write(path: str) -> Iterator[str]:
-    """A path as it is, and as other systems write it: `/` for `\\\\`, accents as a part of a letter or beside it."""
+    """A path as it is, and as other systems write it: `/` for `\\`, accents as a part of a letter or beside it."""
     yield path
     for slashed in (path, path.replace("\\", "/")):
         yield from (unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))
@@ -762,7 +762,7 @@ def _find_folds(table: _Table, column: str) -> tuple[list[str], np.ndarray]:
 def _fold_name(value: Any) -> str | None:
     """The same for `1`, "1" and what spreadsheets make of it, such as "1.0"; `None` where it is no fold."""
     text = composed("" if value is None else str(value).strip())
-    if number := re.fullmatch(r"(-?\d+)([.,]\d*)?", text):
+    if number := re.fullmatch(r"(-?\d{1,18})([.,]\d*)?", text):
         is_whole = not (number[2] or "").strip(".,0")
         return str(int(number[1])) if is_whole else None
     return None if text.lower() in ("", "nan", "none", "inf", "-inf") else text
@@ -778,7 +778,9 @@ def _hold_out_fold(rows: Dataset, table: _Table, column: str, eval_fold: int | s
 
 def sort_folds(folds: Iterable[str]) -> list[str]:
     """Each once, numbers by their size."""
-    return sorted(set(folds), key=lambda fold: (int(fold), "") if re.fullmatch(r"-?\d+", fold) else (math.inf, fold))
+    return sorted(
+        set(folds), key=lambda fold: (int(fold), "") if re.fullmatch(r"-?\d{1,18}", fold) else (math.inf, fold)
+    )
 
 
 def _split_by_column(rows: Dataset, table: _Table, column: str) -> dict[str, Dataset]:
