@@ -411,7 +411,7 @@ def spoken(pattern: str, count: int = 8) -> dict[str, str]:
 )
 def test_finds_one_voice_a_label_where_names_or_folders_tell_it(pattern, what):
     (found,) = check_groups(named(spoken(pattern)), sorted(SPEAKERS))
-    assert found.level == "warning" and found.seen.startswith(what) and "anna is german" in found.seen
+    assert found.level == "warning" and found.seen.startswith(what) and "anna for german" in found.seen
     assert "fold_column_name" in found.mend
 
 
@@ -419,7 +419,9 @@ def test_finds_one_fold_a_label():
     clips = spoken("/data/{label}/{n}.wav")
     folds = {path: str(1 + sorted(SPEAKERS).index(label)) for path, label in clips.items()}
     (found,) = check_groups(named(clips, folds), sorted(SPEAKERS))
-    assert found.seen.startswith("The folds tell 3 of 3 labels in training: 1 is french, 2 is german, 3 is italian.")
+    assert found.seen.startswith(
+        "The folds tell 3 of 3 labels in training: 1 for french, 2 for german, 3 for italian."
+    )
 
 
 @pytest.mark.parametrize(
@@ -475,7 +477,7 @@ def test_the_doctor_finds_one_voice_a_label(data, examine):
         for number in range(COUNTS["train"]):
             (data / label / f"train_{number}.wav").rename(data / label / f"{who[label]}_{number}.wav")
     _, findings, printed = examine(data)
-    assert "anna is high, ben is low, cora is middle" in only(findings, "groups", "warning")["seen"]
+    assert "anna for high, ben for low, cora for middle" in only(findings, "groups", "warning")["seen"]
     assert "  > Get clips of each label from several of them" in printed
 
 
@@ -491,7 +493,7 @@ def test_what_changes_the_statistics_comes_before_them(data, clean_folder, exami
     order = [(found["check"], found["level"]) for found in findings]
     assert order[:1] == [("masks", "error")] and order[-1] == ("statistics", "warning")
     assert order[1:4] == [("rates", "warning"), ("silence", "warning"), ("length", "note")]
-    assert "Mend what stands above first (rates), then measure again" in one(findings, "statistics")["seen"]
+    assert "Mend rates, silence, length above first, then measure again" in one(findings, "statistics")["seen"]
     places = [printed.index(f"  {check}: ") for check, _ in order]
     assert places == sorted(places)
     assert (

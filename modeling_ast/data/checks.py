@@ -90,8 +90,8 @@ def in_order(findings: Iterable[Finding]) -> list[Finding]:
         return finding.check in CHANGING_STATISTICS and finding.mend is not None
 
     ordered = sorted(findings, key=lambda f: (f.level != "error", not changes(f), -LEVELS.index(f.level)))
-    if first := next(filter(changes, ordered), None):
-        again = f" Mend what stands above first ({first.check}), then measure again: it changes these numbers."
+    if before := dict.fromkeys(finding.check for finding in ordered if changes(finding)):
+        again = f" Mend {', '.join(before)} above first, then measure again: that changes these numbers."
         ordered = [replace(f, seen=f.seen + again) if f.check == "statistics" else f for f in ordered]
     return ordered
 
@@ -491,7 +491,7 @@ def check_groups(clips: Sequence[ClipSummary], label_names: Sequence[str]) -> It
             "warning",
             "groups",
             f"{what} tell {len(together)} of {len(sizes)} labels in training: "
-            f"{_some([f'{group} is {label}' for label, group in sorted(together.items())])}. If these are voices, "
+            f"{_some([f'{group} for {label}' for label, group in sorted(together.items())])}. If these are voices, "
             "places or devices, a model can learn them in place of the labels, and held-out clips of the same ones "
             "do not show it.",
             "Get clips of each label from several of them, and hold out whole ones: a column of them is a "
