@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import fault_campaign as campaign
@@ -619,6 +620,46 @@ def test_folder_of_a_run_that_is_still_going_on_is_refused(recipe, tmp_path, mon
     assert said[0].returncode == 1
     assert said[0].stderr.strip().splitlines()[-1].startswith(f"error: Another run is writing to {tmp_path / 'run'}")
     assert not list((tmp_path / "run").glob("_*"))
+
+
+def enter_and_leave(folder: Path, seconds: float, trespasses) -> None:
+    """A hot loop of claims; another process that is inside at the same time is counted."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(RecipeError), output_dir.claimed(folder):
+            try:
+                os.mkdir(folder / "inside")
+            except FileExistsError:
+                trespasses.value += 1
+                return
+            os.rmdir(folder / "inside")
+
+
+def test_no_two_processes_hold_a_folder_however_often_they_come_and_go(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    trespasses = fork.Value("i", 0)
+    processes = [fork.Process(target=enter_and_leave, args=(tmp_path / "a" / "run", 0.3, trespasses)) for _ in "123"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0] and trespasses.value == 0
+
+
+def test_a_claim_that_was_lifted_while_it_was_made_is_made_again(tmp_path, monkeypatch):
+    """Who left has removed the file that was already open: the next one would make another, and find no lock on it."""
+    lock, calls = output_dir.fcntl.lockf, []
+
+    def leave_first(*args):
+        calls.append(1)
+        if len(calls) <= 2:
+            (tmp_path / "_running").unlink()
+        lock(*args)
+
+    monkeypatch.setattr(output_dir.fcntl, "lockf", leave_first)
+    with output_dir.claimed(tmp_path):
+        assert len(calls) == 3 and (tmp_path / "_running").is_file()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 import dataclasses
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 AVERAGE_FOLDER = "weight_average"
 _CLAIM_NAME = "_running"  # by the underscore uploads leave it out
+_MAX_TRIES = 100  # to make or lock what others remove again at the same moment
 # What may change between the parts of a run: none of these moves its result. How a global batch is divided moves it
 # by rounding; that the batch stays is checked by the trainer, which knows the processes too.
 _FREE_KEYS = set(
@@ -96,27 +98,50 @@ def claimed(output_dir: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with made_for_now(output_dir), open(output_dir / _CLAIM_NAME, "w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock that workers do not inherit
-        except (BlockingIOError, PermissionError) as error:  # POSIX leaves the choice
-            raise RecipeError(
-                f"Another run is writing to {output_dir} at this moment. Wait for it, stop it, or choose another "
-                "--output_dir."
-            ) from error
-        except OSError as error:
-            logger.warning(f"{output_dir} knows no locks ({error.strerror}): a second run in it would go unnoticed.")
+    with _claim(output_dir):
         try:
             yield
         finally:
             (output_dir / _CLAIM_NAME).unlink(missing_ok=True)
 
 
+def _claim(output_dir: Path) -> ExitStack:
+    """The folder, made where it is not there, and the lock in it; both until the stack is left."""
+    path = output_dir / _CLAIM_NAME
+    for _ in range(_MAX_TRIES):
+        with ExitStack() as stack:
+            stack.enter_context(made_for_now(output_dir))
+            try:
+                file = stack.enter_context(open(path, "w"))
+            except FileNotFoundError:  # another run removed the folder, which it had made
+                continue
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock that workers do not inherit
+            except (BlockingIOError, PermissionError):  # POSIX leaves the choice
+                break
+            except OSError as error:
+                logger.warning(f"{output_dir} knows no locks ({error.strerror}): a second run in it would go unnoticed.")
+                return stack.pop_all()
+            # Another run may have removed this file between the two steps: the next one would find no lock there.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    return stack.pop_all()
+    raise RecipeError(
+        f"Another run is writing to {output_dir} at this moment. Wait for it, stop it, or choose another --output_dir."
+    )
+
+
 @contextmanager
 def made_for_now(folder: Path) -> Iterator[None]:
     """A folder and its parents, there meanwhile; what was made of them goes again, unless it holds something."""
     made = [each for each in (folder, *folder.parents) if not each.is_dir()]
-    folder.mkdir(parents=True, exist_ok=True)
+    for tries_left in reversed(range(_MAX_TRIES)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            break
+        except (FileNotFoundError, FileExistsError):  # another run removes at this moment what it had made of them
+            if not tries_left:
+                raise
     try:
         yield
     finally:
