@@ -24,7 +24,8 @@ from modeling_ast import load_waveform
 from modeling_ast.data import synthetic
 from modeling_ast.data.synthetic import CLASSES, CLIPS_PER_CLASS, generate_clip, synthetic_folder
 from modeling_ast.modeling_ast import ASTPlainLayer
-from modeling_ast.training.recipes import RecipeError
+from modeling_ast.training.output_dir import prepare_output_dir
+from modeling_ast.training.recipes import RecipeError, parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "run_audio_classification.py"
@@ -535,19 +536,17 @@ def test_broken_sound_file_ends_in_one_line_with_its_path(workers, monkeypatch, 
     assert "\n" not in said.strip()
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("no_pictures")
-def test_overwriting_removes_what_the_old_run_left_and_nothing_else(tmp_path):
+def test_overwriting_removes_what_the_old_run_left_and_nothing_else(demo, tmp_path):
     folder = tmp_path / "run"
-    (folder / "mine").mkdir(parents=True)
-    argv = [DEMO, *SMALL, "--num_train_epochs=1", "--output_dir", folder]
-    run(*argv)
-    assert (folder / "mine").is_dir()
+    shutil.copytree(demo[0], folder)
+    mine = {"mine.csv", "results_of_mine.csv", "photo.png", "example_2.png", "old_results.json", "notes.md", "mine"}
+    for name in mine - {"mine"}:
+        (folder / name).touch()
+    (folder / "mine").mkdir()
     (folder / "checkpoint-99999").mkdir()
-    (folder / "old_results.json").write_text("{}")
-    run(*argv)
-    assert (folder / "mine").is_dir()
-    assert not (folder / "checkpoint-99999").exists() and not (folder / "old_results.json").exists()
+    (folder / "bad_clips.csv").touch()
+    prepare_output_dir(folder, parse_arguments([str(folder / "recipe.yaml"), "--overwrite_output_dir=true"]))
+    assert {path.name for path in folder.iterdir()} == mine | {"recipe.yaml"}
 
 
 def in_a_fresh_process(*argv, **environment) -> subprocess.CompletedProcess:

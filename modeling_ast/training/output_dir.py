@@ -17,8 +17,8 @@ except ImportError:  # on Windows, where two runs in one folder go unnoticed
 import yaml
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_NAME
 
+from modeling_ast.data.sources import SPLITS
 from modeling_ast.data.whole_files import remove_folder, remove_unfinished, written_beside
 from modeling_ast.training.recipes import RECIPE_NAME, Arguments, RecipeError, save_recipe
 
@@ -27,6 +27,13 @@ logger = logging.getLogger(__name__)
 AVERAGE_FOLDER = "weight_average"
 _CLAIM_NAME = "_running"  # by the underscore uploads leave it out
 _MAX_TRIES = 100  # to make or lock what others remove again at the same moment
+# All files that a run writes into its folder, whose others are the user's: only these go when a run is replaced.
+_PARTS = f"({'|'.join(SPLITS)})"
+_RUN_FILES = re.compile(
+    rf"model\.safetensors|config\.json|preprocessor_config\.json|training_args\.bin|trainer_state\.json|README\.md"
+    rf"|(all|baseline|(average_)?{_PARTS})_results\.json|results\.csv|bad_clips\.csv|per_class_{_PARTS}\.(csv|png)"
+    rf"|confusion_{_PARTS}\.png|training_curves\.png|example\.png"
+)
 # What may change between the parts of a run: none of these moves its result. How a global batch is divided moves it
 # by rounding; that the batch stays is checked by the trainer, which knows the processes too.
 _FREE_KEYS = set(
@@ -120,7 +127,8 @@ def _claim(output_dir: Path) -> ExitStack:
             except (BlockingIOError, PermissionError):  # POSIX leaves the choice
                 break
             except OSError as error:
-                logger.warning(f"{output_dir} knows no locks ({error.strerror}): a second run in it would go unnoticed.")
+                reason = error.strerror
+                logger.warning(f"{output_dir} knows no locks ({reason}): a second run in it would go unnoticed.")
                 return stack.pop_all()
             # Another run may have removed this file between the two steps: the next one would find no lock there.
             with suppress(FileNotFoundError):
@@ -202,9 +210,7 @@ def _remove_run(output_dir: Path) -> None:
     for path in output_dir.iterdir():
         if path.is_dir() and (re.fullmatch(r"checkpoint-\d+", path.name) or path.name == AVERAGE_FOLDER):
             remove_folder(path)
-        elif path.name in (TRAINER_STATE_NAME, SAFE_WEIGHTS_NAME, "README.md") or path.match("*_results.json"):
-            path.unlink()
-        elif path.suffix in (".csv", ".png"):  # records and pictures
+        elif path.is_file() and re.fullmatch(_RUN_FILES, path.name):
             path.unlink()
 
 
