@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AudioError, load_waveform
+from modeling_ast.fbank import num_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,9 @@ def clip_statistics(waveform: torch.Tensor, extractor: ASTFeatureExtractor) -> F
     Raises:
         ValueError: The clip is shorter than a frame, or holds NaN or infinite samples.
     """
-    (spectrogram,) = extractor.fbank(extractor.to_waveforms([waveform - waveform.mean()]))
-    cells = spectrogram[: extractor.max_length].double()  # (frames, num_mel_bins)
+    (waveform,) = extractor.to_waveforms([waveform - waveform.mean()])
+    (spectrogram,) = extractor.fbank([waveform[: num_samples(extractor.max_length, extractor.sampling_rate)]])
+    cells = spectrogram.double()  # (frames, num_mel_bins)
     return FbankStatistics(1, len(cells), cells.numel(), cells.sum().item(), cells.square().sum().item())
 
 

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.metrics import compute_metrics, multi_hot
+from modeling_ast.fbank import num_samples
 
 
 def linear_baseline(
@@ -51,7 +52,8 @@ def _summarise(
     """Features (clips, 2 * mel bins) and multi-hot labels (clips, num_labels)."""
     features, labels = [], []
     for row in tqdm(rows, desc="Features for the linear baseline"):
-        frames = extractor.fbank(extractor.to_waveforms([row["waveform"]]))[0][: extractor.max_length]
+        (waveform,) = extractor.to_waveforms([row["waveform"]])
+        (frames,) = extractor.fbank([waveform[: num_samples(extractor.max_length, extractor.sampling_rate)]])
         features.append(torch.cat((frames.mean(dim=0), frames.std(dim=0, correction=0))).numpy())
         labels.append(row["labels"])
     return np.stack(features), multi_hot(labels, num_labels).astype(int)

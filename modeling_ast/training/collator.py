@@ -101,7 +101,9 @@ class ASTDataCollator:
         Source: Park et al., "SpecAugment on Large Scale Datasets" (2020), for time masks in proportion to the length.
         """
         extractor, augment, fill = self.extractor, self.augment, self.extractor.padding_value
-        spectrograms = extractor.fbank(extractor.to_waveforms(waveforms))
+        # Frames that would be cut are not computed.
+        samples = num_samples(extractor.max_length, extractor.sampling_rate)
+        spectrograms = extractor.fbank([waveform[:samples] for waveform in extractor.to_waveforms(waveforms)])
         padding = extractor.normalize(torch.tensor(fill)).item() if extractor.do_normalize else fill
         features = []
         for spectrogram, generator in zip(spectrograms, generators):
