@@ -1,6 +1,9 @@
 """Training arguments do what they say, fit together, or are refused with what to do instead."""
 
 import copy
+import dataclasses
+import math
+import re
 import runpy
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTForAudioClassification
 from modeling_ast.data import synthetic
-from modeling_ast.training.arguments import ASTTrainingArguments, DataArguments
+from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, DataArguments, ModelArguments
 from modeling_ast.training.sampling import PositionedRows
 from modeling_ast.training.trainer import ASTTrainer
 
@@ -162,6 +165,15 @@ def test_a_share_that_is_said_and_fits_is_taken(make):
         ),
         ({"remove_unused_columns": True}, "remove_unused_columns must stay false"),
         ({"do_predict": True}, "do_predict has no effect"),
+        ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint must stay false: SIGTERM and Ctrl-C save"),
+        ({"ignore_data_skip": True}, "ignore_data_skip must stay false"),
+        ({"dataloader_in_order": False}, "dataloader_in_order must stay true"),
+        ({"prediction_loss_only": True}, "prediction_loss_only must stay false"),
+        ({"batch_eval_metrics": True}, "batch_eval_metrics must stay false"),
+        ({"eval_do_concat_batches": False}, "eval_do_concat_batches must stay true"),
+        ({"include_for_metrics": ["inputs"]}, "include_for_metrics must stay empty"),
+        ({"use_liger_kernel": True}, "use_liger_kernel must stay false"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches .* would divide global_batch_size"),
         (
             {"global_batch_size": 12, "auto_find_batch_size": True},
             "auto_find_batch_size would change global_batch_size: use one",
@@ -172,6 +184,59 @@ def test_a_share_that_is_said_and_fits_is_taken(make):
 def test_arguments_that_do_not_fit_are_refused(make, settings, words):
     with pytest.raises(ValueError, match=words):
         make(**settings)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("block", [ModelArguments, DataArguments, AugmentArguments, ASTTrainingArguments])
+def test_numbers_are_finite(block, value):
+    """All that can hold a fraction, each alone."""
+    needed = {DataArguments: {"dataset_name": "x"}, ASTTrainingArguments: {"output_dir": "x", "use_cpu": True}}
+    names = [each.name for each in dataclasses.fields(block) if "float" in str(each.type)]
+    assert len(names) > 0
+    for name in names:
+        with pytest.raises(ValueError, match=f"Expected {name} to be a finite number, got {value}"):
+            block(**needed.get(block, {}), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "interval"),
+    [
+        ({"learning_rate": -1e-4}, "[0, inf)"),
+        ({"weight_decay": -0.1}, "[0, inf)"),
+        ({"adam_beta1": 1.0}, "[0, 1)"),
+        ({"adam_beta2": -0.1}, "[0, 1)"),
+        ({"adam_epsilon": -1e-8}, "[0, inf)"),
+        ({"max_grad_norm": -1.0}, "[0, inf)"),
+        ({"warmup_steps": -1}, "[0, inf)"),
+        ({"label_smoothing_factor": 1.0}, "[0, 1)"),
+        ({"num_train_epochs": 0.0}, "(0, inf)"),
+        ({"num_train_epochs": -2.0}, "(0, inf)"),
+        ({"seed": -1}, "[0, 4294967296)"),
+        ({"seed": 2**32}, "[0, 4294967296)"),
+        ({"data_seed": -1}, "[0, 4294967296)"),
+        ({"per_device_train_batch_size": 0}, "[1, inf)"),
+        ({"per_device_eval_batch_size": 0}, "[1, inf)"),
+        ({"gradient_accumulation_steps": 0}, "[1, inf)"),
+        ({"dataloader_num_workers": -1}, "[0, inf)"),
+        ({"save_total_limit": -1}, "[1, inf)"),
+        ({"save_strategy": "steps", "save_steps": 0}, "(0, inf)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_numbers_lie_within_their_intervals(make, settings, interval):
+    name = list(settings)[-1]
+    with pytest.raises(ValueError, match=re.escape(f"Expected {name} in {interval}, got {settings[name]}.")):
+        make(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"hidden_dropout_prob": 1.0}, {"attention_probs_dropout_prob": -0.1}, {"mixup_alpha": 100_000_000}],
+)
+def test_numbers_of_the_other_blocks_lie_within_theirs(settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"Expected {name} in .*, got {settings[name]}"):
+        (AugmentArguments if name == "mixup_alpha" else ModelArguments)(**settings)
 
 
 @pytest.mark.parametrize(

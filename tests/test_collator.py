@@ -434,7 +434,7 @@ def test_negative_augmentation_is_refused(name):
     [
         ({"mixup_probability": 8}, "mixup_probability between 0 and 1, got 8"),  # a known slip with the original
         ({"mixup_probability": -0.1}, "mixup_probability between 0 and 1, got -0.1"),
-        ({"mixup_alpha": 0}, "mixup_alpha of at least 1, got 0"),
+        ({"mixup_alpha": 0}, r"mixup_alpha in \[1, 1000\], got 0"),
         ({"original_noise_and_roll": True}, "no effect without max_noise or roll_frames"),
     ],
 )

@@ -103,7 +103,7 @@ def test_values_are_cast_by_their_field(recipe, line, name, value):
         assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("name, value", [("mean", -7.5), ("mean", -1e-3), ("seed", -1), ("learning_rate", -1.0)])
+@pytest.mark.parametrize("name, value", [("mean", -7.5), ("mean", -1e-3), ("max_steps", -1)])
 def test_negative_numbers_are_no_keys(name, value):
     argv = ["--dataset_name=synthetic", "--output_dir=somewhere"]
     assert parse(*argv, f"--{name}", value)[name] == value
@@ -151,7 +151,7 @@ def test_saved_recipe_keeps_the_global_batch_and_can_be_divided_anew(tmp_path):
         ("optim: magic\n", "magic"),
         ("freq_mask_bins: -1\n", "Expected freq_mask_bins of at least 0, got -1"),
         ("mixup_probability: 2\n", "Expected mixup_probability between 0 and 1, got 2.0"),
-        ("mixup_alpha: 0\n", "Expected mixup_alpha of at least 1, got 0"),
+        ("mixup_alpha: 0\n", r"Expected mixup_alpha in \[1, 1000\], got 0"),
         ("max_noise: -0.1\n", "Expected max_noise of at least 0, got -0.1"),
         ("original_noise_and_roll: true\n", "original_noise_and_roll has no effect without max_noise or roll_frames"),
         (
@@ -256,10 +256,10 @@ def test_saved_recipe_gives_the_same_arguments(path, tmp_path):
         ["--lr_scheduler_type", "cosine_with_restarts", "--lr_scheduler_kwargs", '{"num_cycles": 2, "a": [1, 2]}'],
         ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-06, "b": null}'],
         ["--optim_args", "betas=(0.9,0.95)", "--optim", "adamw_torch", "--adam_beta2", "0.95"],
-        ["--label_names", "labels", "others", "--include_for_metrics", "inputs", "loss"],
+        ["--label_names", "labels", "others"],
         ["--eval_strategy", "steps", "--eval_steps", "10", "--logging_steps", "0.25", "--save_strategy", "no"],
         ["--activation_checkpointing", "--activation_checkpointing_kwargs", '{"use_reentrant": false}'],
-        ["--accelerator_config", '{"split_batches": true}'],
+        ["--accelerator_config", '{"dispatch_batches": false}'],
         ["--warmup_steps", "0.1", "--max_steps", "7", "--gradient_accumulation_steps", "2", "--use_cpu"],
         ["--do_train", "--do_eval", "--resume_from_checkpoint", "some/checkpoint-3", "--overwrite_output_dir"],
         [
@@ -275,7 +275,7 @@ def test_saved_recipe_gives_the_same_arguments(path, tmp_path):
         ["--weight_average_start", "2", "--weight_average_end", "4", "--num_train_epochs", "5"],
         ["--validation_file", "held out.csv", "--test_file", "test.json", "--label_file", "esc50"],
         ["--bf16", "false", "--disable_tqdm", "true", "--log_level", "error", "--report_to", "none"],
-        ["--seed", "-1", "--data_seed", "3", "--max_grad_norm", "0", "--save_total_limit", "1"],
+        ["--seed", "1", "--data_seed", "3", "--max_grad_norm", "0", "--save_total_limit", "1"],
         ["--dataloader_pin_memory", "false", "--dataloader_num_workers", "2", "--push_to_hub", "false"],
     ],
     ids=lambda argv: argv[0].strip("-"),

@@ -1,13 +1,56 @@
 """The keys of a recipe: four dataclasses, one a block."""
 
+import dataclasses
+import math
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import TrainingArguments
 
 # What the best epoch can be chosen by; the first is of the logits, the others are those of `data.metrics`.
 BEST_METRICS = ("loss", "accuracy", "mAP", "mAUC", "d_prime", "macro_f1", "micro_f1")
+
+# What numbers can be, where that is not said in words below; a round bracket excludes its end.
+_INTERVALS = {
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), "[0, 1)"),
+    # Partial sums of so many draws; larger ones only make every weight 0.5.
+    "mixup_alpha": "[1, 1000]",
+    **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"), "[0, inf)"),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), "[0, 1)"),
+    **dict.fromkeys(("num_train_epochs", "save_steps", "logging_steps"), "(0, inf)"),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), "[1, inf)"),
+    **dict.fromkeys(("gradient_accumulation_steps", "save_total_limit"), "[1, inf)"),
+    **dict.fromkeys(("eval_steps", "eval_delay", "dataloader_num_workers"), "[0, inf)"),
+    **dict.fromkeys(("seed", "data_seed"), "[0, 4294967296)"),  # numpy's
+}
+# Keys of Transformers whose other values would be wrong without a word: the only right one, and why.
+_ONLY_VALUES = {
+    "remove_unused_columns": (False, "the audio column is read by a transform"),
+    "enable_jit_checkpoint": (False, "SIGTERM and Ctrl-C save a checkpoint anyway, and two that listen would collide"),
+    "ignore_data_skip": (False, "a resumed epoch goes on with the clips that it has not had yet"),
+    "dataloader_in_order": (True, "a resumed run goes on in the order of the draws"),
+    "prediction_loss_only": (False, "all held-out clips are scored"),
+    "batch_eval_metrics": (False, "the metrics are of all held-out clips together"),
+    "eval_do_concat_batches": (True, "the metrics are of all held-out clips together"),
+    "include_for_metrics": ([], "the metrics need scores and labels alone"),
+    "use_liger_kernel": (False, "it has no kernel for this model"),
+}
+
+
+def _check_numbers(block: Any) -> None:
+    """Refuse numbers of a block of arguments that are none, infinite, or outside of their interval."""
+    for each in dataclasses.fields(block):
+        value = getattr(block, each.name, None)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not math.isfinite(value):
+            raise ValueError(f"Expected {each.name} to be a finite number, got {value}.")
+        interval = _INTERVALS.get(each.name, "(-inf, inf)")
+        low, high = map(float, interval[1:-1].split(","))
+        is_inside = (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
+        if not (low < value < high or is_inside):
+            raise ValueError(f"Expected {each.name} in {interval}, got {value}.")
 
 
 @dataclass
@@ -64,6 +107,9 @@ class ModelArguments:
     problem_type: Literal["single_label_classification", "multi_label_classification"] = field(
         default="single_label_classification", metadata={"help": "One label a clip, or any number."}
     )
+
+    def __post_init__(self):
+        _check_numbers(self)
 
 
 @dataclass
@@ -125,6 +171,7 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        _check_numbers(self)
         for name in ("max_train_samples", "max_eval_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
@@ -173,13 +220,12 @@ class AugmentArguments:
     )
 
     def __post_init__(self):
+        _check_numbers(self)
         for name in ("freq_mask_bins", "time_mask_frames", "max_noise", "roll_frames"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Expected {name} of at least 0, got {getattr(self, name)}.")
         if not 0 <= self.mixup_probability <= 1:
             raise ValueError(f"Expected mixup_probability between 0 and 1, got {self.mixup_probability}.")
-        if self.mixup_alpha < 1:
-            raise ValueError(f"Expected mixup_alpha of at least 1, got {self.mixup_alpha}.")
         if self.original_noise_and_roll and not (self.max_noise or self.roll_frames):
             raise ValueError("original_noise_and_roll has no effect without max_noise or roll_frames.")
 
@@ -235,11 +281,16 @@ class ASTTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        _check_numbers(self)
         super().__post_init__()
         if self.hub_token is not None:  # Transformers saves these arguments beside the model, and uploads the file
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns must stay false: the audio column is read by a transform.")
+        for name, (only, reason) in _ONLY_VALUES.items():
+            if getattr(self, name, only) != only:
+                shown = str(only).lower() if isinstance(only, bool) else " ".join(only) or "empty"
+                raise ValueError(f"{name} must stay {shown}: {reason}.")
+        if self.accelerator_config.split_batches:
+            raise ValueError("split_batches of accelerator_config would divide global_batch_size once more.")
         if self.do_predict:
             raise ValueError(
                 "do_predict has no effect: every held-out split is evaluated, and nothing else predicted."
