@@ -1,6 +1,7 @@
 """Whatever ends a run before its end is told in one sentence, and the same command goes on as if nothing had been."""
 
 import csv
+import dataclasses
 import errno
 import math
 import multiprocessing
@@ -18,7 +19,7 @@ import fault_campaign as campaign
 import pytest
 import run_audio_classification as script
 import torch
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from modeling_ast import AudioError, load_waveform
 from modeling_ast.data import bad_clips as bad_clips_module
@@ -33,7 +34,7 @@ from modeling_ast.training import output_dir
 from modeling_ast.training.averaging import RunningAverage
 from modeling_ast.training.endings import fault_sentence, loading, told_in_one_sentence
 from modeling_ast.training.output_dir import last_whole_checkpoint
-from modeling_ast.training.recipes import RecipeError
+from modeling_ast.training.recipes import RecipeError, parse_arguments, save_recipe
 from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = [
@@ -596,6 +597,46 @@ def test_keys_that_move_no_result_do_not_make_it_another_run(recipe, interrupted
     argv = ["--gradient_accumulation_steps=1", "--save_steps=4", "--save_total_limit=3", "--log_level=warning"]
     run(recipe, interrupted, *argv)
     assert (interrupted / "model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def saved(recipe, tmp_path_factory) -> Path:
+    """The saved recipe of a run, with what a later version of Transformers might have added to it."""
+    path = tmp_path_factory.mktemp("saved") / "recipe.yaml"
+    save_recipe(parse_arguments([str(recipe), "--output_dir=x"]), path)
+    path.write_text(path.read_text() + "brand_new_switch: true\nbrand_new_names: [a, b]\ntrackio_bucket_id: mine\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("argv", "keys"),
+    [
+        ([], set()),
+        (["--torch_empty_cache_steps=3", "--dataloader_num_workers=3", "--logging_steps=7"], set()),
+        (["--max_bad_clips=3", "--global_batch_size=8", "--output_dir=y", "--torch_compile_mode=default"], set()),
+        (["--seed=5"], {"seed"}),
+        (["--adam_beta2=0.9", "--label_smoothing_factor=0.1"], {"adam_beta2", "label_smoothing_factor"}),
+        (["--eval_steps=4", "--eval_delay=1"], {"eval_steps", "eval_delay"}),
+        (["--hidden_dropout_prob=0.3", "--random_crop"], {"hidden_dropout_prob", "random_crop"}),
+        (["--dataset_name=z", "--freeze_backbone"], {"dataset_name", "freeze_backbone"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_keys_that_can_move_the_result_and_no_others_make_it_another_run(recipe, saved, argv, keys):
+    arguments = parse_arguments([str(recipe), "--output_dir=x", "--load_best_model_at_end=false", *argv])
+    assert output_dir.recipe_differences(saved, arguments).keys() == keys | {"load_best_model_at_end"}
+
+
+def test_keys_of_transformers_that_move_the_result_are_keys_of_it():
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert output_dir._MOVING_KEYS <= names and output_dir._FREE_KEYS <= output_dir._OWN_KEYS
+
+
+def test_checkpoint_without_its_optimiser_is_not_continued_from(recipe, tmp_path):
+    argv = [recipe, tmp_path / "run", "--save_only_model=true"]
+    run(*argv, "--max_steps=4")
+    status, said = ending(*argv, "--max_steps=6")
+    assert status == 1 and "checkpoint-4 cannot be continued from: it holds no state of the optimiser" in said
 
 
 @pytest.mark.slow

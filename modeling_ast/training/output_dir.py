@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_ast.data.sources import SPLITS
 from modeling_ast.data.whole_files import remove_folder, remove_unfinished, written_beside
+from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, DataArguments, ModelArguments
 from modeling_ast.training.recipes import RECIPE_NAME, Arguments, RecipeError, save_recipe
 
 logger = logging.getLogger(__name__)
@@ -34,24 +35,32 @@ _RUN_FILES = re.compile(
     rf"|(all|baseline|(average_)?{_PARTS})_results\.json|results\.csv|bad_clips\.csv|per_class_{_PARTS}\.(csv|png)"
     rf"|confusion_{_PARTS}\.png|training_curves\.png|example\.png"
 )
-# What may change between the parts of a run: none of these moves its result. How a global batch is divided moves it
-# by rounding; that the batch stays is checked by the trainer, which knows the processes too.
+# What may not change between the parts of a run, since it moves the result: of our own keys all but these,
 _FREE_KEYS = set(
     """
-    output_dir overwrite_output_dir resume_from_checkpoint
-    global_batch_size gradient_accumulation_steps per_device_train_batch_size
-    per_device_eval_batch_size eval_accumulation_steps
-    gradient_checkpointing gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs
-    dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
-    ddp_backend ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters use_cpu torch_compile
-    save_strategy save_steps save_total_limit
-    log_level log_level_replica log_on_each_node logging_dir logging_strategy logging_steps logging_first_step
-    logging_nan_inf_filter disable_tqdm report_to run_name project trackio_space_id
-    include_num_input_tokens_seen skip_memory_metrics
-    max_bad_clips dry_run
-    push_to_hub hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision
+    overwrite_output_dir dry_run max_bad_clips remove_unused_columns ddp_find_unused_parameters
+    global_batch_size per_device_train_batch_size
+    """.split()  # the trainer checks the batch of all devices; how it is divided moves the result by rounding alone
+)
+# and of Transformers' these alone, which adds others with every version.
+_MOVING_KEYS = set(
+    """
+    do_train seed data_seed full_determinism
+    num_train_epochs max_steps dataloader_drop_last auto_find_batch_size
+    learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps
+    optim optim_args optim_target_modules weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
+    label_smoothing_factor neftune_noise_alpha
+    bf16 fp16 tf32 bf16_full_eval fp16_full_eval
+    eval_strategy eval_steps eval_delay eval_on_start
+    load_best_model_at_end metric_for_best_model greater_is_better
+    accelerator_config parallelism_config fsdp fsdp_config deepspeed
     """.split()
 )
+_OWN_KEYS = {
+    name
+    for block in (ModelArguments, DataArguments, AugmentArguments, ASTTrainingArguments)
+    for name in block.__annotations__
+}
 # A run may be made longer; its schedule is then the longer run's from there on.
 _LENGTH_KEYS = ("num_train_epochs", "max_steps")
 
@@ -169,7 +178,7 @@ def recipe_differences(recipe: Path, arguments: Arguments) -> dict[str, str]:
     """
     saved, given = _read_settings(recipe), _settings(arguments)
     differences = {}
-    for key in sorted((saved.keys() | given.keys()) - _FREE_KEYS):
+    for key in sorted((saved.keys() | given.keys()) & (_OWN_KEYS - _FREE_KEYS | _MOVING_KEYS)):
         before, now = (settings.get(key, _default(key, arguments)) for settings in (saved, given))
         if before != now:
             differences[key] = f"{key}: {_shown(before)} saved, {_shown(now)} given"

@@ -378,6 +378,7 @@ class ASTTrainer(Trainer):
             with self._loading(resume_from_checkpoint):
                 TrainerState.load_from_json(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)
                 self._load_progress(Path(resume_from_checkpoint))
+            self._check_optimizer(Path(resume_from_checkpoint))
         self._resumed_from = resume_from_checkpoint or None
         if self.args.should_save:  # what `load_end` goes by
             (Path(self.args.output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
@@ -419,6 +420,15 @@ class ASTTrainer(Trainer):
                 self.record.load_state(checkpoint)
             if (checkpoint / _AVERAGE_NAME).is_file():
                 self.average.load(checkpoint / _AVERAGE_NAME)
+
+    @staticmethod
+    def _check_optimizer(checkpoint: Path) -> None:
+        """Without its state, Transformers' own begins with a new one, and says nothing."""
+        if not [*checkpoint.glob("optimizer*"), *checkpoint.glob("global_step*")]:  # the latter DeepSpeed's
+            raise RecipeError(
+                f"{checkpoint} cannot be continued from: it holds no state of the optimiser, as one that "
+                "save_only_model true has saved. Start a new run from it by model_name_or_path."
+            )
 
     def _loading(self, checkpoint: str | Path | None):
         is_of_this_run = Path(checkpoint or "").absolute().parent == Path(self.args.output_dir).absolute()
