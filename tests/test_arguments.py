@@ -13,6 +13,7 @@ from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTForAudioClassification
 from modeling_ast.data import synthetic
+from modeling_ast.modeling_ast import classification_loss
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, DataArguments, ModelArguments
 from modeling_ast.training.sampling import PositionedRows
 from modeling_ast.training.trainer import ASTTrainer
@@ -354,6 +355,33 @@ def test_frozen_parameters_are_not_in_the_optimiser(make_trainer, factor):
     names = [name for name, _ in model.named_parameters() if name.startswith("classifier.")]
     assert settings_of(trainer, "lr") == {name: [pytest.approx(0.01 * factor)] for name in names}
     assert all(group["params"] for group in trainer.optimizer.param_groups)
+
+
+@pytest.mark.filterwarnings("error:Label smoothing")
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
+@pytest.mark.parametrize("labels", ["hard", "soft"])
+def test_label_smoothing_is_torchs_whatever_the_labels(make_trainer, problem_type, labels):
+    """A label among several is a choice between yes and no; the soft ones are as mixup makes them."""
+    model = random_model(make_tiny_config(problem_type=problem_type))
+    trainer, count = make_trainer(model, label_smoothing_factor=0.2), model.config.num_labels
+    is_multi, generator = problem_type.startswith("multi"), torch.Generator().manual_seed(0)
+    if labels == "soft":
+        targets = torch.rand(4, count, generator=generator)
+        targets = targets if is_multi else targets / targets.sum(dim=1, keepdim=True)
+    elif is_multi:
+        targets = torch.rand(4, count, generator=generator).round()
+    else:
+        targets = torch.randint(count, (4,), generator=generator)
+    inputs = {"input_values": torch.randn(4, model.config.max_length, model.config.num_mel_bins), "labels": targets}
+    loss, outputs = trainer.compute_loss(model.train(), dict(inputs), return_outputs=True)
+    logits, cross_entropy = outputs.logits, torch.nn.functional.cross_entropy
+    if is_multi:
+        logits, expected = (torch.stack(pair, dim=1) for pair in ((0 * logits, logits), (1 - targets, targets)))
+        torch.testing.assert_close(loss, cross_entropy(logits, expected, label_smoothing=0.2))
+    else:
+        torch.testing.assert_close(loss, cross_entropy(logits, targets, label_smoothing=0.2))
+    loss, outputs = trainer.compute_loss(model.eval(), dict(inputs), return_outputs=True)  # not smoothed
+    torch.testing.assert_close(loss, classification_loss(outputs.logits, targets, problem_type))
 
 
 class Trained(Exception):

@@ -55,6 +55,25 @@ def mix(anchor: torch.Tensor, partner: torch.Tensor, weight: float) -> torch.Ten
     return mixed - mixed.mean()
 
 
+def smooth_labels(labels: torch.Tensor, factor: float, num_labels: int, multi_label: bool) -> torch.Tensor:
+    """Label smoothing, of soft labels as mixup makes them too.
+
+    Args:
+        labels: Class indices (batch,), or weights (batch, num_labels) in [0, 1].
+        factor: Share of each label that is spread: over all labels where one is right, as torch's cross entropy does
+            it; over yes and no, half to each, where a clip has several, whose binary cross entropy asks so of each.
+        num_labels: Number of labels.
+        multi_label: Whether a clip has several.
+
+    Returns:
+        Weights (batch, num_labels).
+
+    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (2016).
+    """
+    weights = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels, num_labels)
+    return (1 - factor) * weights + factor / (2 if multi_label else num_labels)
+
+
 def mask(
     spectrogram: torch.Tensor, dim: int, max_width: int, generator: torch.Generator, value: float = 0.0
 ) -> torch.Tensor:

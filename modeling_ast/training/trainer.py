@@ -5,6 +5,7 @@ import logging
 import math
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from modeling_ast.data.whole_files import (
     written_beside,
 )
 from modeling_ast.modeling_ast import classification_loss
+from modeling_ast.training.augment import smooth_labels
 from modeling_ast.training.averaging import RunningAverage
 from modeling_ast.training.endings import GOES_ON, Stopped, StopRequest, loading, saving
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, checkpoint_step, last_whole_checkpoint
@@ -62,7 +64,10 @@ class ASTTrainer(Trainer):
         record: EpochRecord | None = None,
         **kwargs,
     ):
-        super().__init__(*args, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Label smoothing is not compatible")  # it is here, with all labels
+            super().__init__(*args, **kwargs)
+        self.label_smoother = None  # which takes class indices alone
         self.train_collator = train_collator
         self.sampling_weights = sampling_weights
         self.clip_seconds = clip_seconds
@@ -162,6 +167,11 @@ class ASTTrainer(Trainer):
     # What happens once an epoch.
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.training and self.args.label_smoothing_factor:
+            config = self.model.config
+            is_multi_label = config.problem_type == "multi_label_classification"
+            smoothing = (self.args.label_smoothing_factor, config.num_labels, is_multi_label)
+            inputs = {**inputs, "labels": smooth_labels(inputs["labels"], *smoothing)}
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
             loss = (result[0] if return_outputs else result).detach().float().mean()
