@@ -34,7 +34,7 @@ from modeling_ast.data.whole_files import written_beside
 from modeling_ast.fbank import num_samples
 from modeling_ast.inference.plots import plot_confusion_matrix, plot_per_class, plot_tags, plot_training_curves
 from modeling_ast.training.arguments import DataArguments
-from modeling_ast.training.baseline import linear_baseline
+from modeling_ast.training.baseline import check_classes, linear_baseline
 from modeling_ast.training.collator import ASTDataCollator
 from modeling_ast.training.dry_run import dry_run, nothing_written
 from modeling_ast.training.endings import stop_by_signals, told_in_one_sentence
@@ -49,7 +49,7 @@ from modeling_ast.training.output_dir import (
 from modeling_ast.training.recipes import Arguments, parse_arguments
 from modeling_ast.training.record import RESULTS_NAME, EpochRecord
 from modeling_ast.training.sampling import class_balanced_weights, positioned, read_clip_seconds, sort_by_length
-from modeling_ast.training.start import build_model_and_extractor, read_splits
+from modeling_ast.training.start import build_model_and_extractor, check_reporters, read_splits
 from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger("run_audio_classification")
@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.ERROR, format="%(message)s")
     output_dir = Path(training_args.output_dir)
     check_output_dir(output_dir, arguments)
+    check_reporters(training_args.report_to)
     with ExitStack() as stack:
         if training_args.dry_run:
             stack.enter_context(nothing_written(training_args))
@@ -105,6 +106,8 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
         f"{data_args.dataset_name}: {num_labels} labels, "
         + ", ".join(f"{size} clips for {name}" for name, size in sizes.items())
     )
+    if data_args.linear_baseline:
+        check_classes(splits.train, splits.label_names)
 
     # Model and feature extractor, from the same arguments.
     model, extractor = build_model_and_extractor(

@@ -30,7 +30,8 @@ from modeling_ast.data.metrics import (
     to_probabilities,
     write_per_class_csv,
 )
-from modeling_ast.training.baseline import linear_baseline
+from modeling_ast.training.baseline import check_classes, linear_baseline
+from modeling_ast.training.recipes import RecipeError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -364,12 +365,24 @@ def tones(labels: list, num_labels: int) -> Dataset:
         ("accuracy", 3, [[0], [1], [2]]),  # as Speech Commands has them
         ("mAP", 3, [[0], [1], [2], [0, 1], [1, 2], []]),
         ("mAP", 2, [[0], [1], [0, 1], []]),
+        ("mAP", 1, [[0], []]),  # a detector
     ],
 )
 def test_linear_baseline_solves_what_is_linearly_separable(metric, num_labels, kinds):
     extractor = ASTFeatureExtractor(num_mel_bins=32, max_length=32)
     train, evaluation = tones(kinds * 5, num_labels), tones(kinds * 2, num_labels)
     assert linear_baseline(train, evaluation, extractor, num_labels)[metric] == 1.0
+
+
+@pytest.mark.parametrize("labels", [[1, 1, 1], [[1], [1]]], ids=str)
+def test_linear_baseline_needs_two_classes_and_says_so_by_the_labels_alone(labels):
+    with pytest.raises(RecipeError, match="of two classes at least for linear_baseline, got b alone"):
+        check_classes(Dataset.from_dict({"labels": labels}), ["a", "b"])
+
+
+@pytest.mark.parametrize("labels", [[1, 1, 0], [[1], []], [[1, 0], [1, 0]], [[], []]], ids=str)
+def test_linear_baseline_takes_what_can_be_told_apart(labels):
+    check_classes(Dataset.from_dict({"labels": labels}), ["a", "b"])
 
 
 def test_linear_baseline_hears_max_length_frames_and_no_more():

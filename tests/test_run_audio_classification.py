@@ -19,6 +19,7 @@ import transformers
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+from transformers.integrations import integration_utils
 
 from modeling_ast import load_waveform
 from modeling_ast.data import synthetic
@@ -504,10 +505,14 @@ def command_line(monkeypatch, *argv) -> str:
         (["--max_length=8"], "max_length"),
         (["--model_name_or_path", "nobody/nothing"], "nobody/nothing"),
         (["--std", "0"], "Expected std above 0"),
+        (["--report_to", "stone_tablets"], "report_to stone_tablets cannot be used: stone_tablets is not supported"),
+        (["--report_to", "wandb", "--dataset_name=/nowhere"], "report_to wandb cannot be used: .*pip install wandb"),
+        (["--learning_rate=nan", "--dataset_name=/nowhere"], "Expected learning_rate to be a finite number, got nan"),
     ],
     ids=lambda value: value[0].strip("-") if isinstance(value, list) else "",
 )
 def test_what_cannot_be_run_is_said_without_a_traceback(argv, words, monkeypatch, tmp_path):
+    monkeypatch.setattr(integration_utils, "is_wandb_available", lambda: False)
     argv = ["--num_train_epochs=1", *argv]
     said = command_line(monkeypatch, DEMO, *SMALL, "--output_dir", tmp_path, *argv)
     assert said.startswith("error: ") and re.search(words, said)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
@@ -14,6 +15,30 @@ from tqdm.auto import tqdm
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.metrics import compute_metrics, multi_hot
 from modeling_ast.fbank import num_samples
+from modeling_ast.training.recipes import RecipeError
+
+
+def check_classes(rows: Dataset, label_names: list[str]) -> None:
+    """Training clips that a linear model has something to tell apart in; looks at labels alone.
+
+    Args:
+        rows: With a column `labels`: a class index, or a list of them.
+        label_names: Of the data set.
+
+    Raises:
+        RecipeError: All clips have one label, and the same.
+    """
+    found = set()
+    for row in rows.select_columns("labels").with_format(None):
+        labels = row["labels"]
+        found.add(tuple(labels) if isinstance(labels, list) else (labels,))
+        if len(found) > 1:
+            return
+    for (label,) in (labels for labels in found if len(labels) == 1):
+        raise RecipeError(
+            f"Expected training clips of two classes at least for linear_baseline, got {label_names[label]} alone. "
+            "Leave it out, or add clips of something else."
+        )
 
 
 def linear_baseline(
@@ -27,7 +52,7 @@ def linear_baseline(
     Where every clip has exactly one label the regression is multinomial, else there is one a class.
 
     Args:
-        train: Decoded rows to fit on.
+        train: Decoded rows to fit on, of what `check_classes` takes.
         evaluation: Decoded rows to report on.
         extractor: Of the features; only real frames count, at most `max_length` of them.
         num_labels: Number of labels.
@@ -42,7 +67,11 @@ def linear_baseline(
         regression = OneVsRestClassifier(regression)
     classifier = make_pipeline(StandardScaler(), regression).fit(train_features, targets)
     probabilities = np.zeros(labels.shape)
-    probabilities[:, classifier.classes_] = classifier.predict_proba(features)  # a class may have no training clip
+    predicted = classifier.predict_proba(features)
+    if problem_type == "multi_label_classification" and num_labels == 1:  # which sklearn takes for two classes
+        probabilities = predicted[:, 1:]
+    else:
+        probabilities[:, classifier.classes_] = predicted  # a class may have no training clip
     return compute_metrics(probabilities, labels, problem_type)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from modeling_ast import (
     ASTConfig,
@@ -36,6 +37,24 @@ _SETTING_KEYS = (
     "problem_type",
     "attn_implementation",
 )
+
+
+def check_reporters(names: list[str]) -> None:
+    """Let what shall be reported to show that it is installed, before the data is read and the model is made.
+
+    Args:
+        names: As `TrainingArguments.report_to` has them.
+
+    Raises:
+        RecipeError: Something that Transformers does not report to, or that is not installed.
+    """
+    for name in names:
+        try:
+            for callback in get_reporting_integration_callbacks([name]):
+                callback()
+        except (ImportError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise RecipeError(f"report_to {name} cannot be used: {reason}") from error
 
 
 def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
