@@ -16,9 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import fault_campaign as campaign
+import numpy as np
 import pytest
 import run_audio_classification as script
 import torch
+from torch._utils import ExceptionWrapper
 from transformers import Trainer, TrainerState, TrainingArguments
 
 from modeling_ast import AudioError, load_waveform
@@ -517,6 +519,60 @@ def test_worker_that_is_killed_is_told_in_one_sentence(recipe, undisturbed, tmp_
     assert status == 1 and "\n" not in said
     assert re.match(r"error: A process that reads the data has ended .*--dataloader_num_workers", said)
     assert_same_command_ends_as_undisturbed(recipe, tmp_path / "run", undisturbed)
+
+
+def too_many_files():
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        open(os.devnull)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def too_small_disk():
+    with open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"x")
+
+
+def raise_again(error: Exception):
+    raise error
+
+
+def in_a_worker(do):
+    try:
+        do()
+    except Exception:
+        ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the limits and devices of Linux")
+@pytest.mark.parametrize(
+    ("do", "words"),
+    [
+        (too_many_files, r"Too many open files.*\. Allow more of them \(ulimit -n"),
+        (too_small_disk, r"No space left on device\. Make room there"),
+        (lambda: torch.empty(2**50), r"allocate.*\. Fewer clips at a time need less"),
+        (lambda: np.empty(2**50), r"Unable to allocate.*\. Fewer clips at a time need less"),
+        (lambda: raise_again(MemoryError()), r"There is not enough memory\. Fewer clips"),
+        (
+            lambda: raise_again(
+                torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 1. x. y.")
+            ),
+            r"CUDA out of memory\. Tried to allocate 2 GiB\. GPU 0 has 1\. Fewer clips",
+        ),
+        (lambda: raise_again(RuntimeError("received 0 items of ancdata")), r"0 items of ancdata\. Allow more"),
+    ],
+    ids=["files", "disk", "memory of torch", "memory of numpy", "memory of Python", "memory of a GPU", "shared files"],
+)
+@pytest.mark.parametrize("where", ["here", "in a worker"])
+def test_what_the_machine_has_too_little_of_is_told_with_what_helps(do, words, where):
+    with pytest.raises(Exception) as caught:  # noqa: B017
+        do() if where == "here" else in_a_worker(do)
+    said = fault_sentence(caught.value)
+    assert re.match(f"error: .*{words}.*--resume_from_checkpoint true goes on", said) and "\n" not in said
 
 
 def test_faults_of_the_programme_keep_their_traceback():

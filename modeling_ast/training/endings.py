@@ -15,14 +15,13 @@ from modeling_ast.audio import AudioError
 from modeling_ast.conversion import why_unreadable
 from modeling_ast.data.metrics import DivergedError
 from modeling_ast.data.sources import DataError
-from modeling_ast.training.recipes import RecipeError, error_sentence
+from modeling_ast.training.recipes import RecipeError, error_sentence, remedy
 
 GOES_ON = "The same command with --resume_from_checkpoint true goes on from what is saved"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Of a disk or a folder, not of a programme.
 _DISK_ERRORS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
-    *(errno.EACCES, errno.EPERM, errno.ENOTDIR),
+    *(errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOTDIR),
 }
 # What torch, pickle and JSON make of a file that is not what it should be.
 _UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, PickleError)
@@ -135,6 +134,8 @@ def fault_sentence(error: Exception) -> str | None:
     """What to tell the user of an error that a run can meet; `None` of one that is a fault of the programme."""
     if isinstance(error, (RecipeError, DataError, AudioError, DivergedError, SaveError)):
         return error_sentence(error)
+    if isinstance(error, (OSError, MemoryError, RuntimeError)) and remedy(error):
+        return f"{error_sentence(error)} {GOES_ON}."
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}cannot be read or written ({error.strerror}). {GOES_ON}, once it can."
