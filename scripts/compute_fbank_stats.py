@@ -9,6 +9,8 @@ augmented and padded clips (mixup of one half, masks of up to 24 bins and 192 fr
 `--dataloader_num_workers`.
 """
 
+import ctrl_c  # noqa: F401  isort: skip
+
 import argparse
 import logging
 import sys

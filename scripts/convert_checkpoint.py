@@ -6,6 +6,8 @@
 The folder holds the model, with its label names, and the feature extractor.
 """
 
+import ctrl_c  # noqa: F401  isort: skip
+
 import argparse
 from pathlib import Path
 

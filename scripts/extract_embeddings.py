@@ -11,6 +11,8 @@ anew.
 A file that cannot be used is named and left out, and the exit status is then 1.
 """
 
+import ctrl_c  # noqa: F401  isort: skip
+
 import argparse
 import logging
 import sys

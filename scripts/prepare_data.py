@@ -9,6 +9,8 @@ Run it again after an interruption: it goes on from there. Clips of other rates 
 once and for all with --flac_cache FOLDER.
 """
 
+import ctrl_c  # noqa: F401  isort: skip
+
 import argparse
 import dataclasses
 import os

@@ -10,6 +10,8 @@ told in one sentence, 130 after Ctrl-C, 143 after SIGTERM. With `--dry_run true`
 work, writes nothing, and tells how long the run will take.
 """
 
+import ctrl_c  # noqa: F401  isort: skip
+
 import logging
 import sys
 from contextlib import ExitStack

@@ -8,6 +8,8 @@ interrupted goes on; so several machines can each take some of the folds, and `s
 together.
 """
 
+import ctrl_c  # noqa: F401  isort: skip
+
 import argparse
 import re
 import subprocess

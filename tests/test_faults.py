@@ -819,6 +819,7 @@ def test_two_processes_end_when_one_of_them_is_killed(recipe, tmp_path, launcher
         "        os.kill(os.getpid(), signal.SIGKILL)",
     ]
     lines += ["    return train(*args, **kwargs)", "ASTTrainer.training_step = training_step"]
+    lines += [f"sys.path.insert(0, {str(campaign.SCRIPT.parent)!r})"]
     lines += [f"runpy.run_path({str(campaign.SCRIPT)!r}, run_name='__main__')"]
     (tmp_path / "program.py").write_text("\n".join(lines))
     two = ["--standalone", "--nproc_per_node=2"]
