@@ -30,6 +30,7 @@ from modeling_ast.data.download import fetch, unpack
 from modeling_ast.data.label_tables import DataError, read_paper_eval_ids
 from modeling_ast.data.prepare import ARCHIVES, MIN_SECONDS, Manifest
 
+FLAC_RATES = range(100, 655351)  # Hz
 # Name of its folder and manifest, a file by which it is known, what reads it, and what trains on it.
 DATA_SETS = {
     "esc50": ("esc50", "meta/esc50.csv", prepare.read_esc50, "scripts/run_folds.py configs/esc50.yaml"),
@@ -68,13 +69,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     command.add_argument("--min_seconds", type=float, default=MIN_SECONDS, help="default: %(default)s")
     for command in commands.choices.values():
+        command.add_argument("--flac_cache", type=Path, metavar="FOLDER", help="write each clip once as mono FLAC")
         command.add_argument(
-            "--flac_cache", type=Path, metavar="FOLDER", help="write each clip once as 16 kHz mono FLAC"
+            "--sampling_rate",
+            type=int,
+            help=f"of the FLAC cache in Hz, as in the recipe: less loses what the model would hear (default: "
+            f"{prepare.SAMPLING_RATE})",
         )
         command.add_argument("--num_workers", type=int, default=16, help="clips at once (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.num_workers < 1:
         parser.error(f"Expected --num_workers of at least 1, got {args.num_workers}.")
+    if args.sampling_rate is not None and args.flac_cache is None:
+        parser.error("--sampling_rate has no effect without --flac_cache.")
+    args.sampling_rate = prepare.SAMPLING_RATE if args.sampling_rate is None else args.sampling_rate
+    if args.sampling_rate not in FLAC_RATES:
+        parser.error(f"Expected --sampling_rate of 100 to 655350 Hz, as FLAC has them, got {args.sampling_rate}.")
     return args
 
 
@@ -100,7 +110,7 @@ def prepare_data_set(args: argparse.Namespace) -> Path:
     root = prepare.find_root(find_folder(args, args.data_dir / name), marker).resolve()
     manifest = read(root)
     if args.flac_cache is not None:
-        paths = prepare.cache_as_flac(manifest.paths, root, args.flac_cache, args.num_workers)
+        paths = prepare.cache_as_flac(manifest.paths, root, args.flac_cache, args.num_workers, args.sampling_rate)
         for path in paths:
             if isinstance(path, AudioError):
                 raise path
@@ -143,7 +153,8 @@ def prepare_audioset(args: argparse.Namespace) -> Path:
     manifest, left_out = prepare.match_clips(segments, clips, journal, args.min_seconds, args.num_workers)
     found = manifest.paths
     if args.flac_cache is not None:
-        cached = prepare.cache_as_flac(found, args.audio_dir.resolve(), args.flac_cache, args.num_workers)
+        root = args.audio_dir.resolve()
+        cached = prepare.cache_as_flac(found, root, args.flac_cache, args.num_workers, args.sampling_rate)
         left_out += [
             (prepare.clip_id(Path(path).stem), path, f"unreadable: {result}")
             for path, result in zip(found, cached)

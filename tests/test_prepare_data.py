@@ -379,6 +379,19 @@ def test_cache_holds_each_clip_once_at_16_khz_in_the_same_folders(tmp_path):
         assert (path.stat().st_mtime_ns != written[path]) == (path == removed)
 
 
+def test_cache_has_the_rate_that_is_asked_for_and_is_not_mixed(tmp_path):
+    root = esc50(tmp_path / "published")
+    arguments = ["esc50", "--source", str(root), "--data_dir", str(tmp_path), "--flac_cache", str(tmp_path / "cache")]
+    for _ in range(2):  # the second time it is there
+        rows = read_csv(main([*arguments, "--sampling_rate=32000"]))
+    for row in rows:
+        assert soundfile.info(tmp_path / row["audio"]).samplerate == 32000
+        expected = load_waveform(root / "audio" / (Path(row["audio"]).stem + ".wav"), 32000).clamp(-1, 1)
+        np.testing.assert_allclose(load_waveform(tmp_path / row["audio"], 32000), expected, atol=2**-15, rtol=0)
+    with pytest.raises(DataError, match="is there already, with 32000 Hz, where 16000 Hz are asked for"):
+        main(arguments)
+
+
 def test_interrupted_write_leaves_no_clip_that_looks_finished(tmp_path, monkeypatch):
     root = esc50(tmp_path / "published")
     arguments = ["esc50", "--source", str(root), "--data_dir", str(tmp_path), "--flac_cache", str(tmp_path / "cache")]
@@ -641,6 +654,8 @@ def test_what_is_wrong_is_said(write, words, tmp_path):
     [
         (["esc50", "--num_workers", "0"], "Expected --num_workers of at least 1, got 0"),
         (["esc50", "--source", "x", "--url", "y"], "not allowed with"),
+        (["esc50", "--sampling_rate", "32000"], "--sampling_rate has no effect without --flac_cache"),
+        (["esc50", "--flac_cache", "x", "--sampling_rate", "16"], "Expected --sampling_rate of 100 to 655350 Hz"),
         (["audioset", "--audio_dir", "x", "--output", "y"], "--segments --json is required"),
     ],
 )

@@ -5,7 +5,9 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from modeling_ast.data.sources import find_sounds, load_splits, read_data_json
 from modeling_ast.data.synthetic import LISTS
 from modeling_ast.data.whole_files import written_beside
 
-SAMPLING_RATE = 16000  # Hz, of the FLAC cache
+SAMPLING_RATE = 16000  # Hz, of the FLAC cache where nothing else is said
 MIN_SECONDS = 0.025  # one frame of the features
 ARCHIVES = {
     # Packed by GitHub when asked for: no checksum of the file lasts, those in it are compared, and its files counted.
@@ -252,20 +254,23 @@ def match_clips(
 # FLAC cache
 
 
-def cache_as_flac(paths: list[str], root: Path, cache_dir: Path, num_workers: int = 16) -> list[str | AudioError]:
-    """Write each clip once as mono FLAC of 16 bits at 16 kHz; what is there already is taken.
+def cache_as_flac(
+    paths: list[str], root: Path, cache_dir: Path, num_workers: int = 16, sampling_rate: int = SAMPLING_RATE
+) -> list[str | AudioError]:
+    """Write each clip once as mono FLAC of 16 bits; what is there already is taken.
 
     Args:
         paths: Absolute paths of the clips, below `root`.
         root: The cache has the same folders below itself.
         cache_dir: Of the cache.
         num_workers: Clips that are converted at once.
+        sampling_rate: Of the cache, in Hz.
 
     Returns:
         The path in the cache of each clip, or what is wrong with the clip.
 
     Raises:
-        DataError: Two clips differ in their ending alone, and would be the same file.
+        DataError: Two clips differ in their ending alone, and would be the same file; or the cache has another rate.
     """
     # Not resolved: a clip may be a link to a file elsewhere.
     targets = [str(cache_dir.resolve() / Path(os.path.relpath(path, root)).with_suffix(".flac")) for path in paths]
@@ -273,22 +278,28 @@ def cache_as_flac(paths: list[str], root: Path, cache_dir: Path, num_workers: in
     for path, target in zip(paths, targets):
         if sources.setdefault(target, path) != path:
             raise DataError(f"{path} and {sources[target]} would be the same file of the cache, {target}.")
-    return list(in_threads(_cache_one, list(zip(paths, targets)), "Writing FLAC", num_workers))
+    cache_one = partial(_cache_one, sampling_rate)
+    return list(in_threads(cache_one, list(zip(paths, targets)), "Writing FLAC", num_workers))
 
 
-def _cache_one(pair: tuple[str, str]) -> str | AudioError:
+def _cache_one(sampling_rate: int, pair: tuple[str, str]) -> str | AudioError:
     import soundfile
 
     path, target = pair
-    if os.path.isfile(target):
-        return target
+    with suppress(soundfile.LibsndfileError):  # what is not there, or damaged, is written
+        if (rate := soundfile.info(target).samplerate) == sampling_rate:
+            return target
+        raise DataError(
+            f"{target} is there already, with {rate} Hz, where {sampling_rate} Hz are asked for. Choose another "
+            "folder for this rate, or remove that one."
+        )
     try:
-        waveform = load_waveform(path, SAMPLING_RATE)
+        waveform = load_waveform(path, sampling_rate)
     except AudioError as error:
         return error
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with written_beside(target) as unfinished:
-        soundfile.write(unfinished, waveform.clamp(-1, 1).numpy(), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+        soundfile.write(unfinished, waveform.clamp(-1, 1).numpy(), sampling_rate, format="FLAC", subtype="PCM_16")
     return target
 
 
