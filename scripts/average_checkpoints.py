@@ -6,7 +6,7 @@ The result is a folder that loads like any model, with the feature extractor of 
 itself with `weight_average_start`, and needs no checkpoints for it.)
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import sys

@@ -16,7 +16,7 @@ there. Without recordings, files are generated.
 more than 15 % under the table's; 2 if nothing can be measured, or the two sides do not give the same.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import json

@@ -9,7 +9,7 @@ with the model card, the recipe and the licence of the old one; `calibration_res
 show before and after, on test clips too where there are any: those are the figures to report.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import json

@@ -10,7 +10,7 @@ training script; `--dataloader_num_workers` processes listen. Exit status: 0 wit
 tell true facts that do no harm), 1 with warnings, 2 with errors.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import dataclasses

@@ -9,7 +9,7 @@ augmented and padded clips (mixup of one half, masks of up to 24 bins and 192 fr
 `--dataloader_num_workers`.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import logging

@@ -6,7 +6,7 @@
 The folder holds the model, with its label names, and the feature extractor.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 from pathlib import Path

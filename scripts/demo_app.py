@@ -8,7 +8,7 @@ longer than their visitors stay. This machine alone can open the page, unless `-
 from elsewhere, and what was uploaded is deleted when it ends, or at the next start of a page where it was killed.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import html

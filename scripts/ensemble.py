@@ -8,7 +8,7 @@ and of the ensemble go to `ensemble_results.csv` in the output folder, the predi
 they are found again when a model is added, unless the model or the data have changed.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import csv

@@ -7,7 +7,7 @@ precision, recall and F1 of the events and the error of their onsets, beside tho
 folder gets the recording, the true and the found events as Audacity labels, a picture, and the figures as JSON.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import json

@@ -7,7 +7,7 @@ as PICTURE_attention.png, of attention (where the special tokens look). Of a lon
 length is explained, unless --end says how much.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import math

@@ -25,7 +25,7 @@ above the model's length; a difference above 1e-3 is an error. --int8 writes a s
 OUTPUT.int8.onnx, whose scores differ from the model's as much as is then reported.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import logging

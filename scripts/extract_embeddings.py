@@ -11,7 +11,7 @@ anew.
 A file that cannot be used is named and left out, and the exit status is then 1.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import logging

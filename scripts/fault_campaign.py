@@ -8,7 +8,7 @@ undisturbed run ends with: the same weights bit for bit, the same metrics and re
 are selections of the tests, and count theirs. Exit status 1 where anything was lost.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import json

@@ -9,7 +9,7 @@ with the share of the clips that get the same best label. What cannot be measure
 something differs that must be equal, such as one run and the same run again; 2 if nothing can be measured.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import csv

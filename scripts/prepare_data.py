@@ -9,7 +9,7 @@ Run it again after an interruption: it goes on from there. Clips of other rates 
 once and for all with --flac_cache FOLDER.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import dataclasses

@@ -7,7 +7,7 @@ them come clips of steady noise and of silence with the label `background`, so t
 other columns of the manifest stay, such as `fold`; background is spread over their values.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import sys

@@ -8,7 +8,7 @@ folder, which can be given here by itself. With `--with_code` the package's code
 where `trust_remote_code=True` then loads it. The folder itself is not changed.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import re

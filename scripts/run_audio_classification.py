@@ -10,7 +10,7 @@ told in one sentence, 130 after Ctrl-C, 143 after SIGTERM. With `--dry_run true`
 work, writes nothing, and tells how long the run will take.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import logging
 import sys

@@ -8,7 +8,7 @@ interrupted goes on; so several machines can each take some of the folds, and `s
 together.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import re

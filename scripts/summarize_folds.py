@@ -7,7 +7,7 @@ epoch with the best mean (the paper's way, and optimistic: the same clips choose
 writes it to `folds.json` there.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import json

@@ -10,7 +10,7 @@ The same command again goes on where it was stopped, with new and changed files 
 cannot be used, 2 if nothing can be done.
 """
 
-import ctrl_c  # noqa: F401  isort: skip
+import one_line  # noqa: F401  isort: skip
 
 import argparse
 import sys

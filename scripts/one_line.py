@@ -1,7 +1,8 @@
-"""Ctrl-C ends a script in one line and with exit status 130, whatever it does: each script imports this first.
+"""What ends any script is one line: Ctrl-C, with exit status 130, and a machine that has too little, with 1.
 
-Importing the libraries takes seconds. Some of them catch all errors meanwhile, and there is nothing to put away: the
-process ends at once. Within `main` it is Python's own `KeyboardInterrupt`, which `main` may catch.
+Each script imports this first, since importing the libraries takes seconds. Some of them catch all errors meanwhile,
+and there is nothing to put away: Ctrl-C ends the process at once. Within `main` it is Python's own
+`KeyboardInterrupt`, which `main` may catch.
 """
 
 import os
@@ -26,11 +27,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, traceback)
-        return
-    print(SAID, file=sys.stderr, flush=True)
-    sys.exit(EXIT_STATUS)
+    if issubclass(kind, KeyboardInterrupt):
+        print(SAID, file=sys.stderr, flush=True)
+        sys.exit(EXIT_STATUS)
+    if issubclass(kind, (OSError, MemoryError, RuntimeError)):
+        from modeling_ast.training.recipes import error_sentence, remedy
+
+        if remedy(error):
+            sys.exit(error_sentence(error))
+    sys.__excepthook__(kind, error, traceback)
 
 
 if os.path.dirname(os.path.abspath(sys.argv[0])) == os.path.dirname(os.path.abspath(__file__)):  # run, not imported

@@ -1,4 +1,4 @@
-"""Ctrl-C ends every script in one line, also while its libraries are imported."""
+"""Ctrl-C ends every script in one line, also while its libraries are imported, and so does want of memory."""
 
 import ast
 import os
@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ctrl_c
+import one_line
 import pytest
 
-SCRIPTS = sorted(path for path in Path(ctrl_c.__file__).parent.glob("*.py") if path.name != "ctrl_c.py")
+SCRIPTS = sorted(path for path in Path(one_line.__file__).parent.glob("*.py") if path.name != "one_line.py")
 PRESS = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 
 
@@ -29,7 +29,7 @@ def run(script: Path, path: Path) -> tuple[int, str]:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_every_script_listens_before_it_imports_anything_else(path):
     docstring, first, *rest = ast.parse(path.read_text(encoding="utf-8")).body
-    assert isinstance(docstring.value, ast.Constant) and ast.unparse(first) == "import ctrl_c"
+    assert isinstance(docstring.value, ast.Constant) and ast.unparse(first) == "import one_line"
     assert [node.name for node in rest if isinstance(node, ast.FunctionDef) and node.name == "main"] == ["main"]
 
 
@@ -56,13 +56,21 @@ MAIN = {
 
 @pytest.mark.parametrize(("body", "said", "status"), MAIN.values(), ids=MAIN)
 def test_ctrl_c_after_the_imports_is_one_line(tmp_path, body, said, status):
-    shutil.copy(ctrl_c.__file__, tmp_path)
-    (tmp_path / "script.py").write_text(f"import ctrl_c\nimport atexit, sys\ndef main():\n    {body}\nmain()\n")
+    shutil.copy(one_line.__file__, tmp_path)
+    (tmp_path / "script.py").write_text(f"import one_line\nimport atexit, sys\ndef main():\n    {body}\nmain()\n")
     assert run(tmp_path / "script.py", tmp_path) == (status, said)
 
 
+def test_want_of_memory_is_one_line_with_what_helps(capsys):
+    with pytest.raises(SystemExit, match="^error: There is not enough memory. Fewer clips at a time need less"):
+        one_line._tell(MemoryError, MemoryError(), None)
+    error = RuntimeError("another one")
+    one_line._tell(RuntimeError, error, None)
+    assert capsys.readouterr().err == "RuntimeError: another one\n"
+
+
 def test_faults_keep_their_traceback(tmp_path):
-    shutil.copy(ctrl_c.__file__, tmp_path)
-    (tmp_path / "script.py").write_text("import ctrl_c\nraise KeyError('x')\n")
+    shutil.copy(one_line.__file__, tmp_path)
+    (tmp_path / "script.py").write_text("import one_line\nraise KeyError('x')\n")
     status, said = run(tmp_path / "script.py", tmp_path)
     assert status == 1 and said.startswith("Traceback") and said.endswith("KeyError: 'x'\n")
