@@ -153,7 +153,8 @@ def _opened(source: str | os.PathLike | bytes | BinaryIO, name: str | None) -> I
     # A TypeError is soundfile's word for an open file whose name ends in `.raw`.
     except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as error:
         # Without the name or the object that was opened.
-        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
+        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+        reason = reason or "not enough memory"  # a MemoryError may say nothing
         raise AudioError(f"{name}: cannot be decoded ({reason}). Readable are WAV, FLAC, OGG and MP3.") from error
 
 

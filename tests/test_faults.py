@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import errno
+import io
 import math
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ import fault_campaign as campaign
 import numpy as np
 import pytest
 import run_audio_classification as script
+import soundfile
 import torch
 from torch._utils import ExceptionWrapper
 from transformers import Trainer, TrainerState, TrainingArguments
@@ -541,6 +543,12 @@ def raise_again(error: Exception):
     raise error
 
 
+def too_little_memory_for_a_clip():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(soundfile, "SoundFile", lambda *_: raise_again(MemoryError()))
+        load_waveform(io.BytesIO(b"RIFF"), name="a.wav")
+
+
 def in_a_worker(do):
     try:
         do()
@@ -563,9 +571,10 @@ def in_a_worker(do):
             ),
             r"CUDA out of memory\. Tried to allocate 2 GiB\. GPU 0 has 1\. Fewer clips",
         ),
+        (too_little_memory_for_a_clip, r"a.wav: cannot be decoded \(not enough memory\).*\. Fewer clips"),
         (lambda: raise_again(RuntimeError("received 0 items of ancdata")), r"0 items of ancdata\. Allow more"),
     ],
-    ids=["files", "disk", "memory of torch", "memory of numpy", "memory of Python", "memory of a GPU", "shared files"],
+    ids=["files", "disk", "torch", "numpy", "Python", "a GPU", "a decoder", "shared files"],
 )
 @pytest.mark.parametrize("where", ["here", "in a worker"])
 def test_what_the_machine_has_too_little_of_is_told_with_what_helps(do, words, where):

@@ -132,10 +132,12 @@ def loading(checkpoint: str | os.PathLike, is_of_this_run: bool) -> Iterator[Non
 
 def fault_sentence(error: Exception) -> str | None:
     """What to tell the user of an error that a run can meet; `None` of one that is a fault of the programme."""
-    if isinstance(error, (RecipeError, DataError, AudioError, DivergedError, SaveError)):
+    if isinstance(error, (RecipeError, DataError, DivergedError, SaveError)):
         return error_sentence(error)
-    if isinstance(error, (OSError, MemoryError, RuntimeError)) and remedy(error):
+    if isinstance(error, (AudioError, OSError, MemoryError, RuntimeError)) and remedy(error):
         return f"{error_sentence(error)} {GOES_ON}."
+    if isinstance(error, AudioError):
+        return error_sentence(error)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         where = f"{error.filename}: " if error.filename else ""
         return f"error: {where}cannot be read or written ({error.strerror}). {GOES_ON}, once it can."
