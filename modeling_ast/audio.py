@@ -14,6 +14,19 @@ import torch
 # Of the containers that libsndfile knows, those that recordings come in. Some of the others lie and are not found out:
 # two kilobytes of a MIDI sample dump give 2^31 samples.
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "NIST")
+# What their files are called, in lower case.
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".mp3", ".wave", ".bwf", ".rf64", ".w64", ".oga", ".opus"),
+    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist"),
+)
+# Files with sounds that libsndfile does not decode, and what they are.
+CONVERTIBLE_SUFFIXES = {
+    **dict.fromkeys((".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp"), "MPEG-4"),
+    **dict.fromkeys((".webm", ".mkv", ".mka"), "WebM or Matroska"),
+    **dict.fromkeys((".wma", ".wmv", ".asf"), "Windows Media"),
+    **{".aac": "AAC", ".amr": "AMR", ".awb": "AMR", ".ac3": "AC-3", ".ape": "Monkey's Audio", ".wv": "WavPack"},
+    **{".spx": "Speex", ".avi": "AVI"},
+}
 # Rates in Hz that recordings of sound have: whales are archived at 250 Hz, porpoises at 1 MHz. What lies outside is a
 # broken header, and would cost memory: 1 Hz becomes 16,000 times as long.
 FILE_RATES = range(100, 1_000_001)

@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from modeling_ast.audio import AudioError, require_torchaudio
+from modeling_ast.audio import AUDIO_SUFFIXES, AudioError, require_torchaudio
 
 try:
     require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
@@ -39,8 +39,8 @@ import torch
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.middleware import Middleware
 
+from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.label_tables import plain
-from modeling_ast.data.sources import AUDIO_SUFFIXES, find_sounds
 from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
 from modeling_ast.inference.app import TOP_K, Heard, Listener, Stopped
 from modeling_ast.inference.page_guard import PageGuard, working_folder

@@ -47,7 +47,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.data.sources import find_sounds
+from modeling_ast.data.folders import find_sounds
 from modeling_ast.fbank import frame_length, num_samples
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.ensemble import load_model

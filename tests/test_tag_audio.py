@@ -496,7 +496,7 @@ def test_sources_models_and_folders_that_cannot_be_used_are_named(recordings, mo
     with pytest.raises(TaggingError, match="nowhere.wav: no such file or folder."):
         tag(recordings, tmp_path / "nowhere.wav", *rest)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TaggingError, match=r"No sound files \(.wav, .flac, .ogg, .mp3\) in .*empty, nor below."):
+    with pytest.raises(TaggingError, match=r"No sound files \(.wav, .flac, .ogg, .mp3, .*\) in .*empty, nor below."):
         tag(tmp_path / "empty", *rest)
     with pytest.raises(TaggingError, match="empty cannot be used: "):
         tag(recordings, "--model", tmp_path / "empty", "--output_dir", tmp_path / "out")

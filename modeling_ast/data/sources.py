@@ -26,8 +26,9 @@ import torch
 from datasets import Audio, ClassLabel, Dataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from modeling_ast.audio import AudioError, load_waveform
+from modeling_ast.audio import AUDIO_SUFFIXES, AudioError, load_waveform
 from modeling_ast.data.bad_clips import BadClips
+from modeling_ast.data.folders import FolderContents, group_by_folder, look_into, visible, warn_left_out
 from modeling_ast.data.label_tables import (
     DataError,
     composed,
@@ -40,7 +41,6 @@ from modeling_ast.data.synthetic import LISTS, synthetic_folder
 
 logger = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl")  # with columns, one of them of paths
 LIST_SUFFIXES = (*TABLE_SUFFIXES, ".json")  # whose rows hold paths
 FILE_SUFFIXES = (*LIST_SUFFIXES, ".parquet")
@@ -181,6 +181,9 @@ def load_splits(
         if len(table.rows) == 0:
             raise DataError(f"{table.source}: expected clips in split {split}, got none.")
 
+    if "train" not in tables:
+        raise DataError(f"{dataset_name}: expected a split called train, got {', '.join(tables)}.")
+
     # Rows first and splits after: selecting from rows copies no audio, adding a column to a selection would.
     labels = {split: _read_labels(table, label_separator, multi_label) for split, table in tables.items()}
     if label_file is None:
@@ -261,8 +264,8 @@ def _read(
         return {"train": _Table(_read_table(path, columns, audio_dir, max_missing), name, audio_column, label_column)}
     if _suffix(path) == ".json":
         tables = {"train": _read_json(path, audio_dir, max_missing)}
-    elif path.is_dir() and not any(path.rglob("*.parquet")):
-        splits = _read_class_folders(path)
+    elif path.is_dir() and ((found := look_into(path)).are_classes or not found.parquet):
+        splits = _read_class_folders(path, found)
         tables = {split: _Table(rows, name, has_columns=False) for split, rows in splits.items()}
     else:
         splits = _load_dataset(name, path, config_name)
@@ -306,46 +309,155 @@ def _load_dataset(name: str, path: Path, config_name: str | None) -> dict[str, D
             raw = load_dataset("parquet", data_files=str(path))
         else:
             raw = load_dataset(str(path) if path.is_dir() else name, config_name)
-    except (OSError, ValueError, RuntimeError, pa.ArrowException, DatasetGenerationError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, pa.ArrowException, DatasetGenerationError) as error:
+        refuse_sound_files(name, error)
         # Missing, out of reach, or broken.
         reason = " ".join(str(error.__cause__ if isinstance(error, DatasetGenerationError) else error).split())
         if path.exists():
             raise DataError(f"{name}: cannot be read as Parquet ({reason}).") from error
         raise DataError(f"{name}: no such file or folder, nor to be had from the Hub ({reason}).") from error
-    splits = {SPLIT_ALIASES[split.lower()]: rows for split, rows in raw.items() if split.lower() in SPLIT_ALIASES}
+    splits = {split: raw[own] for split, own in name_splits(name, raw).items()}
     if "train" not in splits:
         raise DataError(f"{name}: expected a split called train, got {', '.join(raw)}.")
     return splits
 
 
-def _read_class_folders(folder: Path) -> dict[str, Dataset]:
-    """Sound files below a folder a class; the split from the lists of Speech Commands, or from a folder a split."""
-    names = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir()}
-    split_folders = {SPLIT_ALIASES[name]: entry for name, entry in names.items() if name in SPLIT_ALIASES}
-    if "train" in split_folders and len(split_folders) == len(names):  # train alone may be the sound of one
-        return {split: _read_classes(entry)["train"] for split, entry in split_folders.items()}
-    return _read_classes(folder)
+def refuse_sound_files(name: str, error: Exception) -> None:
+    """Say what it means that `datasets` wants torchcodec.
+
+    Args:
+        name: Of the data set.
+        error: What `datasets` raised, or what that has for its cause.
+
+    Raises:
+        DataError: It does.
+    """
+    if not any("torchcodec" in str(each) for each in (error, error.__cause__)):
+        return
+    raise DataError(
+        f"{name}: expected Parquet, found sound files or tar archives of them (AudioFolder or WebDataset), which "
+        "`datasets` reads with torchcodec alone. Install it with FFmpeg, or download the data set (hf download "
+        f"--repo-type dataset {name}), and give a folder a class or a CSV file with the paths and labels."
+    ) from error
 
 
-def _read_classes(folder: Path) -> dict[str, Dataset]:
-    held_out = read_lists(folder)
+def _read_class_folders(folder: Path, found: FolderContents) -> dict[str, Dataset]:
+    """Sound files below a folder a class; the split from the lists of Speech Commands, or from a folder a split.
+
+    Raises:
+        DataError: The folders may be meant as splits or as classes, or they are neither.
+    """
+    if found.metadata:
+        raise DataError(_describe_metadata(folder, found.metadata))
+    if not found.sounds and found.archives:
+        raise DataError(
+            f"{folder}: expected sound files or Parquet files, found {found.describe()}, which are not read. Unpack "
+            "them (tar -xf), and list their sounds and labels in a CSV file."
+        )
+    if found.parquet:
+        logger.warning(
+            f"{folder}: the sounds in its folders are read, and not the {len(found.parquet)} Parquet file(s) beside "
+            f"them, such as {found.parquet[0]}."
+        )
+    warn_left_out(folder, found.others)
+    groups = dict.fromkeys(visible(entry.name for entry in os.scandir(folder) if entry.is_dir()), ())
+    groups |= group_by_folder(found.sounds)
+    if not (split_folders := _find_split_folders(folder, groups)):
+        return _read_classes(folder, groups, read_lists(folder))
+    places = (folder, *(folder / name for name in split_folders.values()))
+    if lists := [place / name for place in places for name in LISTS.values() if (place / name).is_file()]:
+        raise DataError(f"{folder}: expected {lists[0]} or folders {', '.join(split_folders.values())}, got both.")
+    return {
+        split: _read_classes(folder / name, group_by_folder(groups[name]), {})["train"]
+        for split, name in split_folders.items()
+    }
+
+
+def _describe_metadata(folder: Path, metadata: list[str]) -> str:
+    files = {_split_of(Path(path).parent.name): path for path in metadata}
+    lists = [f"dataset_name {folder / files.get('train', metadata[0])}"]
+    lists += [f"{split}_file {folder / files[split]}" for split in SPLITS[1:] if split in files and "train" in files]
+    return (
+        f"{folder}: expected a sub-folder a class, found sound files whose labels {metadata[0]} tells (an "
+        f"AudioFolder). Read such a list itself: {', '.join(lists)}, audio_column_name file_name, and "
+        "its label_column_name."
+    )
+
+
+def _split_of(name: str) -> str | None:
+    return SPLIT_ALIASES.get(name.lower())
+
+
+def name_splits(source: str | Path, names: Iterable[str]) -> dict[str, str]:
+    """What the source calls each of the splits that it has, among other names.
+
+    Raises:
+        DataError: Two names of one split.
+    """
+    splits = {}
+    for name in names:
+        if (split := _split_of(name)) is not None and splits.setdefault(split, name) != name:
+            raise DataError(f"{source}: expected one {split} split, got {splits[split]} and {name}.")
+    return splits
+
+
+def _find_split_folders(folder: Path, groups: dict[str, list[str]]) -> dict[str, str]:
+    """The folder of each split; none where the folders are classes, one of which may be called `train` or `test`.
+
+    A split holds folders of sounds; a class holds sounds. What lies beside splits is passed over.
+
+    Args:
+        folder: Of them all.
+        groups: Its folders, each with the sounds below it.
+
+    Raises:
+        DataError: They may be meant as either.
+    """
+    named = [name for name in groups if _split_of(name) is not None]
+    beside = [name for name in groups if groups[name] and name not in named and not name.startswith("_") and name]
+    nested = [name for name in named if groups[name] and all(os.sep in path for path in groups[name])]
+    if not named or (beside and not nested and len(named) == 1):
+        return {}
+    splits = name_splits(folder, sorted(named))
+    classes = {name for each in nested for name in group_by_folder(groups[each])}
+    if beside and not ("train" in splits and len(nested) > 1 and classes.isdisjoint(beside)):
+        raise DataError(
+            f"{folder}: expected folders of splits or of classes, got what may be both, {', '.join(named)} beside "
+            f"{', '.join(beside[:3])}. If {named[0]} is a split, move what is none elsewhere; if it is a class, "
+            "put its sounds into no folders of their own, or list all clips in a CSV file."
+        )
+    folders = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+    if others := sorted((folders | groups.keys()) - set(named)):
+        counts = [
+            f"{name or 'files'} ({len(groups[name])} of sounds)" if groups.get(name) else name for name in others
+        ]
+        logger.warning(f"{folder}: beside {', '.join(named)}, passed over as no split: {', '.join(counts)}.")
+    return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def _read_classes(folder: Path, groups: dict[str, list[str]], held_out: dict[str, str]) -> dict[str, Dataset]:
     files = {split: {"audio": [], "label": []} for split in SPLITS}
-    for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
-        if class_folder.name.startswith((".", "_")):  # such as the _background_noise_ of Speech Commands
-            logger.warning(f"{class_folder} is not taken for a class: its name starts with {class_folder.name[0]!r}.")
+    for name, paths in sorted(groups.items()):
+        if name.startswith("_"):  # such as the _background_noise_ of Speech Commands
+            logger.warning(f"{folder / name} is not taken for a class: its name starts with '_'.")
             continue
-        found = sorted(find_sounds(class_folder))
-        if not found:
-            logger.warning(f"{class_folder} holds no sound files ({', '.join(AUDIO_SUFFIXES)}), and is no class.")
-        for file in found:
-            split = files[held_out.pop(os.path.relpath(file, folder), "train")]
-            split["audio"].append(file)
-            split["label"].append(class_folder.name)
+        if name == "":
+            logger.warning(
+                f"{folder}: {len(paths)} sound file(s) in no class folder are left out, such as {paths[0]}."
+            )
+            continue
+        if not paths:
+            logger.warning(f"{folder / name} holds no sound files ({', '.join(AUDIO_SUFFIXES)}), and is no class.")
+        for path in paths:
+            split = files[held_out.pop(os.path.join(name, path), "train")]
+            split["audio"].append(os.path.join(folder, name, path))
+            # Some systems write an accent into its letter, others beside it.
+            split["label"].append(unicodedata.normalize("NFC", name))
     if held_out:
         raise DataError(
             f"{folder}: held out by a list, but no sound file of a class: {', '.join(list(held_out)[:3])}."
         )
-    if not files["train"]["audio"]:
+    if not any(columns["audio"] for columns in files.values()):
         raise DataError(
             f"{folder}: expected a sub-folder a class with sound files ({', '.join(AUDIO_SUFFIXES)}) in it, found "
             "none."
@@ -373,12 +485,6 @@ def read_lists(folder: Path) -> dict[str, str]:
                             raise DataError(f"{path}, line {number}: no file {name!r}.")
                         held_out[os.path.normpath(way)] = split
     return held_out
-
-
-def find_sounds(folder: Path) -> Iterator[str]:
-    """Paths of the sound files below a folder, in no order."""
-    for parent, _, names in os.walk(folder, followlinks=True):
-        yield from (os.path.join(parent, name) for name in names if name.lower().endswith(AUDIO_SUFFIXES))
 
 
 def _read_table(path: Path, columns: list[str], audio_dir: str | None, max_missing: int) -> Dataset:
@@ -582,6 +688,21 @@ def class_names(feature: Any) -> list[str] | None:
     return feature.names if isinstance(feature, ClassLabel) else None
 
 
+def label_name(value: Any, names: list[str] | None) -> str | None:
+    """What a label is called, as data have it: a name, or a class index, perhaps of a name; `None` where it is none.
+
+    Args:
+        value: As it stands in the data.
+        names: Of the classes, where the data tell them.
+    """
+    # -1 is what data sets on the Hub write where a label is not told; as an index it would be the last class.
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value in ("", "-1", -1):
+        return None
+    if names is None or isinstance(value, str):
+        return composed(str(value))
+    return composed(names[value]) if 0 <= value < len(names) else None
+
+
 def _distinct(column: pa.Array) -> tuple[list[Any], np.ndarray]:
     """The different values of a column, and which of them each row has."""
     encoded = column.dictionary_encode(null_encoding="encode")
@@ -653,16 +774,14 @@ def _read_labels(table: _Table, separator: str, multi_label: bool) -> _Labels:
         raise DataError(f"{table.source}: expected text or whole numbers in {table.label_column!r}, got {kind}.")
     found, codes = _distinct(values)
     names = class_names(table.rows.features[table.label_column])
-    # -1 is what data sets on the Hub write where a label is not told.
-    is_wrong = [value in (None, "", -1) or bool(names and not 0 <= value < len(names)) for value in found]
+    found = [label_name(value, names) for value in found]
     wrong = written.is_null().to_numpy(zero_copy_only=False) | (not multi_label and lengths != 1)
-    wrong[np.repeat(np.arange(len(lengths)), lengths)[np.array(is_wrong, bool)[codes]]] = True
+    wrong[np.repeat(np.arange(len(lengths)), lengths)[np.array([name is None for name in found], bool)[codes]]] = True
     if wrong.any():
         number, expected = int(np.argmax(wrong)), "labels" if multi_label else "one label a clip"
         raise DataError(
             f"{table.where(number)}: expected {expected} in {table.label_column!r}, got {written[number].as_py()!r}."
         )
-    found = [composed(names[value] if names else str(value)) for value in found]
     is_multi_hot = len(lengths) > 1 and lengths[0] > 1 and (lengths == lengths[0]).all() and not names
     if is_multi_hot and set(found) <= {"0", "1"}:
         raise DataError(

@@ -7,7 +7,7 @@ from datasets import Audio, Dataset, Features, IterableDataset, Value, load_data
 from datasets.exceptions import DatasetGenerationError
 
 from modeling_ast.data.bad_clips import BadClips, ReplacedRows
-from modeling_ast.data.label_tables import DataError, read_label_table
+from modeling_ast.data.label_tables import DataError, composed, read_label_table
 from modeling_ast.data.sources import SPLIT_ALIASES, AudioSplits, DecodeAudio, class_names
 
 SHUFFLE_BUFFER = 1000  # clips, not decoded
@@ -56,7 +56,7 @@ def load_streamed_splits(
         table = read_label_table(label_file)
         label_names, index = table.names, table.index_of()
     elif known_names is not None:
-        label_names, index = known_names, {name: number for number, name in enumerate(known_names)}
+        label_names, index = known_names, {composed(name): number for number, name in enumerate(known_names)}
     else:
         raise DataError(f"{dataset_name}: a stream does not tell all its labels in advance; name them by label_file.")
     to_row = partial(

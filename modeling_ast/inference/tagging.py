@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.audio import AUDIO_SUFFIXES
+from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.label_tables import plain
-from modeling_ast.data.sources import AUDIO_SUFFIXES, find_sounds
 from modeling_ast.data.whole_files import written_beside
 from modeling_ast.inference.ensemble import load_model
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
@@ -73,8 +74,8 @@ class SoundFile:
 def find_files(sources: Iterable[str | os.PathLike], output_dir: str | os.PathLike) -> list[SoundFile]:
     """The sound files that are named, and those in the folders that are named and below, each once.
 
-    In folders, files with other suffixes than those of sounds are passed over, and hidden ones, and what lies in the
-    folder of the results. A file that is reached in several ways, by links too, is taken as it is reached first.
+    In folders, what `find_sounds` passes over is, and what lies in the folder of the results. A file that is reached
+    in several ways, by links too, is taken as it is reached first.
 
     Args:
         sources: Files and folders.
@@ -94,8 +95,7 @@ def find_files(sources: Iterable[str | os.PathLike], output_dir: str | os.PathLi
             is_inside = source.resolve() in results.parents
             for path in sorted(find_sounds(source)):
                 way = Path(os.path.relpath(path, source))
-                is_hidden = any(part.startswith(".") for part in way.parts)
-                if not is_hidden and not (is_inside and Path(path).resolve().is_relative_to(results)):
+                if not (is_inside and Path(path).resolve().is_relative_to(results)):
                     found.setdefault(os.path.realpath(path), (str(source / way), (name / way).as_posix()))
         elif source.exists():
             found.setdefault(os.path.realpath(source), (str(source), source.name))
