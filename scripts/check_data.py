@@ -59,6 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     """
     options, recipe_argv = parse_options(argv)
     arguments = model_args, data_args, _, training_args = parse_arguments(recipe_argv)
+    if data_args.streaming:
+        raise RecipeError(
+            "Expected streaming: false; the doctor compares all clips with each other, which a stream does not hold. "
+            "Examine a part of it that lies on this disk, such as some of its Parquet files."
+        )
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     splits = read_splits(data_args, model_args.problem_type == "multi_label_classification")
     _, extractor = build_model_and_extractor(model_args, splits.label_names)

@@ -6,7 +6,7 @@ Prints the two lines to put into the recipe. By default every real frame counts 
 a clip, no padding, no masks, no mixup. With `--original` they are computed as the original AST did: over
 augmented and padded clips (mixup of one half, masks of up to 24 bins and 192 frames), as means over batches of
 1000. All other keys are those of the training script, such as `--max_train_samples` and
-`--dataloader_num_workers`.
+`--dataloader_num_workers`. Of a stream `--max_train_samples` takes the first clips; without it, all are read once.
 """
 
 import one_line  # noqa: F401  isort: skip
@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
     parser.add_argument("--original", action="store_true", help="as the original did: augmented and padded clips")
     options, recipe_argv = parser.parse_known_args(argv)
     model_args, data_args, _, training_args = parse_arguments([*recipe_argv, NOT_TRAINING])
+    if options.original and data_args.streaming:
+        raise RecipeError("Expected streaming: false with --original, whose mixup draws from all clips.")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     multi_label = model_args.problem_type == "multi_label_classification"
     splits = read_splits(data_args, multi_label)

@@ -4,6 +4,8 @@ import io
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import run_audio_classification
 import soundfile
@@ -11,6 +13,7 @@ import torch
 from datasets import Audio, ClassLabel, Dataset
 from torch.utils.data import DataLoader
 
+from modeling_ast.data import sources, streams
 from modeling_ast.data.sources import AudioSplits, DataError, load_splits
 from modeling_ast.data.streams import decode, load_streamed_splits
 from modeling_ast.training.recipes import RecipeError
@@ -80,7 +83,9 @@ def test_a_label_table_names_what_the_stream_does_not(tmp_path):
     assert splits.label_names == ["hum", "hiss"]
     assert [row["labels"] for row in splits.validation] == [1, 0, 1, 0, 1, 0]
     table.write_text("index,mid,display_name\n0,/m/1,hum\n1,/m/0,rain\n")
-    with pytest.raises(DataError, match="'hiss' of column 'label' is not in the label table"):
+    with pytest.raises(
+        DataError, match=r"\(validation-0.wav\): the label 'hiss' in 'label' is not in the label table"
+    ):
         load_streamed_splits(folder, label_file=str(table))
 
 
@@ -101,8 +106,83 @@ def test_clips_of_several_labels_need_a_recipe_that_has_them(tmp_path):
         rows_of_split.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     table = tmp_path / "labels.csv"
     table.write_text("index,mid,display_name\n0,/m/1,hum\n1,/m/0,hiss\n")
-    with pytest.raises(DataError, match="Expected one label a clip, got .'hum', 'hiss'. in column 'label'"):
+    with pytest.raises(DataError, match=r"\(a.wav\): expected one label a clip in 'label', got .'hum', 'hiss'."):
         load_streamed_splits(str(tmp_path / "data"), label_file=str(table))
+
+
+NO_LABEL = {"-1": -1, "beyond the names": 2, "None": None}
+ROWS = {"table": load_splits, "stream": load_streamed_splits}
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("label", NO_LABEL.values(), ids=NO_LABEL)
+@pytest.mark.parametrize("load", ROWS.values(), ids=ROWS)
+def test_what_is_no_label_is_an_error_in_tables_and_streams_alike(tmp_path, load, label, split):
+    """As an index, -1 would be the last class."""
+    folder = write_parquet(tmp_path / "data")
+    path = folder / f"{split}-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    labels = pa.array([*table["label"].to_pylist()[:-1], label], pa.int64())
+    pq.write_table(table.set_column(table.column_names.index("label"), "label", labels), path)  # names are metadata
+    with pytest.raises(DataError, match=f"expected one label a clip in 'label', got {label}"):
+        list(load(str(folder)).train)
+
+
+def test_multi_hot_vectors_in_a_stream_are_not_taken_for_lists_of_labels(tmp_path):
+    rows = Dataset.from_list([{"audio": {"bytes": b"", "path": "a.wav"}, "label": [1, 0, 0]}])
+    for split in ("train", "validation"):
+        rows.to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    table = tmp_path / "labels.csv"
+    table.write_text("index,mid,display_name\n0,/m/1,hum\n1,/m/0,hiss\n2,/m/2,rain\n")
+    with pytest.raises(DataError, match="multi-hot"):
+        load_streamed_splits(str(tmp_path), label_file=str(table), multi_label=True)
+
+
+def test_some_clips_of_a_stream_are_its_first(folder):
+    splits = load_streamed_splits(folder, max_train_samples=4, max_eval_samples=2)
+    assert sorted(row["audio"]["path"] for row in splits.train) == [f"train-{number}.wav" for number in range(4)]
+    assert [row["audio"]["path"] for row in splits.validation] == ["validation-0.wav", "validation-1.wav"]
+
+
+def sound_files(folder: Path) -> None:
+    for split in ("train", "validation"):
+        (folder / split).mkdir()
+        soundfile.write(folder / split / "a.wav", torch.zeros(800).numpy(), 16000)
+
+
+def audio_folder(folder: Path) -> None:
+    sound_files(folder)
+    (folder / "train" / "metadata.csv").write_text("file_name,label\na.wav,hum\n")
+
+
+def shards(folder: Path) -> None:
+    for split in ("train", "validation"):
+        (folder / f"{split}-0000.tar").touch()
+
+
+@pytest.mark.parametrize(
+    "write, found",
+    [
+        (sound_files, "sound files such as train/a.wav"),
+        (audio_folder, r"lists of sound files \(AudioFolder\) such as train/metadata.csv"),
+        (shards, r"tar archives \(WebDataset\) such as train-0000.tar"),
+    ],
+)
+def test_a_folder_without_parquet_is_no_stream_and_is_called_what_it_is(tmp_path, write, found):
+    write(tmp_path)
+    with pytest.raises(DataError, match=f"expected Parquet files to stream, found {found}. Leave streaming out"):
+        load_streamed_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize("load", ROWS.values(), ids=ROWS)
+def test_a_data_set_on_the_hub_that_wants_torchcodec_is_one_sentence(monkeypatch, load):
+    def want_torchcodec(*_, **__):
+        raise ImportError("To support encoding audio data, please install 'torchcodec'.")
+
+    monkeypatch.setattr(sources, "load_dataset", want_torchcodec)
+    monkeypatch.setattr(streams, "load_dataset", want_torchcodec)
+    with pytest.raises(DataError, match="^some/sounds: expected Parquet, found sound files or tar .*hf download"):
+        load("some/sounds")
 
 
 COMMON = {

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -66,29 +67,22 @@ def clip_statistics(waveform: torch.Tensor, extractor: ASTFeatureExtractor) -> F
     return FbankStatistics(1, len(cells), cells.numel(), cells.sum().item(), cells.square().sum().item())
 
 
-class _ClipStatistics(torch.utils.data.Dataset):
-    def __init__(self, rows: Dataset, extractor: ASTFeatureExtractor):
-        self.rows, self.extractor = rows, extractor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> FbankStatistics:
-        audio = self.rows[index]["audio"]
-        waveform = load_waveform(audio["bytes"] or audio["path"], self.extractor.sampling_rate, audio["path"])
-        try:
-            return clip_statistics(waveform, self.extractor)
-        except ValueError as error:
-            raise AudioError(f"{audio['path'] or f'clip {index}'}: {error}") from error
+def _row_statistics(row: dict[str, Any], extractor: ASTFeatureExtractor) -> FbankStatistics:
+    audio = row["audio"]
+    waveform = load_waveform(audio["bytes"] or audio["path"], extractor.sampling_rate, audio["path"])
+    try:
+        return clip_statistics(waveform, extractor)
+    except ValueError as error:
+        raise AudioError(f"{audio['path'] or 'a clip without a path'}: {error}") from error
 
 
 def pooled_statistics(
-    rows: Dataset, extractor: ASTFeatureExtractor, num_workers: int = 0, disable_tqdm: bool = False
+    rows: Dataset | IterableDataset, extractor: ASTFeatureExtractor, num_workers: int = 0, disable_tqdm: bool = False
 ) -> FbankStatistics:
     """Sums over the real frames of all clips, each cell counting the same.
 
     Args:
-        rows: With a column `audio`, not decoded.
+        rows: A table or a stream with a column `audio`, not decoded.
         extractor: Of the features.
         num_workers: Processes that read and compute; the result does not depend on them.
         disable_tqdm: Whether to show no progress.
@@ -96,8 +90,11 @@ def pooled_statistics(
     Raises:
         AudioError: A clip that cannot be read, or is too short.
     """
-    loader = DataLoader(_ClipStatistics(rows, extractor), batch_size=None, num_workers=num_workers)
-    return sum(tqdm(loader, desc="Features", unit="clip", disable=disable_tqdm), FbankStatistics())
+    to_statistics = partial(_row_statistics, extractor=extractor)
+    loader = DataLoader(rows, batch_size=None, num_workers=num_workers, collate_fn=to_statistics)
+    total = len(rows) if isinstance(rows, Dataset) else None
+    clips = tqdm(loader, desc="Features", unit="clip", total=total, disable=disable_tqdm)
+    return sum(clips, FbankStatistics())
 
 
 def batch_moments(rows: list[dict[str, Any]], collate: Callable) -> tuple[float, float]:

@@ -1,14 +1,24 @@
 """Data sets that are read while they arrive, for those that do not fit on a disk."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from datasets import Audio, Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from modeling_ast.data.bad_clips import BadClips, ReplacedRows
+from modeling_ast.data.folders import look_into
 from modeling_ast.data.label_tables import DataError, composed, read_label_table
-from modeling_ast.data.sources import SPLIT_ALIASES, AudioSplits, DecodeAudio, class_names
+from modeling_ast.data.sources import (
+    SPLITS,
+    AudioSplits,
+    DecodeAudio,
+    class_names,
+    label_name,
+    name_splits,
+    refuse_sound_files,
+)
 
 SHUFFLE_BUFFER = 1000  # clips, not decoded
 
@@ -21,6 +31,8 @@ def load_streamed_splits(
     label_column_name: str = "label",
     multi_label: bool = False,
     label_file: str | None = None,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
     seed: int = 0,
 ) -> AudioSplits:
     """As `load_splits`, with a stream to train on; the held-out clips are kept on disk, in the cache of `datasets`.
@@ -34,16 +46,26 @@ def load_streamed_splits(
         label_column_name: Column with the label or labels: names, class indices, or lists of either.
         multi_label: Whether a clip may have several labels.
         label_file: Label table, as `read_label_table` takes it. Needed where the data set does not name its classes.
+        max_train_samples: Train on so many clips alone, the first of the stream.
+        max_eval_samples: The same for each of the other splits.
         seed: Of the order.
 
     Raises:
-        DataError: No such data set, a missing split or column, or labels that nothing names.
+        DataError: No such data set, sound files in place of Parquet, a missing split or column, labels that nothing
+            names, or a held-out clip without a label that they hold; a training clip without one when it is read.
     """
+    folder = Path(dataset_name).expanduser()
+    if folder.is_dir() and not (found := look_into(folder)).parquet:
+        raise DataError(
+            f"{dataset_name}: expected Parquet files to stream, found {found.describe()}. Leave streaming out to read "
+            "what lies on this disk."
+        )
     try:
-        streams = load_dataset(dataset_name, dataset_config_name, streaming=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        streams = load_dataset(str(folder) if folder.is_dir() else dataset_name, dataset_config_name, streaming=True)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        refuse_sound_files(dataset_name, error)
         raise DataError(f"{dataset_name}: cannot be streamed ({' '.join(str(error).split())}).") from error
-    splits = {SPLIT_ALIASES[name.lower()]: rows for name, rows in streams.items() if name.lower() in SPLIT_ALIASES}
+    splits = {split: streams[own] for split, own in name_splits(dataset_name, streams).items()}
     for name in ("train", "validation"):
         if name not in splits:
             raise DataError(f"{dataset_name}: expected splits train and validation, got {', '.join(streams)}.")
@@ -51,6 +73,9 @@ def load_streamed_splits(
         if column not in (splits["train"].features or {}):
             found = ", ".join(splits["train"].features or {})
             raise DataError(f"{dataset_name}: expected a column {column!r}, got {found}.")
+    for name, limit in {"train": max_train_samples, **dict.fromkeys(SPLITS[1:], max_eval_samples)}.items():
+        if limit is not None and name in splits:
+            splits[name] = splits[name].take(limit)
     known_names = class_names(splits["train"].features[label_column_name])
     if label_file is not None:
         table = read_label_table(label_file)
@@ -61,6 +86,7 @@ def load_streamed_splits(
         raise DataError(f"{dataset_name}: a stream does not tell all its labels in advance; name them by label_file.")
     to_row = partial(
         _to_row,
+        source=dataset_name,
         audio_column=audio_column_name,
         label_column=label_column_name,
         known_names=known_names,
@@ -79,6 +105,9 @@ def load_streamed_splits(
     try:
         held_out = {name: _keep(stream) for name, stream in rows.items() if name != "train"}
     except DatasetGenerationError as error:
+        refuse_sound_files(dataset_name, error)
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from error
         raise DataError(f"{dataset_name}: {error.__cause__}") from error
     train = rows["train"].shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
     return AudioSplits(train, held_out["validation"], held_out.get("test"), label_names)
@@ -108,18 +137,25 @@ def _keep(stream: IterableDataset) -> Dataset:
 
 def _to_row(
     row: dict[str, Any],
+    source: str,
     audio_column: str,
     label_column: str,
     known_names: list[str] | None,
     index: dict[str, int],
     multi_label: bool,
 ) -> dict[str, Any]:
-    value = row[label_column]
+    audio, value = row[audio_column], row[label_column]
+    where = f"{source} ({(audio or {}).get('path') or 'a clip without a path'})"
     values = value if isinstance(value, list) else [value]
-    names = [known_names[label] if known_names and isinstance(label, int) else str(label) for label in values]
-    if not multi_label and len(names) != 1:
-        raise DataError(f"Expected one label a clip, got {value!r} in column {label_column!r}.")
+    names = [label_name(label, known_names) for label in values]
+    if None in names or (not multi_label and len(names) != 1):
+        expected = "labels" if multi_label else "one label a clip"
+        raise DataError(f"{where}: expected {expected} in {label_column!r}, got {value!r}.")
+    if known_names is None and len(values) > 2 and set(names) <= {"0", "1"}:
+        raise DataError(
+            f"{where}: expected lists of labels in {label_column!r}, got what looks like multi-hot vectors."
+        )
     if unknown := [name for name in names if name not in index]:
-        raise DataError(f"The label {unknown[0]!r} of column {label_column!r} is not in the label table.")
+        raise DataError(f"{where}: the label {unknown[0]!r} in {label_column!r} is not in the label table.")
     numbers = [index[name] for name in names]
-    return {"audio": row[audio_column], "labels": numbers if multi_label else numbers[0]}
+    return {"audio": audio, "labels": numbers if multi_label else numbers[0]}

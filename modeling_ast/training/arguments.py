@@ -156,7 +156,9 @@ class DataArguments:
     streaming: bool = field(
         default=False, metadata={"help": "Train on clips while they arrive from the Hub; needs max_steps."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many clips, to try things."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Use only so many clips, of a stream the first."}
+    )
     max_eval_samples: int | None = field(default=None, metadata={"help": "The same for each of the other splits."})
     max_bad_clips: int = field(
         default=0,
@@ -181,7 +183,7 @@ class DataArguments:
             raise ValueError("Expected a label_separator, got nothing.")
         not_for_streams = (
             *("audio_dir", "fold_column_name", "split_column_name", "validation_file", "test_file"),
-            *("max_train_samples", "max_eval_samples", "linear_baseline"),
+            "linear_baseline",
         )
         for name in not_for_streams if self.streaming else ():
             if getattr(self, name):

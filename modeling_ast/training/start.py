@@ -70,6 +70,7 @@ def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
     if settings.pop("streaming"):
         keys = ("dataset_config_name", "audio_column_name", "label_column_name", "label_file")
         own = {key: settings[key] for key in keys}
+        own |= {"max_train_samples": limits["train"], "max_eval_samples": limits["other"]}
         return load_streamed_splits(settings["dataset_name"], multi_label=multi_label, **own)
     splits = load_splits(settings.pop("dataset_name"), multi_label=multi_label, max_missing=max_bad_clips, **settings)
     for name, rows in splits:
