@@ -4,6 +4,8 @@ import io
 import json
 from pathlib import Path
 
+import check_data
+import compute_fbank_stats
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,8 +15,10 @@ import torch
 from datasets import Audio, ClassLabel, Dataset
 from torch.utils.data import DataLoader
 
+from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data import sources, streams
 from modeling_ast.data.sources import AudioSplits, DataError, load_splits
+from modeling_ast.data.statistics import pooled_statistics
 from modeling_ast.data.streams import decode, load_streamed_splits
 from modeling_ast.training.recipes import RecipeError
 from modeling_ast.training.sampling import positioned
@@ -191,6 +195,38 @@ COMMON = {
     **{"global_batch_size": 3, "mixup_probability": 0.5, "use_cpu": "true", "dataloader_pin_memory": "false"},
     **{"eval_strategy": "steps", "eval_steps": 2, "disable_tqdm": "true", "save_strategy": "no"},
 }
+
+
+TINY = {key: COMMON[key] for key in (*list(COMMON)[:7], "streaming", "disable_tqdm")}
+
+
+def command_line(tmp_path: Path, folder: str, *others: str) -> list[str]:
+    settings = {**TINY, "output_dir": tmp_path / "out", "dataset_name": folder}
+    return [*(f"--{key}={value}" for key, value in settings.items()), *others]
+
+
+# The whole stream is slow: `datasets` sleeps for five seconds an epoch.
+@pytest.mark.parametrize("limit", [pytest.param(None, marks=pytest.mark.slow), 4])
+def test_statistics_of_a_stream_are_those_of_its_clips(tmp_path, folder, capsys, limit):
+    rows = load_splits(folder).train
+    rows = rows if limit is None else rows.select(range(limit))
+    expected = pooled_statistics(rows, ASTFeatureExtractor(max_length=32, num_mel_bins=32), disable_tqdm=True)
+    others = [] if limit is None else [f"--max_train_samples={limit}"]
+    found = compute_fbank_stats.main(command_line(tmp_path, folder, *others))
+    assert found == pytest.approx((expected.mean, expected.std), rel=1e-9)
+    assert f"# of {limit or 6} training clips" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "main, others, words",
+    [
+        (check_data.main, [], "the doctor compares all clips"),
+        (compute_fbank_stats.main, ["--original"], "with --original, whose mixup draws from all clips"),
+    ],
+)
+def test_a_command_that_needs_all_clips_refuses_a_stream_in_one_sentence(tmp_path, folder, main, others, words):
+    with pytest.raises(RecipeError, match=f"^Expected streaming: false.*{words}"):
+        main(command_line(tmp_path, folder, *others))
 
 
 def run(tmp_path: Path, **settings) -> dict[str, float]:
