@@ -568,6 +568,17 @@ def test_accents_are_the_same_however_they_are_composed(tmp_path, on_disk, in_li
     assert load_splits(str(tmp_path / "clips.csv"), label_file=str(tmp_path / "labels.csv")).label_names == ["é", "e"]
 
 
+@pytest.mark.parametrize("on_disk, in_list", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_lists_beside_class_folders_know_clips_however_they_are_composed(tmp_path, on_disk, in_list):
+    for word in ("größe", "b"):
+        for number in range(3):
+            write_clip(tmp_path / unicodedata.normalize(on_disk, f"{word}/é_{number}.wav"), sound(number))
+    held_out = "größe/é_0.wav\nb/é_2.wav\n"
+    (tmp_path / "testing_list.txt").write_text(unicodedata.normalize(in_list, held_out), encoding="utf-8")
+    splits = load_splits(str(tmp_path))
+    assert splits.label_names == ["b", "größe"] and len(splits.test) == 2
+
+
 @pytest.mark.parametrize(
     "written, eval_fold",
     [
