@@ -5,11 +5,13 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache, reduce
 from typing import Any, BinaryIO
 
 import torch
+
+from .containers import ENDLESS, Sound, Source, View, end_of_frames, find_sound, has_index, other_kind
 
 # Of the containers that libsndfile knows, those that recordings come in. Some of the others lie and are not found out:
 # two kilobytes of a MIDI sample dump give 2^31 samples.
@@ -27,6 +29,7 @@ CONVERTIBLE_SUFFIXES = {
     **{".aac": "AAC", ".amr": "AMR", ".awb": "AMR", ".ac3": "AC-3", ".ape": "Monkey's Audio", ".wv": "WavPack"},
     **{".spx": "Speex", ".avi": "AVI"},
 }
+COMPRESSED = ("FLAC", "OGG", "MP3")  # which show how much there is of them when they are decoded
 # Rates in Hz that recordings of sound have: whales are archived at 250 Hz, porpoises at 1 MHz. What lies outside is a
 # broken header, and would cost memory: 1 Hz becomes 16,000 times as long.
 FILE_RATES = range(100, 1_000_001)
@@ -41,7 +44,11 @@ MAX_WHOLE_SECONDS = 24 * 3600
 # square what they get, and float32 ends at 3e38.
 MAX_AMPLITUDE = 1e10
 MAX_MP3_FRAME = 1441  # bytes: 320 kbit/s at 32 kHz
-UNKNOWN_LENGTH = 2**63 - 1  # what libsndfile says of a FLAC file that was written into a pipe
+# So many samples are no length: libsndfile says 2^63 - 1 of a FLAC file that was written into a pipe, and as many bytes
+# as an MP3 file without an index is said to have are estimated to be more.
+UNKNOWN_LENGTH = 2**40
+MAX_MISSING_SECONDS, MAX_MISSING_SHARE = 0.1, 0.01  # of what is compressed; encoders round, and pad
+IGNORE_LENGTH = "To take what is there, set ignore_length."
 # So many numbers torchaudio's filter may have: it has some 70,000 for 44.1 kHz to 16 kHz, but hundreds of millions
 # for 22,051 Hz, which has no divisor in common with 16 kHz.
 MAX_FILTER_SIZE = 2**22
@@ -53,7 +60,10 @@ class AudioError(ValueError):
 
 
 def load_waveform(
-    source: str | os.PathLike | bytes | BinaryIO, sampling_rate: int = 16000, name: str | None = None
+    source: str | os.PathLike | bytes | BinaryIO,
+    sampling_rate: int = 16000,
+    name: str | None = None,
+    ignore_length: bool = False,
 ) -> torch.Tensor:
     """Read a sound file into a mono waveform at one rate.
 
@@ -64,16 +74,20 @@ def load_waveform(
         source: Path of a file, its bytes, or a file that is open for reading bytes.
         sampling_rate: Of the result, in Hz.
         name: What to call the file in errors; `None` means the path.
+        ignore_length: Whether a file that announces more sound than it holds, or less, is read as far as it goes. One
+            that does not say how much it holds, as its header was never finished, is read so in any case.
 
     Returns:
         float32 tensor of shape (samples,), in [-1, 1] up to the ringing of the resampling filter.
 
     Raises:
-        AudioError: The file is missing, empty, truncated or not decodable, has a rate that no sound has, holds samples
-            that are NaN, infinite or beyond all measure, or is too long to be read at once (`read_blocks` reads it).
+        AudioError: The file is missing, empty, truncated or not decodable, announces less than it holds, has a rate
+            that no sound has, holds samples that are NaN, infinite or beyond all measure, or is too long to be read
+            at once (`read_blocks` reads it).
         ImportError: torchaudio is needed for resampling and cannot be loaded.
     """
-    blocks, rates = zip(*((_average_channels(samples), rate) for samples, rate in _decode(source, name)))
+    decoded = _decode(source, name, ignore_length)
+    blocks, rates = zip(*((_average_channels(samples), rate) for samples, rate in decoded))
     return _resample(_concatenate(blocks), rates[0], sampling_rate)
 
 
@@ -83,6 +97,7 @@ def read_blocks(
     name: str | None = None,
     block_seconds: float = 10.0,
     max_seconds: float = math.inf,
+    ignore_length: bool = False,
 ) -> Iterator[torch.Tensor]:
     """What `load_waveform` gives, piece by piece, so that a file of any length fits into memory.
 
@@ -93,31 +108,35 @@ def read_blocks(
         block_seconds: How much is read at once, up to `MAX_AT_ONCE` numbers.
         max_seconds: Length of the longest file that is taken; a longer one is refused before it is decoded if its
             header says so, and otherwise when so much has been decoded.
+        ignore_length: As for `load_waveform`.
 
     Yields:
         float32 tensors of shape (samples,), one behind the other.
 
     Raises:
-        AudioError: As from `load_waveform`, but for the length, which `max_seconds` limits. That a file is truncated
-            shows at its end.
+        AudioError: As from `load_waveform`, but for the length, which `max_seconds` limits. That FLAC or MP3 is
+            truncated shows at its end.
         ImportError: torchaudio is needed for resampling and cannot be loaded.
         ValueError: `block_seconds` is no length.
     """
     if not 0 < block_seconds < math.inf:
         raise ValueError(f"Expected block_seconds to be a number above 0, got {block_seconds}.")
     resampler = None
-    for samples, file_rate in _decode(source, name, block_seconds, max_seconds):
+    for samples, file_rate in _decode(source, name, ignore_length, block_seconds, max_seconds):
         resampler = resampler or StreamResampler(file_rate, sampling_rate)
         yield resampler.push(_average_channels(samples))
     yield resampler.finish()
 
 
-def read_samples(source: str | os.PathLike | bytes | BinaryIO, name: str | None = None) -> tuple[torch.Tensor, int]:
+def read_samples(
+    source: str | os.PathLike | bytes | BinaryIO, name: str | None = None, ignore_length: bool = False
+) -> tuple[torch.Tensor, int]:
     """Read a sound file as it is.
 
     Args:
         source: As for `load_waveform`.
         name: What to call the file in errors; `None` means the path.
+        ignore_length: As for `load_waveform`.
 
     Returns:
         float32 tensor of shape (samples, channels), and the sampling rate in Hz.
@@ -125,42 +144,65 @@ def read_samples(source: str | os.PathLike | bytes | BinaryIO, name: str | None 
     Raises:
         AudioError: As from `load_waveform`.
     """
-    blocks, rates = zip(*_decode(source, name))
+    blocks, rates = zip(*_decode(source, name, ignore_length))
     return _concatenate(blocks), rates[0]
 
 
-def read_seconds(source: str | os.PathLike | bytes, name: str | None = None) -> float:
+def read_seconds(source: str | os.PathLike | bytes, name: str | None = None, ignore_length: bool = False) -> float:
     """Length of a sound file in seconds, as its header says; a file that does not say it is decoded.
 
     Args:
         source: Path of a file, or its bytes.
         name: What to call the file in errors; `None` means the path.
+        ignore_length: As for `load_waveform`.
 
     Raises:
-        AudioError: No sound file, or one with a header that none has.
+        AudioError: No sound file, one with a header that none has, or that announces another length than is there. Of
+            FLAC and MP3 the latter shows when they are decoded.
     """
-    with _opened(source, name) as (file, _, _):
-        declared, rate = _declared_length(file), file.samplerate
+    with _opened(source, name, ignore_length) as (file, _, _):
+        is_known = not (ignore_length and file.format in COMPRESSED)
+        declared, rate = _declared_length(file) if is_known else 0, file.samplerate
     if not declared:
-        declared = sum(len(samples) for samples, _ in _decode(source, name, block_seconds=10.0))
+        blocks = _decode(source, name, ignore_length, block_seconds=10.0)
+        declared = sum(len(samples) for samples, _ in blocks)
     return declared / rate
 
 
 @contextmanager
-def _opened(source: str | os.PathLike | bytes | BinaryIO, name: str | None) -> Iterator[tuple[Any, Any, str]]:
-    """The file as soundfile has it, what that opened, and what to call it.
+def _opened(
+    source: str | os.PathLike | bytes | BinaryIO, name: str | None, ignore_length: bool
+) -> Iterator[tuple[Any, BinaryIO, str]]:
+    """The file as soundfile has it, what that reads from, and what to call it.
 
     Raises:
-        AudioError: The file is no sound file, or what is read from it raises an error.
+        AudioError: The file is no sound file, announces another length than is there, or what is read from it raises
+            an error.
     """
     import soundfile
 
     name = name or _name_of(source)
     try:
-        opened = _openable(source, name)
-        with soundfile.SoundFile(opened) as file:
+        with ExitStack() as stack:
+            stream = stack.enter_context(_open(source, name))
+            in_file = Source(stream)
+            if (words := other_kind(in_file)) is not None:
+                raise AudioError(f"{name}: cannot be decoded ({words}")
+            sound = find_sound(in_file)
+            if sound is not None and sound.needs_view:
+                stream = sound.view(in_file)
+            file = stack.enter_context(_soundfile(stream))
+            if file.format == "MP3":
+                position = stream.tell()  # which is the decoder's
+                if has_index(in_file):
+                    stream.seek(position)
+                else:
+                    stream = View(stream, 0, end_of_frames(in_file), beyond=ENDLESS)
+                    file = stack.enter_context(_soundfile(stream))
             _check_header(file, name)
-            yield file, opened, name
+            if not ignore_length:
+                _check_length(file, sound, name)
+            yield file, stream, name
     except AudioError:
         raise
     # A TypeError is soundfile's word for an open file whose name ends in `.raw`.
@@ -171,31 +213,47 @@ def _opened(source: str | os.PathLike | bytes | BinaryIO, name: str | None) -> I
         raise AudioError(f"{name}: cannot be decoded ({reason}). Readable are WAV, FLAC, OGG and MP3.") from error
 
 
+def _soundfile(stream: BinaryIO):
+    """The stream, from its beginning, as soundfile has it, which leaves it open.
+
+    A file of the system's by its descriptor: libsndfile takes a name such as `clip.gsm` for a format whatever the file
+    holds, and soundfile refuses names that are not UTF-8.
+    """
+    import soundfile
+
+    stream.seek(0)
+    is_systems = isinstance(stream, io.FileIO) and os.name == "posix"
+    return soundfile.SoundFile(stream.fileno() if is_systems else stream, closefd=False)
+
+
 def _decode(
     source: str | os.PathLike | bytes | BinaryIO,
     name: str | None,
+    ignore_length: bool,
     block_seconds: float | None = None,
     max_seconds: float = math.inf,
 ) -> Iterator[tuple[torch.Tensor, int]]:
     """Pieces of (samples, channels), each with the rate; without a length those of a file that is to be kept whole."""
     num_samples = 0
-    with _opened(source, name) as (file, opened, name):
+    with _opened(source, name, ignore_length) as (file, stream, name):
         rate, longest = file.samplerate, MAX_AT_ONCE // file.channels
         most = max_seconds * rate
         if block_seconds is None:
             most = min(MAX_WHOLE // file.channels, MAX_WHOLE_SECONDS * rate)
         else:
             longest = min(longest, max(1, round(block_seconds * rate)))
+        if file.format == "MP3" and (ignore_length or not _declared_length(file)):
+            longest = min(longest, rate // 4)  # of a block that cannot be decoded to its end, nothing is known
         # soundfile seeks to where it is after each block, which breaks an MP3 decoder's memory of the last frames.
         file.seekable = lambda: False
         while True:
-            if max(num_samples, _declared_length(file)) > most:
+            if max(num_samples, 0 if ignore_length else _declared_length(file)) > most:
                 if block_seconds is not None:
                     raise AudioError(f"{name}: longer than the {max_seconds / 60:.4g} minutes that are taken.")
                 hours = most / rate / 3600
                 raise AudioError(f"{name}: too long to be read as a whole, more than {hours:.1f} hours.")
             wanted = min(longest, file.frames - num_samples)
-            samples = torch.from_numpy(file.read(wanted, dtype="float32", always_2d=True))
+            samples = _read(file, wanted, num_samples, name, ignore_length)
             num_samples += len(samples)
             if len(samples):
                 if not file.subtype.startswith("PCM"):  # integers are within the scale
@@ -203,7 +261,30 @@ def _decode(
                 yield samples, rate
             if len(samples) < wanted or num_samples == file.frames:
                 break
-        _check_end(file, opened, num_samples, name)
+        _check_end(file, stream, num_samples, name, ignore_length)
+
+
+def _read(file, wanted: int, num_before: int, name: str, ignore_length: bool) -> torch.Tensor:
+    """The next samples (samples, channels), fewer than are wanted where the file ends.
+
+    Raises:
+        AudioError: They cannot be decoded, unless it is known that the file may end anywhere.
+    """
+    import soundfile
+
+    samples = torch.empty(wanted, file.channels)
+    try:
+        return samples[: len(file.read(out=samples.numpy()))]
+    except soundfile.SoundFileError as error:
+        count = file.tell() - num_before  # what was decoded before it
+        if num_before + count == 0:
+            raise
+        if ignore_length:
+            return samples[:count]
+        seconds, reason = (num_before + count) / file.samplerate, getattr(error, "error_string", error)
+        raise AudioError(
+            f"{name}: cannot be decoded beyond {seconds:.2f} s ({reason}). Is it truncated? {IGNORE_LENGTH}"
+        ) from error
 
 
 def _name_of(source: str | os.PathLike | bytes | BinaryIO) -> str:
@@ -212,8 +293,9 @@ def _name_of(source: str | os.PathLike | bytes | BinaryIO) -> str:
     return "<bytes>" if isinstance(source, bytes) else str(getattr(source, "name", None) or "<file>")
 
 
-def _openable(source: str | os.PathLike | bytes | BinaryIO, name: str) -> str | int | BinaryIO:
-    """What soundfile can open, and closes.
+@contextmanager
+def _open(source: str | os.PathLike | bytes | BinaryIO, name: str) -> Iterator[BinaryIO]:
+    """A source from its beginning, in which one can go back and forth; closed at the end if it was opened here.
 
     Raises:
         AudioError: No source, or a path of something else than a file.
@@ -222,17 +304,18 @@ def _openable(source: str | os.PathLike | bytes | BinaryIO, name: str) -> str | 
         if not os.path.isfile(source):  # a pipe would wait for somebody to write into it
             found = "not a file, but a folder, a pipe or a device" if os.path.exists(source) else "no such file"
             raise AudioError(f"{name}: {found}.")
-        # By its descriptor: libsndfile takes a name such as `clip.gsm` for a format whatever the file holds, and
-        # soundfile refuses names that are not UTF-8.
-        return os.open(source, os.O_RDONLY) if os.name == "posix" else os.fspath(source)
+        with open(source, "rb", buffering=0) as file:
+            yield file
+        return
     if isinstance(source, bytes):
-        return io.BytesIO(source)
-    if not hasattr(source, "read") or isinstance(source, io.TextIOBase):
+        yield io.BytesIO(source)
+    elif not hasattr(source, "read") or isinstance(source, io.TextIOBase):
         raise AudioError(f"Expected a path, bytes or a file open for reading bytes, got {type(source).__name__}.")
     # libsndfile counts from the beginning of a file, and goes back and forth in it.
-    if hasattr(source, "seekable") and source.seekable() and source.tell() == 0:
-        return source
-    return io.BytesIO(source.read())
+    elif hasattr(source, "seekable") and source.seekable() and source.tell() == 0:
+        yield source
+    else:
+        yield io.BytesIO(source.read())
 
 
 def _check_header(file, name: str) -> None:
@@ -249,6 +332,25 @@ def _check_header(file, name: str) -> None:
         )
 
 
+def _check_length(file, sound: Sound | None, name: str) -> None:
+    """Refuse a file of which another length is announced than is there, as far as that shows before it is decoded.
+
+    Raises:
+        AudioError: It is more than a slip of some bytes.
+    """
+    # libsndfile takes the last whole page of an OGG file for its end, and says so in its log only.
+    if re.search(r"^Ogg ?: (Last page lacks|Junk after)", file.extra_info, re.MULTILINE):
+        raise AudioError(f"{name}: truncated, the file ends before the audio that it declares. {IGNORE_LENGTH}")
+    seconds = file.frames / file.samplerate
+    if sound is not None and sound.is_wrong and seconds > 0:
+        announced = seconds * sound.announced / sound.taken
+        words = "truncated, " if announced > seconds else ""
+        raise AudioError(
+            f"{name}: {words}its header announces {announced:.2f} s of sound, and {seconds:.2f} s are there. "
+            f"{IGNORE_LENGTH}"
+        )
+
+
 def _check_samples(samples: torch.Tensor, name: str) -> None:
     """Refuse what is no sound.
 
@@ -262,7 +364,7 @@ def _check_samples(samples: torch.Tensor, name: str) -> None:
     raise AudioError(f"{name}: expected samples in [-1, 1], got NaN, infinite or far larger ones.")
 
 
-def _check_end(file, opened: str | int | BinaryIO, num_samples: int, name: str) -> None:
+def _check_end(file, stream: BinaryIO, num_samples: int, name: str, ignore_length: bool) -> None:
     """Refuse a file that gave less than it declares or holds. Decoders stop early without a word.
 
     Raises:
@@ -270,15 +372,15 @@ def _check_end(file, opened: str | int | BinaryIO, num_samples: int, name: str) 
     """
     if num_samples == 0:
         raise AudioError(f"{name}: holds no samples.")
-    # libsndfile takes the last whole page of an OGG file for its end, and says so in its log only.
-    is_cut = re.search(r"^Ogg ?: (Last page lacks|Junk after)", file.extra_info, re.MULTILINE)
-    if is_cut or _missing_share(file, num_samples) > 0.01:
-        raise AudioError(f"{name}: truncated, the file ends before the audio that it declares.")
+    missing = _declared_length(file) - num_samples
+    allowed = min(MAX_MISSING_SECONDS * file.samplerate, MAX_MISSING_SHARE * file.frames)
+    if missing > allowed and not ignore_length:
+        raise AudioError(f"{name}: truncated, the file ends before the audio that it declares. {IGNORE_LENGTH}")
     # The last frame may hold no more than padding.
-    if file.format == "MP3" and _bytes_of_frames_behind(opened) > MAX_MP3_FRAME:
+    if file.format == "MP3" and _bytes_of_frames_behind(stream) > MAX_MP3_FRAME:
         raise AudioError(
-            f"{name}: only a part can be decoded, since no header says how long it is (an MP3 of variable bit rate, "
-            "or several in one). Convert it, for example to FLAC."
+            f"{name}: only a part can be decoded, which a header says is all (several MP3 files in one, or one that "
+            "was cut). Convert it: ffmpeg -i clip.mp3 clip.wav"
         )
 
 
@@ -415,31 +517,16 @@ def _resample_any(waveform: torch.Tensor, source: int, target: int) -> torch.Ten
 
 def _declared_length(file) -> int:
     """Samples that an open file says it has, 0 where it says nothing."""
-    return 0 if file.frames == UNKNOWN_LENGTH else file.frames
+    return file.frames if file.frames < UNKNOWN_LENGTH else 0
 
 
-def _missing_share(file, num_samples: int) -> float:
-    """Share of the declared audio that is not in the file, in [0, 1)."""
-    # libsndfile corrects the length of a WAV file that is cut off, and says so in its log only. Programs that do not
-    # know the length in advance declare about 2 or 4 GiB (SoX 0x7ffff000, rounded down to a block).
-    if match := re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE):
-        declared_bytes, found_bytes = map(int, match.groups())
-        return max(0.0, 1 - found_bytes / declared_bytes) if 0 < declared_bytes < 0x7FFF0000 else 0.0
-    declared = _declared_length(file)
-    return max(0.0, 1 - num_samples / declared) if declared else 0.0
-
-
-def _bytes_of_frames_behind(opened: str | int | BinaryIO) -> int:
-    """How much of an MP3 file follows where libsndfile stopped, if it goes on with one more frame.
-
-    libsndfile stops at the length that a header gives and, where there is none, that the first frames let expect.
+def _bytes_of_frames_behind(stream: BinaryIO) -> int:
+    """How much of an MP3 file follows where libsndfile stopped, which it does at the length that a header gives, if it
+    goes on with one more frame.
     """
-    if isinstance(opened, str):
-        return 0
-    file = open(opened, "rb", closefd=False) if isinstance(opened, int) else opened
-    position, start = file.tell(), file.read(2)
+    position, start = stream.tell(), stream.read(2)
     goes_on = len(start) == 2 and start[0] == 0xFF and start[1] >= 0xE0
-    return file.seek(0, os.SEEK_END) - position if goes_on else 0
+    return stream.seek(0, os.SEEK_END) - position if goes_on else 0
 
 
 def require_torchaudio() -> None:
