@@ -44,8 +44,8 @@ MAX_WHOLE_SECONDS = 24 * 3600
 # square what they get, and float32 ends at 3e38.
 MAX_AMPLITUDE = 1e10
 MAX_MP3_FRAME = 1441  # bytes: 320 kbit/s at 32 kHz
-# So many samples are no length: libsndfile says 2^63 - 1 of a FLAC file that was written into a pipe, and as many bytes
-# as an MP3 file without an index is said to have are estimated to be more.
+# So many samples are no length: libsndfile says 2^63 - 1 of a FLAC file that was written into a pipe, and an MP3 file
+# without an index is said to have as many bytes as make more.
 UNKNOWN_LENGTH = 2**40
 MAX_MISSING_SECONDS, MAX_MISSING_SHARE = 0.1, 0.01  # of what is compressed; encoders round, and pad
 IGNORE_LENGTH = "To take what is there, set ignore_length."

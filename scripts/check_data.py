@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     _, extractor = build_model_and_extractor(model_args, splits.label_names)
     model_label_names = read_model_labels(model_args.model_name_or_path)
 
-    examination = Examination(dict(splits), extractor, read_all_folds(data_args), options.max_clips)
+    folds = read_all_folds(data_args)
+    examination = Examination(dict(splits), extractor, folds, options.max_clips, splits.ignore_length)
     loader = DataLoader(examination, batch_size=None, num_workers=training_args.dataloader_num_workers)
     clips = list(tqdm(loader, desc="Listening", unit="clip", disable=training_args.disable_tqdm))
     findings = [

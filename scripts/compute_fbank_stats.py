@@ -73,7 +73,11 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
         what = f"of {len(splits.train)} training clips of {extractor.max_length} frames, augmented and padded"
     else:
         pooled = pooled_statistics(
-            splits.train, extractor, training_args.dataloader_num_workers, training_args.disable_tqdm
+            splits.train,
+            extractor,
+            training_args.dataloader_num_workers,
+            training_args.disable_tqdm,
+            splits.ignore_length,
         )
         mean, std = pooled.mean, pooled.std
         what = f"of {pooled.clips} training clips, {pooled.frames} real frames"
@@ -87,7 +91,7 @@ def original_statistics(
 ) -> tuple[float, float]:
     """The mean of the batches' means and of their deviations, over batches in the order of the data."""
     extractor.do_normalize, extractor.padding = False, "max_length"
-    rows = splits.train.with_transform(DecodeAudio(extractor.sampling_rate))
+    rows = splits.train.with_transform(DecodeAudio(extractor.sampling_rate, ignore_length=splits.ignore_length))
     collator = ASTDataCollator(
         extractor, len(splits.label_names), multi_label, ORIGINAL_AUGMENTATION, rows, training_args.seed
     )

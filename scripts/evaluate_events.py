@@ -116,7 +116,8 @@ def make_recording(splits, sampling_rate: int, args: argparse.Namespace) -> tupl
     indices = [index for index, label in enumerate(rows["labels"]) if label != background]
     generator = torch.Generator().manual_seed(args.seed)
     order = torch.randperm(len(indices), generator=generator).tolist()[: args.num_clips]
-    clips = decode(rows.select([indices[place] for place in order]), sampling_rate)
+    chosen = rows.select([indices[place] for place in order])
+    clips = decode(chosen, sampling_rate, ignore_length=splits.ignore_length)
     sounds = [(sounding_part(c["waveform"], sampling_rate), splits.label_names[c["labels"]]) for c in clips]
     recording, events = splice(sounds, sampling_rate, generator)
     truth = [Event(label, start / sampling_rate, stop / sampling_rate, 1.0) for label, start, stop in events]

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> Occlusion:
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     rate = extractor.sampling_rate
     window = num_samples(model.config.max_length, rate)
-    waveform, goes_on = read_stretch(args.file, rate, args.start, args.end, window)
+    waveform, goes_on = read_stretch(args.file, rate, args.start, args.end, window, args.ignore_length)
     end = args.start + len(waveform) / rate
     print(f"{args.file}: {args.start:.2f} to {end:.2f} s")
     if goes_on:
@@ -99,6 +99,11 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="of the stretch; default: 0")
     parser.add_argument("--end", type=float, metavar="SECONDS", help="of the stretch; default: the model's length on")
     parser.add_argument(
+        "--ignore_length",
+        action="store_true",
+        help="read a file whose header announces more sound than it holds, or less, as far as it goes",
+    )
+    parser.add_argument(
         "--layer", type=int, default=-1, help="whose attention; from 0, or from -1, the last, backwards"
     )
     parser.add_argument("--heads", action="store_true", help="draw the layer's single heads, too")
@@ -118,7 +123,12 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_stretch(
-    path: Path, sampling_rate: int, start_seconds: float, end_seconds: float | None, window: int
+    path: Path,
+    sampling_rate: int,
+    start_seconds: float,
+    end_seconds: float | None,
+    window: int,
+    ignore_length: bool = False,
 ) -> tuple[torch.Tensor, bool]:
     """A part of a file, without holding the rest of it.
 
@@ -128,6 +138,7 @@ def read_stretch(
         start_seconds: Where it begins.
         end_seconds: Where it ends; `None` means after `window` samples, or with the file.
         window: In samples.
+        ignore_length: As for `read_blocks`.
 
     Returns:
         The waveform (samples,), and whether the file goes on where `end_seconds` did not say that it ends.
@@ -138,7 +149,7 @@ def read_stretch(
     first = round(start_seconds * sampling_rate)
     last = first + window if end_seconds is None else round(end_seconds * sampling_rate)
     pieces, position = [], 0
-    for block in read_blocks(path, sampling_rate):
+    for block in read_blocks(path, sampling_rate, ignore_length=ignore_length):
         pieces.append(block[max(0, first - position) : max(0, last - position)])
         position += len(block)
         if position > last:

@@ -55,6 +55,7 @@ class Files(Dataset):
     """Sounds as they are found, to listen to (`files[index]`), and what is written of each."""
 
     columns = ("path",)
+    ignore_length = False  # but for the script's own option
 
     def __init__(self, paths: list[str]):
         self.paths = paths
@@ -72,7 +73,10 @@ class Files(Dataset):
 class Clips(Dataset):
     """The clips of a data set, split by split, to listen to (`clips[index]`), and what is written of each."""
 
-    def __init__(self, splits: dict[str, datasets.Dataset], label_names: list[str], multi_label: bool):
+    def __init__(
+        self, splits: dict[str, datasets.Dataset], label_names: list[str], multi_label: bool, ignore_length: bool
+    ):
+        self.ignore_length = ignore_length
         self.rows = datasets.concatenate_datasets(list(splits.values()))
         self.splits = np.repeat(list(splits), [len(rows) for rows in splits.values()])
         self.label_names, self.multi_label = label_names, multi_label
@@ -114,7 +118,12 @@ def main(argv: list[str] | None = None) -> int:
         recordings = find_clips(args.recipe, args.split, rest)
 
     left_out = []
-    items = embed(embedder, recordings, left_out, batch_size=args.batch_size, num_workers=args.num_workers, **keywords)
+    reading = {
+        "batch_size": args.batch_size,
+        "num_workers": args.num_workers,
+        "ignore_length": args.ignore_length or recordings.ignore_length,
+    }
+    items = embed(embedder, recordings, left_out, **reading, **keywords)
     hidden_size = embedder.model.config.hidden_size
     if args.output.suffix == ".npy":
         num_rows = write_npy(args.output, items, recordings.columns, hidden_size)
@@ -149,6 +158,11 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     parser.add_argument("--batch_size", type=int, default=8, help="windows at a time; default: %(default)s")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read; default: this one")
     parser.add_argument("--device", help="such as cpu or cuda:0; default: a GPU where there is one")
+    parser.add_argument(
+        "--ignore_length",
+        action="store_true",
+        help="read files whose headers announce more sound than they hold, or less, as far as they go",
+    )
     parser.add_argument("--recipe", help="whose clips are listened to, in place of files")
     parser.add_argument("--split", nargs="+", choices=SPLITS, help="of the recipe's clips; default: all")
     args, rest = parser.parse_known_args(argv)
@@ -203,7 +217,7 @@ def find_clips(recipe: str, wanted: list[str] | None, keys: list[str]) -> Clips:
     chosen = {name: rows for name, rows in splits if wanted is None or name in wanted}
     if missing := set(wanted or ()) - chosen.keys():
         raise RecipeError(f"Expected data with a split {missing.pop()}, got {', '.join(name for name, _ in splits)}.")
-    return Clips(chosen, splits.label_names, multi_label)
+    return Clips(chosen, splits.label_names, multi_label, splits.ignore_length)
 
 
 def embed(

@@ -123,15 +123,18 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
     )
     is_free, clip_seconds = extractor.padding == "longest", None
     if is_free and training_args.do_train and not data_args.streaming:
-        seconds = read_clip_seconds(splits.train, allow_bad=data_args.max_bad_clips > 0)
+        seconds = read_clip_seconds(
+            splits.train, allow_bad=data_args.max_bad_clips > 0, ignore_length=splits.ignore_length
+        )
         clip_seconds = seconds.clamp(max=0.01 * extractor.max_length)  # longer ones are cut
     sampling_weights = None
     if training_args.class_balanced_sampling:
         sampling_weights = class_balanced_weights(splits.train, num_labels)
-    bad_clips = BadClips(output_dir / BAD_CLIPS_NAME, data_args.max_bad_clips)
+    bad_clips = BadClips(output_dir / BAD_CLIPS_NAME, data_args.max_bad_clips, splits.ignore_length)
     for name, rows in splits:
-        rows = sort_by_length(rows) if is_free and name != "train" else rows
-        setattr(splits, name, decode(rows, extractor.sampling_rate, bad_clips if name == "train" else None))
+        rows = sort_by_length(rows, splits.ignore_length) if is_free and name != "train" else rows
+        noted = bad_clips if name == "train" else None
+        setattr(splits, name, decode(rows, extractor.sampling_rate, noted, splits.ignore_length))
 
     # Training.
     results = {}

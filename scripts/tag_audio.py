@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         aggregate=args.aggregate,
         return_timeline=True,
         on_error="return",
+        ignore_length=args.ignore_length,
         batch_size=args.batch_size,
         num_workers=args.num_workers,
     )
@@ -85,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
                 if "error" in result:
                     raise AudioError(result["error"])
                 events = find_events(result["timeline"])
-                folder.add(file, result["tags"], events, result["timeline"], classifier.feature_extractor)
+                extractor, timeline = classifier.feature_extractor, result["timeline"]
+                folder.add(file, result["tags"], events, timeline, extractor, args.ignore_length)
             except AudioError as error:
                 folder.add_error(file, str(error))
                 progress.write(plain(str(error)), file=sys.stderr)
@@ -122,6 +124,11 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=int, default=8, help="windows at a time; default: %(default)s")
     add("--num_workers", type=int, default=0, help="processes that read files; default: 0, this one")
     add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
+    add(
+        "--ignore_length",
+        action="store_true",
+        help="read files whose headers announce more sound than they hold, or less, as far as they go",
+    )
     add("--retry", action="store_true", help="hear files that could not be used once more")
     add("--overwrite", action="store_true", help="delete the results in the folder and begin anew")
     args = parser.parse_args(argv)

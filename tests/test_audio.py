@@ -13,9 +13,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import make_tiny_config, random_model
 
-from modeling_ast import AudioError, load_waveform
+from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
 from modeling_ast.audio import StreamResampler, _opened, read_blocks, read_samples, read_seconds, to_waveform
+from modeling_ast.data.checks import Examination
+from modeling_ast.data.statistics import pooled_statistics
+from modeling_ast.data.streams import decode
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+from modeling_ast.training.arguments import DataArguments
+from modeling_ast.training.sampling import read_clip_seconds, sort_by_length
+from modeling_ast.training.start import read_splits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -170,6 +178,43 @@ def test_an_empty_file_with_chunks_behind_its_sound_stays_empty(tmp_path):
     soundfile.write(path, np.zeros(0), 16000)
     path.write_bytes(path.read_bytes() + chunk(b"LIST", b"INFO" + 100 * b"some"))
     assert refusals(path) == {f"{path}: holds no samples."}
+
+
+def test_one_key_takes_what_is_there_wherever_clips_are_read(tmp_path):
+    """In training, evaluation, statistics, lengths, checks and the pipeline."""
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(3):
+            (tmp_path / label / f"{number}.wav").write_bytes(wav(size=32000 * 3600))
+    extractor = ASTFeatureExtractor(num_mel_bins=32)
+    model = random_model(make_tiny_config())
+    classifier = ASTAudioClassificationPipeline(model=model, feature_extractor=extractor)
+
+    def read(ignore_length: bool) -> list:
+        """The length of a clip in samples, in all ways there are."""
+        splits = read_splits(DataArguments(dataset_name=str(tmp_path), ignore_length=ignore_length), multi_label=False)
+        rows, ignore_length = splits.train, splits.ignore_length
+        path = rows[0]["audio"]["path"]
+        ways = {
+            "decode": lambda: len(decode(rows, 16000, ignore_length=ignore_length)[0]["waveform"]),
+            "seconds": lambda: read_clip_seconds(rows, ignore_length=ignore_length)[0] * 16000,
+            "order": lambda: read_clip_seconds(sort_by_length(rows, ignore_length), ignore_length=True)[0] * 16000,
+            "statistics": lambda: pooled_statistics(rows, extractor, 0, True, ignore_length).frames // len(rows),
+            "pipeline": lambda: classifier(path, return_timeline=True, ignore_length=ignore_length)[
+                "timeline"
+            ].boundaries[-1],
+        }
+        found = {}
+        for name, way in ways.items():
+            try:
+                found[name] = int(way())
+            except AudioError as error:
+                found[name] = "truncated" in str(error)
+        (summary, *_) = Examination(dict(splits), extractor, {}, ignore_length=ignore_length)
+        return [*found.values(), summary.fault is None]
+
+    assert read(True) == [32000, 32000, 32000, 198, 32000, True]
+    assert read(False) == [True, True, True, True, True, False]
 
 
 @pytest.mark.parametrize("format", ["RF64", "W64", "AIFF", "AU", "CAF", "NIST"])

@@ -32,10 +32,11 @@ class BadClips:
     Args:
         path: The file; it is made with the first bad clip.
         limit: How many there may be.
+        ignore_length: As for `load_waveform`.
     """
 
-    def __init__(self, path: str | os.PathLike, limit: int):
-        self.path, self.limit = os.fspath(path), limit
+    def __init__(self, path: str | os.PathLike, limit: int, ignore_length: bool = False):
+        self.path, self.limit, self.ignore_length = os.fspath(path), limit, ignore_length
         self._size, self._known = 0, {}
 
     def add(self, audio: dict[str, Any] | None, error: AudioError) -> None:
@@ -79,7 +80,7 @@ class BadClips:
     def forget_mended(self) -> None:
         """Take out of the file what can be decoded by now. No other process may be adding to it."""
         bad = self.read()
-        still = {name: reason for name, reason in bad.items() if not _is_mended(name)}
+        still = {name: reason for name, reason in bad.items() if not _is_mended(name, self.ignore_length)}
         if len(still) < len(bad):
             with written_beside(self.path) as unfinished, open(unfinished, "wb") as file:
                 file.write(_lines(_HEADER, *still.items()))
@@ -145,9 +146,9 @@ def _name_of(audio: dict[str, Any] | None) -> str:
     return f"{path or 'a sound'} ({len(content)} bytes, CRC-32 {zlib.crc32(content):08x})"
 
 
-def _is_mended(path: str) -> bool:
+def _is_mended(path: str, ignore_length: bool) -> bool:
     try:
-        for _ in read_blocks(path):
+        for _ in read_blocks(path, ignore_length=ignore_length):
             pass
     except AudioError:
         return False

@@ -104,6 +104,7 @@ class Examination(torch.utils.data.Dataset):
         extractor: Of the features.
         folds: In which folds a clip stands, by `audio_key`; empty without folds.
         max_clips: Look at so many clips alone, drawn at random; `None` means all.
+        ignore_length: As for `load_waveform`.
     """
 
     def __init__(
@@ -112,8 +113,10 @@ class Examination(torch.utils.data.Dataset):
         extractor: ASTFeatureExtractor,
         folds: Mapping[str | bytes, frozenset[str]],
         max_clips: int | None = None,
+        ignore_length: bool = False,
     ):
         self.splits, self.extractor, self.folds = splits, extractor, folds
+        self.ignore_length = ignore_length
         self.places = [(name, index) for name, rows in splits.items() for index in range(len(rows))]
         if max_clips is not None and max_clips < len(self.places):
             drawn = torch.randperm(len(self.places), generator=torch.Generator().manual_seed(0))[:max_clips]
@@ -127,7 +130,7 @@ class Examination(torch.utils.data.Dataset):
         row = self.splits[split][number]
         audio, folds = row["audio"], self.folds.get(audio_key(row["audio"]), frozenset())
         summary = ClipSummary(audio["path"] or f"{split} clip {number}", split, _as_labels(row["labels"]), folds)
-        _listen(summary, audio["bytes"] or audio["path"], self.extractor)
+        _listen(summary, audio["bytes"] or audio["path"], self.extractor, self.ignore_length)
         return summary
 
 
@@ -140,11 +143,11 @@ def _as_labels(labels: int | list[int]) -> tuple[int, ...]:
     return tuple(labels) if isinstance(labels, list) else (labels,)
 
 
-def _listen(summary: ClipSummary, source: str | bytes, extractor: ASTFeatureExtractor) -> None:
+def _listen(summary: ClipSummary, source: str | bytes, extractor: ASTFeatureExtractor, ignore_length: bool) -> None:
     """Fill in a summary."""
     rate = extractor.sampling_rate
     try:
-        samples, summary.sampling_rate = read_samples(source, summary.name)
+        samples, summary.sampling_rate = read_samples(source, summary.name, ignore_length)
     except AudioError as error:
         summary.fault = str(error)
         return

@@ -72,6 +72,7 @@ class AudioSplits:
     validation: Dataset
     test: Dataset | None
     label_names: list[str]
+    ignore_length: bool = False  # for `load_waveform`, of all clips
 
     def __iter__(self) -> Iterable[tuple[str, Dataset]]:
         return ((name, split) for name in SPLITS if (split := getattr(self, name)) is not None)
@@ -956,10 +957,11 @@ class DecodeAudio:
     Args:
         sampling_rate: Of the waveforms, in Hz.
         bad_clips: Where clips that cannot be decoded are noted, and left out; `None` raises an error.
+        ignore_length: As for `load_waveform`.
     """
 
-    def __init__(self, sampling_rate: int, bad_clips: BadClips | None = None):
-        self.sampling_rate, self.bad_clips = sampling_rate, bad_clips
+    def __init__(self, sampling_rate: int, bad_clips: BadClips | None = None, ignore_length: bool = False):
+        self.sampling_rate, self.bad_clips, self.ignore_length = sampling_rate, bad_clips, ignore_length
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         """
@@ -970,7 +972,8 @@ class DecodeAudio:
         for audio, labels in zip(rows["audio"], rows["labels"]):
             audio = audio or {"bytes": None, "path": None}
             try:
-                waveform = load_waveform(audio["bytes"] or audio["path"], self.sampling_rate, audio["path"])
+                source = audio["bytes"] or audio["path"]
+                waveform = load_waveform(source, self.sampling_rate, audio["path"], self.ignore_length)
             except AudioError as error:
                 if self.bad_clips is None:
                     raise

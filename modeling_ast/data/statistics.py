@@ -67,9 +67,11 @@ def clip_statistics(waveform: torch.Tensor, extractor: ASTFeatureExtractor) -> F
     return FbankStatistics(1, len(cells), cells.numel(), cells.sum().item(), cells.square().sum().item())
 
 
-def _row_statistics(row: dict[str, Any], extractor: ASTFeatureExtractor) -> FbankStatistics:
+def _row_statistics(row: dict[str, Any], extractor: ASTFeatureExtractor, ignore_length: bool) -> FbankStatistics:
     audio = row["audio"]
-    waveform = load_waveform(audio["bytes"] or audio["path"], extractor.sampling_rate, audio["path"])
+    waveform = load_waveform(
+        audio["bytes"] or audio["path"], extractor.sampling_rate, audio["path"], ignore_length=ignore_length
+    )
     try:
         return clip_statistics(waveform, extractor)
     except ValueError as error:
@@ -77,7 +79,11 @@ def _row_statistics(row: dict[str, Any], extractor: ASTFeatureExtractor) -> Fban
 
 
 def pooled_statistics(
-    rows: Dataset | IterableDataset, extractor: ASTFeatureExtractor, num_workers: int = 0, disable_tqdm: bool = False
+    rows: Dataset | IterableDataset,
+    extractor: ASTFeatureExtractor,
+    num_workers: int = 0,
+    disable_tqdm: bool = False,
+    ignore_length: bool = False,
 ) -> FbankStatistics:
     """Sums over the real frames of all clips, each cell counting the same.
 
@@ -86,11 +92,12 @@ def pooled_statistics(
         extractor: Of the features.
         num_workers: Processes that read and compute; the result does not depend on them.
         disable_tqdm: Whether to show no progress.
+        ignore_length: As for `load_waveform`.
 
     Raises:
         AudioError: A clip that cannot be read, or is too short.
     """
-    to_statistics = partial(_row_statistics, extractor=extractor)
+    to_statistics = partial(_row_statistics, extractor=extractor, ignore_length=ignore_length)
     loader = DataLoader(rows, batch_size=None, num_workers=num_workers, collate_fn=to_statistics)
     total = len(rows) if isinstance(rows, Dataset) else None
     clips = tqdm(loader, desc="Features", unit="clip", total=total, disable=disable_tqdm)

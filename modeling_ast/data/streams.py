@@ -114,7 +114,10 @@ def load_streamed_splits(
 
 
 def decode(
-    rows: Dataset | IterableDataset, sampling_rate: int, bad_clips: BadClips | None = None
+    rows: Dataset | IterableDataset,
+    sampling_rate: int,
+    bad_clips: BadClips | None = None,
+    ignore_length: bool = False,
 ) -> Dataset | IterableDataset | ReplacedRows:
     """Rows with `waveform` and `labels`, read when asked for, of a table or of a stream.
 
@@ -123,11 +126,13 @@ def decode(
         sampling_rate: Of the waveforms, in Hz.
         bad_clips: Where clips that cannot be decoded are noted. In a table another clip stands in for each of them, a
             stream goes on without. `None`, or a limit of 0, raises an error when one is asked for.
+        ignore_length: As for `load_waveform`.
     """
     bad_clips = bad_clips if bad_clips is not None and bad_clips.limit else None
     if isinstance(rows, IterableDataset):
-        return rows.map(DecodeAudio(sampling_rate, bad_clips), batched=True, batch_size=1, remove_columns=["audio"])
-    rows = rows.with_transform(DecodeAudio(sampling_rate))
+        to_waveforms = DecodeAudio(sampling_rate, bad_clips, ignore_length)
+        return rows.map(to_waveforms, batched=True, batch_size=1, remove_columns=["audio"])
+    rows = rows.with_transform(DecodeAudio(sampling_rate, ignore_length=ignore_length))
     return rows if bad_clips is None else ReplacedRows(rows, bad_clips)
 
 

@@ -53,8 +53,8 @@ class ASTEmbeddingPipeline(ASTAudioClassificationPipeline):
         embedder("street.wav", level="window").vectors
 
     Recordings, windows, features and batches are those of `ASTAudioClassificationPipeline`, and so are the keywords
-    `chunk_length_s`, `stride_length_s`, `padding` and `on_error`. The model may have a head or none. Results are
-    `Embeddings`. One more keyword:
+    `chunk_length_s`, `stride_length_s`, `padding`, `on_error` and `ignore_length`. The model may have a head or none.
+    Results are `Embeddings`. One more keyword:
 
         level: What a row is. "clip": the recording; the mean over its windows, each by the time that it speaks for.
             "window": a window; what the head sees of it (`pooler_output`), with the stretch that it hears, which

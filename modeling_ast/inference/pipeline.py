@@ -30,7 +30,7 @@ from modeling_ast.inference.recordings import (
 from modeling_ast.inference.timeline import Timeline, is_number
 
 FUNCTIONS = ("softmax", "sigmoid", "none")
-_WINDOW_KEYS = ("chunk_length_s", "stride_length_s", "padding", "on_error")
+_WINDOW_KEYS = ("chunk_length_s", "stride_length_s", "padding", "on_error", "ignore_length")
 _RESULT_KEYS = ("top_k", "function_to_apply", "threshold", "aggregate", "return_timeline")
 
 
@@ -64,6 +64,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
             `Timeline`).
         on_error: "raise", or "return" to get `{"error": message}` for a recording that cannot be used, so that the
             others of a list go on.
+        ignore_length: Whether a file that announces more sound than it holds, or less, is read as far as it goes.
 
     Raises:
         TypeError: An unknown keyword, or a model object of Transformers' own class.
@@ -230,6 +231,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         stride_length_s: Any = None,
         padding: str | None = None,
         on_error: str = "raise",
+        ignore_length: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """The windows of a recording: features, `start`, and with the last one `num_samples` of the recording.
 
@@ -239,7 +241,8 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         cutter = self.window_cutter(chunk_length_s, stride_length_s)
         try:
             previous = None
-            for window in _cut(read_recording(source, self.feature_extractor.sampling_rate), cutter):
+            pieces = read_recording(source, self.feature_extractor.sampling_rate, ignore_length)
+            for window in _cut(pieces, cutter):
                 if previous is not None:
                     yield {**previous, "num_samples": None}
                 previous = {**self.featurize(window, chunk_length_s, padding), "start": window.start}
@@ -334,7 +337,7 @@ class StreamTagger:
     Args:
         classifier: The pipeline.
         sampling_rate: Of what arrives, in Hz; `None` means the model's.
-        **kwargs: Keywords of the pipeline, but for `on_error`.
+        **kwargs: Keywords of the pipeline, but for `on_error` and `ignore_length`.
 
     Raises:
         TypeError: An unknown keyword.
@@ -342,8 +345,9 @@ class StreamTagger:
     """
 
     def __init__(self, classifier: ASTAudioClassificationPipeline, sampling_rate: int | None = None, **kwargs):
-        if "on_error" in kwargs:
-            raise TypeError("StreamTagger has no keyword 'on_error'.")
+        for key in ("on_error", "ignore_length"):
+            if key in kwargs:
+                raise TypeError(f"StreamTagger has no keyword {key!r}.")
         window_params, _, self.result_params = classifier._sanitize_parameters(**kwargs)
         window_params = {**classifier._preprocess_params, **window_params}
         self.result_params = {**classifier._postprocess_params, **self.result_params}
@@ -564,5 +568,6 @@ _CHECKS = {
     "function_to_apply": _check_choice("function_to_apply", (None, *FUNCTIONS)),
     "aggregate": _check_choice("aggregate", ("mean", "max")),
     "on_error": _check_choice("on_error", ("raise", "return")),
+    "ignore_length": _check_choice("ignore_length", (True, False)),
     "return_timeline": _check_choice("return_timeline", (True, False)),
 }

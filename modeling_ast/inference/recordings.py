@@ -42,7 +42,7 @@ def recording_name(source: Recording) -> str:
     return f"<{type(source).__name__}>"
 
 
-def read_recording(source: Recording, sampling_rate: int) -> Iterator[torch.Tensor]:
+def read_recording(source: Recording, sampling_rate: int, ignore_length: bool = False) -> Iterator[torch.Tensor]:
     """A recording as pieces of mono waveform, files in blocks, so that an hour fits into memory as a minute does.
 
     Args:
@@ -52,6 +52,7 @@ def read_recording(source: Recording, sampling_rate: int) -> Iterator[torch.Tens
             `sampling_rate`, one with `bytes` or `path` as `datasets` gives them undecoded, or a decoder of torchcodec
             as it gives them decoded. Several channels (along the shorter axis) are averaged.
         sampling_rate: Of the result, in Hz.
+        ignore_length: As for `modeling_ast.load_waveform`, of files.
 
     Yields:
         float32 tensors of shape (samples,), one behind the other.
@@ -77,7 +78,7 @@ def read_recording(source: Recording, sampling_rate: int) -> Iterator[torch.Tens
     if isinstance(source, (np.ndarray, torch.Tensor)):
         yield from _resample((source,), source_rate, sampling_rate, name)
     else:
-        yield from read_blocks(source, sampling_rate, name)
+        yield from read_blocks(source, sampling_rate, name, ignore_length=ignore_length)
 
 
 def _resample(pieces: Iterable[Any], source_rate: int, sampling_rate: int, name: str) -> Iterator[torch.Tensor]:

@@ -190,6 +190,7 @@ class ResultsFolder:
         events: Sequence[Event],
         timeline: Timeline,
         extractor: ASTFeatureExtractor,
+        ignore_length: bool = False,
     ) -> dict[str, Any]:
         """Write the results of a file.
 
@@ -199,6 +200,7 @@ class ResultsFolder:
             events: As `Timeline.find_events` gives them.
             timeline: Of the recording.
             extractor: For the spectrogram in the picture.
+            ignore_length: As for `load_waveform`, likewise.
 
         Returns:
             The line of `results.jsonl`.
@@ -212,7 +214,8 @@ class ResultsFolder:
             text = audacity_labels(events).encode()
             _write(self.output_path(file.place, "audacity"), lambda path: path.write_bytes(text))
         if "png" in self.formats:
-            pieces, path = read_recording(file.path, extractor.sampling_rate), self.output_path(file.place, "png")
+            pieces = read_recording(file.path, extractor.sampling_rate, ignore_length)
+            path = self.output_path(file.place, "png")
             plot_timeline(pieces, extractor, timeline, events, _in_folder(path), title=file.path)
         return self._append(
             {

@@ -167,6 +167,13 @@ class DataArguments:
             "goes on without them) and named in bad_clips.csv. One more ends the run; held-out clips always do."
         },
     )
+    ignore_length: bool = field(
+        default=False,
+        metadata={
+            "help": "Read sound files whose headers announce more sound than they hold, or less, as far as they go; "
+            "else they are refused."
+        },
+    )
     linear_baseline: bool = field(
         default=False,
         metadata={"help": "Report what a logistic regression on the mean and deviation of the features reaches."},

@@ -43,13 +43,16 @@ def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
     return torch.from_numpy(np.bincount(clips, weights=class_weights[labels], minlength=len(counts_per_clip)))
 
 
-def read_clip_seconds(rows: Dataset, allow_bad: bool = False, num_workers: int = 16) -> torch.Tensor:
+def read_clip_seconds(
+    rows: Dataset, allow_bad: bool = False, num_workers: int = 16, ignore_length: bool = False
+) -> torch.Tensor:
     """Length of each clip in seconds, by the headers of the sound files.
 
     Args:
         rows: With a column `audio` as `load_splits` gives it, decoded or not.
         allow_bad: Whether a clip that cannot be read has a length of 0: another one will take its place.
         num_workers: Files that are read at once.
+        ignore_length: As for `load_waveform`.
 
     Returns:
         float64 tensor of shape (clips,).
@@ -62,7 +65,7 @@ def read_clip_seconds(rows: Dataset, allow_bad: bool = False, num_workers: int =
     def read(index: int) -> float:
         audio = rows[index]["audio"] or {"bytes": None, "path": None}
         try:
-            return read_seconds(audio["bytes"] or audio["path"], audio["path"])
+            return read_seconds(audio["bytes"] or audio["path"], audio["path"], ignore_length)
         except AudioError:
             if allow_bad:
                 return 0.0
@@ -72,13 +75,13 @@ def read_clip_seconds(rows: Dataset, allow_bad: bool = False, num_workers: int =
     return torch.tensor(seconds, dtype=torch.float64)
 
 
-def sort_by_length(rows: Dataset) -> Dataset:
+def sort_by_length(rows: Dataset, ignore_length: bool = False) -> Dataset:
     """Rows to evaluate, the shortest first, so that little of a batch is padding.
 
     Raises:
         AudioError: See `read_clip_seconds`.
     """
-    return rows.select(read_clip_seconds(rows).argsort(stable=True))
+    return rows.select(read_clip_seconds(rows, ignore_length=ignore_length).argsort(stable=True))
 
 
 def group_by_length(

@@ -66,13 +66,16 @@ def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
     settings = vars(data_args).copy()
     limits = {"train": settings.pop("max_train_samples"), "other": settings.pop("max_eval_samples")}
     del settings["linear_baseline"]
-    max_bad_clips = settings.pop("max_bad_clips")
+    max_bad_clips, ignore_length = settings.pop("max_bad_clips"), settings.pop("ignore_length")
     if settings.pop("streaming"):
         keys = ("dataset_config_name", "audio_column_name", "label_column_name", "label_file")
         own = {key: settings[key] for key in keys}
         own |= {"max_train_samples": limits["train"], "max_eval_samples": limits["other"]}
-        return load_streamed_splits(settings["dataset_name"], multi_label=multi_label, **own)
+        splits = load_streamed_splits(settings["dataset_name"], multi_label=multi_label, **own)
+        splits.ignore_length = ignore_length
+        return splits
     splits = load_splits(settings.pop("dataset_name"), multi_label=multi_label, max_missing=max_bad_clips, **settings)
+    splits.ignore_length = ignore_length
     for name, rows in splits:
         limit = limits["train" if name == "train" else "other"]
         if limit is not None:
