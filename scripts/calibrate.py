@@ -43,7 +43,7 @@ from modeling_ast.inference.calibration import (
     reliability,
 )
 from modeling_ast.inference.ensemble import label_order, load_model, predict
-from modeling_ast.inference.plots import plot_reliability
+from modeling_ast.inference.plots import may_fail, plot_reliability
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 from modeling_ast.training.arguments import ASTTrainingArguments
 from modeling_ast.training.collator import ASTDataCollator
@@ -288,7 +288,8 @@ def write_folder(
         model.save_pretrained(folder)
         extractor.save_pretrained(folder)
         (folder / RESULTS_NAME).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        plot_reliability(curves, folder / PICTURE_NAME, output_dir.name)
+        with may_fail(PICTURE_NAME):
+            plot_reliability(curves, folder / PICTURE_NAME, output_dir.name)
         source = Path(name)
         for path in (source / RECIPE_NAME, *source.glob("LICENSE*")):
             if path.is_file():

@@ -31,7 +31,7 @@ from modeling_ast.data.streams import decode
 from modeling_ast.inference.ensemble import label_order
 from modeling_ast.inference.event_metrics import best_energy_gate, event_scores
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
-from modeling_ast.inference.plots import plot_timeline
+from modeling_ast.inference.plots import may_fail, plot_timeline
 from modeling_ast.inference.tagging import TaggingError, load_classifier
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
 from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, error_sentence, parse_arguments
@@ -83,7 +83,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     report(results, truth, len(recording) / rate, args.output_dir)
     for name, events in (("true", truth), ("found", found), ("gate", gate)):
         (args.output_dir / f"{name}_events.txt").write_text(audacity_labels(events), encoding="utf-8")
-    plot_timeline([recording], classifier.feature_extractor, timeline, found, args.output_dir / "timeline.png")
+    picture = args.output_dir / "timeline.png"
+    with may_fail(picture):
+        plot_timeline([recording], classifier.feature_extractor, timeline, found, picture)
     print(f"Everything is in {args.output_dir}.")
     return results
 

@@ -34,7 +34,13 @@ from modeling_ast.data.sources import AudioSplits
 from modeling_ast.data.streams import decode
 from modeling_ast.data.whole_files import written_beside
 from modeling_ast.fbank import num_samples
-from modeling_ast.inference.plots import plot_confusion_matrix, plot_per_class, plot_tags, plot_training_curves
+from modeling_ast.inference.plots import (
+    may_fail,
+    plot_confusion_matrix,
+    plot_per_class,
+    plot_tags,
+    plot_training_curves,
+)
 from modeling_ast.training.arguments import DataArguments
 from modeling_ast.training.baseline import check_classes, linear_baseline
 from modeling_ast.training.collator import ASTDataCollator
@@ -203,7 +209,8 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
         trainer.save_metrics("baseline", {key: value for key, value in results.items() if "baseline" in key})
         if training_args.do_train:
             if (output_dir / RESULTS_NAME).is_file():  # not without evaluations during training
-                plot_training_curves(output_dir / RESULTS_NAME, output_dir / "training_curves.png")
+                with may_fail(output_dir / "training_curves.png"):
+                    plot_training_curves(output_dir / RESULTS_NAME, output_dir / "training_curves.png")
             write_model_card(
                 output_dir,
                 model,
@@ -253,9 +260,11 @@ def evaluate(trainer: ASTTrainer, splits: AudioSplits, folder: Path, prefix: str
             with written_beside(folder / f"per_class_{name}.csv") as unfinished:
                 write_per_class_csv(classes, unfinished)
             if any(row["AP"] is not None for row in classes):
-                plot_per_class(classes, folder / f"per_class_{name}.png")
+                with may_fail(folder / f"per_class_{name}.png"):
+                    plot_per_class(classes, folder / f"per_class_{name}.png")
             if f"{prefix}{name}_accuracy" in metrics and len(classes) <= 100:  # beyond, nothing can be read in it
-                plot_confusion_matrix(probabilities, labels, splits.label_names, folder / f"confusion_{name}.png")
+                with may_fail(folder / f"confusion_{name}.png"):
+                    plot_confusion_matrix(probabilities, labels, splits.label_names, folder / f"confusion_{name}.png")
     return results
 
 
@@ -277,15 +286,25 @@ def report_baseline(
 def tag_example(
     model: str | ASTForAudioClassification, output_dir: Path, splits: AudioSplits, extractor: ASTFeatureExtractor
 ) -> None:
-    """Load the saved model as anybody would (or take the model itself), tag one held-out clip, and draw what was "
-    "heard."""
+    """Load the saved model as anybody would (or take the model itself), tag one held-out clip, and draw it.
+
+    It is the one in the middle: where lengths are free, the rows are sorted by them.
+    """
     rows = splits.validation if splits.test is None else splits.test
-    waveform, path = rows[0]["waveform"], rows.with_format(None)[0]["audio"]["path"]
+    index = len(rows) // 2
+    row, path = rows[index], rows.with_format(None)[index]["audio"]["path"]
+    waveform, numbers = row["waveform"], row["labels"]
+    labels = [splits.label_names[number] for number in (numbers if isinstance(numbers, list) else [numbers])]
     waveform = waveform[: num_samples(extractor.max_length, extractor.sampling_rate)]  # as in training and evaluation
     classifier = pipeline("audio-classification", model=model, feature_extractor=extractor, device="cpu")
     tags = classifier({"raw": waveform.numpy(), "sampling_rate": extractor.sampling_rate}, top_k=5)
-    plot_tags(waveform, extractor, tags, output_dir / "example.png", title=Path(path or "clip").name)
-    logger.info(f"{path} is heard as {tags[0]['label']} ({tags[0]['score']:.2f}): see {output_dir / 'example.png'}.")
+    picture = output_dir / "example.png"
+    with may_fail(picture):
+        plot_tags(waveform, extractor, tags, picture, Path(path or "clip").name, labels, splits.label_names)
+    logger.info(
+        f"{path} ({', '.join(labels) or 'without a label'}) is heard as {tags[0]['label']} ({tags[0]['score']:.2f}): "
+        f"see {picture}."
+    )
 
 
 if __name__ == "__main__":

@@ -1,22 +1,31 @@
 """Pictures are drawn of what they are given, for few classes and for many."""
 
 import csv
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.figure
+import matplotlib.font_manager
 import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_config
+from matplotlib.text import Text
 
-from modeling_ast import ASTFeatureExtractor
+from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.data.metrics import average_precision, per_class_metrics
+from modeling_ast.inference import lettering
 from modeling_ast.inference.explanations import Attention, Occlusion, Spectrogram
+from modeling_ast.inference.lettering import drawable
 from modeling_ast.inference.plots import (
+    may_fail,
     plot_attention,
     plot_confusion_matrix,
     plot_occlusion,
     plot_per_class,
+    plot_reliability,
     plot_tags,
     plot_timeline,
     plot_training_curves,
@@ -323,3 +332,146 @@ def test_a_picture_of_what_is_no_clip_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Expected at least 400 samples"):
         plot_tags(torch.zeros(399), ASTFeatureExtractor(), [], tmp_path / "tags.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_clip_is_drawn_with_its_labels_its_tags_and_kilohertz(tmp_path, figures):
+    tags = [{"label": "rain", "score": 0.6}, {"label": "wind", "score": 0.3}]
+    waveform = 0.1 * torch.randn(16000, generator=torch.Generator().manual_seed(0))
+    plot_tags(waveform, ASTFeatureExtractor(), tags, tmp_path / "tags.png", "clip.wav", ["wind"], ["rain", "wind"])
+    left, right = figures[0].axes[0], figures[0].axes[1]
+    assert figures[0].get_suptitle() == "clip.wav\nlabel: wind" and left.get_ylabel() == "mel bin"
+    (kilohertz,) = left.child_axes
+    assert kilohertz.get_ylabel() == "kHz" and "4" in [label.get_text() for label in kilohertz.get_yticklabels()]
+    assert bars(right) == [0.6, 0.3] and names(right) == ["rain", "wind"]
+    wrong, right_one = (bar.get_facecolor() for bar in right.patches)
+    assert wrong[0] > wrong[2] and right_one[2] > right_one[0]  # red and blue
+
+
+# Names
+
+
+PICTURES = ("tags", "confusion", "timeline", "curves", "classes", "reliability", "occlusion", "attention")
+
+
+def draw(folder: Path, kinds: Iterable[str], label_names: list[str], title: str) -> None:
+    """Pictures of some kinds, of five labels."""
+    probabilities, labels, _ = problem(5, 10)
+    clip, extractor = 0.1 * torch.randn(8000), ASTFeatureExtractor(num_mel_bins=32)
+    timeline = Timeline(np.array([0, 4000, 8000]), probabilities[:2].astype(np.float32), label_names, 16000)
+    events = [Event(label_names[0], 0, 0.2, 0.9)]
+    tags = [{"label": name, "score": 0.5} for name in label_names]
+    map_ = Spectrogram(torch.randn(48, 32), 0.01 * torch.arange(48), 50.0 * 1.15 ** torch.arange(32))
+    attention = Attention(map_, torch.rand(1, 2, 2, 2, 4) / 10, num_frames=48, config=make_tiny_config())
+    line = np.array([0.1, 0.9])
+    results = write_results(folder / "results.csv", epochs(train_loss=[2, 1], mAP=[0.1, 0.2], cum_mAP=[0.1, 0.2]))
+    rows = per_class_metrics(probabilities, labels, label_names)
+    ways = {
+        "tags": lambda path: plot_tags(clip, extractor, tags, path, title, label_names[:2], label_names),
+        "confusion": lambda path: plot_confusion_matrix(probabilities, labels, label_names, path, title),
+        "timeline": lambda path: plot_timeline([clip], extractor, timeline, events, path, title),
+        "curves": lambda path: plot_training_curves(results, path, title=title),
+        "classes": lambda path: plot_per_class(rows, path, title),
+        "reliability": lambda path: plot_reliability({each: (line, line, 1000 * line) for each in label_names}, path),
+        "occlusion": lambda path: plot_occlusion(Occlusion(map_, label_names[0], 0.5, map_.log_mel), path, title),
+        "attention": lambda path: plot_attention(attention, path, title=title),
+    }
+    with no_warning():
+        for kind in kinds:
+            ways[kind](folder / f"{kind}.png")
+
+
+@contextmanager
+def no_warning() -> Iterator[None]:
+    """matplotlib warns of characters that a font lacks, and of labels that leave no room."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        yield
+
+
+def texts(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+@pytest.fixture
+def few_fonts(monkeypatch):
+    """Those that come with matplotlib, whatever is installed."""
+    own = str(Path(matplotlib.get_data_path()))
+    fonts = [(family, path) for family, path in lettering._fonts() if path.startswith(own)]
+    lettering._family.cache_clear()
+    monkeypatch.setattr(lettering, "_fonts", lambda: fonts)
+    monkeypatch.setattr(lettering, "_WARNED", set())
+    yield
+    lettering._family.cache_clear()
+
+
+@pytest.mark.parametrize("kinds", [PICTURES[:2], pytest.param(PICTURES, marks=pytest.mark.slow)])
+def test_no_picture_takes_a_name_for_mathematics(tmp_path, figures, kinds):
+    """As prices, shell variables and formulas have it; most of these are faulty formulas."""
+    label_names = ["US$$ one $1^", "$HOME and ${HOME}", "$\\frac{1}$", "a_b^c $x$", "\\$5"]
+    draw(tmp_path, kinds, label_names, title="$1^ and $_{.wav")
+    drawn = dict(zip(kinds, figures, strict=True))
+    for kind, figure in drawn.items():
+        assert not any(text.get_parse_math() for text in figure.findobj(Text))
+        assert kind == "reliability" or any("$1^ and $_{.wav" in text for text in texts(figure))
+    confusion = drawn["confusion"].axes[0]
+    assert names(confusion) == [label.get_text() for label in confusion.get_xticklabels()] == label_names
+    if "reliability" in drawn:
+        assert [text.get_text() for text in drawn["reliability"].axes[0].get_legend().get_texts()] == label_names
+        counts = {label.get_text() for label in drawn["reliability"].axes[1].get_yticklabels()}
+        assert counts >= {"100", "1,000"}  # no powers, which are mathematics
+
+
+@pytest.mark.parametrize("kinds", [PICTURES[:2], pytest.param(PICTURES, marks=pytest.mark.slow)])
+def test_names_that_no_font_has_are_numbers_and_said_once(tmp_path, figures, few_fonts, caplog, kinds):
+    label_names = ["\u72d7", "rain", "\U0001f436 bark", "\u0e01", "\u041f\u0440\u0438\u0432\u0435\u0442"]
+    draw(tmp_path, kinds, label_names, title="\u732b.wav")
+    drawn = dict(zip(kinds, figures, strict=True))
+    shown = ["label 0", "rain", "label 2", "label 3", label_names[4]]
+    assert names(drawn["confusion"].axes[0]) == names(drawn["tags"].axes[1]) == shown
+    assert drawn["tags"].get_suptitle() == "\\u732b.wav\nlabel: label 0, rain"
+    if "timeline" in drawn:
+        assert set(names(drawn["timeline"].axes[1])) == set(shown)
+        assert {name.partition(" (")[0] for name in names(drawn["classes"].axes[0])} == set(shown)
+    (record,) = caplog.records
+    assert "No installed font has" in record.getMessage() and "id2label" in record.getMessage()
+
+
+def test_names_are_drawn_in_a_font_that_has_them(tmp_path, figures, few_fonts):
+    """One that the usual font lacks, and another that comes with matplotlib has; and one written from the right."""
+    label_names = ["\u1d81 sound", "rain", "\u0645\u0637\u0631", "c", "d"]
+    draw(tmp_path, ["confusion"], label_names, title="\u1d81")
+    assert names(figures[0].axes[0]) == label_names
+    families = {label.get_text(): label.get_fontfamily() for label in figures[0].axes[0].get_yticklabels()}
+    assert families[label_names[0]][-1] == "STIXGeneral" and "STIXGeneral" not in families[label_names[2]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\nb\tc\r\nd", "a b c d"),
+        ("red \x1b[31m\x00", "red \\x1b[31m\\x00"),
+        ("x\u202egnp.wav", "xgnp.wav"),  # turns what follows round, so that it looks like another name
+        ("a\u200db\ufe0f", "ab"),
+        ("\udcff.wav", "\\udcff.wav"),
+        ("", ""),
+        (400 * "n", 19 * "n" + "…" + 19 * "n"),
+    ],
+)
+def test_names_of_all_kinds_are_one_line_that_can_be_drawn(text, expected, few_fonts):
+    assert drawable(text, 40).replace("\u200d", "").replace("\ufe0f", "") == expected
+
+
+@pytest.mark.parametrize("kinds", [PICTURES[1:2], pytest.param(PICTURES, marks=pytest.mark.slow)])
+def test_names_of_all_kinds_do_not_break_a_picture(tmp_path, kinds):
+    draw(tmp_path, kinds, [400 * "w", "a\nb\x00", "\u202e", " ", ""], title=10_000 * "long ")
+
+
+def test_a_picture_that_fails_is_one_sentence_and_no_end(tmp_path, caplog):
+    with may_fail(tmp_path / "a.png"):
+        raise ValueError("Expected end of text,\n found '$'")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'a.png'} cannot be drawn (Expected end of text, found '$'); all else goes on."
+    ]
+    for error in (AudioError, KeyboardInterrupt):  # a recording that is gone, and who stops the run
+        with pytest.raises(error), may_fail("a.png"):
+            raise error

@@ -16,17 +16,21 @@ import run_audio_classification as script
 import soundfile
 import torch
 import transformers
+from conftest import make_tiny_config, random_model
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 from transformers.integrations import integration_utils
 
-from modeling_ast import load_waveform
+from modeling_ast import ASTFeatureExtractor, load_waveform
 from modeling_ast.data import synthetic
+from modeling_ast.data.sources import load_splits
+from modeling_ast.data.streams import decode
 from modeling_ast.data.synthetic import CLASSES, CLIPS_PER_CLASS, generate_clip, synthetic_folder
 from modeling_ast.modeling_ast import ASTPlainLayer
 from modeling_ast.training.output_dir import prepare_output_dir
 from modeling_ast.training.recipes import RecipeError, parse_arguments
+from modeling_ast.training.sampling import sort_by_length
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "run_audio_classification.py"
@@ -250,6 +254,61 @@ def test_evaluation_alone_gives_the_same_metrics(demo, tmp_path):
     assert again["test_loss"] == pytest.approx(results["test_loss"], abs=1e-5)
     assert {path.name for path in tmp_path.iterdir()} >= {"test_results.json", "per_class_test.csv"}
     assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "README.md").exists()
+
+
+def test_pictures_that_fail_do_not_end_a_run(demo, tmp_path, monkeypatch, caplog):
+    def fail(*args, **options):
+        raise ValueError("no room")
+
+    for name in ("plot_per_class", "plot_confusion_matrix", "plot_tags"):
+        monkeypatch.setattr(script, name, fail)
+    argv = ["--model_name_or_path", demo[0], "--dataset_name=synthetic", "--do_train=false", "--use_cpu=true"]
+    results = run(*argv, "--dataloader_pin_memory=false", "--output_dir", tmp_path)
+    assert results["test_accuracy"] == demo[1]["test_accuracy"]
+    assert {path.name for path in tmp_path.iterdir()} >= {"test_results.json", "per_class_test.csv"}
+    told = [record.getMessage() for record in caplog.records if "cannot be drawn" in record.getMessage()]
+    pictures = [f"{kind}_{split}" for split in ("validation", "test") for kind in ("per_class", "confusion")]
+    assert told == [
+        f"{tmp_path / name}.png cannot be drawn (no room); all else goes on." for name in (*pictures, "example")
+    ]
+
+
+def test_the_example_is_a_clip_of_medium_length_with_its_label(tmp_path, monkeypatch):
+    """With free lengths the held-out rows are sorted by them; the first one was the shortest."""
+    drawn, kinds = [], sorted(CLASSES[:2])
+    for kind in kinds:
+        (tmp_path / kind).mkdir()
+        for number in range(8):
+            sound = generate_clip(kind, torch.Generator().manual_seed(number))[: 4000 + 800 * number]
+            soundfile.write(tmp_path / kind / f"{kind}_{number}.wav", sound.numpy(), 16000)
+    splits = load_splits(str(tmp_path), validation_fraction=0.5)
+    splits.validation = decode(sort_by_length(splits.validation), 16000)
+    lengths = [len(row["waveform"]) for row in splits.validation]
+    monkeypatch.setattr(script, "plot_tags", lambda *given: drawn.append(given))
+    model = random_model(make_tiny_config(num_labels=2))
+    script.tag_example(model, tmp_path, splits, ASTFeatureExtractor(num_mel_bins=32, padding="longest"))
+    ((waveform, _, _, path, title, labels, label_names),) = drawn
+    assert len(waveform) == lengths[len(lengths) // 2] > lengths[0] and path == tmp_path / "example.png"
+    assert label_names == kinds and title.startswith(f"{labels[0]}_")
+    assert len(load_waveform(tmp_path / labels[0] / title)) == len(waveform)
+
+
+@pytest.mark.slow
+def test_labels_with_dollars_are_trained_and_drawn(tmp_path, caplog):
+    """Between two of them matplotlib saw mathematics, after all of the training."""
+    kinds, generator = ["US$$ one $1^", "US$$ two $1^", "$\\frac{1}"], torch.Generator().manual_seed(0)
+    with open(tmp_path / "clips.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["audio", "label", "split"])
+        for number in range(24):
+            name = f"$1^_{number}.wav"
+            soundfile.write(tmp_path / name, generate_clip(CLASSES[number % 3], generator).numpy(), 16000)
+            table.writerow([name, kinds[number % 3], ["train", "train", "validation", "test"][number // 6]])
+    argv = ["--dataset_name", tmp_path / "clips.csv", "--split_column_name=split", "--num_train_epochs=2"]
+    run(DEMO, *SMALL, *argv, "--output_dir", tmp_path / "$run^")
+    pictures = {f"{kind}_{split}" for kind in ("per_class", "confusion") for split in ("validation", "test")}
+    assert {path.stem for path in (tmp_path / "$run^").glob("*.png")} == {*pictures, "example", "training_curves"}
+    assert not [record for record in caplog.records if "cannot be drawn" in record.getMessage()]
 
 
 # Ways to train

@@ -1,21 +1,29 @@
 """Pictures of what a model hears, and of how well."""
 
 import csv
+import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.audio import AudioError
 from modeling_ast.data.metrics import positive_labels
 from modeling_ast.data.whole_files import written_beside
 from modeling_ast.fbank import FRAME_SHIFT_MS, frame_length, frame_shift, mel_bin_frequencies
 from modeling_ast.inference.explanations import Attention, Occlusion, Spectrogram
+from modeling_ast.inference.lettering import cut, drawable, letter
 from modeling_ast.inference.timeline import Event, Timeline
 
+logger = logging.getLogger(__name__)
+
+# Characters of a name, and of a title, that are drawn; a longer one is cut in its middle.
+MAX_NAME, MAX_TITLE = 40, 80
 # More classes than this are not all named: only the best and the worst.
 MAX_BARS, NUM_EXTREMES = 60, 25
 # A confusion matrix with more classes has no room for names.
@@ -33,6 +41,8 @@ def plot_tags(
     tags: list[dict],
     path: str | os.PathLike,
     title: str = "",
+    labels: Sequence[str] = (),
+    label_names: Sequence[str] = (),
 ) -> None:
     """Draw the log-mel spectrogram of a clip beside its predicted labels, into a picture file.
 
@@ -41,7 +51,9 @@ def plot_tags(
         extractor: Of the features to show: the frames that the model sees, without padding.
         tags: What the audio-classification pipeline gives: `[{"label": ..., "score": ...}, ...]`.
         path: Of the picture; the suffix chooses the format.
-        title: Above the spectrogram.
+        title: Above all.
+        labels: That the clip has, to stand below the title; the bars of the right ones have another colour.
+        label_names: Of the model, in its order: a name that no font has is drawn as its number among them.
 
     Raises:
         ValueError: As from the extractor's `to_waveforms`.
@@ -57,11 +69,23 @@ def plot_tags(
         extent=(0, 0.01 * len(spectrogram), 0, extractor.num_mel_bins),
         vmin=float(spectrogram.quantile(0.05)) if spectrogram.numel() < 2**24 else None,
     )
-    left.set(xlabel="time (s)", ylabel="mel bin", title=title)
-    figure.colorbar(image, ax=left, label="log energy")
-    names, scores = [tag["label"] for tag in tags], [tag["score"] for tag in tags]
-    right.barh(range(len(tags)), scores, color="#c0504d")
-    right.set(xlim=(0, 1), yticks=range(len(tags)), yticklabels=names, xlabel="score", title="predicted labels")
+    left.set(xlabel="time (s)", ylabel="mel bin")
+    figure.colorbar(image, ax=left, label="log energy", pad=0.01)
+    numbers = {label: number for number, label in enumerate(label_names)}
+    title = drawable(title, MAX_TITLE)
+    if labels:
+        names = ", ".join(drawable(label, MAX_NAME, numbers.get(label)) for label in labels)
+        title += f"\nlabel: {cut(names, MAX_TITLE)}"
+    figure.suptitle(title, fontsize=10)
+    frequencies = mel_bin_frequencies(extractor.sampling_rate, extractor.num_mel_bins)
+    _mark_kilohertz(left, Spectrogram(spectrogram, torch.zeros(0), frequencies))
+    names = [cut(drawable(tag["label"], MAX_NAME, numbers.get(tag["label"])), 24) for tag in tags]
+    colours = ["#4f81bd" if tag["label"] in labels else "#c0504d" for tag in tags]
+    right.barh(range(len(tags)), [tag["score"] for tag in tags], color=colours)
+    words = "predicted (blue: right)" if labels else "predicted"
+    right.set(xlim=(0, 1), xlabel="score")
+    right.set_yticks(range(len(tags)), names)
+    right.set_title(words, fontsize=10)
     right.invert_yaxis()
     for side in ("top", "right"):
         right.spines[side].set_visible(False)
@@ -101,7 +125,7 @@ def plot_timeline(
     figure = _figure(12, 4.2 + 0.3 * len(shown))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 0.3 * len(shown) + 0.2))
     image = above.imshow(
-        log_mel.T,
+        log_mel.T.numpy(),
         origin="lower",
         aspect="auto",
         cmap="magma",
@@ -111,7 +135,7 @@ def plot_timeline(
     figure.colorbar(image, ax=above, label="log energy", pad=0.01)
     _mark_kilohertz(above, Spectrogram(log_mel, middles, frequencies))
     above.set(ylabel="mel bin")
-    above.set_title(_one_line(title), parse_math=False)
+    above.set_title(drawable(title, MAX_TITLE))
     is_share = scores.min() >= 0 and scores.max() <= 1
     limits = {"vmin": 0, "vmax": 1} if is_share else {}
     image = below.pcolormesh(times, np.arange(len(shown) + 1) - 0.5, scores.T, cmap="Blues", **limits)
@@ -119,7 +143,8 @@ def plot_timeline(
     for row, label in enumerate(shown):
         spans = [(event.start, event.end - event.start) for event in events if event.label == label]
         below.broken_barh(spans, (row + 0.2, 0.22), color="#c0504d", linewidth=0.5)
-    below.set_yticks(range(len(shown)), [_one_line(label, 32) for label in shown], parse_math=False)
+    numbers = {label: number for number, label in enumerate(timeline.label_names)}
+    below.set_yticks(range(len(shown)), [drawable(label, MAX_NAME, numbers[label]) for label in shown])
     below.set(xlim=(0, timeline.seconds), ylim=(len(shown) - 0.5, -0.5))
     below.set_title("scores (blue) and events (red)", fontsize=9, loc="left")
     for row in range(1, len(shown)):
@@ -176,13 +201,6 @@ def _mark_time(axes) -> None:
     axes.set_xlabel("time (h:min:s)" if is_long else "time (min:s)")
 
 
-def _one_line(text: str, longest: int = 120) -> str:
-    """Text that can be drawn: without line ends, tabs and what UTF-8 does not hold, and cut in its middle."""
-    text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
-    half = (longest - 1) // 2
-    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
-
-
 def plot_training_curves(
     results_csv: str | os.PathLike, path: str | os.PathLike, metric: str | None = None, title: str = ""
 ) -> None:
@@ -209,7 +227,7 @@ def plot_training_curves(
         raise ValueError(f"Expected values of {metric} in {results_csv}, got the columns {', '.join(rows[0])}.")
     panels = {
         "loss": {"train_loss": "training (augmented)", "validation_loss": "validation"},
-        metric: {metric: "this epoch", f"cum_{metric}": "mean of the epochs so far"},
+        drawable(metric, MAX_NAME): {metric: "this epoch", f"cum_{metric}": "mean of the epochs so far"},
         "learning rate": {"learning_rate": None},
     }
     figure = _figure(12, 3.6)
@@ -223,7 +241,7 @@ def plot_training_curves(
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(axes.lines) > 1:
             axes.legend()
-    figure.suptitle(title)
+    figure.suptitle(drawable(title, MAX_TITLE))
     _save(figure, path)
 
 
@@ -234,14 +252,16 @@ def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike, titl
     positive clips.
 
     Args:
-        rows: What `modeling_ast.data.metrics.per_class_metrics` gives; classes without positives are left out.
+        rows: What `modeling_ast.data.metrics.per_class_metrics` gives, of all classes in the model's order; those
+            without positives are left out.
         path: Of the picture; the suffix chooses the format.
         title: Above all.
 
     Raises:
         ValueError: No class has an average precision.
     """
-    rows = sorted((row for row in rows if row["AP"] is not None), key=lambda row: -row["AP"])
+    rows = [{**row, "number": number} for number, row in enumerate(rows) if row["AP"] is not None]
+    rows.sort(key=lambda row: -row["AP"])
     if not rows:
         raise ValueError("Expected a class with an average precision to draw, got none.")
     if len(rows) <= MAX_BARS:
@@ -256,7 +276,7 @@ def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike, titl
         _draw_bars(best, rows[:NUM_EXTREMES], f"{NUM_EXTREMES} best")
         _draw_bars(worst, rows[-NUM_EXTREMES:], f"{NUM_EXTREMES} worst")
     mean = float(np.mean([row["AP"] for row in rows]))
-    figure.suptitle(f"{title}: mAP {mean:.4f}" if title else f"mAP {mean:.4f}")
+    figure.suptitle(f"{drawable(title, MAX_TITLE)}: mAP {mean:.4f}" if title else f"mAP {mean:.4f}")
     _save(figure, path)
 
 
@@ -291,16 +311,18 @@ def plot_confusion_matrix(
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
 
     is_named = size <= MAX_NAMES
-    side = 2.5 + 0.25 * size if is_named else 10
+    names = [drawable(name, MAX_NAME, number) for number, name in enumerate(label_names)]
+    room = max(2.5, 1 + 0.07 * max(map(len, names)))  # inches beside the cells
+    side = room + 0.25 * size if is_named else 10
     figure = _figure(side + 1, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the clips of the class", shrink=0.8)
-    axes.set(xlabel="predicted", ylabel="label", title=title)
+    axes.set(xlabel="predicted", ylabel="label", title=drawable(title, MAX_TITLE))
     if is_named:
         ticks = range(size)
-        axes.set_xticks(ticks, label_names, rotation=90, fontsize=7)
-        axes.set_yticks(ticks, label_names, fontsize=7)
+        axes.set_xticks(ticks, names, rotation=90, fontsize=7)
+        axes.set_yticks(ticks, names, fontsize=7)
         for row, column in np.argwhere(counts):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=6)
@@ -317,15 +339,20 @@ def plot_reliability(
         path: Of the picture; the suffix chooses the format.
         title: Above all.
     """
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
     figure = _figure(5, 6)
     shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     shares.plot((0, 1), (0, 1), color="grey", linestyle="--", linewidth=1)
     for label, (confidence, share, count) in curves.items():
-        shares.plot(confidence, share, marker="o", markersize=4, label=label)
+        shares.plot(confidence, share, marker="o", markersize=4, label=drawable(label, MAX_NAME))
         counts.plot(confidence, count, marker="o", markersize=4)
-    shares.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right", title=title)
-    shares.legend()
-    counts.set(yscale="log", xlabel="how sure the model is: mean score of the bin", ylabel="decisions")
+    shares.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right", title=drawable(title, MAX_NAME))
+    shares.legend(fontsize=8)
+    counts.set_yscale("log")
+    counts.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # the usual one writes powers as mathematics
+    counts.yaxis.set_minor_formatter(NullFormatter())
+    counts.set(xlabel="how sure the model is: mean score of the bin", ylabel="decisions")
     for axes in (shares, counts):
         axes.grid(alpha=0.3)
     _save(figure, path)
@@ -349,11 +376,11 @@ def plot_occlusion(occlusion: Occlusion, path: str | os.PathLike, title: str = "
     for axes in (above, below):
         axes.set(ylabel="mel bin")
         _mark_kilohertz(axes, occlusion.spectrogram)
-    words = f"{_one_line(occlusion.label, 60)} (score {occlusion.score:.3f}): red speaks for it, blue against it"
-    below.set_title(words, fontsize=10, parse_math=False)
+    words = f"{drawable(occlusion.label, 60)} (score {occlusion.score:.3f}): red speaks for it, blue against it"
+    below.set_title(words, fontsize=10)
     below.set(xlabel="time (s)")
     below.ticklabel_format(axis="x", useOffset=False)
-    figure.suptitle(_one_line(title), parse_math=False)
+    figure.suptitle(drawable(title, MAX_TITLE))
     _save(figure, path)
 
 
@@ -396,7 +423,7 @@ def plot_attention(
         axes.set_title(f"head {head}; on patches {share:.0%}", fontsize=8)
         is_lowest = head + columns >= num_heads
         axes.tick_params(labelsize=7, labelleft=column == 0, labelbottom=is_lowest)
-    figure.suptitle(_one_line(title), parse_math=False)
+    figure.suptitle(drawable(title, MAX_TITLE))
     _save(figure, path)
 
 
@@ -466,7 +493,27 @@ def _extent(spectrogram: Spectrogram, cells: torch.Tensor) -> tuple[float, float
     return start, start + len(cells) * FRAME_SHIFT_MS / 1000, 0, cells.shape[1]
 
 
+@contextmanager
+def may_fail(path: str | os.PathLike) -> Iterator[None]:
+    """Around the drawing of a picture that is no more than an extra: a fault is told in one sentence, and no end.
+
+    Args:
+        path: Of the picture.
+
+    Raises:
+        AudioError: A recording cannot be read any longer, which is no fault of the picture.
+    """
+    try:
+        yield
+    except AudioError:
+        raise
+    except Exception as error:  # whatever it is, the results are worth more
+        reason = drawable(str(error), 200) or type(error).__name__
+        logger.warning(f"{os.fspath(path)} cannot be drawn ({reason}); all else goes on.")
+
+
 def _save(figure, path: str | os.PathLike) -> None:
+    letter(figure)
     with written_beside(path) as unfinished:
         figure.savefig(unfinished, dpi=120)
 
@@ -481,7 +528,8 @@ def _figure(width: float, height: float):
 def _draw_bars(axes, rows: Sequence[dict[str, Any]], title: str) -> None:
     bars = axes.barh(range(len(rows)), [row["AP"] for row in rows], color="#4f81bd")
     axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=2)
-    axes.set_yticks(range(len(rows)), [f"{row['label']} ({row['positives']})" for row in rows], fontsize=7)
+    names = [f"{drawable(row['label'], MAX_NAME, row['number'])} ({row['positives']})" for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=7)
     axes.set(xlim=(0, 1.1), ylim=(len(rows) - 0.4, -0.6), xlabel="average precision", title=title)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

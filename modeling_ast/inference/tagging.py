@@ -17,7 +17,7 @@ from modeling_ast.data.label_tables import plain
 from modeling_ast.data.whole_files import written_beside
 from modeling_ast.inference.ensemble import load_model
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
-from modeling_ast.inference.plots import plot_timeline
+from modeling_ast.inference.plots import may_fail, plot_timeline
 from modeling_ast.inference.recordings import read_recording
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
 
@@ -216,7 +216,8 @@ class ResultsFolder:
         if "png" in self.formats:
             pieces = read_recording(file.path, extractor.sampling_rate, ignore_length)
             path = self.output_path(file.place, "png")
-            plot_timeline(pieces, extractor, timeline, events, _in_folder(path), title=file.path)
+            with may_fail(path):
+                plot_timeline(pieces, extractor, timeline, events, _in_folder(path), title=file.path)
         return self._append(
             {
                 "path": file.path,
