@@ -186,8 +186,9 @@ def _opened(
         with ExitStack() as stack:
             stream = stack.enter_context(_open(source, name))
             in_file = Source(stream)
-            if (words := other_kind(in_file)) is not None:
-                raise AudioError(f"{name}: cannot be decoded ({words}")
+            if (other := other_kind(in_file)) is not None:
+                kind, remedy = other
+                raise AudioError(f"{name}: cannot be decoded ({kind}). {remedy}")
             sound = find_sound(in_file)
             if sound is not None and sound.needs_view:
                 stream = sound.view(in_file)
@@ -274,13 +275,15 @@ def _read(file, wanted: int, num_before: int, name: str, ignore_length: bool) ->
 
     samples = torch.empty(wanted, file.channels)
     try:
-        return samples[: len(file.read(out=samples.numpy()))]
+        count = len(file.read(out=samples.numpy()))
+        # A part would keep, and take to other processes, all of the memory.
+        return samples if count == wanted else samples[:count].clone()
     except soundfile.SoundFileError as error:
         count = file.tell() - num_before  # what was decoded before it
         if num_before + count == 0:
             raise
         if ignore_length:
-            return samples[:count]
+            return samples[:count].clone()
         seconds, reason = (num_before + count) / file.samplerate, getattr(error, "error_string", error)
         raise AudioError(
             f"{name}: cannot be decoded beyond {seconds:.2f} s ({reason}). Is it truncated? {IGNORE_LENGTH}"

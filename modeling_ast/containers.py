@@ -23,18 +23,21 @@ MAX_CHUNKS = 1000  # before the sound, or behind it
 ENDLESS = 2**44  # bytes that an MP3 file without an index is said to have, so that all of it is decoded
 # By how they begin, files that people take for sound files, and what to do with them.
 OTHER_KINDS = {
-    rb"version https://git-lfs": "a pointer file of git-lfs in place of the sound). Fetch the sounds: git lfs pull.",
-    rb"\s*<(?i:!doctype|html)": "a web page in place of the sound). Fetch the file again.",
-    rb"\x00\x05\x16\x07": "what macOS keeps about a file, without its sound). Delete it.",
-    rb"PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf": "an archive). Unpack it.",
-    rb"....ftyp": "MP4, M4A or MOV). Convert it: ffmpeg -i clip.m4a clip.wav",
-    rb"\x1aE\xdf\xa3": "WebM or Matroska). Convert it: ffmpeg -i clip.webm clip.wav",
-    rb"0&\xb2u\x8ef\xcf\x11": "WMA). Convert it: ffmpeg -i clip.wma clip.wav",
-    rb"\xff[\xf0\xf1\xf8\xf9]|ADIF": "AAC). Convert it: ffmpeg -i clip.aac clip.wav",
-    rb"RIFF....AVI ": "AVI). Convert it: ffmpeg -i clip.avi clip.wav",
-    rb"#!AMR": "AMR). Convert it: ffmpeg -i clip.amr clip.wav",
-    rb"MAC ": "Monkey's Audio). Convert it: ffmpeg -i clip.ape clip.wav",
-    rb"wvpk": "WavPack). Convert it: ffmpeg -i clip.wv clip.wav",
+    rb"version https://git-lfs": (
+        "a pointer file of git-lfs, not the sound",
+        "Fetch the sounds: git lfs pull.",
+    ),
+    rb"\s*<(?i:!doctype|html)": ("a web page in place of the sound", "Fetch the file again."),
+    rb"\x00\x05\x16\x07": ("what macOS keeps about a file, without its sound", "Delete it."),
+    rb"PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf": ("an archive", "Unpack it."),
+    rb"....ftyp": ("MP4, M4A or MOV", "Convert it: ffmpeg -i clip.m4a clip.wav"),
+    rb"\x1aE\xdf\xa3": ("WebM or Matroska", "Convert it: ffmpeg -i clip.webm clip.wav"),
+    rb"0&\xb2u\x8ef\xcf\x11": ("WMA", "Convert it: ffmpeg -i clip.wma clip.wav"),
+    rb"\xff[\xf0\xf1\xf8\xf9]|ADIF": ("AAC", "Convert it: ffmpeg -i clip.aac clip.wav"),
+    rb"RIFF....AVI ": ("AVI", "Convert it: ffmpeg -i clip.avi clip.wav"),
+    rb"#!AMR": ("AMR", "Convert it: ffmpeg -i clip.amr clip.wav"),
+    rb"MAC ": ("Monkey's Audio", "Convert it: ffmpeg -i clip.ape clip.wav"),
+    rb"wvpk": ("WavPack", "Convert it: ffmpeg -i clip.wv clip.wav"),
 }
 _OTHER_KINDS = re.compile(b"|".join(b"(%s)" % start for start in OTHER_KINDS), re.DOTALL)
 
@@ -58,11 +61,8 @@ class Source:
         return read_at(self.stream, position, count)
 
 
-def other_kind(source: Source) -> str | None:
-    """What a file is that is no sound file, to be put behind an opening bracket, and what to do with it.
-
-    `None` of one that may be a sound file.
-    """
+def other_kind(source: Source) -> tuple[str, str] | None:
+    """What a file is that is no sound file, and what to do with it; `None` of one that may be."""
     kind = _OTHER_KINDS.match(source.head)
     return kind and list(OTHER_KINDS.values())[kind.lastindex - 1]
 

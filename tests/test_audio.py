@@ -296,7 +296,7 @@ def test_rf64_beyond_4_gib_has_all_its_length(tmp_path):
     [
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:" + 64 * b"a" + b"\nsize 32044\n",
-            "a pointer file of git-lfs in place of the sound). Fetch the sounds: git lfs pull.",
+            "a pointer file of git-lfs, not the sound). Fetch the sounds: git lfs pull.",
         ),
         (b"\0\0\0\x20ftypM4A " + bytes(500), "MP4, M4A or MOV). Convert it: ffmpeg -i clip.m4a clip.wav"),
         (b"\x1aE\xdf\xa3" + bytes(500), "WebM or Matroska). Convert it: ffmpeg -i clip.webm clip.wav"),

@@ -191,6 +191,33 @@ def test_every_format_says_the_same(recordings, model, tmp_path):
     assert not [path for path in contents(out) if "broken" in path or "unfinished" in path]
 
 
+def test_files_that_announce_another_length_are_taken_when_asked_for(recordings, model, tmp_path, capsys):
+    """In the folder of the results so far, which do not depend on it."""
+    path, out = tmp_path / "cut.wav", tmp_path / "out"
+    soundfile.write(path, np.random.default_rng(0).standard_normal(32000) / 10, 16000)
+    path.write_bytes(path.read_bytes()[:-32000])
+    argv = [path, "--model", model, "--output_dir", out, "--formats", "csv", "png"]
+    assert tag(*argv) == 1 and "set ignore_length" in read(out)[str(path)]["error"]
+    assert tag(*argv, "--retry", "--ignore_length") == 0
+    *_, last = (out / "results.jsonl").read_text().splitlines()
+    assert json.loads(last)["seconds"] == 1.0
+    assert (out / "pictures" / "cut.wav.png").is_file()
+
+
+def test_a_picture_that_fails_leaves_the_other_results(recordings, model, tmp_path, monkeypatch, caplog):
+    def fail(*args, **options):
+        raise ValueError("no room")
+
+    monkeypatch.setattr("modeling_ast.inference.tagging.plot_timeline", fail)
+    out, path = tmp_path / "out", recordings / GOOD[0]
+    picture = out / "pictures" / f"{path.name}.png"
+    assert tag(path, "--model", model, "--output_dir", out, "--formats", "csv", "png") == 0
+    assert read(out)[str(path)]["tags"] and read_table(out / "tags.csv")
+    assert [record.getMessage() for record in caplog.records if "cannot be drawn" in record.getMessage()] == [
+        f"{picture} cannot be drawn (no room); all else goes on."
+    ]
+
+
 def test_formats_that_are_not_wanted_are_not_written(recordings, model, tmp_path):
     tag(recordings, "--model", model, "--output_dir", tmp_path / "out", "--formats", "jsonl")
     assert list(contents(tmp_path / "out")) == ["results.jsonl", "settings.json"]
