@@ -307,7 +307,8 @@ def _open(source: str | os.PathLike | bytes | BinaryIO, name: str) -> Iterator[B
         if not os.path.isfile(source):  # a pipe would wait for somebody to write into it
             found = "not a file, but a folder, a pipe or a device" if os.path.exists(source) else "no such file"
             raise AudioError(f"{name}: {found}.")
-        with open(source, "rb", buffering=0) as file:
+        descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb", buffering=0) as file:
             yield file
         return
     if isinstance(source, bytes):
