@@ -205,11 +205,14 @@ def _load_deit(path_or_repo: str | os.PathLike) -> tuple[dict[str, torch.Tensor]
     return _from_timm(state_dict)
 
 
-def load_trained(name: str | os.PathLike, **options: Any) -> tuple[ASTForAudioClassification, list[str]]:
+def load_trained(
+    name: str | os.PathLike, model_class: type = ASTForAudioClassification, **options: Any
+) -> tuple[ASTForAudioClassification, list[str]]:
     """An AST in Transformers' layout, from a folder or the Hub.
 
     Args:
         name: Folder or repository.
+        model_class: Whose `from_pretrained` loads it.
         options: Of `from_pretrained`.
 
     Returns:
@@ -220,7 +223,7 @@ def load_trained(name: str | os.PathLike, **options: Any) -> tuple[ASTForAudioCl
         OSError: No such folder or repository, or no weights in it.
     """
     try:
-        model, found = ASTForAudioClassification.from_pretrained(name, output_loading_info=True, **options)
+        model, found = model_class.from_pretrained(name, output_loading_info=True, **options)
     except OSError:
         raise
     except Exception as error:  # the libraries raise whatever a broken file makes them stumble over

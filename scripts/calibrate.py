@@ -42,9 +42,10 @@ from modeling_ast.inference.calibration import (
     negative_log_likelihood,
     reliability,
 )
-from modeling_ast.inference.ensemble import label_order, load_model, predict
+from modeling_ast.inference.ensemble import label_order, predict
 from modeling_ast.inference.plots import may_fail, plot_reliability
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
+from modeling_ast.loading import load_model
 from modeling_ast.training.arguments import ASTTrainingArguments
 from modeling_ast.training.collator import ASTDataCollator
 from modeling_ast.training.model_card import CARD_NAME, read_run, write_model_card

@@ -37,11 +37,11 @@ from modeling_ast.inference.ensemble import (
     fingerprint_model,
     fingerprint_rows,
     label_order,
-    load_model,
     load_predictions,
     predict,
     save_predictions,
 )
+from modeling_ast.loading import load_model
 from modeling_ast.training.arguments import ModelArguments
 from modeling_ast.training.collator import ASTDataCollator
 from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, error_sentence, parse_arguments

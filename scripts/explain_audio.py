@@ -25,9 +25,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast.fbank import num_samples
-from modeling_ast.inference.ensemble import load_model
 from modeling_ast.inference.explanations import Occlusion, explain_attention, occlusion_map
 from modeling_ast.inference.plots import plot_attention, plot_occlusion
+from modeling_ast.loading import load_model
 from modeling_ast.training.recipes import error_sentence
 
 FORMATS = (".png", ".jpg", ".pdf", ".svg")

@@ -50,7 +50,6 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.fbank import frame_length, num_samples
 from modeling_ast.feature_extraction_ast import PADDINGS
-from modeling_ast.inference.ensemble import load_model
 from modeling_ast.inference.export import (
     TOLERANCE,
     ExportError,
@@ -61,6 +60,7 @@ from modeling_ast.inference.export import (
     quantize_onnx,
     require_onnx,
 )
+from modeling_ast.loading import load_model
 from modeling_ast.training.recipes import error_sentence
 
 logger = logging.getLogger("export_onnx")

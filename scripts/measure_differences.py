@@ -49,8 +49,8 @@ from modeling_ast.inference.differences import (
     measure,
     random_model,
 )
-from modeling_ast.inference.ensemble import load_model
 from modeling_ast.inference.measuring import BenchmarkError, describe_machine, quiet, threads
+from modeling_ast.loading import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "run_audio_classification.py"

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import pipeline
 
+from modeling_ast import ASTModel
 from modeling_ast.data.whole_files import written_beside
 from modeling_ast.fbank import frame_length, frame_shift, num_samples
-from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, make_pipeline
 from modeling_ast.inference.recordings import Recording
 
 LEVELS = ("clip", "window", "patch")
@@ -133,13 +133,14 @@ def audio_embedder(model: str | os.PathLike, **kwargs) -> ASTEmbeddingPipeline:
 
     Args:
         model: Folder or Hub repository.
-        **kwargs: Keywords of `transformers.pipeline` (`device`, `dtype`, ...) and of the pipeline.
+        **kwargs: Keywords of `transformers.pipeline` (`device`, `dtype`, ...) and of the pipeline. Code that the
+            folder or repository brings runs with `trust_remote_code=True` alone; nobody is asked.
 
     Raises:
         OSError: No such folder or repository, or no weights or feature extractor in it.
-        TypeError, ValueError: As from the pipeline.
+        TypeError, ValueError: As from the pipeline; or weights that are missing, not finite or broken.
     """
-    return pipeline("feature-extraction", str(model), pipeline_class=ASTEmbeddingPipeline, **kwargs)
+    return make_pipeline("feature-extraction", model, ASTModel, ASTEmbeddingPipeline, kwargs)
 
 
 # Files

@@ -14,29 +14,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, __version__
-from modeling_ast.conversion import load_trained
 from modeling_ast.data.metrics import to_probabilities
 from modeling_ast.data.whole_files import written_beside
-from modeling_ast.inference.pipeline import check_mel_bins
 
 # What says where a configuration comes from, and nothing about the model.
 _ORIGIN_KEYS = ("_name_or_path", "transformers_version")
-
-
-def load_model(name: str | os.PathLike) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
-    """A trained model and its feature extractor, from a folder or the Hub.
-
-    Raises:
-        ValueError: Files that are broken, or do not fit each other; weights that are not finite, or missing: they
-            would be drawn at random.
-        OSError: No such folder or repository, or no feature extractor in it.
-    """
-    model, missing = load_trained(name)
-    if missing:
-        raise ValueError(f"Expected a trained AST classifier, but weights are missing, such as {missing[0]}.")
-    extractor = ASTFeatureExtractor.from_pretrained(name)
-    check_mel_bins(model, extractor)
-    return model, extractor
 
 
 def label_order(id2label: dict[int, str], label_names: Sequence[str]) -> list[int]:

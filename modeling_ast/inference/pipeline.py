@@ -28,9 +28,11 @@ from modeling_ast.inference.recordings import (
     to_mono,
 )
 from modeling_ast.inference.timeline import Timeline, is_number
+from modeling_ast.loading import check_mel_bins, load_model
 
 FUNCTIONS = ("softmax", "sigmoid", "none")
 _WINDOW_KEYS = ("chunk_length_s", "stride_length_s", "padding", "on_error", "ignore_length")
+_LOADING_KEYS = ("revision", "token", "dtype", "device_map", "trust_remote_code", "local_files_only")
 _RESULT_KEYS = ("top_k", "function_to_apply", "threshold", "aggregate", "return_timeline")
 
 
@@ -424,13 +426,36 @@ def audio_tagger(model: str | os.PathLike, **kwargs) -> ASTAudioClassificationPi
 
     Args:
         model: Folder or Hub repository of an AST.
-        **kwargs: Keywords of `transformers.pipeline` (`device`, `dtype`, ...) and of the pipeline.
+        **kwargs: Keywords of `transformers.pipeline` (`device`, `dtype`, ...) and of the pipeline. Code that the
+            folder or repository brings runs with `trust_remote_code=True` alone; nobody is asked.
 
     Raises:
         OSError: No such folder or repository, or no weights or feature extractor in it.
-        TypeError, ValueError: As from the pipeline.
+        TypeError, ValueError: As from the pipeline; or weights that are missing, not finite or broken.
     """
-    return pipeline("audio-classification", str(model), pipeline_class=ASTAudioClassificationPipeline, **kwargs)
+    return make_pipeline(
+        "audio-classification", model, ASTForAudioClassification, ASTAudioClassificationPipeline, kwargs
+    )
+
+
+def make_pipeline(
+    task: str, name: str | os.PathLike, model_class: type, pipeline_class: type, keywords: dict[str, Any]
+) -> Any:
+    """A pipeline of a model that `load_model` has checked, which Transformers' own way of loading one does not.
+
+    Args:
+        task: Transformers' name of it.
+        name: Folder or Hub repository.
+        model_class: `ASTForAudioClassification` or `ASTModel`.
+        pipeline_class: Of this package.
+        keywords: Of `transformers.pipeline` and of the pipeline.
+
+    Raises:
+        OSError, TypeError, ValueError: As from `load_model` and from the pipeline.
+    """
+    loading = {key: keywords.pop(key) for key in _LOADING_KEYS if key in keywords} | keywords.pop("model_kwargs", {})
+    model, extractor = load_model(name, model_class, **loading)
+    return pipeline(task, model, feature_extractor=extractor, pipeline_class=pipeline_class, **keywords)
 
 
 class _Windows(IterableDataset):
@@ -453,19 +478,6 @@ class _Windows(IterableDataset):
 
 def _is_indexed(inputs: Iterable) -> bool:
     return hasattr(inputs, "__len__") and not isinstance(inputs, IterableDataset)
-
-
-def check_mel_bins(model: ASTForAudioClassification, extractor: ASTFeatureExtractor) -> None:
-    """Check that a model can hear what a feature extractor gives, before any recording is read.
-
-    Raises:
-        ValueError: It expects another number of mel bins.
-    """
-    if extractor.num_mel_bins != model.config.num_mel_bins:
-        raise ValueError(
-            f"Expected a feature extractor with the model's {model.config.num_mel_bins} mel bins, got one with "
-            f"{extractor.num_mel_bins}. Are config.json and preprocessor_config.json of one model?"
-        )
 
 
 def _raise_errors(results: Iterator[Any], inputs: Iterable) -> Iterator[Any]:

@@ -15,11 +15,11 @@ from modeling_ast.audio import AUDIO_SUFFIXES
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.label_tables import plain
 from modeling_ast.data.whole_files import written_beside
-from modeling_ast.inference.ensemble import load_model
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import may_fail, plot_timeline
 from modeling_ast.inference.recordings import read_recording
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
+from modeling_ast.loading import load_model
 
 # What can be written. There is a folder for each but the lines of `results.jsonl`, which always are.
 _FOLDERS = {"csv": ("timelines", ".csv"), "audacity": ("audacity", ".txt"), "png": ("pictures", ".png")}

@@ -1,0 +1,59 @@
+"""A folder or a Hub name to a model and its feature extractor: the one way in which whoever uses a model loads it."""
+
+import os
+from typing import Any
+
+from transformers import AutoModel, AutoModelForAudioClassification
+
+from .conversion import load_trained
+from .feature_extraction_ast import ASTFeatureExtractor
+from .modeling_ast import ASTForAudioClassification, ASTModel
+
+# Who runs a repository's own code asks the Auto classes for it, by these.
+_AUTO_CLASSES = {ASTForAudioClassification: AutoModelForAudioClassification, ASTModel: AutoModel}
+
+
+def load_model(
+    name: str | os.PathLike,
+    model_class: type[ASTForAudioClassification] | type[ASTModel] = ASTForAudioClassification,
+    trust_remote_code: bool | None = None,
+    **options: Any,
+) -> tuple[ASTForAudioClassification | ASTModel, ASTFeatureExtractor]:
+    """A trained model and its feature extractor.
+
+    Args:
+        name: Folder or Hub repository.
+        model_class: With a head or without.
+        trust_remote_code: Whether code that the folder or repository brings may run in place of this package's. It is
+            passed over without `True`, and nobody is asked.
+        options: Of `from_pretrained` (`revision`, `dtype`, ...).
+
+    Raises:
+        ValueError: Files that are broken, or do not fit each other; weights that are not finite, or missing: they
+            would be drawn at random.
+        OSError: No such folder or repository, or no feature extractor in it.
+    """
+    if trust_remote_code:
+        model_class, options = _AUTO_CLASSES[model_class], {**options, "trust_remote_code": True}
+    model, missing = load_trained(name, model_class, **options)
+    if missing:
+        raise ValueError(f"Expected a trained AST, but weights are missing, such as {missing[0]}.")
+    hub_options = {
+        key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options
+    }
+    extractor = ASTFeatureExtractor.from_pretrained(name, **hub_options)
+    check_mel_bins(model, extractor)
+    return model, extractor
+
+
+def check_mel_bins(model: ASTForAudioClassification | ASTModel, extractor: ASTFeatureExtractor) -> None:
+    """Check that a model can hear what a feature extractor gives, before any recording is read.
+
+    Raises:
+        ValueError: It expects another number of mel bins.
+    """
+    if extractor.num_mel_bins != model.config.num_mel_bins:
+        raise ValueError(
+            f"Expected a feature extractor with the model's {model.config.num_mel_bins} mel bins, got one with "
+            f"{extractor.num_mel_bins}. Are config.json and preprocessor_config.json of one model?"
+        )
