@@ -26,6 +26,7 @@ try:
 except ImportError as error:
     sys.exit(str(error))
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -85,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 if "error" in result:
                     raise AudioError(result["error"])
+                if not np.isfinite(result["timeline"].scores).all():  # which JSON cannot say
+                    raise AudioError(f"{file.path}: the model's scores are not finite.")
                 events = find_events(result["timeline"])
                 extractor, timeline = classifier.feature_extractor, result["timeline"]
                 folder.add(file, result["tags"], events, timeline, extractor, args.ignore_length)

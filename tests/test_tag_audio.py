@@ -494,6 +494,59 @@ def test_overwrite_deletes_the_results_and_nothing_else(recordings, model, tmp_p
     assert list(contents(out)) == names
 
 
+def plant(out: Path, **changes) -> None:
+    """A journal whose only line says something else."""
+    (entry,) = read(out).values()
+    (out / "results.jsonl").write_text(json.dumps({**entry, **changes}) + "\n")
+
+
+@pytest.mark.parametrize(
+    "place", ["../../victim", "x/../../../victim", "{outside}/victim", "link/victim", "", 7, None]
+)
+def test_a_place_that_leads_out_of_the_folder_is_neither_written_nor_deleted(recordings, model, tmp_path, place):
+    out, arguments = tmp_path / "out", [recordings / "street.wav", "--model", model, "--formats", "csv", "audacity"]
+    tag(*arguments, "--output_dir", out)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for folder in ("timelines", "audacity"):
+        (out / folder / "link").symlink_to(outside)
+    victims = [tmp_path / "victim.csv", tmp_path / "victim.txt", outside / "victim.csv", outside / "victim.txt"]
+    for victim in victims:
+        victim.write_text("mine")
+    plant(out, place=place.format(outside=outside) if isinstance(place, str) else place, stamp=[0, 0])
+    with pytest.raises(TaggingError, match="results.jsonl, line 1: not a line of results. Give another --output_dir"):
+        tag(*arguments, "--output_dir", out)
+    assert tag(*arguments, "--output_dir", out, "--overwrite") == 0
+    assert [victim.read_text() for victim in victims] == ["mine"] * 4
+
+
+@pytest.mark.parametrize(
+    "changes", [{"path": 3}, {"seconds": "long"}, {"tags": None}, {"events": [{"label": "low"}]}, {"error": "none"}]
+)
+def test_lines_that_are_no_results_are_named(recordings, model, tmp_path, changes):
+    arguments = [recordings / "street.wav", "--model", model, "--output_dir", tmp_path / "out"]
+    tag(*arguments)
+    plant(tmp_path / "out", **changes)
+    with pytest.raises(TaggingError, match="results.jsonl, line 1: not a line of results."):
+        tag(*arguments)
+
+
+def test_scores_that_are_not_finite_are_an_error_of_the_file_and_every_line_is_strict_json(
+    recordings, model, tmp_path, monkeypatch
+):
+    from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+
+    monkeypatch.setattr(
+        ASTAudioClassificationPipeline,
+        "_forward",
+        lambda self, inputs: {"logits": torch.full((len(inputs["input_values"]), 5), torch.nan)},
+    )
+    assert tag(recordings / "street.wav", "--model", model, "--output_dir", tmp_path / "out") == 1
+    (line,) = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    entry = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert entry["error"].endswith("street.wav: the model's scores are not finite.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -18,7 +18,7 @@ from modeling_ast.data.whole_files import written_beside
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import may_fail, plot_timeline
 from modeling_ast.inference.recordings import read_recording
-from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
+from modeling_ast.inference.timeline import Event, Timeline, audacity_labels, is_number
 from modeling_ast.loading import load_model
 
 # What can be written. There is a folder for each but the lines of `results.jsonl`, which always are.
@@ -132,8 +132,10 @@ class ResultsFolder:
         {"path", "seconds", "tags": [{"label", "score"}], "events": [{"label", "start", "end", "score"}],
          "place", "stamp"}, or {"path", "error", "stamp"}
 
-    A file with another stamp is another file, and heard again; of several lines of a path the last counts. Paths are
-    kept exactly, whatever bytes they hold. The tables are UTF-8 and show other bytes as `\\udcXX`.
+    `place` is what the file's own results are called in `timelines/`, `audacity/` and `pictures/`, without their
+    suffix; a line whose place leads out of these folders is refused. `stamp` is the file's size in bytes and its time
+    of change in nanoseconds: with another one it is another file, and heard again. Of several lines of a path the last
+    counts. Paths are kept exactly, whatever bytes they hold. The tables are UTF-8 and show other bytes as `\\udcXX`.
 
     Args:
         path: Of the folder; it is made where there is none.
@@ -151,6 +153,7 @@ class ResultsFolder:
     ):
         self.path, self.formats = Path(path), [name for name in _FOLDERS if name in formats]
         self.journal, self.settings_path = self.path / "results.jsonl", self.path / "settings.json"
+        self._inside = {}  # whether a folder, its links followed, lies in that of its format
         settings = {**settings, "formats": self.formats}
         if self.path.exists() and not self.path.is_dir():
             raise TaggingError(f"Expected output_dir to be a folder, got the file {self.path}.")
@@ -254,7 +257,7 @@ class ResultsFolder:
 
     def _append(self, entry: dict[str, Any]) -> dict[str, Any]:
         with open(self.journal, "a", encoding="ascii") as file:  # UTF-8 has no place for other bytes, but `\u` has
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
         self.entries[entry["path"]] = entry
         return entry
 
@@ -268,10 +271,36 @@ class ResultsFolder:
         entries = {}
         for number, line in enumerate(content.split(b"\n")[:-1], start=1):
             entry = _parse(line)
-            if entry is None or "path" not in entry:
+            if entry is None or not self._is_entry(entry):
                 raise TaggingError(f"{self.journal}, line {number}: not a line of results. {_MEND}")
             entries[entry["path"]] = entry
         return entries
+
+    def _is_entry(self, entry: Mapping[str, Any]) -> bool:
+        """Whether a line is one that this class writes, with nothing in it that leads out of the folder."""
+        if not isinstance(entry.get("path"), str):
+            return False
+        if "error" in entry:
+            return isinstance(entry["error"], str) and "place" not in entry
+        if not is_number(entry.get("seconds")) or not self._is_place(entry.get("place")):
+            return False
+        return all(
+            isinstance(entry.get(name), list)
+            and all(isinstance(row, dict) and row.keys() == set(columns) for row in entry[name])
+            for name, columns in _TABLES.items()
+        )
+
+    def _is_place(self, place: Any) -> bool:
+        """Whether it names files in the folders of the formats, also where links lie in them."""
+        if not isinstance(place, str) or "\0" in place or not Path(place).name or ".." in Path(place).parts:
+            return False
+        return all(self._is_inside(self.output_path(place, format).parent, format) for format in _FOLDERS)
+
+    def _is_inside(self, parent: Path, format: str) -> bool:
+        if parent not in self._inside:  # the places of a hundred thousand files are in few folders
+            folder = Path(os.path.realpath(self.path), _FOLDERS[format][0])
+            self._inside[parent] = Path(os.path.realpath(parent)).is_relative_to(folder)
+        return self._inside[parent]
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         before = _parse(self.settings_path.read_bytes())
@@ -295,7 +324,7 @@ class ResultsFolder:
     def _delete(self) -> None:
         for line in self.journal.read_bytes().split(b"\n") if self.journal.exists() else ():
             entry = _parse(line) or {}
-            if "place" in entry:
+            if self._is_place(entry.get("place")):  # a file of somebody else's lies elsewhere, whatever a line says
                 self._delete_outputs(entry["place"])
         for path in (self.journal, self.settings_path, *(self.path / f"{name}.csv" for name in _TABLES)):
             path.unlink(missing_ok=True)
