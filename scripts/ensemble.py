@@ -3,9 +3,10 @@
     python scripts/ensemble.py MODEL [MODEL ...] --recipe RECIPE.yaml [--key value ...]
 
 A model is a folder, a name on the Hub, or a checkpoint of the original (.pth), each with its own strides, length,
-mel bins and statistics. The recipe, and keys that win over it, say which data are predicted. The metrics of each model
-and of the ensemble go to `ensemble_results.csv` in the output folder, the predictions to `predictions/` in it. There
-they are found again when a model is added, unless the model or the data have changed.
+mel bins and statistics. The recipe, and keys that win over it, say which data are predicted: their test clips, else
+their validation clips, else all of them, where they name no splits. Labels are those of the models. The metrics of
+each model and of the ensemble go to `ensemble_results.csv` in the output folder, the predictions to `predictions/` in
+it. There they are found again when a model is added, unless the model or the data have changed.
 """
 
 import one_line  # noqa: F401  isort: skip
@@ -32,7 +33,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_original_checkpoint
 from modeling_ast.data.metrics import compute_metrics, multi_hot
-from modeling_ast.data.sources import AudioSplits, DataError, DecodeAudio
+from modeling_ast.data.sources import SPLITS, AudioSplits, DataError, DecodeAudio
 from modeling_ast.inference.ensemble import (
     fingerprint_model,
     fingerprint_rows,
@@ -42,16 +43,22 @@ from modeling_ast.inference.ensemble import (
     save_predictions,
 )
 from modeling_ast.loading import load_model
-from modeling_ast.training.arguments import ModelArguments
+from modeling_ast.training.arguments import DataArguments, ModelArguments
 from modeling_ast.training.collator import ASTDataCollator
 from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, error_sentence, parse_arguments
-from modeling_ast.training.start import build_feature_extractor, read_splits
+from modeling_ast.training.start import (
+    build_feature_extractor,
+    read_evaluation_splits,
+    read_label_names,
+    read_splits,
+)
 
 logger = logging.getLogger("ensemble")
 
 COLUMNS = ("mAP", "mAUC", "d_prime", "accuracy", "macro_f1", "micro_f1", "classes_without_positives")
-# Keys of the recipe that have an effect here, besides those that say where the rows come from ...
+# Keys of the recipe that have an effect here, besides those that say where the rows come from (but for these) ...
 KEYS = {"problem_type", "per_device_eval_batch_size", "dataloader_num_workers"}
+WITHOUT = {"validation_fraction", "max_train_samples", "streaming"}
 # ... and those that a checkpoint of the original does not bring.
 FEATURE_KEYS = {"sampling_rate", "num_mel_bins", "mean", "std", "padding"}
 
@@ -72,12 +79,12 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     args, keys = parse_command_line(argv)
     model_args, data_args, _, training_args = parse_arguments([args.recipe, *keys, NOT_TRAINING])
     brings_features = not any(Path(name).is_file() for name in args.models)
-    check_data_keys(keys, "an ensemble", KEYS if brings_features else KEYS | FEATURE_KEYS)
+    check_data_keys(keys, "an ensemble", KEYS if brings_features else KEYS | FEATURE_KEYS, WITHOUT)
     problem_type = model_args.problem_type
     multi_label = problem_type == "multi_label_classification"
 
-    splits = read_splits(data_args, multi_label)
-    rows, label_names = choose_rows(splits, args.split), splits.label_names
+    label_names = find_label_names(args.models, data_args, multi_label)
+    rows = choose_rows(read_evaluation_splits(data_args, multi_label, label_names), args.split)
     labels = rows["labels"]
     labels = multi_hot(labels, len(label_names)) if multi_label else np.array(labels)
     rows_fingerprint = fingerprint_rows(rows, label_names)
@@ -121,7 +128,9 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folder, name on the Hub, or .pth of the original")
     parser.add_argument("--recipe", required=True, help="whose data are predicted")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/ensemble"), help="default: %(default)s")
-    parser.add_argument("--split", choices=("validation", "test"), help="default: test where there is one")
+    parser.add_argument(
+        "--split", choices=SPLITS, help="default: test where there is one, else validation, else all clips"
+    )
     args, keys = parser.parse_known_args(argv)
     if len(set(args.models)) < len(args.models) or "ensemble" in args.models:
         raise RecipeError(f"Expected different models, none of them named ensemble, got {', '.join(args.models)}.")
@@ -131,13 +140,20 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
 
 
 def choose_rows(splits: AudioSplits, split: str | None) -> Dataset:
-    """The rows to predict: of the split that is wanted, or test where there is one."""
-    available = {name: rows for name, rows in splits if name != "train"}
-    split = split or ("test" if "test" in available else "validation")
+    """The rows to predict: of the split that is wanted, or test where there is one; all where there are no splits."""
+    available = dict(splits)
+    split = split or next(name for name in ("test", "validation", "train") if name in available)
     if split not in available:
         raise RecipeError(f"Expected data with a split {split}, got {', '.join(available)}.")
-    logger.info(f"{len(available[split])} clips of the {split} split, {len(splits.label_names)} labels")
+    of_split = f" of the {split} split" if available.keys() != {"train"} else ""
+    logger.info(f"{len(available[split])} clips{of_split}, {len(splits.label_names)} labels")
     return available[split]
+
+
+def find_label_names(models: list[str], data_args: DataArguments, multi_label: bool) -> list[str]:
+    """Those of the models; where none of them names its labels, those of the data, in their order."""
+    named = [name for name in models if not Path(name).is_file()]
+    return read_label_names(named[0]) if named else read_splits(data_args, multi_label).label_names
 
 
 def load(

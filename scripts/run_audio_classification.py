@@ -5,13 +5,16 @@
 A recipe is a saved command line; keys given here win over it. Everything goes to `output_dir`: the model and its
 feature extractor (for `from_pretrained` and `pipeline`), the resolved recipe, metrics, checkpoints, a model card and
 pictures; `results.csv` can be read while the run goes on. With `--resume_from_checkpoint true` the same command
-begins a run, goes on with it wherever it was interrupted, and finishes it. Exit status: 0, 1 after a fault that is
-told in one sentence, 130 after Ctrl-C, 143 after SIGTERM. With `--dry_run true` it goes through everything but the
-work, writes nothing, and tells how long the run will take.
+begins a run, goes on with it wherever it was interrupted, and finishes it. With `--do_train false` a trained model
+(`--model_name_or_path outputs/demo`) is evaluated: on the clips that the data hold out, or on all of them where they
+hold out none (but not on those that it was trained on). Exit status: 0, 1 after a fault that is told in one sentence,
+130 after Ctrl-C, 143 after SIGTERM. With `--dry_run true` it goes through everything but the work, writes nothing, and
+tells how long the run will take.
 """
 
 import one_line  # noqa: F401  isort: skip
 
+import dataclasses
 import logging
 import sys
 from contextlib import ExitStack
@@ -57,7 +60,14 @@ from modeling_ast.training.output_dir import (
 from modeling_ast.training.recipes import Arguments, parse_arguments
 from modeling_ast.training.record import RESULTS_NAME, EpochRecord
 from modeling_ast.training.sampling import class_balanced_weights, positioned, read_clip_seconds, sort_by_length
-from modeling_ast.training.start import build_model_and_extractor, check_reporters, read_splits
+from modeling_ast.training.start import (
+    build_model_and_extractor,
+    check_reporters,
+    read_evaluation_splits,
+    read_label_names,
+    read_splits,
+    was_trained_on,
+)
 from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger("run_audio_classification")
@@ -107,7 +117,10 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
 
     # Data.
     with training_args.main_process_first(desc="reading the data set"):
-        splits = read_splits(data_args, multi_label)
+        if training_args.do_train or data_args.streaming:
+            splits = read_splits(data_args, multi_label)
+        else:
+            splits = read_held_out(model_args.model_name_or_path, data_args, multi_label)
     num_labels = len(splits.label_names)
     sizes = {name: "a stream of" if data_args.streaming and name == "train" else len(rows) for name, rows in splits}
     logger.info(
@@ -134,7 +147,7 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
         )
         clip_seconds = seconds.clamp(max=0.01 * extractor.max_length)  # longer ones are cut
     sampling_weights = None
-    if training_args.class_balanced_sampling:
+    if training_args.class_balanced_sampling and training_args.do_train:
         sampling_weights = class_balanced_weights(splits.train, num_labels)
     bad_clips = BadClips(output_dir / BAD_CLIPS_NAME, data_args.max_bad_clips, splits.ignore_length)
     for name, rows in splits:
@@ -147,7 +160,7 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
     make_trainer = partial(
         ASTTrainer,
         args=training_args,
-        eval_dataset=splits.validation,
+        eval_dataset=splits.test if splits.validation is None else splits.validation,
         data_collator=ASTDataCollator(extractor, num_labels, multi_label),
         processing_class=extractor,
         compute_metrics=lambda p: compute_metrics(
@@ -156,7 +169,7 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
     )
     trainer = make_trainer(
         model=model,
-        train_dataset=positioned(splits.train),
+        train_dataset=None if splits.train is None else positioned(splits.train),
         train_collator=ASTDataCollator(
             extractor,
             num_labels,
@@ -227,6 +240,16 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
     return results
 
 
+def read_held_out(model: str, data_args: DataArguments, multi_label: bool) -> AudioSplits:
+    """What is evaluated without training: the clips that the data hold out, or all, where they hold out none."""
+    splits = read_evaluation_splits(data_args, multi_label, read_label_names(model))
+    if splits.validation is not None or splits.test is not None:
+        return splits
+    if was_trained_on(model, data_args.dataset_name):  # all of them would flatter it
+        return read_splits(data_args, multi_label)
+    return dataclasses.replace(splits, train=None, test=splits.train)
+
+
 def train(trainer: ASTTrainer, resume: str | bool | None) -> dict[str, float]:
     """Train, from the beginning or from where it was interrupted, and save the model; not again where that is done."""
     output_dir = Path(trainer.args.output_dir)
@@ -273,6 +296,9 @@ def report_baseline(
 ) -> dict[str, float]:
     """What a linear model reaches on the clips that are reported, and whether the network beats it."""
     if not data_args.linear_baseline:
+        return {}
+    if splits.train is None:
+        logger.info("No linear baseline: the data hold no clips that it could be trained on.")
         return {}
     name, rows = ("validation", splits.validation) if splits.test is None else ("test", splits.test)
     baseline = linear_baseline(splits.train, rows, extractor, len(splits.label_names))

@@ -219,6 +219,13 @@ def test_split_can_be_chosen(recipe, short, tmp_path):
     )
 
 
+def test_all_clips_of_data_without_splits_are_predicted(recipe, short, tmp_path):
+    write_clips(tmp_path, list(CLASSES))
+    run(short, "--recipe", recipe, "--dataset_name", tmp_path / "clips.csv", "--output_dir", tmp_path / "out")
+    (saved,) = kept(tmp_path / "out")
+    assert len(saved["labels"]) == 2 * len(CLASSES)
+
+
 def test_checkpoint_of_the_original_takes_the_rest_from_the_recipe(recipe, tmp_path):
     torch.save(original_weights(len(CLASSES)), tmp_path / IN_NAME)
     keys = ["--num_mel_bins", BINS, "--mean", -7.3, "--std", 4.8]
@@ -325,8 +332,11 @@ def test_predictions_on_data_that_were_changed_are_not_used(tmp_path, clips_hear
 
 def test_models_with_other_labels_are_refused_by_name(recipe, tmp_path):
     folder = save_model(tmp_path / "model", SHORT, labels=(*CLASSES[:8], "rain", "wind"))
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(DataError, match=r"8 clips have labels that the model does not know \(steam, whistle\)"):
         run(folder, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    first = save_model(tmp_path / "first", SHORT)
+    with pytest.raises(RecipeError) as error:
+        run(first, folder, "--recipe", recipe, "--output_dir", tmp_path / "out")
     assert str(error.value) == (
         f"{folder} cannot be used: Expected the labels of the data, but the model alone has rain, wind and the data "
         "alone have steam, whistle."

@@ -66,10 +66,13 @@ _PART = re.compile(
 
 @dataclass
 class AudioSplits:
-    """Rows `{"audio": {"path", "bytes"}, "labels": int or list of int}` for training, choosing and reporting."""
+    """Rows `{"audio": {"path", "bytes"}, "labels": int or list of int}` for training, choosing and reporting.
 
-    train: Dataset
-    validation: Dataset
+    Data that are evaluated alone may lack any of the three; where they name no splits, all rows are in `train`.
+    """
+
+    train: Dataset | None
+    validation: Dataset | None
     test: Dataset | None
     label_names: list[str]
     ignore_length: bool = False  # for `load_waveform`, of all clips
@@ -97,8 +100,13 @@ def load_splits(
     max_missing: int = 0,
     seed: int = 0,
     cache_dir: str | None = None,
+    model_labels: Sequence[str] | None = None,
+    leave_out_unknown_labels: bool = False,
 ) -> AudioSplits:
     """Rows of a data set and its label names.
+
+    With `model_labels` the data are to be evaluated alone: they need no training clips, nothing is drawn from them to
+    be held out, and `test_file` and `validation_file` replace clips that the data hold out themselves.
 
     Where the data has no validation split of its own (split names, lists, a split column, a fold or a file), a part of
     the training rows becomes one.
@@ -130,10 +138,13 @@ def load_splits(
         max_missing: Files of training clips in a list that may not be there; their rows stay.
         seed: Of that choice.
         cache_dir: For generated sounds; `None` means the user's cache.
+        model_labels: What a trained model calls its outputs, in their order: the labels of the result.
+        leave_out_unknown_labels: What happens to labels that are not among those of the model: an error, or they are
+            left out, with the clip where it can have one label alone.
 
     Raises:
         DataError: No such data set, or not as described: a missing column, file or fold, no audio, no labels, a label
-            that the table does not hold, columns that say which part of a file is a clip.
+            that the table does not hold or the model does not know, columns that say which part of a file is a clip.
     """
     if not 0 < validation_fraction < 1:
         raise DataError(f"Expected validation_fraction between 0 and 1, got {validation_fraction}.")
@@ -144,10 +155,12 @@ def load_splits(
             "Expected eval_fold with fold_column_name, the fold to hold out (scripts/run_folds.py holds out each in "
             "turn, and needs none), got fold_column_name alone."
         )
+    if leave_out_unknown_labels and model_labels is None:
+        raise DataError("leave_out_unknown_labels has an effect on the evaluation of a trained model alone.")
     if eval_fold is not None and split_column_name is not None:
         raise DataError("Expected a fold or a split column, got both.")
     files = {split: name for split, name in (("validation", validation_file), ("test", test_file)) if name is not None}
-    if files and (eval_fold is not None or split_column_name is not None):
+    if files and model_labels is None and (eval_fold is not None or split_column_name is not None):
         names = " and ".join(f"{split}_file" for split in files)
         raise DataError(f"Expected {names} or a fold or split column, got both.")
     if audio_dir is not None and not any(_suffix(name) in LIST_SUFFIXES for name in (dataset_name, *files.values())):
@@ -167,8 +180,10 @@ def load_splits(
     held_out_by = fold_column_name or split_column_name
     tables = read(dataset_name, config_name=dataset_config_name, held_out_by=held_out_by, cache_dir=cache_dir)
     for split, name in files.items():
-        if split in tables:
+        if split in tables and model_labels is None:
             raise DataError(f"Expected the {split} clips from {dataset_name} or from {split}_file, got both.")
+        if split in tables:
+            logger.warning(f"{name} takes the place of the {split} clips of {dataset_name}.")
         if _suffix(name) not in FILE_SUFFIXES:
             raise DataError(f"Expected {split}_file to be a file {', '.join(FILE_SUFFIXES)}, got {name}.")
         tables[split] = read(name, max_missing=0)["train"]
@@ -182,12 +197,15 @@ def load_splits(
         if len(table.rows) == 0:
             raise DataError(f"{table.source}: expected clips in split {split}, got none.")
 
-    if "train" not in tables:
+    if "train" not in tables and (model_labels is None or held_out_by is not None):
         raise DataError(f"{dataset_name}: expected a split called train, got {', '.join(tables)}.")
 
     # Rows first and splits after: selecting from rows copies no audio, adding a column to a selection would.
     labels = {split: _read_labels(table, label_separator, multi_label) for split, table in tables.items()}
-    if label_file is None:
+    if model_labels is not None:
+        label_names, index = list(model_labels), _index_of_model(model_labels, label_file)
+        _report_unknown(labels, index, tables, dataset_name, leave_out_unknown_labels)
+    elif label_file is None:
         label_names = _find_label_names(tables["train"], labels.values())
         index, among = {name: number for number, name in enumerate(label_names)}, f"among those of {dataset_name}"
     else:
@@ -196,12 +214,22 @@ def load_splits(
     index = {composed(name): number for name, number in index.items()}  # as `_read_labels` gives them
     rows = {}
     for split, table in tables.items():
-        numbers = _look_up(labels[split], index, table, among)
-        rows[split] = _to_rows(table, _to_lists(numbers, labels[split].lengths) if multi_label else numbers)
+        if model_labels is not None:
+            numbers, lengths = _look_up_known(labels[split], index, multi_label)
+        else:
+            numbers, lengths = _look_up(labels[split], index, table, among), labels[split].lengths
+        rows[split] = _to_rows(table, _to_lists(numbers, lengths) if multi_label else numbers)
+    of_files = {split: rows[split] for split in files}
     if eval_fold is not None:
         rows |= _hold_out_fold(rows["train"], tables["train"], fold_column_name, eval_fold)
     elif split_column_name is not None:
         rows = _split_by_column(rows["train"], tables["train"], split_column_name)
+    if model_labels is not None:
+        known = {split: _with_known_label(part) for split, part in (rows | of_files).items()}
+        rows = {split: part for split, part in known.items() if len(part)}
+        if not rows:
+            raise DataError(f"{dataset_name}: expected clips with labels of the model, got none.")
+        return AudioSplits(*(rows.get(split) for split in SPLITS), label_names)
     if "train" not in rows:
         raise DataError(f"{dataset_name}: expected clips to train on, got {', '.join(rows)} alone.")
     if "validation" not in rows:
@@ -318,8 +346,8 @@ def _load_dataset(name: str, path: Path, config_name: str | None) -> dict[str, D
             raise DataError(f"{name}: cannot be read as Parquet ({reason}).") from error
         raise DataError(f"{name}: no such file or folder, nor to be had from the Hub ({reason}).") from error
     splits = {split: raw[own] for split, own in name_splits(name, raw).items()}
-    if "train" not in splits:
-        raise DataError(f"{name}: expected a split called train, got {', '.join(raw)}.")
+    if not splits:
+        raise DataError(f"{name}: expected splits called {', '.join(SPLITS)}, got {', '.join(raw)}.")
     return splits
 
 
@@ -816,6 +844,57 @@ def _look_up(labels: _Labels, index: dict[str, int], table: _Table, among: str) 
         if name not in index:
             raise DataError(f"{table.where(labels.clip_of(code))}: the label {name!r} is not {among}.")
     return pa.array(np.array([index[name] for name in labels.names], np.int64)[labels.codes])
+
+
+def _index_of_model(model_labels: Sequence[str], label_file: str | None) -> dict[str, int]:
+    """The output of a model for each way in which data may write its label."""
+    index = {composed(name): number for number, name in enumerate(model_labels)}
+    if label_file is not None:
+        table = read_label_table(label_file)
+        ways = {composed(way): composed(table.names[number]) for way, number in table.index_of().items()}
+        index = {way: index[name] for way, name in ways.items() if name in index}
+    return index
+
+
+def _report_unknown(
+    labels: dict[str, _Labels], index: dict[str, int], tables: dict[str, _Table], source: str, leave_out: bool
+) -> None:
+    """Say which labels the model does not know.
+
+    Raises:
+        DataError: There are some, and they are not to be left out.
+    """
+    unknown, first, num_clips = set(), None, 0
+    for split, each in labels.items():
+        is_unknown = np.array([name not in index for name in each.names], bool)[each.codes]
+        clips = np.unique(np.repeat(np.arange(len(each.lengths)), each.lengths)[is_unknown])
+        unknown |= {each.names[code] for code in np.unique(each.codes[is_unknown])}
+        if len(clips):
+            first, num_clips = first or tables[split].where(clips[0]), num_clips + len(clips)
+    if not unknown:
+        return
+    names = ", ".join(sorted(unknown)[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+    what = f"{source}: {num_clips} clips have labels that the model does not know ({names})"
+    if not leave_out:
+        raise DataError(f"{what}, such as {first}. Rename them, or leave them out: leave_out_unknown_labels true.")
+    logger.warning(f"{what}: left out.")
+
+
+def _look_up_known(labels: _Labels, index: dict[str, int], multi_label: bool) -> tuple[pa.Array, np.ndarray]:
+    """The number of each label that has one, and how many a clip has; without several labels -1 stands for none."""
+    numbers = np.array([index.get(name, -1) for name in labels.names], np.int64)[labels.codes]
+    if not multi_label:
+        return pa.array(numbers), labels.lengths
+    owners = np.repeat(np.arange(len(labels.lengths)), labels.lengths)
+    return pa.array(numbers[numbers >= 0]), np.bincount(owners[numbers >= 0], minlength=len(labels.lengths))
+
+
+def _with_known_label(rows: Dataset) -> Dataset:
+    numbers = rows.select_columns(["labels"]).with_format("arrow")[:]["labels"].combine_chunks()
+    if not pa.types.is_integer(numbers.type):  # lists, of which an empty one is an answer too
+        return rows
+    is_known = numbers.to_numpy() >= 0
+    return rows if is_known.all() else _filter(rows, is_known)
 
 
 def _to_rows(table: _Table, labels: pa.Array | None = None) -> Dataset:

@@ -174,6 +174,13 @@ class DataArguments:
             "else they are refused."
         },
     )
+    leave_out_unknown_labels: bool = field(
+        default=False,
+        metadata={
+            "help": "Where a trained model is evaluated, leave out labels that it does not know: of one label a clip "
+            "with their clips, of several alone. Otherwise they are an error."
+        },
+    )
     linear_baseline: bool = field(
         default=False,
         metadata={"help": "Report what a logistic regression on the mean and deviation of the features reaches."},
@@ -190,7 +197,7 @@ class DataArguments:
             raise ValueError("Expected a label_separator, got nothing.")
         not_for_streams = (
             *("audio_dir", "fold_column_name", "split_column_name", "validation_file", "test_file"),
-            "linear_baseline",
+            *("linear_baseline", "leave_out_unknown_labels"),
         )
         for name in not_for_streams if self.streaming else ():
             if getattr(self, name):

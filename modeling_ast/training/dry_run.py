@@ -41,7 +41,7 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset], output_dir: Path)
 
     Args:
         trainer: Of the run, made within `nothing_written`.
-        held_out: Decoded rows to evaluate, by the name of their split, validation among them.
+        held_out: Decoded rows to evaluate, by the name of their split.
         output_dir: Of the run, for the space that its disk has.
 
     Returns:
@@ -76,11 +76,11 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset], output_dir: Path)
     level = metrics_logger.level
     metrics_logger.setLevel(logging.ERROR)  # a few clips are not of all classes, of which it would warn
     try:
-        rate = _evaluation_rate(trainer, held_out["validation"])
+        rate = _evaluation_rate(trainer, trainer.eval_dataset)
     finally:
         metrics_logger.setLevel(level)
     models = 1 if trainer.args.weight_average_start is None else 2  # the averaged one is evaluated too
-    clips = evaluations * len(held_out["validation"]) + models * sum(map(len, held_out.values()))
+    clips = evaluations * len(trainer.eval_dataset) + models * sum(map(len, held_out.values()))
     seconds += clips / rate
     logger.info(
         f"{evaluations} evaluation(s) while it trains and those at its end, of {clips} clips in all at {rate:.3g} "

@@ -150,18 +150,21 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         raise RecipeError(str(error)) from error
 
 
-def check_data_keys(keys: Sequence[str], purpose: str, others: Iterable[str] = ()) -> None:
+def check_data_keys(
+    keys: Sequence[str], purpose: str, others: Iterable[str] = (), without: Iterable[str] = ()
+) -> None:
     """Refuse keys of a recipe that have no effect on a tool which only looks at its clips.
 
     Args:
         keys: Of a command line: `["--key", "value", ...]` or `["--key=value", ...]`.
         purpose: What the tool does, for the message.
         others: Keys that have an effect, besides those that say where the clips come from.
+        without: Of the latter, those that have none.
 
     Raises:
         RecipeError: Keys without effect.
     """
-    of_training = {"linear_baseline", "max_bad_clips"}
+    of_training = {"linear_baseline", "max_bad_clips", *without}
     known = set(others) | {field.name for field in dataclasses.fields(DataArguments)} - of_training
     given = {key.removeprefix("--").partition("=")[0] for key in keys if key.startswith("--")}
     if given - known:

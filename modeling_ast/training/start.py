@@ -1,6 +1,9 @@
 """What a run starts from: the rows, the model and the feature extractor, from the arguments."""
 
+import inspect
 import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from modeling_ast.data.sources import AudioSplits, load_splits
 from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
 from modeling_ast.training.arguments import DataArguments, ModelArguments
+from modeling_ast.training.model_card import read_run
 from modeling_ast.training.recipes import RecipeError
 
 logger = logging.getLogger(__name__)
@@ -78,8 +82,7 @@ def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
     splits.ignore_length = ignore_length
     for name, rows in splits:
         limit = limits["train" if name == "train" else "other"]
-        if limit is not None:
-            setattr(splits, name, rows.shuffle(seed=0).select(range(min(limit, len(rows)))))
+        setattr(splits, name, _some(rows, limit))
     return splits
 
 
@@ -91,6 +94,61 @@ def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
     """
     keys = ("dataset_name", "fold_column_name", "dataset_config_name", "audio_column_name", "audio_dir")
     return sources.read_folds(**{key: getattr(data_args, key) for key in keys})
+
+
+def read_evaluation_splits(data_args: DataArguments, multi_label: bool, model_labels: Sequence[str]) -> AudioSplits:
+    """A data set that is evaluated alone, with the labels of a trained model.
+
+    Clips that nothing holds out are in `train`, which is all of them where the data name no splits.
+
+    Raises:
+        RecipeError: A stream.
+        DataError: As from `load_splits`.
+    """
+    if data_args.streaming:
+        raise RecipeError("Expected streaming: false; clips are evaluated from a table, not from a stream.")
+    keys = inspect.signature(load_splits).parameters.keys() & vars(data_args).keys()
+    settings = {key: getattr(data_args, key) for key in keys - {"dataset_name"}}
+    splits = load_splits(
+        data_args.dataset_name,
+        **settings,
+        multi_label=multi_label,
+        model_labels=model_labels,
+    )
+    for name, rows in splits:
+        setattr(splits, name, _some(rows, data_args.max_eval_samples))
+    return splits
+
+
+def _some(rows: Dataset, limit: int | None) -> Dataset:
+    return rows if limit is None else rows.shuffle(seed=0).select(range(min(limit, len(rows))))
+
+
+def read_label_names(model: str) -> list[str]:
+    """What a trained model calls its outputs, in their order.
+
+    Raises:
+        RecipeError: Not a trained AST in Transformers' layout.
+    """
+    try:
+        if not is_ast(model):
+            raise ValueError("expected a trained model, whose labels are known")
+        return list(ASTConfig.from_pretrained(model).id2label.values())
+    except (ValueError, OSError, StrictDataclassError) as error:
+        raise RecipeError(f"{model} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def was_trained_on(model: str, dataset_name: str) -> bool:
+    """Whether a model's folder says so, by the recipe in it.
+
+    Raises:
+        RecipeError: The recipe cannot be read.
+    """
+    try:
+        trained_on = read_run(Path(model))["dataset"]
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    return trained_on is not None and os.path.realpath(trained_on) == os.path.realpath(dataset_name)
 
 
 def build_model_and_extractor(
