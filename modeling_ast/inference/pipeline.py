@@ -455,7 +455,12 @@ def make_pipeline(
     """
     loading = {key: keywords.pop(key) for key in _LOADING_KEYS if key in keywords} | keywords.pop("model_kwargs", {})
     model, extractor = load_model(name, model_class, **loading)
-    return pipeline(task, model, feature_extractor=extractor, pipeline_class=pipeline_class, **keywords)
+    keywords = {
+        "feature_extractor": extractor,
+        "trust_remote_code": bool(loading.get("trust_remote_code")),
+        **keywords,
+    }
+    return pipeline(task, model, pipeline_class=pipeline_class, **keywords)
 
 
 class _Windows(IterableDataset):
