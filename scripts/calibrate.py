@@ -32,7 +32,7 @@ from huggingface_hub.errors import StrictDataclassError
 from sklearn.metrics import precision_recall_fscore_support
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.data.metrics import f1, multi_hot, positive_labels, to_probabilities
+from modeling_ast.data.metrics import accuracy, f1, multi_hot, positive_labels, to_probabilities
 from modeling_ast.data.sources import AudioSplits, DataError, DecodeAudio
 from modeling_ast.inference.calibration import (
     expected_calibration_error,
@@ -44,6 +44,7 @@ from modeling_ast.inference.calibration import (
 )
 from modeling_ast.inference.ensemble import label_order, predict
 from modeling_ast.inference.plots import may_fail, plot_reliability
+from modeling_ast.inference.predictions import label_thresholds
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 from modeling_ast.loading import load_model
 from modeling_ast.training.arguments import ASTTrainingArguments
@@ -64,8 +65,17 @@ logger = logging.getLogger("calibrate")
 RESULTS_NAME, PICTURE_NAME = "calibration_results.json", "calibration.png"
 # Keys of the recipe that have an effect here, besides those that say where the rows come from.
 KEYS = {"problem_type", "per_device_eval_batch_size", "dataloader_num_workers"}
-METRICS = {"nll": "NLL", "ece": "ECE", "macro_f1": "macro F1", "micro_f1": "micro F1"}
+METRICS = {
+    **{"nll": "NLL", "ece": "ECE", "accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1"},
+    **{"macro_f1_at_thresholds": "macro F1 at thresholds", "micro_f1_at_thresholds": "micro F1 at thresholds"},
+}
 
+# One name, one meaning: F1 is that of the model's own decisions, here as everywhere.
+F1_WORDS = {
+    "single_label_classification": "Accuracy and F1 take the most probable label; at thresholds, F1 counts a label as "
+    "named from its threshold on, or from {} on.",
+    "multi_label_classification": "F1 counts a label as named from its threshold on, or from {} on.",
+}
 CARD_HEADING = "\n## Calibration\n"
 CARD_TEXT = """
 After training, on {clips} validation clips:
@@ -73,7 +83,7 @@ After training, on {clips} validation clips:
 {steps}
 
 The metrics further up are those of before. NLL is the negative log-likelihood, ECE the expected calibration error (15
-bins). F1 counts a label as named from a score of {default} on; after, from its threshold on, where it has one.
+bins). {f1}
 
 {table}
 """
@@ -104,8 +114,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             logger.warning(f"{args.model} does not say its problem_type: {model_args.problem_type}, as in the recipe.")
             model.config.problem_type = model_args.problem_type
         predictions = predict_splits(model, extractor, splits, multi_label, training_args)
+        before = label_thresholds(splits.label_names, model.config.thresholds)
         fitted = fit(model, *predictions["validation"], splits.label_names, args)
-        measured, curves = measure(model, predictions, splits.label_names, fitted["temperature"] or 1)
+        measured, curves = measure(model, predictions, splits.label_names, fitted["temperature"] or 1, before)
     except (AudioError, DataError):
         raise
     except (ValueError, OSError, StrictDataclassError) as error:
@@ -224,26 +235,32 @@ def measure(
     predictions: dict[str, tuple[np.ndarray, np.ndarray]],
     label_names: list[str],
     temperature: float,
+    before: np.ndarray,
 ) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """Each split before and after.
+
+    Args:
+        model: After.
+        predictions: Logits of before and labels, by split.
+        label_names: Of the columns.
+        temperature: By which logits are divided after.
+        before: The thresholds of before, (num_labels,).
 
     Returns:
         Metrics by split, with a row a label of what its threshold does; and of the last split, which is the one to
         report, what `plot_reliability` draws.
     """
     problem_type, thresholds = model.config.problem_type, model.config.thresholds or {}
-    cuts = np.array([thresholds.get(name, DEFAULT_THRESHOLD) for name in label_names])
+    cuts = label_thresholds(label_names, thresholds)
     results = {}
     for split, (logits, labels) in predictions.items():  # validation, and test where there is one
         results[split], curves = {"clips": len(logits)}, {}
-        for when, scaled, decide_at in (("before", logits, DEFAULT_THRESHOLD), ("after", logits / temperature, cuts)):
+        for when, scaled, decide_at in (("before", logits, before), ("after", logits / temperature, cuts)):
             probabilities = to_probabilities(scaled, problem_type)
-            macro_f1, micro_f1 = f1(probabilities, labels, decide_at)
             results[split][when] = {
                 "nll": negative_log_likelihood(scaled, labels, problem_type),
                 "ece": expected_calibration_error(probabilities, labels, problem_type),
-                "macro_f1": macro_f1,
-                "micro_f1": micro_f1,
+                **decisions(probabilities, labels, problem_type, decide_at),
             }
             curves[f"{split}, {when}"] = reliability(probabilities, labels, problem_type)
         columns = precision_recall_fscore_support(
@@ -264,12 +281,25 @@ def measure(
     return results, curves
 
 
+def decisions(
+    probabilities: np.ndarray, labels: np.ndarray, problem_type: str, thresholds: np.ndarray
+) -> dict[str, float]:
+    """How good the model's own decisions are; of a single label also what its thresholds would decide."""
+    macro_f1, micro_f1 = f1(probabilities, labels, thresholds)
+    if problem_type == "multi_label_classification":
+        return {"macro_f1": macro_f1, "micro_f1": micro_f1}
+    of_best = dict(zip(("macro_f1", "micro_f1"), f1(probabilities, labels, None)))
+    at_thresholds = {"macro_f1_at_thresholds": macro_f1, "micro_f1_at_thresholds": micro_f1}
+    return {"accuracy": accuracy(probabilities, labels), **of_best, **at_thresholds}
+
+
 def table(results: dict[str, Any]) -> str:
     """The metrics of all splits, in Markdown."""
-    lines = ["| clips | | " + " | ".join(METRICS.values()) + " |", "|---|---|" + "---|" * len(METRICS)]
+    keys = [key for key in METRICS if key in results["validation"]["before"]]
+    lines = ["| clips | | " + " | ".join(METRICS[key] for key in keys) + " |", "|---|---|" + "---|" * len(keys)]
     for split in ("validation", "test"):
         for when in ("before", "after") if split in results else ():
-            cells = (f"{results[split][when][key]:.4f}" for key in METRICS)
+            cells = (f"{results[split][when][key]:.4f}" for key in keys)
             lines.append(f"| {split} ({results[split]['clips']}) | {when} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -288,7 +318,8 @@ def write_folder(
         folder = Path(unfinished) / output_dir.name  # the card takes the model's name from its folder
         model.save_pretrained(folder)
         extractor.save_pretrained(folder)
-        (folder / RESULTS_NAME).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        (folder / RESULTS_NAME).write_text(text, encoding="utf-8")
         with may_fail(PICTURE_NAME):
             plot_reliability(curves, folder / PICTURE_NAME, output_dir.name)
         source = Path(name)
@@ -335,7 +366,7 @@ def write_card(
         + CARD_TEXT.format(
             clips=results["validation"]["clips"],
             steps="\n".join(steps),
-            default=DEFAULT_THRESHOLD,
+            f1=F1_WORDS[results["problem_type"]].format(DEFAULT_THRESHOLD),
             table=table(results),
         )
     )

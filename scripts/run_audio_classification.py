@@ -44,6 +44,7 @@ from modeling_ast.inference.plots import (
     plot_tags,
     plot_training_curves,
 )
+from modeling_ast.inference.predictions import label_thresholds
 from modeling_ast.training.arguments import DataArguments
 from modeling_ast.training.baseline import check_classes, linear_baseline
 from modeling_ast.training.collator import ASTDataCollator
@@ -157,6 +158,7 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
 
     # Training.
     results = {}
+    thresholds = label_thresholds(splits.label_names, model.config.thresholds)  # 0.5, but of a calibrated model
     make_trainer = partial(
         ASTTrainer,
         args=training_args,
@@ -164,7 +166,7 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
         data_collator=ASTDataCollator(extractor, num_labels, multi_label),
         processing_class=extractor,
         compute_metrics=lambda p: compute_metrics(
-            to_probabilities(p.predictions, problem_type), p.label_ids, problem_type, label_names=splits.label_names
+            to_probabilities(p.predictions, problem_type), p.label_ids, problem_type, thresholds, splits.label_names
         ),
     )
     trainer = make_trainer(

@@ -24,6 +24,7 @@ from transformers import AutoModelForAudioClassification
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel
 from modeling_ast.data import synthetic
+from modeling_ast.data.metrics import compute_metrics
 from modeling_ast.data.sources import DataError
 from modeling_ast.data.synthetic import CLASSES, generate_clip
 from modeling_ast.inference.calibration import (
@@ -442,8 +443,12 @@ def test_before_and_after_are_told_of_test_clips(trained, calibrated):
         named, one_hot = probabilities >= decide_at, np.eye(len(CLASSES), dtype=int)[labels]
         measured = results["test"][when]
         assert measured["nll"] == pytest.approx(loss(np.log(probabilities), labels, SINGLE), rel=1e-4)
-        assert measured["macro_f1"] == pytest.approx(f1_score(one_hot, named, average="macro", zero_division=0))
-        assert measured["micro_f1"] == pytest.approx(f1_score(one_hot, named, average="micro"))
+        macro_f1 = f1_score(one_hot, named, average="macro", zero_division=0)
+        assert measured["macro_f1_at_thresholds"] == pytest.approx(macro_f1)
+        assert measured["micro_f1_at_thresholds"] == pytest.approx(f1_score(one_hot, named, average="micro"))
+        own = compute_metrics(probabilities, labels, SINGLE)  # one name, one meaning
+        names = ("accuracy", "macro_f1", "micro_f1")
+        assert {name: measured[name] for name in names} == pytest.approx({name: own[name] for name in names})
     for row, column, truth in zip(results["test"]["labels"], named.T, one_hot.T, strict=True):
         hits = (column & (truth == 1)).sum()
         assert (row["threshold"], row["clips"], row["recall"]) == (thresholds[row["label"]], 3, hits / 3)
@@ -544,6 +549,11 @@ def test_clips_may_have_several_labels_and_some_labels_no_clip(tmp_path, trained
     np.testing.assert_allclose(new, old / results["temperature"], atol=1e-5)
     labels = np.array([[name in row[1].split(",") for name in CLASSES] for row in rows])
     assert thresholds == pytest.approx(fit_thresholds(expit(new), labels, CLASSES).thresholds, abs=1e-5)
+    cuts = np.array([thresholds.get(name, 0.5) for name in CLASSES])
+    for when, logits, decide_at in (("before", old, 0.5), ("after", new, cuts)):
+        own, measured = compute_metrics(expit(logits), labels, MULTI, decide_at), results["validation"][when]
+        assert measured["micro_f1"] == pytest.approx(own["micro_f1"]) and "accuracy" not in measured
+        assert "micro_f1_at_thresholds" not in measured
 
 
 def test_the_problem_type_is_the_recipes_where_the_model_has_none(trained, recipe, tmp_path):

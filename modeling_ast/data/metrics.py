@@ -136,13 +136,16 @@ def d_prime(mean_auc: float) -> float:
     return float(np.sqrt(2) * ndtri(mean_auc))
 
 
-def f1(probabilities: np.ndarray, labels: np.ndarray, threshold: float | None = 0.5) -> tuple[float, float]:
+def f1(
+    probabilities: np.ndarray, labels: np.ndarray, threshold: float | np.ndarray | None = 0.5
+) -> tuple[float, float]:
     """Macro F1, over the classes that have positives, and micro F1, over all decisions.
 
     Args:
         probabilities: Of shape (clips, num_labels).
         labels: Class indices or multi-hot.
-        threshold: A label is predicted where its probability is at least this; `None` predicts the highest alone.
+        threshold: A label is predicted where its probability is at least this, one for all or one a label; `None`
+            predicts the highest alone.
 
     Raises:
         DivergedError: As from `positive_labels`.
@@ -164,7 +167,7 @@ def compute_metrics(
     probabilities: np.ndarray,
     labels: np.ndarray,
     problem_type: str,
-    threshold: float = 0.5,
+    threshold: float | np.ndarray = 0.5,
     label_names: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """All metrics of one set of predictions, finite numbers only.
@@ -179,7 +182,7 @@ def compute_metrics(
         labels: Class indices or multi-hot.
         problem_type: Decides what F1 takes for predicted: at the threshold for "multi_label_classification", the
             highest for "single_label_classification".
-        threshold: For F1 with several labels a clip, in (0, 1).
+        threshold: For F1 with several labels a clip, in [0, 1]: one for all, or one a label, (num_labels,).
         label_names: For the warning; `None` means `LABEL_0` and so on.
 
     Returns:

@@ -455,12 +455,9 @@ def make_pipeline(
     """
     loading = {key: keywords.pop(key) for key in _LOADING_KEYS if key in keywords} | keywords.pop("model_kwargs", {})
     model, extractor = load_model(name, model_class, **loading)
-    keywords = {
-        "feature_extractor": extractor,
-        "trust_remote_code": bool(loading.get("trust_remote_code")),
-        **keywords,
-    }
-    return pipeline(task, model, pipeline_class=pipeline_class, **keywords)
+    keywords = {"feature_extractor": extractor, **keywords}
+    is_trusted = bool(loading.get("trust_remote_code"))  # of another feature extractor that is named, too
+    return pipeline(task, model, pipeline_class=pipeline_class, trust_remote_code=is_trusted, **keywords)
 
 
 class _Windows(IterableDataset):
