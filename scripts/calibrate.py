@@ -2,11 +2,12 @@
 
     python scripts/calibrate.py MODEL --recipe RECIPE.yaml [--key value ...] [--target_precision 0.9]
 
-The recipe, and keys that win over it, say which data are predicted. On their validation clips a temperature is found
-and folded into the classifier, so that Transformers without this package gives the same scores, and then a threshold a
-label, which the configuration keeps. The model must not have been trained on these clips. The result is a new folder,
-with the model card, the recipe and the licence of the old one; `calibration_results.json` and `calibration.png` in it
-show before and after, on test clips too where there are any: those are the figures to report.
+The recipe, and keys that win over it, say which data are predicted. On their validation clips (on all of them, where
+they name no splits and did not train the model) a temperature is found and folded into the classifier, so that
+Transformers without this package gives the same scores, and then a threshold a label, which the configuration keeps.
+The model must not have been trained on these clips. The result is a new folder, with the model card, the recipe and
+the licence of the old one; `calibration_results.json` and `calibration.png` in it show before and after, on test clips
+too where there are any: those are the figures to report.
 """
 
 import one_line  # noqa: F401  isort: skip
@@ -58,7 +59,7 @@ from modeling_ast.training.recipes import (
     error_sentence,
     parse_arguments,
 )
-from modeling_ast.training.start import read_splits
+from modeling_ast.training.start import read_held_out
 
 logger = logging.getLogger("calibrate")
 
@@ -107,7 +108,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     check_data_keys(keys, "a calibration", KEYS)
     output_dir = choose_output_dir(args.model, args.output_dir)
     multi_label = model_args.problem_type == "multi_label_classification"
-    splits = read_splits(data_args, multi_label)
+    splits = read_held_out(args.model, data_args, multi_label, alone="validation")
+    if splits.validation is None:
+        raise RecipeError(f"{data_args.dataset_name}: expected clips to calibrate on, got test clips alone.")
     try:
         model, extractor = load_model(args.model)
         if model.config.problem_type is None:

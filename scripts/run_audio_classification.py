@@ -14,7 +14,6 @@ tells how long the run will take.
 
 import one_line  # noqa: F401  isort: skip
 
-import dataclasses
 import logging
 import sys
 from contextlib import ExitStack
@@ -64,10 +63,8 @@ from modeling_ast.training.sampling import class_balanced_weights, positioned, r
 from modeling_ast.training.start import (
     build_model_and_extractor,
     check_reporters,
-    read_evaluation_splits,
-    read_label_names,
+    read_held_out,
     read_splits,
-    was_trained_on,
 )
 from modeling_ast.training.trainer import ASTTrainer
 
@@ -240,16 +237,6 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return results
-
-
-def read_held_out(model: str, data_args: DataArguments, multi_label: bool) -> AudioSplits:
-    """What is evaluated without training: the clips that the data hold out, or all, where they hold out none."""
-    splits = read_evaluation_splits(data_args, multi_label, read_label_names(model))
-    if splits.validation is not None or splits.test is not None:
-        return splits
-    if was_trained_on(model, data_args.dataset_name):  # all of them would flatter it
-        return read_splits(data_args, multi_label)
-    return dataclasses.replace(splits, train=None, test=splits.train)
 
 
 def train(trainer: ASTTrainer, resume: str | bool | None) -> dict[str, float]:

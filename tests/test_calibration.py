@@ -26,7 +26,7 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTMode
 from modeling_ast.data import synthetic
 from modeling_ast.data.metrics import compute_metrics
 from modeling_ast.data.sources import DataError
-from modeling_ast.data.synthetic import CLASSES, generate_clip
+from modeling_ast.data.synthetic import CLASSES, generate_clip, synthetic_folder
 from modeling_ast.inference.calibration import (
     expected_calibration_error,
     fit_temperature,
@@ -566,6 +566,35 @@ def test_the_problem_type_is_the_recipes_where_the_model_has_none(trained, recip
     assert saved.config.problem_type == SINGLE  # without which the thresholds would mean nothing
 
 
+def write_list(folder: Path, splits: list[str]) -> Path:
+    clips = sorted(synthetic_folder().glob("*/*.wav"))[: len(splits)]
+    with open(folder / "clips.csv", "w", newline="") as file:
+        rows = [(clip, clip.parent.name, split) for clip, split in zip(clips, splits)]
+        csv.writer(file).writerows([("audio", "label", "split"), *rows])
+    return folder / "clips.csv"
+
+
+@pytest.mark.parametrize(
+    "splits, keys, expected",
+    [
+        (["train"] * 30, [], {"validation": 30}),
+        (["dev"] * 20 + ["test"] * 10, ["--split_column_name=split"], {"validation": 20, "test": 10}),
+        (["train"] * 20 + ["test"] * 10, ["--split_column_name=split"], {"validation": 20, "test": 10}),
+    ],
+)
+def test_data_without_training_clips_or_splits_calibrate_whole(trained, recipe, tmp_path, splits, keys, expected):
+    clips = write_list(tmp_path, splits)
+    options = ["--no_temperature", "--dataset_name", clips, "--output_dir", tmp_path / "out", *keys]
+    results = run(trained, "--recipe", recipe, *options)
+    assert {name: results[name]["clips"] for name in ("validation", "test") if name in results} == expected
+
+
+def test_test_clips_calibrate_nothing(trained, recipe, tmp_path):
+    options = ["--dataset_name", write_list(tmp_path, ["test"] * 30), "--split_column_name=split"]
+    with pytest.raises(RecipeError, match="expected clips to calibrate on, got test clips alone"):
+        run(trained, "--recipe", recipe, *options)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -596,7 +625,7 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(trained, recipe, tm
 def test_models_that_cannot_be_calibrated_say_why(trained, recipe, tmp_path):
     with pytest.raises(RecipeError, match="Expected --output_dir, as ME/model is no folder"):
         run("ME/model", "--recipe", recipe)
-    with pytest.raises(RecipeError, match="nowhere cannot be calibrated: "):
+    with pytest.raises(RecipeError, match="nowhere cannot be used: "):
         run(tmp_path / "nowhere", "--recipe", recipe, "--output_dir", tmp_path / "out")
     model = ASTForAudioClassification.from_pretrained(trained)
     model.classifier.dense.weight.data *= -1
@@ -608,9 +637,7 @@ def test_models_that_cannot_be_calibrated_say_why(trained, recipe, tmp_path):
     model.reset_classifier(dict(enumerate((*CLASSES[:9], "rain"))))
     model.save_pretrained(tmp_path / "other")
     ASTFeatureExtractor.from_pretrained(trained).save_pretrained(tmp_path / "other")
-    with pytest.raises(
-        RecipeError, match="other cannot be calibrated: Expected the labels of the data, but the model"
-    ):
+    with pytest.raises(DataError, match=r"labels that the model does not know \(whistle\)"):
         run(tmp_path / "other", "--recipe", recipe)
     assert not [path for path in tmp_path.iterdir() if path.name.endswith("calibrated") or path.name == "out"]
 

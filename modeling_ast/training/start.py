@@ -1,5 +1,6 @@
 """What a run starts from: the rows, the model and the feature extractor, from the arguments."""
 
+import dataclasses
 import inspect
 import logging
 import os
@@ -149,6 +150,31 @@ def was_trained_on(model: str, dataset_name: str) -> bool:
     except ValueError as error:
         raise RecipeError(str(error)) from error
     return trained_on is not None and os.path.realpath(trained_on) == os.path.realpath(dataset_name)
+
+
+def read_held_out(model: str, data_args: DataArguments, multi_label: bool, alone: str = "test") -> AudioSplits:
+    """What a trained model is evaluated on: the clips that the data hold out, or all, where they hold out none.
+
+    Of data that trained the model, all would flatter it: then it is those that its training held out. To calibrate on,
+    there have to be validation clips.
+
+    Args:
+        model: Folder or Hub repository.
+        data_args: Of the data.
+        multi_label: Whether a clip may have several labels.
+        alone: What clips are called that nothing holds out: "test" to evaluate, "validation" to calibrate.
+
+    Raises:
+        RecipeError: A stream, or not a trained AST in Transformers' layout.
+        DataError: As from `load_splits`.
+    """
+    splits = read_evaluation_splits(data_args, multi_label, read_label_names(model))
+    enough = ("validation", "test") if alone == "test" else (alone,)
+    if splits.train is None or any(getattr(splits, name) is not None for name in enough):
+        return splits
+    if was_trained_on(model, data_args.dataset_name):
+        return read_splits(data_args, multi_label)
+    return dataclasses.replace(splits, **{"train": None, alone: splits.train})
 
 
 def build_model_and_extractor(
