@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_tiny_config, random_model
+from datasets import Dataset
 
 from modeling_ast import ASTForAudioClassification
 from modeling_ast.data import synthetic
@@ -119,6 +120,42 @@ def test_batches_need_not_fit_where_nothing_is_trained(make):
 def test_a_share_that_is_said_and_fits_is_taken(make):
     arguments = make(global_batch_size=12, per_device_train_batch_size=6, gradient_accumulation_steps=2)
     assert arguments.per_device_train_batch_size == 6
+
+
+# Where tensors are
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator pins")
+def test_on_a_cpu_nothing_is_pinned_and_the_argument_stays_as_it_was(tiny_model, tmp_path, recwarn):
+    args = ASTTrainingArguments(output_dir=str(tmp_path), report_to="none")
+    rows = Dataset.from_dict({"input_values": [[0.0]], "labels": [0]})
+    trainer = ASTTrainer(model=tiny_model, args=args, train_dataset=PositionedRows(rows), eval_dataset=rows)
+    trainer.train_collator = trainer.data_collator
+    for loader in (trainer.get_train_dataloader(), trainer.get_eval_dataloader()):
+        next(iter(loader))
+    assert args.dataloader_pin_memory
+    assert not [warning for warning in recwarn if "pin_memory" in str(warning.message)]
+
+
+# Early stopping
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"early_stopping_threshold": 0.1}, "early_stopping_threshold has no effect without early_stopping_patience"),
+        ({"early_stopping_patience": 0}, "Expected early_stopping_patience of at least 1"),
+        ({"early_stopping_patience": 2, "early_stopping_threshold": math.nan}, "of at least 0, got 2 and nan"),
+        (
+            {"early_stopping_patience": 2, "metric_for_best_model": "mAP"},
+            "Expected eval_strategy epoch and metric_for_best_model with early_stopping_patience, got no and mAP",
+        ),
+        ({"early_stopping_patience": 2, "eval_strategy": "epoch"}, "early_stopping_patience, got epoch and None"),
+    ],
+)
+def test_early_stopping_that_has_nothing_to_go_by_is_refused(make, settings, words):
+    with pytest.raises(ValueError, match=words):
+        make(**settings)
 
 
 # Schedule and average

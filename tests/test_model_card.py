@@ -96,10 +96,35 @@ def test_the_metadata_hold_what_the_hub_checks(write, dataset):
     assert all(isinstance(metric["value"], float) and metric["name"] for metric in result["metrics"])
 
 
-def test_without_test_clips_the_validation_split_is_reported_and_said_to_flatter(write):
+def test_without_test_clips_the_validation_split_is_reported(write):
     card = write(results={"validation_accuracy": 0.9})
     assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
-    assert "which flatters" in card.text
+    assert "The data has no test clips." in card.text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (
+            {"load_best_model_at_end": True, "metric_for_best_model": "eval_mAP"},
+            "The validation clips chose the epoch, by the best mAP, so that their own metrics flatter. The test clips",
+        ),
+        ({"load_best_model_at_end": True}, "The validation clips chose the epoch, by the best loss"),
+        (
+            {"early_stopping_patience": 3, "metric_for_best_model": "accuracy"},
+            "The validation clips chose when to stop, by their accuracy; the model is that of the last epoch.",
+        ),
+        (
+            {"num_train_epochs": 3},
+            "The model is that of the last epoch: no clips chose it. The test clips chose nothing.",
+        ),
+        (None, "What chose the epoch is not known"),
+    ],
+)
+def test_the_card_says_what_chose_the_epoch(write, recipe, words):
+    if recipe is not None:
+        (write.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert words in write().text
 
 
 @pytest.mark.parametrize(
@@ -159,5 +184,5 @@ def test_several_labels_a_clip_are_said_and_so_is_the_threshold_of_f1(write, mod
 @pytest.mark.parametrize("name, content", [("recipe.yaml", "- a\n- b\n"), ("all_results.json", "{not json")])
 def test_a_folder_whose_records_cannot_be_read_is_one_sentence(write, name, content):
     (write.folder / name).write_text(content)
-    with pytest.raises(ValueError, match="recipe.yaml"):
+    with pytest.raises(ValueError, match=name):
         read_run(write.folder)

@@ -362,6 +362,39 @@ def test_interrupted_run_resumes_as_if_nothing_had_been(uninterrupted, tmp_path,
     assert_identical(tmp_path, folder)
 
 
+# Nothing is better by a thousand: the run ends two epochs after its first.
+EARLY = ["--early_stopping_patience=2", "--early_stopping_threshold=1000", "--num_train_epochs=6"]
+EARLY += ["--save_strategy=epoch", "--load_best_model_at_end=true", "--metric_for_best_model=mAP"]
+
+
+@pytest.fixture(scope="module")
+def stopped_early(recipe, tmp_path_factory) -> tuple[Path, list, list]:
+    """Folder and arguments of a run, and what the callback warned of."""
+    folder, warnings = tmp_path_factory.mktemp("runs") / "early", []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.trainer_callback.logger.warning", warnings.append)
+        run(recipe, *EARLY, "--output_dir", folder)
+    return folder, [recipe, *EARLY], warnings
+
+
+@pytest.mark.slow
+def test_a_run_without_progress_stops_early_and_its_last_evaluations_warn_of_nothing(stopped_early):
+    folder, _, warnings = stopped_early
+    assert len(results(folder)) == 3 and len(updates(folder)) == 3 * STEPS_PER_EPOCH
+    assert warnings == []
+
+
+# In the second and third epoch, and between the last checkpoint and the trained model.
+@pytest.mark.slow
+@pytest.mark.parametrize("method, count", [("training_step", 8), ("training_step", 4), ("save_end", 1)])
+def test_a_resumed_run_stops_early_where_a_whole_one_does(stopped_early, tmp_path, monkeypatch, method, count):
+    folder, argv, _ = stopped_early
+    argv = [*argv, "--output_dir", tmp_path]
+    interrupt(monkeypatch, ASTTrainer, method, count, *argv)
+    run(*argv, "--resume_from_checkpoint=true")
+    assert_identical(tmp_path, folder)
+
+
 @pytest.mark.slow
 def test_run_that_is_interrupted_twice_resumes_as_if_nothing_had_been(uninterrupted, tmp_path, monkeypatch):
     folder, argv = uninterrupted

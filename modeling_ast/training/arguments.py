@@ -291,6 +291,17 @@ class ASTTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "First epoch, counted from 1, of the average of the epochs' weights."}
     )
     weight_average_end: int | None = field(default=None, metadata={"help": "Last epoch of it; the last one if unset."})
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "End the run after so many epochs in a row without a better metric_for_best_model; needs "
+            "eval_strategy epoch."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0,
+        metadata={"help": "By how much the metric has to be better to count, with early_stopping_patience."},
+    )
     # No parameter of this model goes unused.
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Whether DistributedDataParallel looks for parameters without gradients."}
@@ -336,10 +347,27 @@ class ASTTrainingArguments(TrainingArguments):
                     f"Expected weight averaging over epochs of 1 to {self.num_train_epochs:g}, got "
                     f"{self.weight_average_start} to {last:g}."
                 )
+        self._check_early_stopping()
         self.label_names = self.label_names or ["labels"]
         # `Trainer` takes a path or True (the last checkpoint of the folder); a command line gives text.
         if str(self.resume_from_checkpoint).lower() in ("true", "false", "none"):
             self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true" or None
+
+    def _check_early_stopping(self) -> None:
+        if self.early_stopping_patience is None:
+            if self.early_stopping_threshold != 0:
+                raise ValueError("early_stopping_threshold has no effect without early_stopping_patience.")
+            return
+        if self.early_stopping_patience < 1 or not 0 <= self.early_stopping_threshold < math.inf:
+            raise ValueError(
+                "Expected early_stopping_patience of at least 1 and early_stopping_threshold of at least 0, got "
+                f"{self.early_stopping_patience} and {self.early_stopping_threshold}."
+            )
+        if self.eval_strategy != "epoch" or self.metric_for_best_model is None:
+            raise ValueError(
+                "Expected eval_strategy epoch and metric_for_best_model with early_stopping_patience, got "
+                f"{self.eval_strategy.value} and {self.metric_for_best_model}."
+            )
 
     def _divide_global_batch(self) -> None:
         if self.global_batch_size is not None and self.auto_find_batch_size:

@@ -110,6 +110,9 @@ def write_model_card(
         results: Metrics named `{split}_{metric}`, `{split}_baseline_{metric}` for the linear model and
             `average_{split}_{metric}` for the average of the weights. Others are left out.
         repo_id: Where on the Hub the model will be, for the example; `None` means that it stays in the folder.
+
+    Raises:
+        ValueError: The recipe cannot be read.
     """
     config = model.config
     is_multi_label = config.problem_type == "multi_label_classification"
@@ -123,7 +126,7 @@ def write_model_card(
         num_labels=config.num_labels,
         kind="any number in a clip" if is_multi_label else "one in a clip",
         provenance=provenance,
-        results=_results_text(results, is_multi_label),
+        results=_results_text(results, is_multi_label, _read_recipe(folder)),
         address=json.dumps(repo_id or name, ensure_ascii=False),
         sampling_rate=extractor.sampling_rate,
         seconds=extractor.max_length * 0.01,
@@ -164,21 +167,46 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: The recipe or the results cannot be read.
     """
-    recipe, results = {}, {}
+    recipe, results = _read_recipe(folder), {}
     try:
-        if (folder / RECIPE_NAME).is_file():
-            recipe = yaml.load((folder / RECIPE_NAME).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
         if (folder / _ALL_RESULTS_NAME).is_file():
             results = json.loads((folder / _ALL_RESULTS_NAME).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{folder}: {RECIPE_NAME} or {_ALL_RESULTS_NAME} cannot be read ({reason}).") from error
-    if not isinstance(recipe, dict) or not isinstance(results, dict):
-        raise ValueError(f"{folder}: expected names and values in {RECIPE_NAME} and {_ALL_RESULTS_NAME}.")
+    except ValueError as error:
+        raise ValueError(f"{folder}: {_ALL_RESULTS_NAME} cannot be read ({error}).") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{folder}: expected names and values in {_ALL_RESULTS_NAME}.")
     return {"dataset": recipe.get("dataset_name"), "start": recipe.get("model_name_or_path"), "results": results}
 
 
-def _results_text(results: dict[str, float], is_multi_label: bool) -> str:
+def _read_recipe(folder: Path) -> dict[str, Any]:
+    """The keys of a run, as they are written; none where there is no recipe."""
+    try:
+        recipe = {}
+        if (folder / RECIPE_NAME).is_file():
+            recipe = yaml.load((folder / RECIPE_NAME).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder}: {RECIPE_NAME} cannot be read ({reason}).") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{folder}: expected names and values in {RECIPE_NAME}.")
+    return recipe
+
+
+def _choice_text(recipe: dict[str, Any], has_test: bool) -> str:
+    """What chose the epoch: the run knows, by its recipe."""
+    metric = str(recipe.get("metric_for_best_model", "loss")).removeprefix("eval_")
+    if not recipe:
+        text = "What chose the epoch is not known; where validation clips did, their metrics flatter."
+    elif recipe.get("load_best_model_at_end", "false").lower() == "true":
+        text = f"The validation clips chose the epoch, by the best {metric}, so that their own metrics flatter."
+    elif "early_stopping_patience" in recipe:
+        text = f"The validation clips chose when to stop, by their {metric}; the model is that of the last epoch."
+    else:
+        text = "The model is that of the last epoch: no clips chose it."
+    return text + (" The test clips chose nothing." if has_test else " The data has no test clips.")
+
+
+def _results_text(results: dict[str, float], is_multi_label: bool, recipe: dict[str, Any]) -> str:
     """The table of all metrics, and how the epoch and what F1 counts were chosen."""
     rows, splits = [], set()
     for key, value in results.items():
@@ -193,11 +221,7 @@ def _results_text(results: dict[str, float], is_multi_label: bool) -> str:
             splits.add(split)
     if not rows:
         return ""
-    choice = (
-        "The validation clips may have chosen the epoch; the test clips were looked at once."
-        if "test" in splits
-        else "The validation clips may also have chosen the epoch, which flatters; the data has no test clips."
-    )
+    choice = _choice_text(recipe, "test" in splits)
     if is_multi_label and any("F1" in row for row in rows):
         choice += " F1 counts a label as named where its probability is at least 0.5."
     return _RESULTS_TEXT.format(rows="\n".join(rows), choice=choice)

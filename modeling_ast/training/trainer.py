@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -79,6 +79,7 @@ class ASTTrainer(Trainer):
         self.bad_update = torch.zeros((), dtype=torch.long)  # the first one whose loss was no number; 0 is none
         self.stop_request = StopRequest()
         self._is_saving_checkpoint, self._resumed_from = False, None
+        self._stops_early = None  # the callback that ends a training without progress
         self.add_callback(_EpochCallback(self))
 
     def create_model_card(self, *args, **kwargs) -> None:
@@ -104,6 +105,14 @@ class ASTTrainer(Trainer):
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator
+
+    def _get_dataloader(self, *args, **kwargs) -> DataLoader:
+        pinned = self.args.dataloader_pin_memory
+        self.args.dataloader_pin_memory = pinned and self.args.device.type != "cpu"  # of which torch would warn
+        try:
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_pin_memory = pinned
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         args = self.args
@@ -382,6 +391,19 @@ class ASTTrainer(Trainer):
             SaveError: A checkpoint cannot be written.
             Stopped: By a signal.
         """
+        self._stops_early = None
+        if self.args.early_stopping_patience is not None:  # not in the evaluations after training
+            self._stops_early = EarlyStoppingCallback(
+                self.args.early_stopping_patience, self.args.early_stopping_threshold
+            )
+            self.add_callback(self._stops_early)
+        try:
+            return self._train(resume_from_checkpoint, **kwargs)
+        finally:
+            if self._stops_early is not None:
+                self.remove_callback(self._stops_early)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
         if resume_from_checkpoint:
@@ -401,6 +423,16 @@ class ASTTrainer(Trainer):
         # The Trainer's own forgets what came before the checkpoint of a resumed run.
         output.metrics["train_loss"] = self._mean(self.total_loss) / max(self.total_losses, 1)
         return output
+
+    def _run_epoch(self, **kwargs) -> None:
+        # Resumed where it had stopped early, before the trained model was saved: nothing is left to train.
+        if (
+            self._stops_early
+            and self._stops_early.early_stopping_patience_counter >= self.args.early_stopping_patience
+        ):
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
 
     def _train_until_stopped(self, resume_from_checkpoint: str | None, **kwargs):
         with self.stop_request as request:
@@ -516,6 +548,9 @@ class _EpochCallback(TrainerCallback):
         if resumed_from and state.best_global_step:  # also where the folder of the run has moved
             best = Path(resumed_from).parent / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
             state.best_model_checkpoint = str(best) if best.is_dir() else state.best_model_checkpoint
+        if resumed_from and (stops_early := self.trainer._stops_early):
+            known = state.stateful_callbacks[type(stops_early).__name__]
+            stops_early.early_stopping_patience_counter = known["attributes"]["early_stopping_patience_counter"]
         self.first_step = state.global_step
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
