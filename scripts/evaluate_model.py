@@ -12,6 +12,8 @@ OUT gets `evaluation.json` (metrics, also of each label), `per_class.csv`, and `
 split, truth, prediction, score, and the probability of every label.
 """
 
+import one_line  # noqa: F401  isort: skip
+
 import argparse
 import json
 import logging

@@ -1,10 +1,17 @@
 """Listen to whole recordings, and write down what is in them and when.
 
-    python scripts/tag_audio.py FILE|FOLDER ... --model MODEL --output_dir OUT [--key value ...]
+    python scripts/tag_audio.py FILE|FOLDER|LIST ... --model MODEL --output_dir OUT [--key value ...]
+    python scripts/tag_audio.py --events_only --output_dir OUT --threshold 0.3 [--min_seconds 1 ...]
 
-Recordings (WAV, FLAC, OGG, MP3) of any length are heard in overlapping windows. OUT gets `results.jsonl`, a line a
+Recordings (WAV, FLAC, OGG, MP3) of any length are heard in overlapping windows. A LIST (.txt, .csv, .tsv) names one a
+line, or in a column path. OUT gets `results.jsonl`, a line a
 file; the tables `tags.csv` and `events.csv`; and file by file `timelines/` (scores over time, CSV), `audacity/`
 (labels to import), and `pictures/` (with `--formats png`).
+
+In a line of `results.jsonl`, `place` is what the file's own results are called in these folders, without the suffix,
+and `stamp` its size in bytes and time of change in nanoseconds, by which it is known again.
+
+The second command finds events anew in the saved timelines, with other thresholds, lengths and gaps; nothing is heard.
 
 The same command again goes on where it was stopped, with new and changed files alone. Exit status: 0; 1 if some files
 cannot be used, 2 if nothing can be done.
@@ -13,6 +20,7 @@ cannot be used, 2 if nothing can be done.
 import one_line  # noqa: F401  isort: skip
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -53,18 +61,22 @@ def main(argv: list[str] | None = None) -> int:
         TaggingError: Files, options, a model or a folder for the results that cannot be used.
     """
     args = parse_options(argv)
+    if args.events_only:
+        return find_again(args)
     files = find_files(args.sources, args.output_dir)
     classifier = load_classifier(args.model, args.device)
     try:
         windows = classifier.window_keywords(args.window, args.hop)
     except ValueError as error:
         raise TaggingError(str(error)) from error
-    find_events = event_finder(classifier, args)
+    find_events, thresholds = event_finder(classifier, args)
     settings = {
         "model": args.model,
         "fingerprint": fingerprint_model(classifier.model, classifier.feature_extractor),
         **{name: getattr(args, name) for name in ("window", "hop", "top_k", "function_to_apply", "aggregate")},
         **{name: getattr(args, name) for name in EVENT_OPTIONS},
+        "thresholds": thresholds,
+        "sampling_rate": classifier.feature_extractor.sampling_rate,
     }
     formats = args.formats or ["jsonl", "csv", *([] if is_regression(classifier, args) else ["audacity"])]
     folder = ResultsFolder(args.output_dir, settings, formats, args.overwrite)
@@ -81,7 +93,16 @@ def main(argv: list[str] | None = None) -> int:
         batch_size=args.batch_size,
         num_workers=args.num_workers,
     )
-    with tqdm(total=len(files), initial=len(files) - len(pending), desc="Tagging", unit="file") as progress:
+    with tqdm(
+        total=len(files), initial=len(files) - len(pending), desc="Tagging", unit="file", miniters=0
+    ) as progress:
+
+        def show(index: int, seconds: float) -> None:  # within a long file
+            name = Path(pending[index].path).name
+            progress.set_postfix_str(plain(f"{name} {timedelta(seconds=round(seconds))}"), refresh=False)
+            progress.update(0)
+
+        classifier.on_window = show
         for file, result in zip(pending, results, strict=True):
             try:
                 if "error" in result:
@@ -99,14 +120,36 @@ def main(argv: list[str] | None = None) -> int:
     return report(folder, [folder.entries[file.path] for file in files], len(pending))
 
 
+def find_again(args: argparse.Namespace) -> int:
+    """Find the events in the saved timelines, with other options."""
+    path = args.output_dir / "settings.json"
+    try:
+        settings = json.loads(path.read_bytes())
+        formats = settings.pop("formats")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise TaggingError(f"{args.output_dir} holds no results whose events could be found again.") from error
+    folder = ResultsFolder(args.output_dir, settings, formats)
+    try:
+        folder.find_again({name: getattr(args, name) for name in EVENT_OPTIONS})
+    except AudioError as error:
+        raise TaggingError(str(error)) from error
+    return report(folder, list(folder.entries.values()), 0)
+
+
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     """The command line, with what can be checked without a model checked."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("sources", nargs="+", type=Path, metavar="FILE|FOLDER", help="recordings, and folders with recordings below")
-    add("--model", required=True, help="folder or name on the Hub")
+    add(
+        *("sources",),
+        nargs="*",
+        type=Path,
+        metavar="FILE|FOLDER|LIST",
+        help="recordings, folders with recordings below, and lists of both (.txt, .csv, .tsv)",
+    )
+    add("--model", help="folder or name on the Hub")
     add("--output_dir", required=True, type=Path, help="of the results")
     add("--window", type=float, metavar="SECONDS", help="heard at a time; default: the length the model was made for")
     add("--hop", type=float, metavar="SECONDS", help="between windows; default: two thirds of the window")
@@ -132,9 +175,20 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="read files whose headers announce more sound than they hold, or less, as far as they go",
     )
+    add("--events_only", action="store_true", help="find events anew in the saved timelines, without the model")
     add("--retry", action="store_true", help="hear files that could not be used once more")
     add("--overwrite", action="store_true", help="delete the results in the folder and begin anew")
     args = parser.parse_args(argv)
+    if args.events_only:
+        used = {*EVENT_OPTIONS, "events_only", "output_dir"}
+        if idle := [
+            name
+            for name, value in vars(args).items()
+            if name not in used and value not in (parser.get_default(name), [])
+        ]:
+            raise TaggingError(f"No effect with --events_only, which hears nothing: {', '.join(idle)}.")
+    elif not args.sources or args.model is None:
+        raise TaggingError("Expected recordings and --model, or --events_only.")
     for name, least in {"top_k": 1, "min_seconds": 0, "merge_seconds": 0, "batch_size": 1, "num_workers": 0}.items():
         if not getattr(args, name) >= least:
             raise TaggingError(f"Expected {name} of at least {least}, got {getattr(args, name)}.")
@@ -146,8 +200,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 def event_finder(
     classifier: ASTAudioClassificationPipeline, args: argparse.Namespace
-) -> Callable[[Timeline], list[Event]]:
-    """What finds the events in a timeline.
+) -> tuple[Callable[[Timeline], list[Event]], dict[str, float] | None]:
+    """What finds the events in a timeline, and the thresholds that were fitted to the model; `None` without events.
 
     Raises:
         TaggingError: Options that contradict each other or the model.
@@ -160,14 +214,14 @@ def event_finder(
         if given:
             raise TaggingError(f"No effect on {args.model}, a regression model, which gives no events: {given[0]}.")
         print(f"{args.model} is a regression model: it gives numbers over time, and no events.", file=sys.stderr)
-        return lambda timeline: []
+        return (lambda timeline: []), None
     window = {"start": 0, "num_samples": 1, "logits": torch.zeros(1, config.num_labels)}
     result = classifier.postprocess([window], function_to_apply=args.function_to_apply, return_timeline=True)
     try:
         result["timeline"].find_events(**options)  # with the model's labels and thresholds
     except ValueError as error:
         raise TaggingError(str(error)) from error
-    return lambda timeline: timeline.find_events(**options)
+    return (lambda timeline: timeline.find_events(**options)), result["timeline"].thresholds
 
 
 def is_regression(classifier: ASTAudioClassificationPipeline, args: argparse.Namespace) -> bool:

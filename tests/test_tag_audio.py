@@ -494,6 +494,84 @@ def test_overwrite_deletes_the_results_and_nothing_else(recordings, model, tmp_p
     assert list(contents(out)) == names
 
 
+# Found again, and named by lists
+
+
+@pytest.mark.parametrize("formats", [["csv", "audacity"], pytest.param(["csv", "png"], marks=pytest.mark.slow)])
+def test_events_are_found_again_as_by_hearing_again(recordings, tmp_path, heard, capsys, formats):
+    model = save_model(tmp_path / "model", thresholds={"low": 0.7})
+    formats = ["--formats", *formats]
+    first, other = tmp_path / "first", tmp_path / "other"
+    options = ["--low_threshold", 0.2, "--min_seconds", 0.25, "--merge_seconds", 0.3, "--ignore", "rest"]
+    for out, own in ((first, []), (other, options)):
+        assert tag(recordings, "--model", model, "--output_dir", out, *formats, *own) == 1
+    before, number = contents(first), len(heard)
+    assert tag("--events_only", "--output_dir", first, *options) == 1
+    found, expected = contents(first), contents(other)
+    assert before["events.csv"] != found["events.csv"] and len(heard) == number
+    assert found == expected
+    # and the command that hears goes on with these settings
+    assert tag(recordings, "--model", model, "--output_dir", first, *formats, *options) == 1
+    assert contents(first) == expected and len(heard) == number
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("formats", "arguments", "words"),
+    [
+        (["jsonl"], [], r"holds no timelines that events could be found in \(--formats csv\)"),
+        (["csv"], ["--window", 1], "No effect with --events_only, which hears nothing: window."),
+        (["csv"], ["--ignore", "speech"], "Expected labels of the model, got 'speech'."),
+        (None, [], "holds no results whose events could be found again."),
+    ],
+)
+def test_events_that_cannot_be_found_again_are_one_sentence(recordings, model, tmp_path, formats, arguments, words):
+    out = tmp_path / "out"
+    if formats is not None:
+        tag(recordings / "street.wav", "--model", model, "--output_dir", out, "--formats", *formats)
+    before = contents(out)
+    with pytest.raises(TaggingError, match=words):
+        tag("--events_only", "--output_dir", out, *arguments)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "\ufeffrecordings/street.wav\n\n  recordings/deep  \n"),
+        ("list.csv", "number,path\n1,recordings/street.wav\n2,recordings/deep\n"),
+        ("list.TSV", "audio\tnumber\nrecordings/street.wav\t1\nrecordings/deep\t2\n"),
+    ],
+)
+def test_a_list_names_recordings(recordings, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    found = find_files([tmp_path / name], tmp_path / "out")
+    expected = find_files([recordings / "street.wav", recordings / "deep"], tmp_path / "out")
+    assert found == expected and len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("list.txt", "\n", "list.txt: the list names no files."),
+        ("list.txt", "nowhere.wav\n", "nowhere.wav: no such file or folder."),
+        ("list.csv", "file\na.wav\n", "list.csv: expected a column path or audio, got"),
+        ("list.csv", 'path\n"a.wav\n', "list.csv: the list cannot be read"),
+    ],
+)
+def test_a_list_that_names_nothing_is_one_sentence(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(TaggingError, match=words):
+        find_files([tmp_path / name], tmp_path / "out")
+
+
+def test_progress_is_shown_within_a_file(recordings, model, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("tqdm.auto.tqdm.set_postfix_str", lambda self, text, **_: shown.append(text))
+    tag(recordings / "street.wav", "--model", model, "--output_dir", tmp_path / "out")
+    assert shown[0] == "street.wav 0:00:00" and shown[-1] == "street.wav 0:00:03" and len(shown) > 3
+
+
 def plant(out: Path, **changes) -> None:
     """A journal whose only line says something else."""
     (entry,) = read(out).values()

@@ -90,6 +90,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
             self.feature_extractor = ASTFeatureExtractor.from_dict(self.feature_extractor.to_dict())
         check_mel_bins(self.model, self.feature_extractor)
         self.model.eval()  # a model that comes from its training would drop at random
+        self.on_window = None  # called with the index of a recording and the seconds of it that were covered so far
         self._check_processes(1 if self._batch_size is None else self._batch_size, self._num_workers or 0)
         self._check_windows(self._preprocess_params)
 
@@ -294,6 +295,8 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
                     results[index] = item
                     continue
                 heard.setdefault(index, []).append({**item, **next(outputs)})
+                if self.on_window is not None:
+                    self.on_window(index, item["start"] / self.feature_extractor.sampling_rate)
                 if item["num_samples"] is not None:
                     results[index] = self.postprocess(heard.pop(index), **postprocess_params)
             while next_index in results:

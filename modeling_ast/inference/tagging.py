@@ -18,12 +18,14 @@ from modeling_ast.data.whole_files import written_beside
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import may_fail, plot_timeline
 from modeling_ast.inference.recordings import read_recording
-from modeling_ast.inference.timeline import Event, Timeline, audacity_labels, is_number
+from modeling_ast.inference.timeline import Event, Timeline, audacity_labels, is_number, read_timeline
 from modeling_ast.loading import load_model
 
 # What can be written. There is a folder for each but the lines of `results.jsonl`, which always are.
 _FOLDERS = {"csv": ("timelines", ".csv"), "audacity": ("audacity", ".txt"), "png": ("pictures", ".png")}
 FORMATS = ("jsonl", *_FOLDERS)
+# A list of recordings ends in one of these, and a table names them in one of these columns.
+_LIST_SUFFIXES, _LIST_COLUMNS = (".txt", ".csv", ".tsv"), ("path", "audio")
 # Bytes of a name that leave room, of the 255 that file systems take, for a suffix and a number.
 _MAX_NAME_BYTES = 240
 _TABLES = {"tags": ("label", "score"), "events": ("label", "start", "end", "score")}
@@ -74,6 +76,9 @@ class SoundFile:
 def find_files(sources: Iterable[str | os.PathLike], output_dir: str | os.PathLike) -> list[SoundFile]:
     """The sound files that are named, and those in the folders that are named and below, each once.
 
+    A source that ends in .txt, .csv or .tsv is a list: of files and folders, one a line, or in a column `path` (or
+    `audio`) of a table; their paths start beside the list, or else in the working directory.
+
     In folders, what `find_sounds` passes over is, and what lies in the folder of the results. A file that is reached
     in several ways, by links too, is taken as it is reached first.
 
@@ -85,9 +90,12 @@ def find_files(sources: Iterable[str | os.PathLike], output_dir: str | os.PathLi
         In the order of the sources, those of a folder by name.
 
     Raises:
-        TaggingError: A source that does not exist, or no file at all.
+        TaggingError: A source that does not exist, a list that cannot be read, or no file at all.
     """
-    found, sources, results = {}, [Path(source) for source in sources], Path(output_dir).resolve()
+    found, results = {}, Path(output_dir).resolve()
+    sources = [
+        path for source in map(Path, sources) for path in (_read_list(source) if _is_list(source) else [source])
+    ]
     for source in sources:
         if source.is_dir():
             name = source.resolve().name
@@ -107,6 +115,29 @@ def find_files(sources: Iterable[str | os.PathLike], output_dir: str | os.PathLi
             "another suffix is heard when it is named itself."
         )
     return [SoundFile(path, _cut_name(place), _stamp(path)) for path, place in found.values()]
+
+
+def _is_list(source: Path) -> bool:
+    return source.suffix.lower() in _LIST_SUFFIXES and source.is_file()
+
+
+def _read_list(path: Path) -> list[Path]:
+    """The sources that a list names."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files may be no UTF-8
+        lines = text.splitlines()
+        if path.suffix.lower() != ".txt":
+            reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            columns = [name for name in _LIST_COLUMNS if name in (reader.fieldnames or ())]
+            if not columns:
+                raise TaggingError(f"{path}: expected a column {' or '.join(_LIST_COLUMNS)}, got {lines[:1]}.")
+            lines = [row[columns[0]] or "" for row in reader]
+    except (OSError, csv.Error) as error:
+        raise TaggingError(f"{path}: the list cannot be read ({error}).") from error
+    sources = [Path(line.strip()) for line in lines if line.strip()]
+    if not sources:
+        raise TaggingError(f"{path}: the list names no files.")
+    return [beside if (beside := path.parent / source).exists() else source for source in sources]
 
 
 def _cut_name(place: str) -> str:
@@ -213,27 +244,69 @@ class ResultsFolder:
         """
         if "csv" in self.formats:
             timeline.write_csv(_in_folder(self.output_path(file.place, "csv")))
-        if "audacity" in self.formats:
-            text = audacity_labels(events).encode()
-            _write(self.output_path(file.place, "audacity"), lambda path: path.write_bytes(text))
-        if "png" in self.formats:
-            pieces = read_recording(file.path, extractor.sampling_rate, ignore_length)
-            path = self.output_path(file.place, "png")
-            with may_fail(path):
-                plot_timeline(pieces, extractor, timeline, events, _in_folder(path), title=file.path)
+        self._write_events(file.path, file.place, timeline, events, extractor, ignore_length)
         return self._append(
             {
                 "path": file.path,
                 "seconds": round(timeline.seconds, 6),
                 "tags": [{"label": tag["label"], "score": round(tag["score"], 6)} for tag in tags],
-                "events": [
-                    {key: value if key == "label" else round(value, 6) for key, value in asdict(event).items()}
-                    for event in events
-                ],
+                "events": _to_rows(events),
                 "place": file.place,
                 "stamp": file.stamp,
             }
         )
+
+    def find_again(self, options: Mapping[str, Any]) -> None:
+        """Find the events of all recordings anew, in their saved timelines; no recording is heard for it.
+
+        Args:
+            options: Of `Timeline.find_events`; they take the place of those in the settings.
+
+        Raises:
+            TaggingError: Results without events or timelines, or options that cannot work.
+            AudioError: A recording that cannot be read any longer, which a picture needs.
+            OSError: A timeline that is not there, or a model whose feature extractor a picture needs.
+        """
+        settings = _parse(self.settings_path.read_bytes()) or {}
+        if settings.get("thresholds") is None or "csv" not in self.formats:
+            raise TaggingError(f"{self.path} holds no timelines that events could be found in (--formats csv).")
+        extractor = ASTFeatureExtractor.from_pretrained(settings["model"]) if "png" in self.formats else None
+        found = {}
+        for path, entry in self.entries.items():
+            if "error" not in entry:
+                try:
+                    table = self.output_path(entry["place"], "csv")
+                    timeline = read_timeline(table, settings["sampling_rate"], settings["thresholds"])
+                    found[path] = timeline, timeline.find_events(**options)
+                except ValueError as error:
+                    raise TaggingError(str(error)) from error
+        for path, (timeline, events) in found.items():
+            place = self.entries[path]["place"]
+            self._write_events(path, place, timeline, events, extractor, ignore_length=True)  # it was heard
+            self.entries[path] = {**self.entries[path], "events": _to_rows(events)}
+        text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in self.entries.values())
+        _write(self.journal, lambda unfinished: unfinished.write_text(text, encoding="ascii"))
+        text = json.dumps({**settings, **options}, indent=2, allow_nan=False) + "\n"
+        _write(self.settings_path, lambda unfinished: unfinished.write_text(text))
+        self.write_tables()
+
+    def _write_events(
+        self,
+        path: str,
+        place: str,
+        timeline: Timeline,
+        events: Sequence[Event],
+        extractor: ASTFeatureExtractor | None,
+        ignore_length: bool,
+    ) -> None:
+        if "audacity" in self.formats:
+            text = audacity_labels(events).encode()
+            _write(self.output_path(place, "audacity"), lambda unfinished: unfinished.write_bytes(text))
+        if "png" in self.formats:
+            pieces = read_recording(path, extractor.sampling_rate, ignore_length)
+            picture = self.output_path(place, "png")
+            with may_fail(picture):
+                plot_timeline(pieces, extractor, timeline, events, _in_folder(picture), title=path)
 
     def add_error(self, file: SoundFile, message: str) -> dict[str, Any]:
         """Write, and return as a line, why a file cannot be used; what it gave before it changed is deleted."""
@@ -332,6 +405,12 @@ class ResultsFolder:
     def _delete_outputs(self, place: str) -> None:
         for format in _FOLDERS:
             self.output_path(place, format).unlink(missing_ok=True)
+
+
+def _to_rows(events: Sequence[Event]) -> list[dict[str, Any]]:
+    return [
+        {key: value if key == "label" else round(value, 6) for key, value in asdict(event).items()} for event in events
+    ]
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -154,7 +154,35 @@ class Timeline:
             writer = csv.writer(file)
             writer.writerow(["start", "end", *self.label_names])
             for start, end, row in zip(self.times[:-1], self.times[1:], self.scores):
-                writer.writerow([f"{start:.6f}", f"{end:.6f}", *(f"{score:.6g}" for score in row)])
+                # As many digits as give the same float32 again.
+                writer.writerow([f"{start:.6f}", f"{end:.6f}", *map(str, np.asarray(row, np.float32))])
+
+
+def read_timeline(path: str | os.PathLike, sampling_rate: int, thresholds: Mapping[str, float]) -> Timeline:
+    """A timeline from the table that `write_csv` wrote, in which its events can be found anew.
+
+    Args:
+        path: Of the table.
+        sampling_rate: In Hz; to the samples of which times are exact again.
+        thresholds: Of labels whose decision was fitted, by name.
+
+    Raises:
+        OSError: No such file.
+        ValueError: Another table.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        (start, end, *label_names), *rows = csv.reader(file)
+    if (start, end) != ("start", "end") or not label_names or not rows:
+        raise ValueError(f"Expected a table with start, end and a column a label, got {start}, {end}, ...")
+    table = np.array(rows, dtype=np.float64)
+    boundaries = np.append(table[:, 0], table[-1, 1]) * sampling_rate
+    return Timeline(
+        boundaries=boundaries.round().astype(np.int64),
+        scores=table[:, 2:].astype(np.float32),
+        label_names=label_names,
+        sampling_rate=sampling_rate,
+        thresholds=thresholds,
+    )
 
 
 def is_number(value: Any) -> bool:
