@@ -152,8 +152,16 @@ def choose_rows(splits: AudioSplits, split: str | None) -> Dataset:
 
 def find_label_names(models: list[str], data_args: DataArguments, multi_label: bool) -> list[str]:
     """Those of the models; where none of them names its labels, those of the data, in their order."""
-    named = [name for name in models if not Path(name).is_file()]
-    return read_label_names(named[0]) if named else read_splits(data_args, multi_label).label_names
+    named = {name: read_label_names(name) for name in models if not Path(name).is_file()}
+    if not named:
+        return read_splits(data_args, multi_label).label_names
+    label_names = next(iter(named.values()))
+    for name, own in named.items():  # before any of them predicts
+        try:
+            label_order(dict(enumerate(own)), label_names)
+        except ValueError as error:
+            raise RecipeError(f"{name} cannot be used: {error}") from error
+    return label_names
 
 
 def load(
