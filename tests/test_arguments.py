@@ -145,7 +145,7 @@ def test_on_a_cpu_nothing_is_pinned_and_the_argument_stays_as_it_was(tiny_model,
     [
         ({"early_stopping_threshold": 0.1}, "early_stopping_threshold has no effect without early_stopping_patience"),
         ({"early_stopping_patience": 0}, "Expected early_stopping_patience of at least 1"),
-        ({"early_stopping_patience": 2, "early_stopping_threshold": math.nan}, "of at least 0, got 2 and nan"),
+        ({"early_stopping_patience": 2, "early_stopping_threshold": -1.0}, "of at least 0, got 2 and -1.0"),
         (
             {"early_stopping_patience": 2, "metric_for_best_model": "mAP"},
             "Expected eval_strategy epoch and metric_for_best_model with early_stopping_patience, got no and mAP",
