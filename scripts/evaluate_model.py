@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     probabilities = predict(
         model,
-        rows.with_transform(DecodeAudio(extractor.sampling_rate)),
+        rows.with_transform(DecodeAudio(extractor.sampling_rate, ignore_length=splits.ignore_length)),
         ASTDataCollator(extractor, len(label_names), multi_label),
         batch_size=training_args.per_device_eval_batch_size,
         num_workers=training_args.dataloader_num_workers,

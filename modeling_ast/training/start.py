@@ -116,6 +116,7 @@ def read_evaluation_splits(data_args: DataArguments, multi_label: bool, model_la
         multi_label=multi_label,
         model_labels=model_labels,
     )
+    splits.ignore_length = data_args.ignore_length
     for name, rows in splits:
         setattr(splits, name, _some(rows, data_args.max_eval_samples))
     return splits
