@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
-from modeling_ast.audio import FILE_RATES, read_blocks, read_samples
+from modeling_ast.audio import AUDIO_SUFFIXES, FILE_RATES, read_blocks, read_samples
 from modeling_ast.data.label_tables import plain
 from modeling_ast.inference.recordings import read_recording
 
@@ -601,9 +601,7 @@ def test_a_folder_of_broken_files_is_tagged_where_it_can_be_and_nothing_is_lost(
     (sounds / "broken_link.wav").symlink_to("nowhere")
     (sounds / "endless_link.wav").symlink_to("endless_link.wav")
     (sounds / "device.wav").symlink_to("/dev/zero")
-    paths = [
-        os.path.join(sounds, name) for name in os.listdir(sounds) if name.endswith((".wav", ".flac", ".ogg", ".mp3"))
-    ]
+    paths = [os.path.join(sounds, name) for name in os.listdir(sounds) if name.lower().endswith(AUDIO_SUFFIXES)]
     paths.remove(str(sounds / "folder.wav"))
     argv = [str(sounds), "--model", str(model), "--output_dir", str(out), "--device", "cpu", "--window", "0.5"]
     said = io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape")

@@ -369,7 +369,6 @@ config = modeling_ast.ASTConfig(
 )
 model = modeling_ast.ASTForAudioClassification(config)
 extractor = modeling_ast.ASTFeatureExtractor(max_length=64, num_mel_bins=32)
-model.activation_checkpointing_enable()
 input_values = extractor([0.1 * torch.randn(16000)] * 2, sampling_rate=16000, return_tensors="pt")["input_values"]
 loss = model.train()(input_values, labels=torch.tensor([0, 1])).loss
 loss.backward()

@@ -563,7 +563,7 @@ def command_line(monkeypatch, *argv) -> str:
         (["--hidden_size=33"], "num_attention_heads"),
         (["--max_length=8"], "max_length"),
         (["--model_name_or_path", "nobody/nothing"], "nobody/nothing"),
-        (["--std", "0"], "Expected std above 0"),
+        (["--std", "0"], "Expected std of at least"),
         (["--report_to", "stone_tablets"], "report_to stone_tablets cannot be used: stone_tablets is not supported"),
         (["--report_to", "wandb", "--dataset_name=/nowhere"], "report_to wandb cannot be used: .*pip install wandb"),
         (["--learning_rate=nan", "--dataset_name=/nowhere"], "Expected learning_rate to be a finite number, got nan"),
