@@ -127,9 +127,10 @@ class ASTPatchEmbeddings(nn.Module):
     def forward(self, input_values: torch.Tensor) -> torch.Tensor:
         image = input_values.transpose(1, 2).unsqueeze(1)  # (batch, 1, mel bins, frames)
         image = image.to(self.projection.weight.dtype)  # a float32 spectrogram for a bf16 model
-        rows = self.projection(image).unbind(2)
-        # Not by `flatten`: tracing it over an unknown number of frames leaves a guard that torch.export refuses.
-        return torch.cat(rows, dim=-1).transpose(1, 2)
+        rows = self.projection(image).unbind(2)  # each (batch, hidden_size, time patches)
+        # Neither by `flatten`, nor transposed as a whole: tracing that over an unknown number of frames leaves guards,
+        # on the order of its strides, that torch.export refuses.
+        return torch.cat([row.transpose(1, 2) for row in rows], dim=1)
 
 
 class ASTEmbeddings(nn.Module):
@@ -332,7 +333,8 @@ class ASTPlainLayer(nn.Module):
     def mlp(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden_size) to the same; in pieces where a CPU computes no gradients."""
         widen, narrow = self.intermediate["dense"], self.output["dense"]
-        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        in_a_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or in_a_graph:
             return narrow(self.activation(widen(hidden_states)))
         tokens = hidden_states.flatten(0, 1)
         pieces = tokens.chunk(math.ceil(len(tokens) / MLP_TOKENS))

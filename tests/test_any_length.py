@@ -424,22 +424,44 @@ def random_batch(num_clips: int, frames: int, has_mask: bool) -> tuple[torch.Ten
 @torch.no_grad()
 @pytest.mark.parametrize("has_mask", [False, True], ids=["no mask", "mask"])
 @pytest.mark.parametrize(
-    ("implementation", "made_at"),
-    [("sdpa", 48)]
-    + [pytest.param(name, at, marks=pytest.mark.slow) for name, at in (("sdpa", 64), ("sdpa", 200), ("eager", 200))],
+    ("implementation", "made_at", "stride"),
+    [("sdpa", 48, 10)]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (("sdpa", 64, 10), ("sdpa", 200, 10), ("eager", 200, 10), ("sdpa", 200, 16), ("eager", 200, 16))
+    ],
 )
-def test_exported_graph_holds_at_every_length(model, implementation, made_at, has_mask):
+def test_exported_graph_holds_at_every_length(model, implementation, made_at, stride, has_mask):
     """Made at one length and batch, run at others, on both sides of the trained length.
 
     From two columns of patches up: PyTorch takes an axis of one for another case than all others.
     """
+    if stride != model.config.time_stride:
+        model = random_model(make_tiny_config(frequency_stride=stride, time_stride=stride))
     graph = Logits(with_attention(model, implementation))
-    sizes = {0: Dim("batch"), 1: Dim("frames", min=26, max=4000)}
+    shortest = 16 + stride
+    sizes = {0: Dim("batch"), 1: Dim("frames", min=shortest, max=4000)}
     example = (torch.zeros(2, made_at, 32), torch.ones(2, made_at, dtype=torch.long) if has_mask else None)
     exported = torch.export.export(graph, example, dynamic_shapes=(sizes, sizes if has_mask else None)).module()
-    for num_clips, frames in ((2, made_at), (1, 26), (3, 63), (2, 64), (2, 66), (5, 333), (1, 1024)):
+    for num_clips, frames in ((2, made_at), (1, shortest), (3, 63), (2, 64), (2, 66), (5, 333), (1, 1024)):
         inputs = random_batch(num_clips, frames, has_mask)
         close(exported(*inputs), graph(*inputs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "with_gradients",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["gradients", "no gradients"],
+)
+@pytest.mark.parametrize("has_mask", [False, True], ids=["no mask", "mask"])
+def test_traced_graph_gives_equal_logits(model, with_gradients, has_mask):
+    graph = Logits(model)
+    example = (torch.zeros(2, 64, 32), torch.ones(2, 64, dtype=torch.long))[: 1 + has_mask]
+    with torch.set_grad_enabled(with_gradients):
+        traced = torch.jit.trace(graph, example)
+        for num_clips, frames in ((2, 64), (3, 64), (1, 150)):
+            inputs = random_batch(num_clips, frames, has_mask)[: 1 + has_mask]
+            close(traced(*inputs), graph(*inputs), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
