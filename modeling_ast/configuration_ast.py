@@ -72,6 +72,20 @@ class ASTConfig(PreTrainedConfig):
     """
 
     model_type = "audio-spectrogram-transformer"
+    # How Transformers shards the base model over processes; the base class has the names of a language model.
+    base_model_fsdp_plan = {
+        "embeddings": "free_full_weight",
+        "encoder.layer.*": "free_full_weight",
+        "layernorm": "keep_full_weight",
+    }
+    base_model_tp_plan = {
+        "encoder.layer.*.attention.attention.query": "colwise",
+        "encoder.layer.*.attention.attention.key": "colwise",
+        "encoder.layer.*.attention.attention.value": "colwise",
+        "encoder.layer.*.attention.output.dense": "rowwise",
+        "encoder.layer.*.intermediate.dense": "colwise",
+        "encoder.layer.*.output.dense": "rowwise",
+    }
 
     hidden_size: int = 768
     num_hidden_layers: int = 12

@@ -1,6 +1,7 @@
 """The configuration: Transformers' own keys, the geometry that follows from them, and what is refused."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -206,3 +207,10 @@ def test_labels_that_were_taken_away_are_missed_when_a_model_is_built(tiny_confi
     tiny_config.id2label = {}
     with pytest.raises(StrictDataclassError, match="num_labels of at least 1, got 0"):
         ASTForAudioClassification(tiny_config)
+
+
+@pytest.mark.parametrize("plan", ["base_model_fsdp_plan", "base_model_tp_plan"])
+def test_plans_for_several_processes_name_our_modules(tiny_model, plan):
+    names = {re.sub(r"\.\d+(?=\.|$)", ".*", name) for name, _ in tiny_model.base_model.named_modules()}
+    assert set(getattr(tiny_model.config, plan)) <= names
+    assert plan not in tiny_model.config.to_dict()  # as Transformers' own: of the class, not of the folder
