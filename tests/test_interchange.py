@@ -744,3 +744,45 @@ def test_files_with_transformers_newer_names_load_and_are_saved_with_ours(tiny_c
     assert not info["missing_keys"] and not info["unexpected_keys"]
     ours.save_pretrained(tmp_path / "ours")
     assert load_file(tmp_path / "ours" / "model.safetensors").keys() == ours.state_dict().keys()
+
+
+def test_an_adapter_is_trained_and_its_merged_folder_gives_equal_logits_in_stock(tiny_config, input_values, tmp_path):
+    peft = pytest.importorskip("peft")
+    tiny_config.head_layer_norm_eps = None
+    model = random_model(tiny_config)
+    before = model(input_values).logits.detach()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query", "value"]))
+    optimizer = torch.optim.SGD(adapted.parameters(), lr=0.1)
+    for _ in range(2):  # an adapter's second matrix starts at zero: the first step trains that alone
+        optimizer.zero_grad()
+        adapted(input_values=input_values, labels=torch.tensor([0, 1, 2])).loss.backward()
+        optimizer.step()
+    merged = adapted.eval().merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    stock = transformers.ASTForAudioClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = merged(input_values).logits
+        assert (expected - before).abs().max() > 1e-3
+        close(stock(input_values).logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "target_modules"),
+    [
+        (ASTForAudioClassification, ["query", "key", "value"]),
+        (ASTForAudioClassification, ["attention.output.dense"]),
+        (ASTForAudioClassification, ["intermediate.dense"]),
+        (ASTForAudioClassification, r".*layer\.\d+\.output\.dense"),
+        (transformers.ASTForAudioClassification, ["q_proj", "k_proj", "v_proj"]),
+        (transformers.ASTForAudioClassification, ["o_proj"]),
+        (transformers.ASTForAudioClassification, ["fc1"]),
+        (transformers.ASTForAudioClassification, ["fc2"]),
+    ],
+    ids=str,
+)
+def test_names_of_readmes_table_find_one_kind_of_layer(tiny_config, model_class, target_modules):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(model_class(tiny_config), peft.LoraConfig(r=2, target_modules=target_modules))
+    found = [name for name, _ in adapted.named_modules() if name.endswith(".lora_A")]
+    kinds = len(target_modules) if isinstance(target_modules, list) else 1
+    assert len(found) == kinds * tiny_config.num_hidden_layers
