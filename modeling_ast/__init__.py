@@ -4,7 +4,7 @@ Importing this package registers its classes for `model_type` "audio-spectrogram
 `AutoModelForAudioClassification.from_pretrained` and its siblings then give them instead of Transformers' own.
 """
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+from transformers import AutoConfig, AutoModel, AutoModelForAudioClassification
 
 from .audio import AudioError, load_waveform
 from .configuration_ast import ASTConfig
@@ -12,8 +12,13 @@ from .conversion import load_imagenet_checkpoint, load_original_checkpoint
 from .feature_extraction_ast import ASTFeatureExtractor
 from .modeling_ast import ASTForAudioClassification, ASTModel, ASTPreTrainedModel
 
+try:  # takes the other's place in Transformers to come, https://github.com/huggingface/transformers/pull/48113
+    from transformers import AutoAudioProcessor
+except ImportError:
+    from transformers import AutoFeatureExtractor as AutoAudioProcessor
+
 AutoConfig.register(ASTConfig.model_type, ASTConfig, exist_ok=True)
-AutoFeatureExtractor.register(ASTConfig, ASTFeatureExtractor, exist_ok=True)
+AutoAudioProcessor.register(ASTConfig, ASTFeatureExtractor, exist_ok=True)
 AutoModel.register(ASTConfig, ASTModel, exist_ok=True)
 AutoModelForAudioClassification.register(ASTConfig, ASTForAudioClassification, exist_ok=True)
 

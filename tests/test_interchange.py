@@ -4,11 +4,13 @@
 """
 
 import functools
+import importlib
 import json
 import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -348,6 +350,50 @@ def test_our_extractor_returns_what_stock_returns(return_tensors):
 def test_auto_feature_extractor_gives_ours_for_our_folder_and_stock_for_stocks(exchange, stock_folder):
     assert type(AutoFeatureExtractor.from_pretrained(exchange.root / "single_label")) is ASTFeatureExtractor
     assert type(AutoFeatureExtractor.from_pretrained(stock_folder[0])) is transformers.ASTFeatureExtractor
+
+
+def test_import_and_auto_classes_survive_audio_processors(tiny_model, tmp_path, monkeypatch):
+    """A stand-in for what Transformers' pull requests 48113 and 48115 propose: no name here is its code."""
+
+    class AutoAudioProcessor:
+        registered = {}
+
+        @classmethod
+        def register(cls, config_class, processor_class, exist_ok=False):
+            cls.registered[config_class] = {"torch": processor_class}  # a class for each backend
+
+        @classmethod
+        def from_pretrained(cls, folder):
+            config = transformers.AutoConfig.from_pretrained(folder)
+            return cls.registered[type(config)]["torch"].from_pretrained(folder, _from_auto=True)
+
+    class OldAuto(AutoAudioProcessor):
+        @classmethod
+        def register(cls, *arguments, **options):
+            warnings.warn("AutoFeatureExtractor.register is deprecated", FutureWarning, stacklevel=2)
+            AutoAudioProcessor.register(*arguments, **options)
+
+    plain_init = transformers.FeatureExtractionMixin.__init__
+
+    def warning_init(self, **options):
+        warnings.warn("FeatureExtractionMixin is deprecated", FutureWarning, stacklevel=2)
+        plain_init(self, **options)
+
+    library = sys.modules["transformers"]  # what an import takes names from, not always what this file imported
+    monkeypatch.setattr(library, "AutoAudioProcessor", AutoAudioProcessor, raising=False)
+    monkeypatch.setattr(library, "AutoFeatureExtractor", OldAuto)
+    monkeypatch.setattr(transformers.FeatureExtractionMixin, "__init__", warning_init)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        importlib.reload(modeling_ast)  # registers as the first import does
+    tiny_model.save_pretrained(tmp_path)
+    with pytest.warns(FutureWarning, match="FeatureExtractionMixin"):
+        make_extractor().save_pretrained(tmp_path)
+    for auto_class in (AutoAudioProcessor, OldAuto):
+        with pytest.warns(FutureWarning, match="FeatureExtractionMixin"):
+            extractor = auto_class.from_pretrained(tmp_path)
+        assert type(extractor) is ASTFeatureExtractor and extractor.to_dict() == make_extractor().to_dict()
+    assert type(AutoModelForAudioClassification.from_pretrained(tmp_path)) is ASTForAudioClassification
 
 
 # What is imported
