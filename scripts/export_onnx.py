@@ -21,8 +21,9 @@ The graph takes any number of clips of any length from 25 ms up, and needs onnxr
 
 Unless --padding says otherwise, clips are padded and cut as the model's feature extractor does it. Before the file is
 there, its scores are compared with the model's, on the sound files of --check or on generated sounds below, at and
-above the model's length; a difference above 1e-3 is an error. --int8 writes a second, smaller and faster file,
-OUTPUT.int8.onnx, whose scores differ from the model's as much as is then reported.
+above the model's length; a difference above 1e-3 is an error. --int8 writes a second, smaller file, OUTPUT.int8.onnx,
+whose scores differ from the model's as much as is then reported, with a warning where less than 99 % of its answers
+are the model's (the best label, or of a multi-label model the labels at its thresholds) or where it is slower.
 """
 
 import one_line  # noqa: F401  isort: skip
@@ -51,8 +52,10 @@ from modeling_ast.data.folders import find_sounds
 from modeling_ast.fbank import frame_length, num_samples
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.export import (
+    MIN_AGREEMENT,
     TOLERANCE,
     ExportError,
+    agreement_measure,
     compare,
     export_onnx,
     graph_function,
@@ -104,8 +107,10 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
             quantize_onnx(unfinished["fp32"], unfinished["int8"])
         functions = {"model": model_function(model, extractor, padding)}
         functions |= {name: graph_function(path, args.num_threads) for name, path in unfinished.items()}
-        results = compare(functions, batches)
-        report(results, f"{len(paths)} sound files" if paths else "generated sounds", args.num_threads)
+        measure, agreement = agreement_measure(model.config) or (None, None)
+        results = compare(functions, batches, agreement)
+        clips = f"{len(paths)} sound files" if paths else "generated sounds"
+        report(results, clips, measure, args.num_threads)
         difference = results["fp32"]["largest_difference"]
         if not difference <= TOLERANCE:  # nor NaN
             raise ExportError(
@@ -115,6 +120,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         for name, path in outputs.items():
             unfinished[name].replace(path)
             print(f"Wrote {path}: {name}, {path.stat().st_size / 1e6:.1f} MB.")
+        if args.int8:
+            warn_of_int8(results, clips, measure)
     finally:
         for path in unfinished.values():
             path.unlink(missing_ok=True)
@@ -208,16 +215,31 @@ def generate_clips(extractor: ASTFeatureExtractor, with_lengths: bool) -> Iterat
         yield [clip[:length].astype(np.float32) for clip, length in zip(clips, (longest, shorter))]
 
 
-def report(results: dict[str, dict[str, float]], clips: str, num_threads: int) -> None:
+def report(results: dict[str, dict[str, float]], clips: str, measure: str | None, num_threads: int) -> None:
     """Print a table, a row for the model and each graph."""
     print(f"Compared on {clips}, {num_threads} thread(s), torch {torch.__version__}:")
-    print(f"{'':6}{'largest difference':>20}{'equal top-1':>13}{'clips/s':>9}{'against fp32':>14}")
+    print(f"{'':6}{'largest difference':>20}{measure or '':>17}{'clips/s':>9}{'against fp32':>14}")
     for name, row in results.items():
-        speed = row["clips_per_second"] / results["fp32"]["clips_per_second"]
+        agreement = f"{row['agreement']:.1%}" if measure else ""
         print(
-            f"{name:6}{row['largest_difference']:>20.1e}{row['equal_top1']:>13.1%}{row['clips_per_second']:>9.2f}"
-            f"{speed:>13.2f}x"
+            f"{name:6}{row['largest_difference']:>20.1e}{agreement:>17}{row['clips_per_second']:>9.2f}"
+            f"{relative_speed(results, name):>13.2f}x"
         )
+
+
+def relative_speed(results: dict[str, dict[str, float]], name: str) -> float:
+    return results[name]["clips_per_second"] / results["fp32"]["clips_per_second"]
+
+
+def warn_of_int8(results: dict[str, dict[str, float]], clips: str, measure: str | None) -> None:
+    """Say where 8 bits change the answers or win no time."""
+    if measure and not results["int8"]["agreement"] >= MIN_AGREEMENT:
+        logger.warning(
+            f"int8: {measure} {results['int8']['agreement']:.1%} on {clips}, below {MIN_AGREEMENT:.0%}: prefer the "
+            "fp32 file where answers count, or measure on more of your own clips (--check)."
+        )
+    if (speed := relative_speed(results, "int8")) < 1:
+        logger.warning(f"int8: {speed:.2f} times the speed of fp32 on this machine: all that it saves is space.")
 
 
 if __name__ == "__main__":
