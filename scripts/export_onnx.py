@@ -1,7 +1,8 @@
 """Export a model to one ONNX graph from waveforms to scores, features inside.
 
     python scripts/export_onnx.py MODEL OUTPUT.onnx [--int8] [--padding max_length|longest] [--with_lengths]
-        [--check FILE|FOLDER ...] [--num_threads N]
+        [--standard_operators] [--check FILE|FOLDER ...] [--num_threads N]
+    python scripts/export_onnx.py MODEL FOLDER --transformers_js
 
 The graph takes any number of clips of any length from 25 ms up, and needs onnxruntime alone:
 
@@ -24,6 +25,12 @@ there, its scores are compared with the model's, on the sound files of --check o
 above the model's length; a difference above 1e-3 is an error. --int8 writes a second, smaller file, OUTPUT.int8.onnx,
 whose scores differ from the model's as much as is then reported, with a warning where less than 99 % of its answers
 are the model's (the best label, or of a multi-label model the labels at its thresholds) or where it is slower.
+
+--transformers_js writes a folder for transformers.js, in the browser and in node, with both files. transformers.js
+computes its own features and a softmax; a model for which these are other ones is refused.
+
+    const classify = await pipeline("audio-classification", "FOLDER", { dtype: "fp32" });  // "q8" takes the 8 bits
+    const tags = await classify(samples, { top_k: 3 });  // Float32Array in [-1, 1], at 16000 Hz, one channel
 """
 
 import one_line  # noqa: F401  isort: skip
@@ -33,6 +40,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from modeling_ast.audio import AudioError, load_waveform, require_torchaudio
@@ -56,17 +64,24 @@ from modeling_ast.inference.export import (
     TOLERANCE,
     ExportError,
     agreement_measure,
+    check_for_transformers_js,
     compare,
+    export_logits_onnx,
     export_onnx,
     graph_function,
+    logits_function,
     model_function,
     quantize_onnx,
     require_onnx,
+    save_transformers_js_config,
 )
 from modeling_ast.loading import load_model
 from modeling_ast.training.recipes import error_sentence
 
 logger = logging.getLogger("export_onnx")
+
+# In the folder `onnx`; transformers.js takes the second one in browsers, and elsewhere where dtype is "q8".
+TRANSFORMERS_JS_FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -97,16 +112,25 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     else:
         batches = generate_clips(extractor, args.with_lengths)
 
-    outputs = {"fp32": args.output, **({"int8": args.output.with_suffix(".int8.onnx")} if args.int8 else {})}
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    if args.transformers_js:
+        check_for_transformers_js(model, extractor, padding)
+        outputs = {name: args.output / "onnx" / file for name, file in TRANSFORMERS_JS_FILES.items()}
+    else:
+        outputs = {"fp32": args.output, **({"int8": args.output.with_suffix(".int8.onnx")} if args.int8 else {})}
+    outputs["fp32"].parent.mkdir(parents=True, exist_ok=True)
     unfinished = {name: path.with_suffix(f".{os.getpid()}.onnx") for name, path in outputs.items()}
     try:
         logger.info(f"Exporting {args.model}")
-        export_onnx(model, extractor, unfinished["fp32"], padding, args.with_lengths)
-        if args.int8:
+        if args.transformers_js:
+            export_logits_onnx(model, extractor, unfinished["fp32"], args.standard_operators)
+            open_graph = partial(logits_function, extractor=extractor)
+        else:
+            export_onnx(model, extractor, unfinished["fp32"], padding, args.with_lengths, args.standard_operators)
+            open_graph = graph_function
+        if "int8" in outputs:
             quantize_onnx(unfinished["fp32"], unfinished["int8"])
         functions = {"model": model_function(model, extractor, padding)}
-        functions |= {name: graph_function(path, args.num_threads) for name, path in unfinished.items()}
+        functions |= {name: open_graph(path, num_threads=args.num_threads) for name, path in unfinished.items()}
         measure, agreement = agreement_measure(model.config) or (None, None)
         results = compare(functions, batches, agreement)
         clips = f"{len(paths)} sound files" if paths else "generated sounds"
@@ -120,7 +144,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         for name, path in outputs.items():
             unfinished[name].replace(path)
             print(f"Wrote {path}: {name}, {path.stat().st_size / 1e6:.1f} MB.")
-        if args.int8:
+        if args.transformers_js:
+            save_transformers_js_config(model, extractor, args.output)
+        if "int8" in outputs:
             warn_of_int8(results, clips, measure)
     finally:
         for path in unfinished.values():
@@ -133,7 +159,14 @@ def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("model", metavar="MODEL", help="folder, or name on the Hub")
-    parser.add_argument("output", metavar="OUTPUT.onnx", type=Path, help="file to write")
+    parser.add_argument(
+        "output", metavar="OUTPUT.onnx", type=Path, help="file to write; with --transformers_js a folder"
+    )
+    parser.add_argument(
+        "--transformers_js",
+        action="store_true",
+        help="write a folder for transformers.js, in float32 and in 8 bits, which computes features and scores itself",
+    )
     parser.add_argument("--int8", action="store_true", help="write OUTPUT.int8.onnx too, with 8-bit weights")
     parser.add_argument(
         "--padding",
@@ -147,11 +180,21 @@ def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
         help="a second input num_samples, int64 (batch,), for clips of different lengths in one batch",
     )
     parser.add_argument(
+        "--standard_operators",
+        action="store_true",
+        help="no operators of onnxruntime's own, for other runtimes; slower in onnxruntime",
+    )
+    parser.add_argument(
         "--check", nargs="+", type=Path, default=[], metavar="FILE|FOLDER", help="sounds to compare the scores on"
     )
     parser.add_argument("--num_threads", type=int, default=1, help="of the comparison; default: %(default)s")
     args = parser.parse_args(argv)
-    if args.output.suffix != ".onnx" or args.output.is_dir():
+    if args.transformers_js:
+        if args.with_lengths:
+            parser.error("--with_lengths has no meaning with --transformers_js, which gives one clip at a time.")
+        if args.output.is_file() or (args.output / "model.safetensors").exists():
+            parser.error(f"Expected OUTPUT to be a new folder, not a file or a model's own folder, got {args.output}.")
+    elif args.output.suffix != ".onnx" or args.output.is_dir():
         parser.error(f"Expected OUTPUT to be a file ending in .onnx, got {args.output}.")
     if args.num_threads < 1:
         parser.error(f"Expected --num_threads of at least 1, got {args.num_threads}.")

@@ -1,10 +1,12 @@
-"""One ONNX graph from waveforms to scores, features inside, that runs without torch and without this package."""
+"""ONNX graphs that run without torch and without this package: from waveforms to scores, features inside, or for
+transformers.js from features to logits."""
 
 import copy
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,6 +81,37 @@ def attend_in_onnxruntime(
     return context.unflatten(2, (heads, head_dim)), None
 
 
+def transform_by_matrix(sampling_rate: int) -> Callable:
+    """`torch.fft.rfft` of the features as one product with a matrix, for the exporter.
+
+    ONNX's `DFT` is rare: OpenVINO 2026.4 reads it and gives an empty result. The product is at least as fast in
+    onnxruntime 1.32, and scores are as close.
+
+    Args:
+        sampling_rate: In Hz; says the length of a frame and of its transform.
+
+    Returns:
+        For the exporter's table of translations: frames (..., num_fft) to (..., num_fft // 2 + 1, 2), real and
+        imaginary parts. Only the first `frame_length` samples of a frame are looked at; behind them is padding.
+    """
+    length = frame_length(sampling_rate)
+    num_fft = 1 << (length - 1).bit_length()
+    lines = num_fft // 2 + 1
+    # The product of sample and line modulo the period, so that the angles keep all their digits.
+    angles = 2 * np.pi / num_fft * (np.outer(np.arange(length), np.arange(lines)) % num_fft)
+    matrix = np.stack([np.cos(angles), -np.sin(angles)], axis=-1).reshape(length, 2 * lines).astype(np.float32)
+
+    def translate(frames, dim, normalization: int, onesided: bool):
+        from onnx import numpy_helper
+        from onnxscript import opset20 as op
+
+        begin, end, last = (op.Constant(value_ints=[index]) for index in (0, length, -1))
+        spectrum = op.MatMul(op.Slice(frames, begin, end, last), op.Constant(value=numpy_helper.from_array(matrix)))
+        return op.Reshape(spectrum, op.Constant(value_ints=[0, 0, lines, 2]))  # 0: as it is
+
+    return translate
+
+
 AttentionInterface.register(ATTENTION, attend_in_onnxruntime)
 AttentionMaskInterface.register(ATTENTION, eager_mask)
 
@@ -86,8 +119,8 @@ AttentionMaskInterface.register(ATTENTION, eager_mask)
 class WaveformClassifier(nn.Module):
     """Feature extractor, model and scores as one module: what the graph computes.
 
-    The log-mel filter bank is `modeling_ast.fbank.fbank` itself: the exporter turns its frames and its Fourier
-    transform into ONNX operators, which are as exact as torch's. Fitting the length is written once more, since
+    The log-mel filter bank is `modeling_ast.fbank.fbank` itself: the exporter turns its frames into ONNX operators,
+    and its Fourier transform into a product with a matrix. Fitting the length is written once more, since
     `ASTFeatureExtractor.fit_length` goes through a list of clips, and a graph cannot.
 
     Args:
@@ -144,8 +177,9 @@ def export_onnx(
     path: str | os.PathLike,
     padding: str | None = None,
     with_lengths: bool = False,
+    standard_operators: bool = False,
 ) -> None:
-    """Write a model, its features and its scores as one graph, in float32, for onnxruntime.
+    """Write a model, its features and its scores as one graph, in float32.
 
     Input `waveform`, float32 (batch, samples); output `scores`, float32 (batch, num_labels): sigmoids or a softmax by
     the model's problem type. Batch and samples can be any, from one window of 25 ms up. The graph's metadata say what
@@ -161,6 +195,8 @@ def export_onnx(
             length. `None` means the extractor's own, with which scores equal the pipeline's.
         with_lengths: Whether there is a second input, `num_samples`, int64 (batch,), for clips of different lengths
             in one batch: each gets the scores that it gets alone.
+        standard_operators: Write attention out in ONNX's own operators, for other runtimes than onnxruntime; there it
+            is slower.
 
     Raises:
         ExportError: More than 1.5 GiB of weights, another word for `padding`, or a feature extractor that does not
@@ -171,19 +207,9 @@ def export_onnx(
     padding = extractor.padding if padding is None else padding
     if padding not in PADDINGS:
         raise ExportError(f"Expected padding to be one of {', '.join(PADDINGS)}, got {padding!r}.")
-    if (size := 4 * model.num_parameters()) > MAX_BYTES:
-        raise ExportError(f"Expected at most {MAX_BYTES / 1024**3} GiB of float32 weights, got {size / 1024**3:.1f}.")
-    model = copy.deepcopy(model).float().cpu().eval()
-    model.set_attn_implementation(ATTENTION)
-    classifier = WaveformClassifier(model, extractor, padding).eval()
-
+    classifier = WaveformClassifier(_prepare(model, standard_operators), extractor, padding).eval()
     shortest = frame_length(extractor.sampling_rate)
-    try:  # the model's own checks; out of the exporter they could not be understood
-        with torch.inference_mode():
-            classifier(torch.zeros(1, shortest))
-    except ValueError as error:
-        raise ExportError(f"Expected a feature extractor that fits the model. {error}") from error
-
+    _try(classifier, torch.zeros(1, shortest))
     example = num_samples(extractor.max_length, extractor.sampling_rate)
     inputs = {"waveform": torch.zeros(2, example)}
     shapes = {"waveform": {0: torch.export.Dim("batch"), 1: torch.export.Dim("samples", min=shortest)}}
@@ -198,11 +224,42 @@ def export_onnx(
         input_names=list(inputs),
         output_names=["scores"],
         opset_version=OPSET,
+        custom_translation_table={torch.ops.aten._fft_r2c.default: transform_by_matrix(extractor.sampling_rate)},
         verbose=False,
     )
+    program.model.metadata_props.update(_metadata(model, extractor, padding))
+    _save(program, path)
+
+
+def _prepare(model: ASTForAudioClassification, standard_operators: bool) -> ASTForAudioClassification:
+    """A copy in float32 whose attention the exporter can write.
+
+    Raises:
+        ExportError: More weights than fit in one file.
+    """
+    if (size := 4 * model.num_parameters()) > MAX_BYTES:
+        raise ExportError(f"Expected at most {MAX_BYTES / 1024**3} GiB of float32 weights, got {size / 1024**3:.1f}.")
+    model = copy.deepcopy(model).float().cpu().eval()
+    model.set_attn_implementation("eager" if standard_operators else ATTENTION)
+    return model
+
+
+def _try(module: nn.Module, inputs: torch.Tensor) -> None:
+    """The model's own checks; out of the exporter they could not be understood.
+
+    Raises:
+        ExportError: The feature extractor is another model's.
+    """
+    try:
+        with torch.inference_mode():
+            module(inputs)
+    except ValueError as error:
+        raise ExportError(f"Expected a feature extractor that fits the model. {error}") from error
+
+
+def _save(program: torch.onnx.ONNXProgram, path: str | os.PathLike) -> None:
     for node in program.model.graph.all_nodes():  # stack traces, with the paths of this machine
         node.metadata_props.clear()
-    program.model.metadata_props.update(_metadata(model, extractor, padding))
     program.save(path)
 
 
@@ -224,6 +281,115 @@ def _metadata(model: ASTForAudioClassification, extractor: ASTFeatureExtractor, 
             {label: config.thresholds[label] for label in labels if label in config.thresholds}
         )
     return metadata
+
+
+class FeatureClassifier(nn.Module):
+    """Features (batch, frames, mel bins) to logits (batch, num_labels), as transformers.js calls a graph.
+
+    Args:
+        model: In evaluation mode.
+    """
+
+    def __init__(self, model: ASTForAudioClassification):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        return self.model(input_values, return_dict=True).logits
+
+
+def export_logits_onnx(
+    model: ASTForAudioClassification,
+    extractor: ASTFeatureExtractor,
+    path: str | os.PathLike,
+    standard_operators: bool = False,
+) -> None:
+    """Write a model as a graph in float32 for what computes the features and the scores itself, as transformers.js.
+
+    Input `input_values`, float32 (batch, max_length, num_mel_bins); output `logits`, float32 (batch, num_labels).
+
+    Args:
+        model: Left as it is.
+        extractor: Of the model.
+        path: File to write.
+        standard_operators: As in `export_onnx`.
+
+    Raises:
+        ExportError: More than 1.5 GiB of weights, or a feature extractor that does not fit the model.
+        ImportError: onnx, onnxscript or onnxruntime is not installed.
+    """
+    require_onnx()
+    classifier = FeatureClassifier(_prepare(model, standard_operators)).eval()
+    features = torch.zeros(2, extractor.max_length, extractor.num_mel_bins)
+    _try(classifier, features)
+    program = torch.onnx.export(
+        classifier,
+        (features,),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["input_values"],
+        output_names=["logits"],
+        opset_version=OPSET,
+    )
+    _save(program, path)
+
+
+def check_for_transformers_js(
+    model: ASTForAudioClassification, extractor: ASTFeatureExtractor, padding: str | None = None
+) -> None:
+    """Refuse what transformers.js would ignore, and give other scores without a word.
+
+    Args:
+        model: To export.
+        extractor: Of the model.
+        padding: As in `export_onnx`.
+
+    Raises:
+        ExportError: Another rate than 16 kHz, clips at their own length, a padding value, or scores that are no
+            softmax.
+
+    Source: transformers.js 4.3.2, `ASTFeatureExtractor` and `AudioClassificationPipeline`.
+    """
+    instead = "Export the graph that has the features inside instead (without --transformers_js), for onnxruntime-web."
+    if extractor.sampling_rate != 16000:
+        raise ExportError(
+            f"Expected a model at 16000 Hz, got {extractor.sampling_rate}: transformers.js cuts its frames for 16000 "
+            f"Hz alone. {instead}"
+        )
+    if (function := score_function(model.config.problem_type)) != "softmax":
+        kind = {"sigmoid": "sigmoids", "none": "plain values"}[function]
+        raise ExportError(
+            f"Expected a model with one label a clip, got {model.config.problem_type}: its scores are {kind}, but the "
+            f"pipeline of transformers.js computes a softmax of every model. {instead}"
+        )
+    if (padding or extractor.padding) != "max_length":
+        raise ExportError(
+            "Expected padding max_length, got longest: transformers.js pads or cuts every clip to max_length. Give "
+            f"--padding max_length where that is wanted. {instead}"
+        )
+    if extractor.padding_value != 0:
+        raise ExportError(
+            f"Expected padding_value 0, got {extractor.padding_value}: transformers.js pads with 0. {instead}"
+        )
+
+
+def save_transformers_js_config(
+    model: ASTForAudioClassification, extractor: ASTFeatureExtractor, folder: str | os.PathLike
+) -> None:
+    """Write the `config.json` and the `preprocessor_config.json` that transformers.js looks for.
+
+    The second names the type of the extractor, without which transformers.js takes no folder. (With it, Transformers
+    in Python finds its own class of that name instead of ours, which is why our folders leave it out.)
+
+    Args:
+        model: Whose labels and sizes are written.
+        extractor: Of the model.
+        folder: Where to write; it must exist.
+    """
+    model.config.save_pretrained(folder)
+    settings = {**extractor.to_dict(), "feature_extractor_type": "ASTFeatureExtractor", "padding": "max_length"}
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    (Path(folder) / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
 
 def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike) -> None:
@@ -291,11 +457,7 @@ def model_function(
 
 def graph_function(path: str | os.PathLike, num_threads: int) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
     """The same by a graph; clips of different lengths in one batch need one that was exported with lengths."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = _open(path, num_threads)
 
     def run(clips: Sequence[np.ndarray]) -> np.ndarray:
         lengths = np.array([len(clip) for clip in clips])
@@ -305,6 +467,29 @@ def graph_function(path: str | os.PathLike, num_threads: int) -> Callable[[Seque
         return session.run(["scores"], inputs)[0]
 
     return run
+
+
+def logits_function(
+    path: str | os.PathLike, extractor: ASTFeatureExtractor, num_threads: int
+) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """The same by a graph of `export_logits_onnx`, between the feature extractor and a softmax."""
+    session = _open(path, num_threads)
+
+    def run(clips: Sequence[np.ndarray]) -> np.ndarray:
+        rate = extractor.sampling_rate
+        features = extractor(list(clips), sampling_rate=rate, return_tensors="np", padding="max_length")
+        (logits,) = session.run(["logits"], {"input_values": features["input_values"]})
+        return to_probabilities(logits, "single_label_classification")
+
+    return run
+
+
+def _open(path: str | os.PathLike, num_threads: int):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def agreement_measure(config: ASTConfig) -> tuple[str, Callable[[np.ndarray, np.ndarray], float]] | None:
