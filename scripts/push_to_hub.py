@@ -1,11 +1,13 @@
 """Upload a finished folder to the Hugging Face Hub.
 
-    python scripts/push_to_hub.py outputs/demo ME/ast-demo [--private] [--with_code] [--dry_run]
+    python scripts/push_to_hub.py outputs/demo ME/ast-demo [--private] [--with_code] [--with_handler] [--dry_run]
 
 What goes up: the weights, the configuration with its labels, the feature extractor, the model card, the recipe,
 results and pictures. What stays: checkpoints, optimiser states, predictions, and the average of the weights in its own
 folder, which can be given here by itself. With `--with_code` the package's code goes along, for machines without it,
-where `trust_remote_code=True` then loads it. The folder itself is not changed.
+where `trust_remote_code=True` then loads it. With `--with_handler` the repository can be deployed on Hugging Face
+Inference Endpoints as it is, which then hears whole recordings: `handler.py`, the whole package, and a
+`requirements.txt`. The folder itself is not changed.
 """
 
 import one_line  # noqa: F401  isort: skip
@@ -18,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import yaml
@@ -27,6 +30,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import AutoModelForAudioClassification
 
+import modeling_ast
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.training.model_card import CARD_NAME, read_run, write_model_card
 from modeling_ast.training.recipes import RECIPE_NAME
@@ -63,9 +67,11 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as root:
         staged = Path(root) / args.folder.resolve().name  # the card takes the model's name from its folder
         gather(args.folder, staged, model, extractor, args.with_code)
+        if args.with_handler:
+            add_handler(staged)
         finish_card(staged, args.repo_id, args.license, args.with_code)
         check_for_tokens(staged)
-        sizes = {path.name: path.stat().st_size for path in sorted(staged.iterdir())}
+        sizes = {path.relative_to(staged).as_posix(): path.stat().st_size for path in find_files(staged)}
         for name, size in sizes.items():
             print(f"{size:>13,} {name}")
         print(f"{sum(sizes.values()):>13,} bytes in {len(sizes)} files for {args.repo_id}")
@@ -83,6 +89,7 @@ def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("repo_id", help="where it goes: NAME/MODEL; made if it is not there")
     parser.add_argument("--private", action="store_true", help="for you, or your organisation, alone")
     parser.add_argument("--with_code", action="store_true", help="add the code, for trust_remote_code=True")
+    parser.add_argument("--with_handler", action="store_true", help="add what Inference Endpoints need to run it")
     parser.add_argument("--license", help="licence of the weights for the model card, such as apache-2.0")
     parser.add_argument("--revision", help="branch; made if it is not there; default: main")
     parser.add_argument("--commit_message", help="default: Upload and the folder's name")
@@ -143,6 +150,29 @@ def gather(
             raise UploadError(str(error)) from error
 
 
+def add_handler(staged: Path) -> None:
+    """What an Inference Endpoint needs: the handler, the package that it imports, and what that needs.
+
+    Raises:
+        UploadError: The package is not installed, so that nobody knows what it needs.
+    """
+    try:
+        needed = [line for line in requires("modeling_ast") if "extra ==" not in line]
+    except PackageNotFoundError as error:
+        raise UploadError(
+            "--with_handler writes the requirements of the installed package, which modeling_ast is not: "
+            "pip install -e ."
+        ) from error
+    package = Path(modeling_ast.__file__).parent
+    shutil.copytree(package, staged / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(package / "inference" / "handler.py", staged / "handler.py")
+    (staged / "requirements.txt").write_text("\n".join(needed) + "\n", encoding="utf-8")
+
+
+def find_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def finish_card(staged: Path, repo_id: str, license_id: str | None, with_code: bool) -> None:
     """Let the card's example load the model from the Hub, and say its licence and that code lies beside it.
 
@@ -163,7 +193,7 @@ def finish_card(staged: Path, repo_id: str, license_id: str | None, with_code: b
 
 def check_for_tokens(staged: Path) -> None:
     """Refuse text files that hold an access token: what was once public is to be revoked."""
-    texts = (path for path in sorted(staged.iterdir()) if path.suffix not in (".safetensors", ".png"))
+    texts = (path for path in find_files(staged) if path.suffix not in (".safetensors", ".png"))
     if found := [path.name for path in texts if re.search(rb"\bhf_[A-Za-z0-9]{30,}", path.read_bytes())]:
         raise UploadError(f"What looks like an access token stands in {', '.join(found)}: take it out first.")
 

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import Future
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
 import push_to_hub
 import pytest
 import run_audio_classification
+import soundfile
 import torch
 import transformers
 from conftest import make_tiny_config, random_model
@@ -23,8 +25,10 @@ from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data import synthetic
+from modeling_ast.inference.pipeline import audio_tagger
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "modeling_ast"
 TOKEN = "hf_" + "secret" * 6
 MODEL_FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 RUN_FILES = {
@@ -280,6 +284,70 @@ def test_a_folder_that_names_code_which_it_lacks_is_mended(hub, run_folder, opti
     for name in ("config.json", "preprocessor_config.json"):
         assert ("auto_map" in json.loads((hub.folder / name).read_text())) == bool(options)
     assert bool(hub.files & CODE_FILES) == bool(options)
+
+
+# The handler
+
+
+ENDPOINT = """
+import importlib.util, json, sys
+folder = sys.argv[1]
+sys.path.insert(0, folder)  # as the endpoint's server does
+spec = importlib.util.spec_from_file_location("handler.EndpointHandler", folder + "/handler.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+handler = module.EndpointHandler(path=folder)
+import modeling_ast
+print(json.dumps({"package": modeling_ast.__file__, "tags": handler({"inputs": open(sys.argv[2], "rb").read()})}))
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--with_code"]])
+def test_with_handler_everything_that_an_endpoint_needs_goes_along(hub, run_folder, options):
+    push(run_folder, "me/birds", "--with_handler", *options)
+    package = {f"modeling_ast/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.py")}
+    tables = {f"modeling_ast/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.csv")}
+    expected = MODEL_FILES | RUN_FILES | package | tables | {"handler.py", "requirements.txt"}
+    assert hub.files == expected | (CODE_FILES if options else set())
+    assert (hub.folder / "handler.py").read_bytes() == (PACKAGE / "inference" / "handler.py").read_bytes()
+    needed = (hub.folder / "requirements.txt").read_text().split("\n")
+    assert any(line.startswith("transformers") for line in needed) and not any("gradio" in line for line in needed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--with_code"]])
+def test_the_uploaded_handler_hears_whole_recordings_by_the_uploaded_package(hub, run_folder, options, tmp_path):
+    push(run_folder, "me/birds", "--with_handler", *options)
+    noise = torch.randn(40000, generator=torch.Generator().manual_seed(0)) / 10
+    soundfile.write(tmp_path / "long.flac", noise.numpy(), 16000)
+    process = subprocess.run(
+        [sys.executable, "-c", ENDPOINT, hub.folder, tmp_path / "long.flac"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": "", "HF_HOME": str(tmp_path / "hugging_face")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    answer = json.loads(process.stdout.splitlines()[-1])
+    assert Path(answer["package"]).parent == hub.folder / "modeling_ast"
+    expected = audio_tagger(run_folder, device="cpu")(str(tmp_path / "long.flac"))
+    assert [tag["label"] for tag in answer["tags"]] == [tag["label"] for tag in expected]
+    for tag, same in zip(answer["tags"], expected):
+        assert tag["score"] == pytest.approx(same["score"], abs=1e-5)
+
+
+def test_without_an_installed_package_its_requirements_are_unknown(hub, run_folder, monkeypatch, tmp_path):
+    def refuse(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(push_to_hub, "requires", refuse)
+    with pytest.raises(push_to_hub.UploadError, match="which modeling_ast is not: pip install -e ."):
+        push(run_folder, "me/birds", "--with_handler")
+    with pytest.raises(push_to_hub.UploadError, match="requirements of the installed package"):
+        push_to_hub.add_handler(tmp_path)
+    assert hub.calls == []
 
 
 # What goes wrong is one sentence
