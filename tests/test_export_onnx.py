@@ -1,6 +1,7 @@
 """The exported graph gives the model's scores: any batch, any length, and where there is no torch."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,9 @@ from modeling_ast.fbank import frame_length, num_samples
 from modeling_ast.inference.export import (
     ExportError,
     agreement_measure,
+    check_for_transformers_js,
     compare,
+    export_logits_onnx,
     export_onnx,
     graph_function,
     model_function,
@@ -265,6 +268,7 @@ def portable(tmp_path_factory):
     return folder, model, extractor
 
 
+@pytest.mark.slow
 def test_with_standard_operators_alone_any_runtime_gives_the_scores(portable):
     """ONNX's own evaluator knows ONNX's operators alone."""
     folder, model, extractor = portable
@@ -281,7 +285,7 @@ def test_with_standard_operators_alone_any_runtime_gives_the_scores(portable):
                 np.testing.assert_allclose(found, expected_scores(model, extractor, clips), atol=1e-5)
 
 
-@pytest.mark.parametrize("folder_of", ["exported", "portable"])
+@pytest.mark.parametrize("folder_of", ["exported", pytest.param("portable", marks=pytest.mark.slow)])
 def test_openvino_gives_the_scores(folder_of, request):
     openvino = pytest.importorskip("openvino")
     folder, model, extractor, *_ = request.getfixturevalue(folder_of)
@@ -291,6 +295,103 @@ def test_openvino_gives_the_scores(folder_of, request):
         clips = sounds(2, length)
         expected = expected_scores(model, extractor, clips)
         np.testing.assert_allclose(graph(np.stack(clips))["scores"], expected, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def for_transformers_js(tmp_path_factory):
+    """A model that transformers.js can take, and the folder that the script writes for it."""
+    folder = tmp_path_factory.mktemp("for_transformers_js")
+    model, extractor = make_pair(padding="max_length", problem_type=SINGLE, max_length=48)
+    model.save_pretrained(folder / "model")
+    extractor.save_pretrained(folder / "model")
+    results = run_script(folder / "model", folder / "js", "--transformers_js")
+    return folder, model, extractor, results
+
+
+@pytest.mark.slow
+def test_folder_for_transformers_js_holds_what_it_looks_for(for_transformers_js):
+    folder, model, extractor, results = for_transformers_js
+    names = {str(path.relative_to(folder / "js")) for path in (folder / "js").rglob("*") if path.is_file()}
+    assert names == {"config.json", "preprocessor_config.json", "onnx/model.onnx", "onnx/model_quantized.onnx"}
+    config, settings = (
+        json.loads((folder / "js" / name).read_text()) for name in sorted(names)[:1] + sorted(names)[3:]
+    )
+    assert config["model_type"] == "audio-spectrogram-transformer" and len(config["id2label"]) == 4
+    assert settings["feature_extractor_type"] == "ASTFeatureExtractor"
+    for key in ("mean", "std", "max_length", "num_mel_bins", "sampling_rate", "do_normalize"):
+        assert settings[key] == getattr(extractor, key)
+    assert results["fp32"]["largest_difference"] < 1e-5 and "int8" in results
+    session = onnxruntime.InferenceSession(folder / "js" / "onnx" / "model.onnx")
+    features = extractor(sounds(3, 5000), sampling_rate=16000, return_tensors="pt")
+    (logits,) = session.run(["logits"], {"input_values": features["input_values"].numpy()})
+    with torch.inference_mode():
+        np.testing.assert_allclose(logits, model(features["input_values"]).logits.numpy(), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_transformers_js_gives_the_scores(for_transformers_js, tmp_path):
+    """Where node has the package: in the folder that NODE_PATH names."""
+    package = Path(os.environ.get("NODE_PATH", "")) / "@huggingface" / "transformers"
+    if shutil.which("node") is None or not (package / "package.json").is_file():
+        pytest.skip("needs node, and NODE_PATH with @huggingface/transformers")
+    folder, model, extractor, _ = for_transformers_js
+    clips = [sounds(1, length, seed=length)[0] for length in (400, 5000, 7777, 12345)]  # padded, and cut
+    for index, clip in enumerate(clips):
+        clip.tofile(tmp_path / f"{index}.f32")
+    code = f"""
+        import fs from "node:fs";
+        import {{ env, pipeline }} from "{package.resolve()}/dist/transformers.node.mjs";
+        env.allowRemoteModels = false;
+        env.localModelPath = "{folder}";
+        const classify = await pipeline("audio-classification", "js", {{ dtype: "fp32" }});
+        for (let index = 0; index < {len(clips)}; ++index) {{
+            const bytes = new Uint8Array(fs.readFileSync(`{tmp_path}/${{index}}.f32`));
+            console.log(JSON.stringify(await classify(new Float32Array(bytes.buffer), {{ top_k: 4 }})));
+        }}
+    """
+    (tmp_path / "run.mjs").write_text(textwrap.dedent(code))
+    done = subprocess.run(["node", tmp_path / "run.mjs"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for line, scores in zip(done.stdout.splitlines(), expected_scores(model, extractor, clips), strict=True):
+        found = {tag["label"]: tag["score"] for tag in json.loads(line)}
+        np.testing.assert_allclose([found[model.config.id2label[i]] for i in range(4)], scores, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model_options", "extractor_options", "padding", "words"),
+    [
+        (
+            {"problem_type": MULTI},
+            {},
+            None,
+            "one label a clip, got multi_label_classification: its scores are sigmoids",
+        ),
+        ({"problem_type": "regression", "num_labels": 1}, {}, None, "got regression: its scores are plain values"),
+        ({}, {"sampling_rate": 8000}, None, "a model at 16000 Hz, got 8000"),
+        ({}, {"padding": "longest"}, None, "padding max_length, got longest"),
+        ({}, {}, "longest", "padding max_length, got longest"),
+        ({}, {"padding_value": -3.0}, None, "padding_value 0, got -3.0"),
+        ({}, {}, None, None),
+        ({"problem_type": None}, {"padding": "longest"}, "max_length", None),
+    ],
+)
+def test_what_transformers_js_would_ignore_is_refused(model_options, extractor_options, padding, words):
+    model, _ = make_pair(**{"problem_type": SINGLE, **model_options})
+    extractor = ASTFeatureExtractor(**{"max_length": 64, "num_mel_bins": 32, **extractor_options})
+    if words is None:
+        check_for_transformers_js(model, extractor, padding)
+        return
+    with pytest.raises(ExportError, match=words) as raised:
+        check_for_transformers_js(model, extractor, padding)
+    assert "\n" not in str(raised.value)
+
+
+def test_graph_of_logits_needs_an_extractor_that_fits(tmp_path, monkeypatch):
+    with pytest.raises(ExportError, match="Expected a feature extractor that fits the model.*32 mel bins"):
+        export_logits_onnx(make_pair()[0], ASTFeatureExtractor(num_mel_bins=64), tmp_path / "model.onnx")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match="pip install"):
+        export_logits_onnx(*make_pair(), tmp_path / "model.onnx")
 
 
 # 8 bits
@@ -502,6 +603,8 @@ def test_bad_arguments_are_refused(exported, tmp_path, capsys):
         ([folder / "model", tmp_path / "ast.pt"], "a file ending in .onnx, got"),
         ([folder / "model", tmp_path / "ast.onnx", "--num_threads", 0], "--num_threads of at least 1, got 0"),
         ([folder / "model", tmp_path / "ast.onnx", "--padding", "left"], "invalid choice: 'left'"),
+        ([folder / "model", tmp_path / "js", "--transformers_js", "--with_lengths"], "one clip at a time"),
+        ([folder / "model", folder / "model", "--transformers_js"], "not a file or a model's own folder, got"),
     ):
         with pytest.raises(SystemExit):
             run_script(*arguments)
