@@ -545,7 +545,7 @@ def raise_again(error: Exception):
 
 def too_little_memory_for_a_clip():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(soundfile, "SoundFile", lambda *_: raise_again(MemoryError()))
+        patch.setattr(soundfile, "SoundFile", lambda *_, **options: raise_again(MemoryError()))
         load_waveform(io.BytesIO(b"RIFF"), name="a.wav")
 
 

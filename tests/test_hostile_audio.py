@@ -765,10 +765,10 @@ def campaign(num_files: int, num_processes: int, folder: Path) -> Counter:
 
 
 def test_mutated_files_are_heard_or_refused(tmp_path):
-    total = campaign(300, 1, tmp_path)
-    assert total.total() >= 300
+    total = campaign(100, 1, tmp_path)
+    assert total.total() >= 100
     for outcome in ("decoded", "refused"):
-        assert sum(count for key, count in total.items() if key.endswith(outcome)) > 30
+        assert sum(count for key, count in total.items() if key.endswith(outcome)) > 10
 
 
 @pytest.mark.slow

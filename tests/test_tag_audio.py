@@ -554,7 +554,7 @@ def test_a_list_names_recordings(recordings, tmp_path, name, text):
     ("name", "text", "words"),
     [
         ("list.txt", "\n", "list.txt: the list names no files."),
-        ("list.txt", "nowhere.wav\n", "nowhere.wav: no such file or folder."),
+        ("list.txt", "nowhere.wav\n", "list.txt, a list of recordings: nowhere.wav is not there."),
         ("list.csv", "file\na.wav\n", "list.csv: expected a column path or audio, got"),
         ("list.csv", 'path\n"a.wav\n', "list.csv: the list cannot be read"),
     ],

@@ -13,7 +13,7 @@ from typing import Any
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AUDIO_SUFFIXES
 from modeling_ast.data.folders import find_sounds
-from modeling_ast.data.label_tables import plain
+from modeling_ast.data.label_tables import DataError, plain, read_rows
 from modeling_ast.data.whole_files import written_beside
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import may_fail, plot_timeline
@@ -124,20 +124,23 @@ def _is_list(source: Path) -> bool:
 def _read_list(path: Path) -> list[Path]:
     """The sources that a list names."""
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names of files may be no UTF-8
-        lines = text.splitlines()
-        if path.suffix.lower() != ".txt":
-            reader = csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-            columns = [name for name in _LIST_COLUMNS if name in (reader.fieldnames or ())]
+        if path.suffix.lower() == ".txt":  # names of files may be no UTF-8
+            names = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        else:
+            header, *rows = [cells for _, cells in read_rows(path)] or [[]]
+            columns = [header.index(name) for name in _LIST_COLUMNS if name in header]
             if not columns:
-                raise TaggingError(f"{path}: expected a column {' or '.join(_LIST_COLUMNS)}, got {lines[:1]}.")
-            lines = [row[columns[0]] or "" for row in reader]
-    except (OSError, csv.Error) as error:
+                raise TaggingError(f"{path}: expected a column {' or '.join(_LIST_COLUMNS)}, got {', '.join(header)}.")
+            names = [cells[columns[0]] for cells in rows]
+    except (OSError, DataError) as error:
         raise TaggingError(f"{path}: the list cannot be read ({error}).") from error
-    sources = [Path(line.strip()) for line in lines if line.strip()]
+    sources = [Path(name.strip()) for name in names if name.strip()]
     if not sources:
         raise TaggingError(f"{path}: the list names no files.")
-    return [beside if (beside := path.parent / source).exists() else source for source in sources]
+    sources = [beside if (beside := path.parent / source).exists() else source for source in sources]
+    if missing := [source for source in sources if not os.path.lexists(source)]:
+        raise TaggingError(f"{path}, a list of recordings: {missing[0]!s:.200} is not there.")
+    return sources
 
 
 def _cut_name(place: str) -> str:
