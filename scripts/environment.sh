@@ -1,7 +1,8 @@
 # Sourced by quickstart.sh, test.sh and test_versions.sh: makes environments, and installs this package into .venv.
 
-# What pytest is asked for, if not for all tests.
-quick_tests=(-m "not slow" --numprocesses 2 --dist loadfile)
+# What pytest is asked for, for all tests and for the quick ones.
+all_tests=(--numprocesses 2 --dist loadfile)
+quick_tests=(-m "not slow" "${all_tests[@]}")
 
 # Prints the name of a Python that is new enough. Usage: find_python
 find_python() {

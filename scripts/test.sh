@@ -7,7 +7,7 @@ prepare_environment test
 
 selection=("${quick_tests[@]}")
 if [ "${1:-}" = "--all" ]; then
-    selection=()
+    selection=("${all_tests[@]}")
     shift
 fi
 .venv/bin/ruff check .
