@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
+from safetensors import safe_open
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
 
 from .configuration_ast import ASTConfig
 from .modeling_ast import ASTForAudioClassification, adapt_position_embeddings
@@ -219,17 +220,32 @@ def load_trained(
         The model, and the names of weights that are missing, which were drawn at random.
 
     Raises:
-        ValueError: Its files are broken, its configuration cannot work, or its weights are not finite.
+        ValueError: Its files are broken, its configuration cannot work, or its weights are not finite, integers or
+            complex.
         OSError: No such folder or repository, or no weights in it.
     """
     try:
         model, found = model_class.from_pretrained(name, output_loading_info=True, **options)
+        other = _find_other_numbers(name, options)
     except OSError:
         raise
     except Exception as error:  # the libraries raise whatever a broken file makes them stumble over
         raise ValueError(why_unreadable(error)) from error
+    if other:
+        raise ValueError(f"Expected floating-point weights in {name}, got {', '.join(other[:MAX_PROBLEMS])}.")
     refuse_not_finite(model.state_dict(), name)
     return model, sorted(found["missing_keys"])
+
+
+def _find_other_numbers(name: str | os.PathLike, options: Mapping[str, Any]) -> list[str]:
+    """Weights of a file that are integers or complex, which Transformers casts without a word."""
+    place = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
+    path = cached_file(name, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **place)
+    if path is None:  # a pickle, or several files
+        return []
+    with safe_open(path, "pt") as file:
+        types = {key: file.get_slice(key).get_dtype() for key in file.keys()}
+    return [f"{key} of type {kind}" for key, kind in types.items() if not kind.startswith(("F", "BF"))]
 
 
 def why_unreadable(error: Exception) -> str:

@@ -51,6 +51,18 @@ def put_nan(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def put_integers(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.dense.weight"] = tensors["classifier.dense.weight"].to(torch.int32)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def put_complex(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["classifier.dense.weight"] = tensors["classifier.dense.weight"].to(torch.complex64)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def put_other_bins(folder: Path) -> None:
     ASTFeatureExtractor(num_mel_bins=64, max_length=64).save_pretrained(folder)
 
@@ -66,6 +78,8 @@ def drop_extractor(folder: Path) -> None:
         (drop_weights, "model.safetensors"),
         (drop_a_weight, "weights are missing, such as"),
         (put_nan, "Expected finite numbers in the weights"),
+        (put_integers, "floating-point weights in .*, got classifier.dense.weight of type I32"),
+        (put_complex, "floating-point weights in .*, got classifier.dense.weight of type C64"),
         (put_other_bins, "32 mel bins, got one with 64"),
         (drop_extractor, "feature extractor"),
     ],
