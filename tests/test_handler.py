@@ -100,5 +100,5 @@ def test_what_cannot_be_answered_is_one_sentence(handler, data, error, words):
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path):
-    with pytest.raises((OSError, ValueError), match="config.json"):
+    with pytest.raises((OSError, ValueError), match="config.json|model.safetensors"):
         EndpointHandler(str(tmp_path))
