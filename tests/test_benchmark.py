@@ -19,7 +19,7 @@ from modeling_ast.data.synthetic import CLASSES, generate_clip
 from modeling_ast.inference import comparison, measuring
 from modeling_ast.inference.measuring import BenchmarkError, Row
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 SMALL = ["--size", "tiny224", "--max_length", "128", "--rounds", "1", "--num_threads", "1", "--num_files", "2"]
 SMALL += ["--num_eval_clips", "40", "--batch_sizes", "1", "--dtypes", "fp32", "--train_batch_size", "1"]

@@ -57,6 +57,7 @@ def test_estimate_is_that_of_the_run_in_epochs_too(recipe, tmp_path):
     assert results["dry_run_updates"] == 12 and results["dry_run_evaluations"] == 6
 
 
+@pytest.mark.slow
 def test_evaluation_alone_is_estimated_too(recipe, tmp_path):
     script.main([str(recipe), "--output_dir", str(tmp_path / "run"), "--max_steps=2"])
     before = everything_in(tmp_path)
@@ -66,6 +67,7 @@ def test_evaluation_alone_is_estimated_too(recipe, tmp_path):
     assert everything_in(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_dry_run_in_the_folder_of_a_run_changes_nothing(recipe, tmp_path):
     script.main([str(recipe), "--output_dir", str(tmp_path / "run"), "--max_steps=4"])
     before = everything_in(tmp_path)

@@ -450,6 +450,7 @@ def test_script_takes_one_window_of_a_long_file_and_says_so(folder, capsys):
     assert found.spectrogram.times[0].item() == pytest.approx(20.5125)
 
 
+@pytest.mark.slow
 def test_script_hears_a_longer_stretch_as_a_whole_where_it_is_asked_for(folder, capsys):
     found = explain(folder, "long.wav", "--start", "1", "--end", "2.5")
     assert "Longer than the model's window of 0.66 s" in (said := capsys.readouterr().out) and "goes on" not in said

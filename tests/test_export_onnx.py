@@ -117,6 +117,7 @@ def test_scores_of_real_clips_are_those_of_the_model(exported, shared_data):
         np.testing.assert_allclose(graph([clip]), expected_scores(model, extractor, [clip]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_padding_and_lengths_are_those_of_the_feature_extractor(tmp_path):
     """With lengths and "max_length" padding: short clips are padded, long ones cut, behind a clip all is ignored."""
     model, extractor = make_pair(

@@ -389,7 +389,7 @@ BAD = {"train-3.wav": "no such file", "train-7.wav": "cannot be decoded", "train
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("padding", ["max_length", "longest"])
+@pytest.mark.parametrize("padding", ["max_length", pytest.param("longest", marks=pytest.mark.slow)])
 def test_bad_clip_is_replaced_counted_and_named(bad_clips, tmp_path, caplog, workers, padding):
     argv = [f"--dataloader_num_workers={workers}", "--max_bad_clips=3", "--linear_baseline=true"]
     results = run(bad_clips, tmp_path / "run", *argv, f"--padding={padding}")

@@ -93,7 +93,7 @@ def test_second_derivative_exists(small_blocks):
 
 @pytest.mark.filterwarnings("ignore:.*lru_cache")
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiled_fbank_gives_the_same(backend, dynamic):
     torch.compiler.reset()
     compiled = torch.compile(fbank, backend=backend, dynamic=dynamic)

@@ -765,10 +765,10 @@ def campaign(num_files: int, num_processes: int, folder: Path) -> Counter:
 
 
 def test_mutated_files_are_heard_or_refused(tmp_path):
-    total = campaign(100, 1, tmp_path)
-    assert total.total() >= 100
+    total = campaign(60, 1, tmp_path)
+    assert total.total() >= 60
     for outcome in ("decoded", "refused"):
-        assert sum(count for key, count in total.items() if key.endswith(outcome)) > 10
+        assert sum(count for key, count in total.items() if key.endswith(outcome)) > 5
 
 
 @pytest.mark.slow

@@ -898,6 +898,7 @@ def test_examples_with_names_that_cannot_be_shown_do_not_keep_all_from_the_page(
     assert r"\udcff latin.wav is no example" in told and r"red\x1b[31m.wav is no example" in told
 
 
+@pytest.mark.slow
 def test_page_shows_names_and_messages_as_text(folder, tmp_path):
     pytest.importorskip("gradio")
     import demo_app

@@ -21,7 +21,7 @@ from modeling_ast.inference.comparison import generate_sounds, has_compiler
 from modeling_ast.inference.differences import COMPARISONS, Comparison, Subject, classify, difference, measure
 from modeling_ast.inference.measuring import BenchmarkError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 # How far each may be apart, as a multiple of the spread: ten times or more of what was measured here.
 BOUNDS = {

@@ -182,7 +182,7 @@ def run_once(tmp_path_factory, *argv) -> tuple[Path, list]:
 # The same seed, the same run
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_same_seed_makes_the_same_run(whole, tmp_path, workers):
     folder, argv = whole
     torch.rand(7)  # whatever was drawn before it began
