@@ -96,6 +96,8 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(
                 f"Expected return_attention_mask to be true, false or none, got {return_attention_mask!r}."
             )
+        if do_normalize not in (True, False):  # text in a file, "false", would count as true
+            raise ValueError(f"Expected do_normalize to be true or false, got {do_normalize!r:.40}.")
         for name, only_value in _STOCK_KEYS.items():
             if kwargs.pop(name, only_value) != only_value:
                 raise ValueError(f"{name} can only be {only_value!r}: nothing else has an effect on AST features.")
@@ -126,9 +128,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         """
         features = {"sampling_rate", "num_mel_bins", "padding_value", "do_normalize", "mean", "std"}
         known = features | {"max_length", "min_length", "padding", "return_attention_mask"}
-        if (
-            "padding" not in feature_extractor_dict
-        ):  # a file of Transformers' own, which writes a false that it ignores
+        if "padding" not in feature_extractor_dict:  # of Transformers' own, which writes a false that it ignores
             feature_extractor_dict = {**feature_extractor_dict, "return_attention_mask": None}
         kept = {key: value for key, value in feature_extractor_dict.items() if key in known.union(_BOOKKEEPING_KEYS)}
         unknown = feature_extractor_dict.keys() - kept.keys() - _STOCK_KEYS.keys()
@@ -414,7 +414,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         if return_attention_mask is None:
             return_attention_mask = self.return_attention_mask
         if strategy != "do_not_pad" if return_attention_mask is None else return_attention_mask:
-            masks = processed_features.get("attention_mask") or [np.ones(len(clip), np.int64) for clip in clips]
+            masks = processed_features.get("attention_mask", [np.ones(len(clip), np.int64) for clip in clips])
             output["attention_mask"] = [
                 np.pad(np.asarray(mask)[: len(clip)], (0, number)).astype(np.int64)
                 for mask, clip, number in zip(masks, clips, missing)

@@ -399,6 +399,14 @@ def test_pad_makes_the_batch_that_a_call_makes():
     assert [len(clip) for clip in extractor.pad(rows, padding=False).input_values] == [48, 98, 16]
 
 
+@pytest.mark.parametrize("return_tensors", ["pt", "np", None])
+def test_pad_makes_a_batch_of_a_call_longer(return_tensors):
+    extractor = ASTFeatureExtractor(padding="longest")
+    batch = extractor([noise(8000), noise(16000)], return_tensors=return_tensors)
+    longer = extractor.pad(batch, padding="max_length", max_length=120, return_tensors="np")
+    assert longer.input_values.shape == (2, 120, 128) and longer.attention_mask.sum(axis=1).tolist() == [48, 98]
+
+
 @pytest.mark.parametrize(
     "features, options, words",
     [
@@ -489,6 +497,7 @@ def test_unusable_arguments_of_the_call_are_refused(options, error, words):
     [
         ({"max_lenght": 512}, TypeError, "'max_lenght'"),
         ({"return_attention_mask": "yes"}, ValueError, "return_attention_mask to be true, false or none, got .yes."),
+        ({"do_normalize": "false"}, ValueError, "do_normalize to be true or false, got 'false'"),
         ({"feature_size": 2}, ValueError, "feature_size can only be 1"),
         ({"padding_side": "left"}, ValueError, "padding_side can only be 'right'"),
         ({"std": 0.0}, ValueError, "std of at least 1e-06, got 0.0"),
