@@ -1,5 +1,6 @@
 """Foreign weights to ours: the original's checkpoints, and ImageNet weights of distilled DeiT in three layouts."""
 
+import json
 import os
 import pickle
 import re
@@ -10,7 +11,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    logging,
+)
 
 from .configuration_ast import ASTConfig
 from .modeling_ast import ASTForAudioClassification, adapt_position_embeddings
@@ -240,12 +248,27 @@ def load_trained(
 def _find_other_numbers(name: str | os.PathLike, options: Mapping[str, Any]) -> list[str]:
     """Weights of a file that are integers or complex, which Transformers casts without a word."""
     place = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
-    path = cached_file(name, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **place)
-    if path is None:  # a pickle, or several files
-        return []
-    with safe_open(path, "pt") as file:
-        types = {key: file.get_slice(key).get_dtype() for key in file.keys()}
-    return [f"{key} of type {kind}" for key, kind in types.items() if not kind.startswith(("F", "BF"))]
+
+    def find(file: str) -> str | None:
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **place)
+
+    paths = []
+    for file, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
+        if path := find(file):
+            paths = [path]
+        elif path := find(index):  # weights in several files
+            paths = [find(part) for part in sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))]
+        if paths:
+            break
+    types = {}
+    for path in paths:
+        if path.endswith(".safetensors"):
+            with safe_open(path, "pt") as file:
+                types |= {key: file.get_slice(key).get_dtype() for key in file.keys()}
+        else:
+            tensors = torch.load(path, map_location="meta", weights_only=True)
+            types |= {key: str(tensor.dtype).removeprefix("torch.") for key, tensor in tensors.items()}
+    return [f"{key} of type {kind}" for key, kind in types.items() if not kind.upper().startswith(("F", "BF"))]
 
 
 def why_unreadable(error: Exception) -> str:

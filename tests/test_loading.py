@@ -63,6 +63,24 @@ def put_complex(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def put_integers_into_a_pickle(folder: Path) -> None:
+    put_integers(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    drop_weights(folder)
+
+
+def put_integers_into_one_of_several_files(folder: Path) -> None:
+    put_integers(folder)
+    files = {"one.safetensors": {}, "other.safetensors": {}}
+    for number, (key, tensor) in enumerate(load_file(folder / "model.safetensors").items()):
+        list(files.values())[number % 2][key] = tensor
+    for file, tensors in files.items():
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    weight_map = {key: file for file, tensors in files.items() for key in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    drop_weights(folder)
+
+
 def put_other_bins(folder: Path) -> None:
     ASTFeatureExtractor(num_mel_bins=64, max_length=64).save_pretrained(folder)
 
@@ -79,6 +97,8 @@ def drop_extractor(folder: Path) -> None:
         (drop_a_weight, "weights are missing, such as"),
         (put_nan, "Expected finite numbers in the weights"),
         (put_integers, "floating-point weights in .*, got classifier.dense.weight of type I32"),
+        (put_integers_into_a_pickle, "floating-point weights in .*, got classifier.dense.weight of type int32"),
+        (put_integers_into_one_of_several_files, "floating-point .*, got classifier.dense.weight of type I32"),
         (put_complex, "floating-point weights in .*, got classifier.dense.weight of type C64"),
         (put_other_bins, "32 mel bins, got one with 64"),
         (drop_extractor, "feature extractor"),
