@@ -355,6 +355,7 @@ PICTURES = ("tags", "confusion", "timeline", "curves", "classes", "reliability",
 
 def draw(folder: Path, kinds: Iterable[str], label_names: list[str], title: str) -> None:
     """Pictures of some kinds, of five labels."""
+    torch.manual_seed(0)
     probabilities, labels, _ = problem(5, 10)
     clip, extractor = 0.1 * torch.randn(8000), ASTFeatureExtractor(num_mel_bins=32)
     timeline = Timeline(np.array([0, 4000, 8000]), probabilities[:2].astype(np.float32), label_names, 16000)
@@ -411,7 +412,8 @@ def test_no_picture_takes_a_name_for_mathematics(tmp_path, figures, kinds):
     draw(tmp_path, kinds, label_names, title="$1^ and $_{.wav")
     drawn = dict(zip(kinds, figures, strict=True))
     for kind, figure in drawn.items():
-        assert not any(text.get_parse_math() for text in figure.findobj(Text))
+        # Numbers of ticks that the layout adds are texts too, without a dollar.
+        assert not any(text.get_parse_math() for text in figure.findobj(Text) if "$" in text.get_text())
         assert kind == "reliability" or any("$1^ and $_{.wav" in text for text in texts(figure))
     confusion = drawn["confusion"].axes[0]
     assert names(confusion) == [label.get_text() for label in confusion.get_xticklabels()] == label_names
