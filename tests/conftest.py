@@ -51,6 +51,12 @@ def shared_data() -> Path:
     return _shared_folder("data")
 
 
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """What a test draws without a generator of its own is the same in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def light_garbage_collection():
     """What is loaded by now stays: each run of the Trainer collects garbage, and would look at a million objects."""

@@ -355,7 +355,6 @@ PICTURES = ("tags", "confusion", "timeline", "curves", "classes", "reliability",
 
 def draw(folder: Path, kinds: Iterable[str], label_names: list[str], title: str) -> None:
     """Pictures of some kinds, of five labels."""
-    torch.manual_seed(0)
     probabilities, labels, _ = problem(5, 10)
     clip, extractor = 0.1 * torch.randn(8000), ASTFeatureExtractor(num_mel_bins=32)
     timeline = Timeline(np.array([0, 4000, 8000]), probabilities[:2].astype(np.float32), label_names, 16000)

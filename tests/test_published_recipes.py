@@ -212,7 +212,7 @@ def prepare(name: str, folder: Path) -> None:
     if name == "mixed_lengths":
         make_mixed_lengths(folder)
     for command in commands(name):
-        if command[1] == "scripts/prepare_events.py":
+        if command[1] == "tests/campaigns/prepare_events.py":
             prepare_events.main(command[2:])
         if command[1] == "scripts/prepare_data.py":
             words = [word.replace("PATH/TO/", f"{folder}/") for word in command[2:]]

@@ -6,18 +6,19 @@ import logging
 import sys
 
 import benchmark
+import comparison
+import measuring
 import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
+from measuring import BenchmarkError, Row
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.audio_spectrogram_transformer import ASTConfig as StockConfig
 from transformers.models.audio_spectrogram_transformer import ASTForAudioClassification as StockModel
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.synthetic import CLASSES, generate_clip
-from modeling_ast.inference import comparison, measuring
-from modeling_ast.inference.measuring import BenchmarkError, Row
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
@@ -313,7 +314,7 @@ def test_the_table_tells_goals_machine_and_command(tmp_path):
     width = lines[0].count("|")
     assert all(line.count("|") == width for line in lines[: 2 + len(rows)])
     assert "2.50 ×" in table and f"torch {torch.__version__.split('+')[0]}" in table
-    assert "python scripts/benchmark.py --size tiny224" in table and "1 threads" in table
+    assert "python tests/campaigns/benchmark.py --size tiny224" in table and "1 threads" in table
     report = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert report["machine"]["processor"] and report["settings"]["size"] == "tiny224"
 

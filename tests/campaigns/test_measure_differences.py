@@ -5,21 +5,21 @@ import math
 import shutil
 from pathlib import Path
 
+import differences
 import measure_differences as script
 import pytest
 import soundfile
 import torch
+from comparison import generate_sounds, has_compiler
 from conftest import make_tiny_config, random_model
+from differences import COMPARISONS, Comparison, Subject, classify, difference, measure
 from measure_differences import PLAIN, TRAINING, Run, RunComparison, Runs, compare_runs
+from measuring import BenchmarkError
 from safetensors.torch import load_file, save_file
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast import fbank as fbank_module
 from modeling_ast import modeling_ast as network
-from modeling_ast.inference import differences
-from modeling_ast.inference.comparison import generate_sounds, has_compiler
-from modeling_ast.inference.differences import COMPARISONS, Comparison, Subject, classify, difference, measure
-from modeling_ast.inference.measuring import BenchmarkError
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
@@ -292,7 +292,9 @@ def test_the_table_and_the_file_hold_every_row(folder, tmp_path, monkeypatch, ca
     report = json.loads((tmp_path / "new" / "rows.json").read_text())
     assert [row["compared"] for row in report["rows"]] == [each.compared for each in quick]
     assert all(row["largest"] >= 0 and row["relative"] >= 0 for row in report["rows"])
-    assert report["command"].startswith("python scripts/measure_differences.py --groups features logits --model ")
+    assert report["command"].startswith(
+        "python tests/campaigns/measure_differences.py --groups features logits --model "
+    )
     assert {"processor", "cores", "torch", "transformers"} <= report["machine"].keys()
 
 

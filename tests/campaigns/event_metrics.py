@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from splicing import frame_levels, sounding_frames
 
-from modeling_ast.data.splicing import frame_levels, sounding_frames
 from modeling_ast.fbank import frame_length, frame_shift
 from modeling_ast.inference.timeline import Event
 

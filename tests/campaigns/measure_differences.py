@@ -1,6 +1,6 @@
 """Measure what gives the same result only nearly, or not at all: how far two ways to the same are apart.
 
-    python scripts/measure_differences.py [--model FOLDER] [--audio FOLDER] [--groups features logits training] ...
+    python tests/campaigns/measure_differences.py [--model FOLDER] [--audio FOLDER] [--groups features ...] ...
 
 Prints a Markdown table with a row for each comparison: features and logits of a model on some clips, and small
 training runs (on generated sounds, whatever the model) as one process and as two, accumulated, with workers, and so
@@ -8,8 +8,6 @@ on. The largest absolute difference is also given as a multiple of the spread, t
 with the share of the clips that get the same best label. What cannot be measured here says why. Exit status: 0; 1 if
 something differs that must be equal, such as one run and the same run again; 2 if nothing can be measured.
 """
-
-import one_line  # noqa: F401  isort: skip
 
 import argparse
 import csv
@@ -31,14 +29,8 @@ except ImportError as error:
     sys.exit(str(error))
 
 import torch
-from fault_campaign import write_recipe
-from safetensors.torch import load_file
-from tqdm.auto import tqdm
-
-from modeling_ast import ASTFeatureExtractor
-from modeling_ast.fbank import num_samples
-from modeling_ast.inference.comparison import RATE, generate_sounds, hear, spread
-from modeling_ast.inference.differences import (
+from comparison import RATE, generate_sounds, hear, spread
+from differences import (
     COMPARISONS,
     Difference,
     NotMeasured,
@@ -49,10 +41,16 @@ from modeling_ast.inference.differences import (
     measure,
     random_model,
 )
-from modeling_ast.inference.measuring import BenchmarkError, describe_machine, quiet, threads
+from fault_campaign import write_recipe
+from measuring import BenchmarkError, describe_machine, quiet, threads
+from safetensors.torch import load_file
+from tqdm.auto import tqdm
+
+from modeling_ast import ASTFeatureExtractor
+from modeling_ast.fbank import num_samples
 from modeling_ast.loading import load_model
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "run_audio_classification.py"
 GROUPS = ("features", "logits", "training")
 RANDOM_MODEL_FRAMES = 96  # a second
@@ -239,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     print(markdown_table(rows))
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     if args.output is not None:
-        command = shlex.join(["python", "scripts/measure_differences.py", *argv])
+        command = shlex.join(["python", "tests/campaigns/measure_differences.py", *argv])
         report = {"machine": machine, "command": command, "rows": [asdict(row) for row in rows]}
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -1,13 +1,11 @@
 """Make clips of events to train on, and clips of background, from the manifest of a data set with folds or splits.
 
-    python scripts/prepare_events.py data/esc10.csv --clips_dir data/esc10_events --output data/esc10_events.csv
+    python tests/campaigns/prepare_events.py data/esc10.csv --clips_dir CLIPS --output TABLE.csv
 
 Of each clip the longest stretch in which it sounds is kept (clips are often padded with silence), at one level. To
 them come clips of steady noise and of silence with the label `background`, so that a model learns what nothing is. The
 other columns of the manifest stay, such as `fold`; background is spread over their values.
 """
-
-import one_line  # noqa: F401  isort: skip
 
 import argparse
 import sys
@@ -22,12 +20,12 @@ except ImportError as error:
 
 import soundfile
 import torch
+from splicing import BACKGROUND, background_noise, set_level, sounding_part
 from tqdm.auto import tqdm
 
 from modeling_ast import load_waveform
 from modeling_ast.data.label_tables import DataError, read_rows
 from modeling_ast.data.prepare import Manifest, summarize, write_manifest
-from modeling_ast.data.splicing import BACKGROUND, background_noise, set_level, sounding_part
 from modeling_ast.data.whole_files import written_beside
 
 SAMPLING_RATE = 16000

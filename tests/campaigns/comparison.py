@@ -12,6 +12,15 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from measuring import (
+    BenchmarkError,
+    LayerProducts,
+    Row,
+    check_agreement,
+    count_operations,
+    threads,
+    time_in_turn,
+)
 from torchaudio.compliance import kaldi
 from transformers import pipeline
 from transformers.models.audio_spectrogram_transformer import ASTConfig as StockConfig
@@ -32,15 +41,6 @@ from modeling_ast.inference.export import (
     model_function,
     quantize_onnx,
     require_onnx,
-)
-from modeling_ast.inference.measuring import (
-    BenchmarkError,
-    LayerProducts,
-    Row,
-    check_agreement,
-    count_operations,
-    threads,
-    time_in_turn,
 )
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 

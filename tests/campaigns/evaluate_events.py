@@ -1,13 +1,11 @@
 """Measure how well a model's timeline finds events: in a long recording spliced from the held-out clips of a recipe.
 
-    python scripts/evaluate_events.py outputs/esc10_events --recipe configs/esc10_events.yaml
+    python tests/campaigns/evaluate_events.py outputs/esc10_events --recipe configs/esc10_events.yaml
 
 The clips follow one another with silence and noise between them, so that what sounds, and when, is known. Reported are
 precision, recall and F1 of the events and the error of their onsets, beside those of a plain energy gate. The output
 folder gets the recording, the true and the found events as Audacity labels, a picture, and the figures as JSON.
 """
-
-import one_line  # noqa: F401  isort: skip
 
 import argparse
 import json
@@ -24,12 +22,12 @@ except ImportError as error:
 import numpy as np
 import soundfile
 import torch
+from event_metrics import best_energy_gate, event_scores
+from splicing import BACKGROUND, sounding_part, splice
 
 from modeling_ast.data.sources import DataError
-from modeling_ast.data.splicing import BACKGROUND, sounding_part, splice
 from modeling_ast.data.streams import decode
 from modeling_ast.inference.ensemble import label_order
-from modeling_ast.inference.event_metrics import best_energy_gate, event_scores
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import may_fail, plot_timeline
 from modeling_ast.inference.tagging import TaggingError, load_classifier

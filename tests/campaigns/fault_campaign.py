@@ -1,14 +1,12 @@
 """Do to training runs what machines do to them, and say in a table what they survive.
 
-    python scripts/fault_campaign.py [--kills 20] [--seed 0] [--groups NAME ...] [--output_dir DIR]
+    python tests/campaigns/fault_campaign.py [--kills 20] [--seed 0] [--groups NAME ...] [--output_dir DIR]
 
 Small runs on generated sounds are killed (SIGKILL, workers and all) at random moments, and at the very moments when
 files are being written; then the same command is given again until it ends. What it ends with must be what an
 undisturbed run ends with: the same weights bit for bit, the same metrics and records, nothing left over. Other groups
 are selections of the tests, and count theirs. Exit status 1 where anything was lost.
 """
-
-import one_line  # noqa: F401  isort: skip
 
 import argparse
 import json
@@ -27,7 +25,7 @@ import xml.etree.ElementTree
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "run_audio_classification.py"
 
 # Four updates an epoch; all that draws, remembers or is saved is in the recipe.

@@ -9,14 +9,14 @@ import soundfile
 import torch
 from conftest import make_tiny_config, random_model
 from evaluate_events import main as evaluate_events
+from event_metrics import best_energy_gate, energy_gate, event_scores, match_events
 from prepare_events import main as prepare_events
+from splicing import background_noise, frame_levels, set_level, sounding_part, splice
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
 from modeling_ast.data.label_tables import DataError
 from modeling_ast.data.sources import load_splits
-from modeling_ast.data.splicing import background_noise, frame_levels, set_level, sounding_part, splice
 from modeling_ast.data.synthetic import generate_clip
-from modeling_ast.inference.event_metrics import best_energy_gate, energy_gate, event_scores, match_events
 from modeling_ast.inference.tagging import TaggingError
 from modeling_ast.inference.timeline import Event
 from modeling_ast.training.recipes import RecipeError

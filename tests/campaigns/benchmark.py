@@ -1,7 +1,7 @@
 """Compare this package's speed with Transformers' own AST, on the same weights and sounds, in one process.
 
-    python scripts/benchmark.py [--sections features inference ...] [--audio FOLDER] [--model FOLDER] [--key value ...]
-    python scripts/benchmark.py --check outputs/benchmark/benchmark.json [--key value ...]
+    python tests/campaigns/benchmark.py [--sections features ...] [--audio FOLDER] [--model FOLDER] [--key value ...]
+    python tests/campaigns/benchmark.py --check outputs/benchmark/benchmark.json [--key value ...]
 
 The two sides take turns, after it was checked that they give the same; figures are medians of several rounds. Beside
 the ratio stands the share of what bounds it, measured in the same turns: bare matrix products of the network's layers
@@ -15,8 +15,6 @@ there. Without recordings, files are generated.
 `--check` runs the sections of a table again, with its settings, and writes nothing. Exit status: 0; 1 if a ratio fell
 more than 15 % under the table's; 2 if nothing can be measured, or the two sides do not give the same.
 """
-
-import one_line  # noqa: F401  isort: skip
 
 import argparse
 import json
@@ -40,18 +38,7 @@ except ImportError as error:
 
 import numpy as np
 import torch
-from datasets import Audio, Dataset
-from sklearn.metrics import average_precision_score
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor as StockExtractor
-from transformers.models.audio_spectrogram_transformer import ASTForAudioClassification as StockModel
-
-from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.configuration_ast import SIZES
-from modeling_ast.data.metrics import mean_average_precision
-from modeling_ast.data.streams import decode
-from modeling_ast.inference.comparison import (
+from comparison import (
     DTYPES,
     NUM_LABELS,
     RATE,
@@ -72,7 +59,8 @@ from modeling_ast.inference.comparison import (
     write_model,
     write_sound,
 )
-from modeling_ast.inference.measuring import (
+from datasets import Audio, Dataset
+from measuring import (
     BenchmarkError,
     LayerProducts,
     Row,
@@ -87,6 +75,16 @@ from modeling_ast.inference.measuring import (
     threads,
     time_in_turn,
 )
+from sklearn.metrics import average_precision_score
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor as StockExtractor
+from transformers.models.audio_spectrogram_transformer import ASTForAudioClassification as StockModel
+
+from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.configuration_ast import SIZES
+from modeling_ast.data.metrics import mean_average_precision
+from modeling_ast.data.streams import decode
 from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.collator import ASTDataCollator
 from modeling_ast.training.sampling import positioned
@@ -445,7 +443,7 @@ def write_report(
     args: argparse.Namespace, argv: list[str], machine: dict[str, str | int], rows: list[Row], seconds: float
 ) -> None:
     """`benchmark.md` and `benchmark.json`."""
-    command = shlex.join(["python", "scripts/benchmark.py", *argv])
+    command = shlex.join(["python", "tests/campaigns/benchmark.py", *argv])
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     del settings["check"], settings["output_dir"]
     about = ", ".join(f"{name} {value}" for name, value in machine.items())

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 import torchaudio
+from comparison import export_graphs, has_compiler
+from measuring import threads
 from torchaudio.compliance import kaldi
 from transformers.models.audio_spectrogram_transformer import ASTForAudioClassification as StockModel
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.audio import StreamResampler, to_waveform
 from modeling_ast.fbank import fbank, frame_length, frame_shift, num_samples
-from modeling_ast.inference.comparison import export_graphs, has_compiler
 from modeling_ast.inference.export import model_function, require_onnx
-from modeling_ast.inference.measuring import threads
 from modeling_ast.inference.recordings import WindowCutter
 from modeling_ast.modeling_ast import MLP_TOKENS
 
