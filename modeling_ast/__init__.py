@@ -4,34 +4,25 @@ Importing this package registers its classes for `model_type` "audio-spectrogram
 `AutoModelForAudioClassification.from_pretrained` and its siblings then give them instead of Transformers' own.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForAudioClassification
-
-from .audio import AudioError, load_waveform
-from .configuration_ast import ASTConfig
-from .conversion import load_imagenet_checkpoint, load_original_checkpoint
-from .feature_extraction_ast import ASTFeatureExtractor
-from .modeling_ast import ASTForAudioClassification, ASTModel, ASTPreTrainedModel
-
-try:  # takes the other's place in Transformers to come, https://github.com/huggingface/transformers/pull/48113
-    from transformers import AutoAudioProcessor
-except ImportError:
-    from transformers import AutoFeatureExtractor as AutoAudioProcessor
-
-AutoConfig.register(ASTConfig.model_type, ASTConfig, exist_ok=True)
-AutoAudioProcessor.register(ASTConfig, ASTFeatureExtractor, exist_ok=True)
-AutoModel.register(ASTConfig, ASTModel, exist_ok=True)
-AutoModelForAudioClassification.register(ASTConfig, ASTForAudioClassification, exist_ok=True)
+import importlib
+import sys
+from pathlib import PurePath
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ASTConfig",
-    "ASTFeatureExtractor",
-    "ASTForAudioClassification",
-    "ASTModel",
-    "ASTPreTrainedModel",
-    "AudioError",
-    "load_imagenet_checkpoint",
-    "load_original_checkpoint",
-    "load_waveform",
-]
+# The process of a command answers --help and Ctrl-C before it spends seconds on importing: in it, and nowhere else,
+# what is below waits until it is asked for.
+is_command = PurePath(sys.argv[0]).stem == "modeling-ast" or any(
+    flag == "-m" and name.startswith("modeling_ast.commands")
+    for flag, name in zip(sys.orig_argv[:-1], sys.orig_argv[1:], strict=True)
+)
+
+if not is_command:
+    from .auto_classes import *  # noqa: F403
+    from .auto_classes import __all__ as __all__
+
+
+def __getattr__(name: str):
+    if not is_command or name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.auto_classes"), name)

@@ -4,8 +4,6 @@ import copy
 import dataclasses
 import math
 import re
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from conftest import make_tiny_config, random_model
 from datasets import Dataset
 
 from modeling_ast import ASTForAudioClassification
+from modeling_ast.commands.train import main as run_recipe
 from modeling_ast.data import synthetic
 from modeling_ast.modeling_ast import classification_loss
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, DataArguments, ModelArguments
@@ -21,7 +20,6 @@ from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "run_audio_classification.py"
 ORIGINAL_ADAM = {"learning_rate": 0.01, "weight_decay": 0.1, "adam_beta1": 0.95, "adam_beta2": 0.999}
 
 
@@ -446,7 +444,7 @@ def test_freezing_trains_the_classifier_alone(tmp_path, tmp_path_factory, monkey
     ]
     settings = ["--do_train=true", "--freeze_backbone=true", "--max_steps=2", "--learning_rate=0.1", "--use_cpu=true"]
     with pytest.raises(Trained):
-        runpy.run_path(str(SCRIPT))["main"]([*data, *settings, "--report_to=none", "--disable_tqdm=true"])
+        run_recipe([*data, *settings, "--report_to=none", "--disable_tqdm=true"])
     before, after = (model.state_dict() for model in models)
     head = {name for name in before if name.startswith("classifier.")}
     assert {name for name, parameter in models[1].named_parameters() if parameter.requires_grad} == head

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import average_checkpoints
 import pytest
 import torch
 import transformers
 from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.commands import average as average_checkpoints
 
 
 def run(*arguments) -> None:

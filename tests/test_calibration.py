@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +38,7 @@ from modeling_ast.inference.plots import plot_reliability
 from modeling_ast.training.recipes import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
-main = runpy.run_path(str(ROOT / "scripts" / "calibrate.py"))["main"]
+from modeling_ast.commands.calibrate import main as main  # noqa: E402
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 NAMES = ["rain", "dog", "clock", "siren"]
@@ -644,7 +643,14 @@ def test_models_that_cannot_be_calibrated_say_why(trained, recipe, tmp_path):
 
 @pytest.mark.slow
 def test_command_line_ends_with_one_sentence_of_error(recipe, tmp_path):
-    command = [sys.executable, ROOT / "scripts" / "calibrate.py", tmp_path / "nowhere", "--recipe", recipe]
+    command = [
+        sys.executable,
+        "-m",
+        "modeling_ast.commands.calibrate",
+        tmp_path / "nowhere",
+        "--recipe",
+        recipe,
+    ]
     command += ["--no_temperature", "--no_thresholds"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)

@@ -3,26 +3,25 @@
 import csv
 import json
 import math
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
+from helpers import end_of
 
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.commands.check import main
 from modeling_ast.data.checks import ClipSummary, check_groups, check_spelling
 from modeling_ast.data.label_tables import SHIPPED_TABLES, read_label_table
 from modeling_ast.data.sources import DataError
 from modeling_ast.training.recipes import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "scripts" / "check_data.py"
-main = runpy.run_path(str(SCRIPT))["main"]
-compute_fbank_stats = runpy.run_path(str(ROOT / "scripts" / "compute_fbank_stats.py"))["main"]
+SCRIPT = ROOT / "modeling_ast" / "commands" / "check.py"
+from modeling_ast.commands.statistics import main as compute_fbank_stats  # noqa: E402
 
 PITCHES = {"high": 2000, "low": 200, "middle": 700}  # Hz
 COUNTS = {"train": 12, "validation": 2, "test": 2}
@@ -600,7 +599,7 @@ def test_says_how_a_checkpoint_of_the_original_keeps_its_head(clean_folder, exam
     argv = [f"--model_name_or_path={checkpoint}", "--hidden_size=192", "--num_attention_heads=3"]
     _, findings, _ = examine(clean_folder, *argv, "--intermediate_size=768", "--num_mel_bins=128")
     found = one(findings, "label names")
-    assert found["level"] == "note" and "convert_checkpoint.py" in found["mend"] and "dropped" in found["seen"]
+    assert found["level"] == "note" and "modeling-ast convert" in found["mend"] and "dropped" in found["seen"]
 
 
 # Sampling
@@ -657,13 +656,10 @@ def test_refuses_what_it_cannot_examine(clean_folder, examine, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "status"), [("data", 2), ("clean", 0), ("nowhere", 2)])
-def test_exit_status_is_for_scripts(data, clean_folder, tmp_path, examine, monkeypatch, capsys, name, status):
+def test_exit_status_is_for_scripts(data, clean_folder, tmp_path, examine, name, status):
     examine(clean_folder)  # which writes the recipe
     (data / "low" / "train_0.wav").write_bytes(b"")
     path = clean_folder if name == "clean" else tmp_path / name
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path / "recipe.yaml"), f"--dataset_name={path}"])
-    with pytest.raises(SystemExit) as exit:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert exit.value.code == status
-    errors = capsys.readouterr().err
+    ended, errors = end_of("check", tmp_path / "recipe.yaml", f"--dataset_name={path}")
+    assert ended == status
     assert ("error: " in errors) == (name == "nowhere") and "Traceback" not in errors

@@ -1,22 +1,22 @@
 """Mean and deviation of the training clips: every real frame once, or as the original computed them."""
 
-import runpy
-import sys
+import re
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
 import yaml
+from helpers import end_of
 from torchaudio.compliance.kaldi import fbank
 from torchaudio.functional import resample
 
 from modeling_ast import AudioError
+from modeling_ast.commands.statistics import main
 from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.recipes import RecipeError
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "compute_fbank_stats.py"
-main = runpy.run_path(str(SCRIPT))["main"]
+SCRIPT = Path(__file__).resolve().parents[1] / "modeling_ast" / "commands" / "statistics.py"
 
 MAX_LENGTH, MEL_BINS = 40, 32
 # Samples and rate of the training clips: shorter and longer than 40 frames, which are 6640 samples at 16 kHz.
@@ -132,12 +132,10 @@ def test_clip_that_is_too_short_is_named(folder, tmp_path):
         run(folder, f"--dataset_name={tmp_path}")
 
 
-def test_unusable_arguments_end_in_one_sentence(folder, monkeypatch, capsys):
+def test_unusable_arguments_end_in_one_sentence(folder):
     with pytest.raises(RecipeError, match="Unknown: --orginal"):
         run(folder, "--orginal")
     with pytest.raises(RecipeError, match="nowhere cannot be used: .*no such file"):
         run(folder, "--model_name_or_path=./nowhere")
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(folder / "missing.yaml")])
-    with pytest.raises(SystemExit, match="^error: .*missing.yaml: cannot be read"):
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert "Traceback" not in capsys.readouterr().err
+    status, said = end_of("statistics", folder / "missing.yaml")
+    assert status == 2 and re.match("error: .*missing.yaml: cannot be read", said) and "Traceback" not in said

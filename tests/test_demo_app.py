@@ -36,7 +36,7 @@ from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.tagging import TaggingError
 
 pytest.importorskip("gradio", reason="needs gradio: pip install -e '.[demo]'")
-import demo_app
+from modeling_ast.commands import page as demo_app
 
 SCRIPT = Path(demo_app.__file__)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -400,10 +400,9 @@ def test_folders_that_a_killed_page_left_are_removed_and_no_others(tmp_path, mon
 def run_script(*arguments: str, before: str = "") -> subprocess.CompletedProcess:
     """The script in a process of its own, behind a line of code."""
     code = f"""{before}
-import runpy, sys
-sys.argv = {[str(SCRIPT), *arguments]!r}
-sys.path.insert(0, {str(SCRIPT.parent)!r})
-runpy.run_path({str(SCRIPT)!r}, run_name="__main__")"""
+import sys
+sys.argv = {["modeling-ast", "page", *arguments]!r}
+from modeling_ast.commands.command_line import main; main()"""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
 
 
@@ -429,7 +428,7 @@ def opened_page(temporary: Path, *arguments):
         port = free.getsockname()[1]
     with open(temporary / "log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), "--port", str(port), *map(str, arguments)],
+            [sys.executable, "-m", "modeling_ast.commands.page", "--port", str(port), *map(str, arguments)],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},

@@ -9,23 +9,22 @@ import signal
 import sys
 from pathlib import Path
 
-import calibrate
-import compute_fbank_stats
-import ensemble
 import evaluate_events
-import extract_embeddings
 import fault_campaign
 import pytest
-import run_audio_classification as script
 import torch
 from conftest import make_tiny_config, random_model
 from safetensors import SafetensorError
 
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.audio import require_torchaudio, to_waveform
+from modeling_ast.commands import calibrate, ensemble
+from modeling_ast.commands import embed as extract_embeddings
+from modeling_ast.commands import statistics as compute_fbank_stats
+from modeling_ast.commands import train as script
 from modeling_ast.data.label_tables import DataError
 from modeling_ast.data.metrics import DivergedError
-from modeling_ast.training.endings import SaveError, Stopped, StopRequest, loading, saving, stop_by_signals
+from modeling_ast.training.endings import SaveError, Stopped, StopRequest, loading, saving
 from modeling_ast.training.output_dir import recipe_differences
 from modeling_ast.training.recipes import RecipeError, parse_arguments
 from modeling_ast.training.trainer import ASTTrainer
@@ -71,14 +70,6 @@ def test_a_checkpoint_that_cannot_be_read_is_one_error_that_says_what_to_do(erro
     words = rf"^run/checkpoint-8 cannot be continued from \({reason}\). Remove it, and the same command goes on"
     with pytest.raises(RecipeError, match=words), loading("run/checkpoint-8", is_of_this_run=True):
         raise error
-
-
-@pytest.mark.parametrize("number, name", [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
-def test_a_signal_is_an_error_that_carries_its_number(restored_signals, number, name):
-    stop_by_signals()
-    with pytest.raises(Stopped, match=f"^Stopped by {name}. The same command .* goes on") as stop:
-        signal.raise_signal(number)
-    assert stop.value.number == number
 
 
 def test_the_first_signal_is_noted_and_the_second_one_is_an_error(restored_signals):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import fault_campaign as campaign
 import pytest
-import run_audio_classification as script
 
 from modeling_ast import AudioError
+from modeling_ast.commands import train as script
 from modeling_ast.training import dry_run
 from modeling_ast.training.endings import Stopped
 from modeling_ast.training.recipes import RecipeError

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from modeling_ast.inference.tagging import TaggingError
 from modeling_ast.training.recipes import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
-main = runpy.run_path(str(ROOT / "scripts" / "extract_embeddings.py"))["main"]
+from modeling_ast.commands.embed import main as main  # noqa: E402
 
 RATE = 16000
 PATCH = 2800  # samples that 16 frames hear: 15 shifts of 160, and 400

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +30,7 @@ from modeling_ast.inference.ensemble import predict
 from modeling_ast.training.recipes import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
-main = runpy.run_path(str(ROOT / "scripts" / "ensemble.py"))["main"]
+from modeling_ast.commands.ensemble import main as main  # noqa: E402
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 # Two models of different length, mel bins, strides and statistics.
@@ -414,7 +413,7 @@ def test_command_line_ends_with_one_sentence_of_error(tmp_path):
     folder = save_model(tmp_path / "model", SHORT, labels=("bell", "siren"))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"dataset_name: {tmp_path / 'clips.csv'}\nfold_column_name: fold\neval_fold: 1\n")
-    command = [sys.executable, ROOT / "scripts" / "ensemble.py", folder, "--recipe", recipe]
+    command = [sys.executable, "-m", "modeling_ast.commands.ensemble", folder, "--recipe", recipe]
     command += ["--output_dir", tmp_path / "out", "--dataloader_num_workers", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)

@@ -7,16 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluate_model
 import numpy as np
 import pytest
-import run_audio_classification
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 from modeling_ast import ASTFeatureExtractor, load_waveform
+from modeling_ast.commands import evaluate as evaluate_model
+from modeling_ast.commands import train as run_audio_classification
 from modeling_ast.data.metrics import DivergedError
 from modeling_ast.data.sources import DataError, load_splits
 from modeling_ast.data.synthetic import generate_clip

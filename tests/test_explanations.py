@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import explain_audio
 import numpy as np
 import pytest
 import soundfile
@@ -11,6 +10,7 @@ import torch
 from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, ASTModel, AudioError
+from modeling_ast.commands import explain as explain_audio
 from modeling_ast.data.metrics import to_probabilities
 from modeling_ast.fbank import mel_bin_frequencies, mel_filters
 from modeling_ast.inference.explanations import (
@@ -472,7 +472,7 @@ def test_script_hears_a_longer_stretch_as_a_whole_where_it_is_asked_for(folder, 
         ("clip.wav", ["--label", "d"], ValueError, r"Expected one of the model's 3 labels \(a, b, c\), got 'd'"),
         ("clip.wav", ["--output", "seen.wav"], ValueError, "Expected output to be a file .*, got seen.wav"),
         ("none.wav", [], AudioError, "none.wav: no such file"),
-        ("clip.wav", ["--model", "nobody/nothing"], OSError, "^nobody/nothing cannot be used: "),
+        ("clip.wav", ["--model", "nobody/nothing"], ValueError, "^nobody/nothing cannot be used: "),
     ],
 )
 def test_script_refuses_what_it_cannot_use(folder, name, options, error, words):

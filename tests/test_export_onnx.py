@@ -9,7 +9,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-import export_onnx as export_script
 import numpy as np
 import pytest
 import soundfile
@@ -17,6 +16,7 @@ import torch
 from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor, AudioError
+from modeling_ast.commands import export as export_script
 from modeling_ast.data.metrics import score_function
 from modeling_ast.fbank import frame_length, num_samples
 from modeling_ast.inference.export import (
@@ -38,7 +38,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "export_onnx.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "modeling_ast" / "commands" / "export.py"
 MULTI, SINGLE = "multi_label_classification", "single_label_classification"
 
 

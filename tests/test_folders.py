@@ -4,12 +4,12 @@ import os
 import unicodedata
 from pathlib import Path
 
-import demo_app
 import numpy as np
 import pytest
 import soundfile
 
 from modeling_ast.audio import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, load_waveform
+from modeling_ast.commands import page as demo_app
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.label_tables import DataError
 from modeling_ast.data.prepare import index_clips

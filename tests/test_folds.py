@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import run_audio_classification as training_script
-import run_folds
 import soundfile
-import summarize_folds as script
 import torch
 
+from modeling_ast.commands import folds as run_folds
+from modeling_ast.commands import summarize as script
+from modeling_ast.commands import train as training_script
 from modeling_ast.data.label_tables import DataError
 from modeling_ast.training.folds import FoldError, summarize_folds
 from modeling_ast.training.recipes import RecipeError
@@ -131,7 +131,7 @@ def launched(monkeypatch) -> list[dict[str, str]]:
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(run_folds.summarize_folds, "main", lambda argv: {})
+    monkeypatch.setattr(run_folds.summarize, "main", lambda argv: {})
     return runs
 
 
@@ -148,7 +148,7 @@ def test_the_data_says_which_folds_there_are_and_a_recipe_needs_name_none(fold_r
     run_folds.main([str(fold_recipe)])
     assert [run["eval_fold"] for run in launched] == expected
     assert [Path(run["output_dir"]).name for run in launched] == [f"fold_{name}" for name in expected]
-    with pytest.raises(DataError, match="Expected eval_fold with fold_column_name.*run_folds.py holds out each"):
+    with pytest.raises(DataError, match="got fold_column_name alone. `modeling-ast folds` holds out each"):
         training_script.main([str(fold_recipe)])
 
 

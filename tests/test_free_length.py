@@ -3,10 +3,8 @@
 import csv
 import math
 
-import check_data
 import numpy as np
 import pytest
-import run_audio_classification as script
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
@@ -15,6 +13,8 @@ from transformers import pipeline
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_waveform
 from modeling_ast.audio import AudioError
+from modeling_ast.commands import check as check_data
+from modeling_ast.commands import train as script
 from modeling_ast.data.sources import DecodeAudio
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.fbank import num_samples

@@ -9,7 +9,6 @@ import os
 import random
 import re
 import resource
-import runpy
 import signal
 import socket
 import struct
@@ -586,7 +585,8 @@ def test_arrays_of_rates_that_no_sound_has_are_refused(rate):
 
 
 def test_a_folder_of_broken_files_is_tagged_where_it_can_be_and_nothing_is_lost(tmp_path, monkeypatch):
-    main = runpy.run_path(str(ROOT / "scripts" / "tag_audio.py"))["main"]
+    from modeling_ast.commands.tag import main
+
     model, sounds, out = tmp_path / "model", tmp_path / "sounds", tmp_path / "out"
     random_model(make_tiny_config()).save_pretrained(model)
     ASTFeatureExtractor(max_length=64, num_mel_bins=32).save_pretrained(model)

@@ -842,7 +842,7 @@ except Exception as error:
 
 @pytest.mark.slow
 def test_folder_of_a_run_that_is_continued_runs_nothing(tmp_path):
-    import run_audio_classification
+    from modeling_ast.commands import train as run_audio_classification
 
     argv = ["--dataset_name=synthetic", "--max_train_samples=16", "--max_eval_samples=16", "--linear_baseline=false"]
     argv += ["--num_train_epochs=2", "--weight_average_start=1", "--output_dir", str(tmp_path / "run")]
@@ -888,7 +888,7 @@ def test_long_tables_take_time_and_memory_by_their_length(tmp_path):
 
 def test_examples_with_names_that_cannot_be_shown_do_not_keep_all_from_the_page(tmp_path, capsys):
     pytest.importorskip("gradio")
-    import demo_app
+    from modeling_ast.commands import page as demo_app
 
     for name in (b"<b>good<b>.wav", b"\xff latin.wav", b"red\x1b[31m.wav"):
         soundfile.write(tmp_path / "sound.wav", np.zeros(1600, np.float32), 16000)
@@ -901,8 +901,7 @@ def test_examples_with_names_that_cannot_be_shown_do_not_keep_all_from_the_page(
 @pytest.mark.slow
 def test_page_shows_names_and_messages_as_text(folder, tmp_path):
     pytest.importorskip("gradio")
-    import demo_app
-
+    from modeling_ast.commands import page as demo_app
     from modeling_ast.inference.app import Listener
 
     listener = Listener(load_classifier(str(folder), "cpu"), tmp_path)

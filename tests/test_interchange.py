@@ -21,8 +21,7 @@ from conftest import make_tiny_config, random_model
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, Trainer, TrainingArguments
 
-import modeling_ast
-from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, ASTModel
+from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, ASTModel, auto_classes
 from modeling_ast.modeling_ast import adapt_position_embeddings
 
 close = torch.testing.assert_close
@@ -385,7 +384,7 @@ def test_import_and_auto_classes_survive_audio_processors(tiny_model, tmp_path, 
     monkeypatch.setattr(transformers.FeatureExtractionMixin, "__init__", warning_init)
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
-        importlib.reload(modeling_ast)  # registers as the first import does
+        importlib.reload(auto_classes)  # registers as the first import does
     tiny_model.save_pretrained(tmp_path)
     with pytest.warns(FutureWarning, match="FeatureExtractionMixin"):
         make_extractor().save_pretrained(tmp_path)
@@ -447,7 +446,7 @@ def beside_broken_torchaudio(tmp_path_factory):
     for name in ("torchaudio", "soundfile"):
         (root / name).mkdir()
         (root / name / "__init__.py").write_text(BROKEN_PACKAGE)
-    package = Path(modeling_ast.__file__).parents[1]
+    package = Path(auto_classes.__file__).parents[1]
     return run_python(WITH_PACKAGE, root / "elsewhere", python_path=(root, package))
 
 

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import runpy
 import stat
 import tarfile
 import threading
@@ -19,6 +18,7 @@ import pytest
 import soundfile
 
 from modeling_ast.audio import AudioError, load_waveform, read_seconds
+from modeling_ast.commands.prepare import main
 from modeling_ast.data import prepare
 from modeling_ast.data.download import Archive, unpack
 from modeling_ast.data.label_tables import DataError, read_paper_eval_ids
@@ -26,8 +26,7 @@ from modeling_ast.data.sources import load_splits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "prepare_data.py"
-main = runpy.run_path(str(SCRIPT))["main"]
+SCRIPT = Path(__file__).resolve().parents[1] / "modeling_ast" / "commands" / "prepare.py"
 WORDS = ("cat", "dog")
 
 
@@ -352,7 +351,7 @@ def test_command_to_train_names_the_manifest_where_it_is_not_the_recipe_s(tmp_pa
     esc50(tmp_path / "published")
     monkeypatch.chdir(tmp_path)
     main(["esc50", "--source", "published"])
-    assert capsys.readouterr().out.endswith("To train: python scripts/run_folds.py configs/esc50.yaml\n")
+    assert capsys.readouterr().out.endswith("To train: modeling-ast folds configs/esc50.yaml\n")
     main(["esc50", "--source", "published", "--output", "mine.csv"])
     assert capsys.readouterr().out.endswith(f"configs/esc50.yaml --dataset_name {tmp_path / 'mine.csv'}\n")
 

@@ -6,14 +6,14 @@ import re
 import shlex
 from pathlib import Path
 
-import prepare_data
 import prepare_events
 import pytest
-import run_audio_classification as script
 import soundfile
 import torch
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
+from modeling_ast.commands import prepare as prepare_data
+from modeling_ast.commands import train as script
 from modeling_ast.data import synthetic
 from modeling_ast.data.label_tables import read_label_table, read_paper_eval_ids
 from modeling_ast.data.synthetic import CLASSES, generate_clip
@@ -92,7 +92,11 @@ def commands(name: str) -> list[list[str]]:
     """The command lines of the header, a list of words each."""
     text = header(name).replace("\\\n#", " ")
     lines = (line.removeprefix("#").strip() for line in text.splitlines())
-    return [shlex.split(line, comments=True) for line in lines if re.match(r"(python|accelerate launch) ", line)]
+    return [
+        shlex.split(line, comments=True)
+        for line in lines
+        if re.match(r"(python|modeling-ast|accelerate launch) ", line)
+    ]
 
 
 # What stands in them
@@ -133,7 +137,7 @@ def test_header_tells_task_result_and_command(name):
     assert name == "demo" or "Source" in text
     assert any(f"configs/{name}.yaml" in command for command in commands(name))
     words = [word for command in commands(name) for word in command]
-    named = [word for word in words if word.startswith(("scripts/", "configs/"))]
+    named = [word for word in words if word.startswith(("scripts/", "configs/", "tests/"))]
     assert [word for word in named if not (ROOT / word).is_file()] == []
 
 
@@ -214,7 +218,7 @@ def prepare(name: str, folder: Path) -> None:
     for command in commands(name):
         if command[1] == "tests/campaigns/prepare_events.py":
             prepare_events.main(command[2:])
-        if command[1] == "scripts/prepare_data.py":
+        if command[:2] == ["modeling-ast", "prepare"]:
             words = [word.replace("PATH/TO/", f"{folder}/") for word in command[2:]]
             if words[0] == "audioset" and "--json" in words:
                 make_audioset(folder, Path(words[words.index("--json") + 1]).name)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -12,18 +11,19 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
-import push_to_hub
 import pytest
-import run_audio_classification
 import soundfile
 import torch
 import transformers
 from conftest import make_tiny_config, random_model
+from helpers import end_of
 from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.commands import push as push_to_hub
+from modeling_ast.commands import train as run_audio_classification
 from modeling_ast.data import synthetic
 from modeling_ast.inference.pipeline import audio_tagger
 
@@ -354,11 +354,9 @@ def test_without_an_installed_package_its_requirements_are_unknown(hub, run_fold
 
 
 def command_line(monkeypatch, *arguments) -> str:
-    monkeypatch.setattr(sys, "argv", ["push_to_hub.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "scripts" / "push_to_hub.py"), run_name="__main__")
-    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
-    return stop.value.code
+    status, said = end_of("push", *arguments)
+    assert status == 2 and "\n" not in said
+    return said
 
 
 def remove(name):

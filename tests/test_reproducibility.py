@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import run_audio_classification as script
 import soundfile
 import torch
 from datasets import Audio, ClassLabel, Dataset
 from safetensors.torch import load_file
 
+from modeling_ast.commands import train as script
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.training.averaging import RunningAverage
 from modeling_ast.training.record import EpochRecord
@@ -269,7 +269,7 @@ def launch(tmp_path: Path, *argv, stop_at: int | None = None) -> subprocess.Comp
         lines += ["train, taken = ASTTrainer.training_step, []", "def training_step(*args, **kwargs):"]
         lines += [f"    taken.append(1) if len(taken) < {stop_at - 1} else os._exit(7)"]
         lines += ["    return train(*args, **kwargs)", "ASTTrainer.training_step = training_step"]
-    lines += [f"sys.path.insert(0, {str(SCRIPT.parent)!r})", f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"]
+    lines += [f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"]
     (tmp_path / "program.py").write_text("\n".join(lines))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "program.py"]
     return subprocess.run(

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -12,17 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import run_audio_classification as script
 import soundfile
 import torch
 import transformers
 from conftest import make_tiny_config, random_model
+from helpers import end_of
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 from transformers.integrations import integration_utils
 
 from modeling_ast import ASTFeatureExtractor, load_waveform
+from modeling_ast.commands import train as script
 from modeling_ast.data import synthetic
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.streams import decode
@@ -525,12 +525,10 @@ def test_run_starts_from_the_model_of_another_run(demo, tmp_path):
 
 
 def command_line(monkeypatch, *argv) -> str:
-    """What the script ends with, in this process."""
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, argv)])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert isinstance(stop.value.code, str)  # which Python prints to stderr, with exit code 1
-    return stop.value.code
+    """What the command ends with, in this process."""
+    status, said = end_of("train", *argv)
+    assert status == 2
+    return said
 
 
 @pytest.mark.parametrize(
@@ -625,9 +623,9 @@ def in_a_fresh_process(*argv, **environment) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_recipe_that_is_not_there_ends_in_one_line_and_exit_code_1(tmp_path):
+def test_recipe_that_is_not_there_ends_in_one_line_and_exit_code_2(tmp_path):
     process = in_a_fresh_process(SCRIPT, tmp_path / "nope.yaml")
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert process.stderr == f"error: {tmp_path / 'nope.yaml'}: cannot be read (No such file or directory).\n"
     assert process.stdout == ""
 
@@ -638,7 +636,7 @@ def test_torchaudio_that_cannot_be_loaded_is_one_sentence(tmp_path):
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text("raise RuntimeError('built for CUDA 99')\n")
     process = in_a_fresh_process(SCRIPT, DEMO, first=str(tmp_path))
-    assert process.returncode == 1
+    assert process.returncode == 2
     (line,) = process.stderr.splitlines()
     assert "torchaudio" in line and "cannot be loaded with torch" in line and "pip install" in line
 

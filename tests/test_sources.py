@@ -868,7 +868,11 @@ CSV_NAMES = {"audio_column_name": "audio", "label_column_name": "label"}
         ),
         (table_of(), {**GOOD, "fold_column_name": "part", "eval_fold": 1}, "column 'part', got .*fold"),
         (table_of(), {**GOOD, "eval_fold": 1}, "Expected fold_column_name with eval_fold, got eval_fold alone"),
-        (table_of(), {**GOOD, "fold_column_name": "fold"}, "Expected eval_fold with fold_column_name.*run_folds.py"),
+        (
+            table_of(),
+            {**GOOD, "fold_column_name": "fold"},
+            "got fold_column_name alone.*modeling-ast folds",
+        ),
         (lambda folder: class_folder(folder)[0], {"audio_column_name": "sound"}, "a folder a class has no columns"),
         (lambda folder: class_folder(folder)[0], {"audio_dir": "audio"}, "Expected a list .*csv.* with audio_dir"),
         (table_of(), {**GOOD, "split_column_name": "part"}, "column 'part', got .*split"),

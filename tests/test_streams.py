@@ -4,18 +4,18 @@ import io
 import json
 from pathlib import Path
 
-import check_data
-import compute_fbank_stats
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import run_audio_classification
 import soundfile
 import torch
 from datasets import Audio, ClassLabel, Dataset
 from torch.utils.data import DataLoader
 
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.commands import check as check_data
+from modeling_ast.commands import statistics as compute_fbank_stats
+from modeling_ast.commands import train as run_audio_classification
 from modeling_ast.data import sources, streams
 from modeling_ast.data.sources import AudioSplits, DataError, load_splits
 from modeling_ast.data.statistics import pooled_statistics

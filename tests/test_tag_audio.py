@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -18,12 +17,12 @@ import torch
 from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.commands.tag import main
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.tagging import ResultsFolder, SoundFile, TaggingError, find_files
 from modeling_ast.inference.timeline import Timeline
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "tag_audio.py"
-main = runpy.run_path(str(SCRIPT))["main"]
+SCRIPT = Path(__file__).resolve().parents[1] / "modeling_ast" / "commands" / "tag.py"
 
 LABELS = ["high", "low", "middle, or so", "a tab\there", "rest"]
 WINDOW = 0.655  # s: 64 frames
@@ -418,7 +417,8 @@ def test_a_run_that_is_killed_goes_on(model, tmp_path):
     formats = ["--formats", "csv", "audacity", "png", "--batch_size", "1", "--num_workers", "2"]
     arguments = [str(tmp_path / "many"), "--model", str(model), *formats, "--output_dir"]
     out, whole = tmp_path / "out", tmp_path / "whole"
-    run = subprocess.Popen([sys.executable, str(SCRIPT), *arguments, str(out)], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "modeling_ast.commands.tag", *arguments, str(out)]
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     journal, start = out / "results.jsonl", time.monotonic()
     while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
         assert run.poll() is None and time.monotonic() - start < 120
@@ -432,7 +432,7 @@ def test_a_run_that_is_killed_goes_on(model, tmp_path):
         place = entry["place"]
         assert (out / f"pictures/{place}.png").read_bytes().endswith(b"IEND\xaeB`\x82")
         assert len(read_table(out / f"timelines/{place}.csv")) == 2
-    again = subprocess.run([sys.executable, str(SCRIPT), *arguments, str(out)], capture_output=True, text=True)
+    again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert f"20 file(s), {20 - len(entries)} of them now" in again.stdout
     assert journal.read_bytes().startswith(before[: before.rfind(b"\n") + 1]) and len(read(out)) == 20
@@ -684,7 +684,8 @@ def test_sources_models_and_folders_that_cannot_be_used_are_named(recordings, mo
 def test_the_command_says_one_sentence_where_nothing_can_be_done(model, tmp_path):
     command = [
         sys.executable,
-        str(SCRIPT),
+        "-m",
+        "modeling_ast.commands.tag",
         str(tmp_path),
         "--model",
         str(model),

@@ -621,7 +621,7 @@ def check_label_names(
             "note" if is_training else level,
             "label names",
             f"{model} has no label names. {fate}.",
-            f"python scripts/convert_checkpoint.py {model} FOLDER --labels CSV    # keeps a head of the same labels",
+            f"modeling-ast convert {model} FOLDER --labels CSV    # keeps a head of the same labels",
         )
         return
     if all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):

@@ -152,8 +152,8 @@ def load_splits(
         raise DataError("Expected fold_column_name with eval_fold, got eval_fold alone.")
     if fold_column_name is not None and eval_fold is None:
         raise DataError(
-            "Expected eval_fold with fold_column_name, the fold to hold out (scripts/run_folds.py holds out each in "
-            "turn, and needs none), got fold_column_name alone."
+            "Expected eval_fold with fold_column_name, the fold to hold out, got fold_column_name alone. "
+            "`modeling-ast folds` holds out each in turn, and needs none."
         )
     if leave_out_unknown_labels and model_labels is None:
         raise DataError("leave_out_unknown_labels has an effect on the evaluation of a trained model alone.")

@@ -1,7 +1,7 @@
 """The handler of a model on Hugging Face Inference Endpoints, which looks for `handler.py` in the model's repository.
 
-`scripts/push_to_hub.py --with_handler` copies this file there, and the package beside it. Endpoints put the repository
-on Python's path, make one `EndpointHandler` of its folder, and answer each request with what it gives; what it raises
+`modeling-ast push --with_handler` copies this file there, and the package beside it. Endpoints put the repository on
+Python's path, make one `EndpointHandler` of its folder, and answer each request with what it gives; what it raises
 they send back as `{"error": message}`, with status 400.
 
 Source: https://huggingface.co/docs/inference-endpoints/guides/custom_handler.

@@ -1,9 +1,7 @@
 """How a run ends before its end: by a signal, or by a fault that is told in one sentence."""
 
-import errno
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,22 +9,13 @@ from pickle import PickleError
 
 import torch
 
-from modeling_ast.audio import AudioError
 from modeling_ast.conversion import why_unreadable
-from modeling_ast.data.metrics import DivergedError
-from modeling_ast.data.sources import DataError
-from modeling_ast.training.recipes import RecipeError, error_sentence, remedy
+from modeling_ast.training.recipes import RecipeError
 
 GOES_ON = "The same command with --resume_from_checkpoint true goes on from what is saved"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Of a disk or a folder, not of a programme.
-_DISK_ERRORS = {
-    *(errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOTDIR),
-}
 # What torch, pickle and JSON make of a file that is not what it should be.
 _UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, PickleError)
-# What the backends of `torch.distributed` say in the processes that are left when another one ended.
-_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 class SaveError(OSError):
@@ -75,18 +64,6 @@ class StopRequest:
         self.number = number
 
 
-def stop_by_signals() -> None:
-    """Let SIGTERM and Ctrl-C raise `Stopped` in this process, not in those that it starts."""
-    process = os.getpid()
-
-    def stop(number: int, frame) -> None:
-        if os.getpid() == process:
-            raise Stopped(number)
-
-    for number in _SIGNALS:
-        signal.signal(number, stop)
-
-
 @contextmanager
 def saving(what: str | os.PathLike) -> Iterator[None]:
     """Every error of writing is a `SaveError`, which says what could not be written.
@@ -128,44 +105,3 @@ def loading(checkpoint: str | os.PathLike, is_of_this_run: bool) -> Iterator[Non
         if not is_of_this_run:
             advice = "Give another one as resume_from_checkpoint."
         raise RecipeError(f"{checkpoint} cannot be continued from ({reason}). {advice}") from error
-
-
-def fault_sentence(error: Exception) -> str | None:
-    """What to tell the user of an error that a run can meet; `None` of one that is a fault of the programme."""
-    if isinstance(error, (RecipeError, DataError, DivergedError, SaveError)):
-        return error_sentence(error)
-    if isinstance(error, (AudioError, OSError, MemoryError, RuntimeError)) and remedy(error):
-        return f"{error_sentence(error)} {GOES_ON}."
-    if isinstance(error, AudioError):
-        return error_sentence(error)
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        where = f"{error.filename}: " if error.filename else ""
-        return f"error: {where}cannot be read or written ({error.strerror}). {GOES_ON}, once it can."
-    message = " ".join(str(error).split())
-    if isinstance(error, RuntimeError) and message.startswith("DataLoader worker"):
-        return (
-            f"error: A process that reads the data has ended ({message.rstrip('. ')}): killed from outside, or for "
-            f"want of memory, where fewer of them may do (--dataloader_num_workers). {GOES_ON}."
-        )
-    if isinstance(error, RuntimeError) and any(words in message for words in _LOST_PROCESS):
-        return f"error: Another process of this run has ended, and none goes on without it. {GOES_ON}."
-    return None
-
-
-@contextmanager
-def told_in_one_sentence() -> Iterator[None]:
-    """Around a whole run: what ends it is told without a traceback.
-
-    Raises:
-        SystemExit: With exit status 1 after a fault, 130 after Ctrl-C and 143 after SIGTERM.
-    """
-    try:
-        yield
-    except Stopped as stop:
-        print(stop, file=sys.stderr, flush=True)
-        sys.exit(128 + stop.number)
-    except Exception as error:
-        sentence = fault_sentence(error)
-        if sentence is None:
-            raise
-        sys.exit(sentence)

@@ -15,18 +15,6 @@ from modeling_ast.data.label_tables import plain
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, DataArguments, ModelArguments
 
 RECIPE_NAME = "recipe.yaml"
-# What a machine can run out of, in the words of the system, of torch and of its GPUs; and what helps.
-_SCARCE = {
-    "files": "too many open files|received 0 items of ancdata",
-    "memory": "not enough memory|(can't|cannot|unable to) allocate|out of memory|bad_alloc",
-    "disk": "no space left|disk quota exceeded",
-}
-_REMEDIES = {
-    "files": "Allow more of them (ulimit -n 4096), or use fewer worker processes",
-    "memory": "Fewer clips at a time need less (in training half the per_device_train_batch_size with twice the "
-    "gradient_accumulation_steps), and so do fewer worker processes",
-    "disk": "Make room there, or write elsewhere; of checkpoints save_total_limit keeps fewer",
-}
 _MAX_BYTES = 1 << 20  # of a recipe; the longest of ours has 3,000
 # What YAML calls values that are written without a tag; a tag such as !!python/name asks to make something of them.
 _PLAIN_TAGS = (yaml.BaseLoader.DEFAULT_SCALAR_TAG, yaml.BaseLoader.DEFAULT_SEQUENCE_TAG)
@@ -40,25 +28,6 @@ class RecipeError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(plain(message))
-
-
-def error_sentence(error: Exception) -> str:
-    """What to tell the user of an error, also of one that comes out of a worker process."""
-    message = str(error)
-    if message.startswith("Caught "):  # torch put the worker's traceback before it
-        message = message.strip().splitlines()[-1].partition(": ")[2]
-    if (advice := remedy(error)) is None:
-        return f"error: {message}"
-    message = ". ".join(" ".join(message.split()).split(". ")[:3])  # a GPU's own goes on and on
-    return f"error: {message.rstrip('.') or 'There is not enough memory'}. {advice}."
-
-
-def remedy(error: Exception) -> str | None:
-    """What helps where the machine has too little of something; `None` where it is another error."""
-    if isinstance(error, MemoryError):
-        return _REMEDIES["memory"]
-    message = str(error).lower() if isinstance(error, (OSError, RuntimeError, ValueError)) else ""
-    return next((_REMEDIES[what] for what, words in _SCARCE.items() if re.search(words, message)), None)
 
 
 class _Parser(HfArgumentParser):

@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from modeling_ast.audio import AudioError, require_torchaudio
+from modeling_ast.audio import require_torchaudio
 
 try:
     require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
@@ -25,14 +25,13 @@ import torch
 from event_metrics import best_energy_gate, event_scores
 from splicing import BACKGROUND, sounding_part, splice
 
-from modeling_ast.data.sources import DataError
 from modeling_ast.data.streams import decode
 from modeling_ast.inference.ensemble import label_order
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import may_fail, plot_timeline
-from modeling_ast.inference.tagging import TaggingError, load_classifier
+from modeling_ast.inference.tagging import load_classifier
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, error_sentence, parse_arguments
+from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
 from modeling_ast.training.start import read_splits
 
 GATE_LEVELS_DB = range(-70, -10)
@@ -151,7 +150,4 @@ def report(results: dict[str, dict[str, float]], truth: list[Event], seconds: fl
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (RecipeError, TaggingError, DataError, AudioError) as error:
-        sys.exit(error_sentence(error))
+    main()

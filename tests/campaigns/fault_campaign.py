@@ -316,7 +316,7 @@ def warm_up() -> None:
 
 def _context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["run_audio_classification"])
+    context.set_forkserver_preload(["modeling_ast.commands.train"])
     return context
 
 

@@ -1,6 +1,6 @@
 """Make the scores of a trained model as sure as they are right, and find for each label the score that decides.
 
-    python scripts/calibrate.py MODEL --recipe RECIPE.yaml [--key value ...] [--target_precision 0.9]
+    modeling-ast calibrate MODEL --recipe RECIPE.yaml [--key value ...] [--target_precision 0.9]
 
 The recipe, and keys that win over it, say which data are predicted. On their validation clips (on all of them, where
 they name no splits and did not train the model) a temperature is found and folded into the classifier, so that
@@ -10,29 +10,21 @@ the licence of the old one; `calibration_results.json` and `calibration.png` in 
 too where there are any: those are the figures to report.
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
 import json
 import logging
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-from modeling_ast.audio import AudioError, require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
 
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 from sklearn.metrics import precision_recall_fscore_support
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.audio import AudioError
+from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.metrics import accuracy, f1, multi_hot, positive_labels, to_probabilities
 from modeling_ast.data.sources import AudioSplits, DataError, DecodeAudio
 from modeling_ast.inference.calibration import (
@@ -56,7 +48,6 @@ from modeling_ast.training.recipes import (
     RECIPE_NAME,
     RecipeError,
     check_data_keys,
-    error_sentence,
     parse_arguments,
 )
 from modeling_ast.training.start import read_held_out
@@ -377,7 +368,4 @@ def write_card(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (RecipeError, DataError, AudioError) as error:
-        sys.exit(error_sentence(error))
+    run_command("calibrate")

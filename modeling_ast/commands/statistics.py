@@ -1,6 +1,6 @@
 """Mean and standard deviation of the log-mel features of a recipe's training clips.
 
-    python scripts/compute_fbank_stats.py RECIPE [--key value ...] [--original]
+    modeling-ast statistics RECIPE [--key value ...] [--original]
 
 Prints the two lines to put into the recipe. By default every real frame counts the same: at most `max_length` of
 a clip, no padding, no masks, no mixup. With `--original` they are computed as the original AST did: over
@@ -9,29 +9,20 @@ augmented and padded clips (mixup of one half, masks of up to 24 bins and 192 fr
 `--dataloader_num_workers`. Of a stream `--max_train_samples` takes the first clips; without it, all are read once.
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
 import logging
-import sys
 from functools import partial
-
-from modeling_ast.audio import AudioError, require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
 
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.data.sources import AudioSplits, DataError, DecodeAudio
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.sources import AudioSplits, DecodeAudio
 from modeling_ast.data.statistics import batch_moments, mean_of_batch_moments, pooled_statistics, recipe_lines
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
 from modeling_ast.training.collator import ASTDataCollator
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, error_sentence, parse_arguments
+from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, parse_arguments
 from modeling_ast.training.sampling import PositionedRows
 from modeling_ast.training.start import build_model_and_extractor, read_splits
 
@@ -106,7 +97,4 @@ def original_statistics(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (RecipeError, DataError, AudioError) as error:
-        sys.exit(error_sentence(error))
+    run_command("statistics")

@@ -1,21 +1,20 @@
 """Average the weights of saved models into one.
 
-    python scripts/average_checkpoints.py outputs/run/checkpoint-100 outputs/run/checkpoint-200 --output_dir AVERAGE
+    modeling-ast average outputs/run/checkpoint-100 outputs/run/checkpoint-200 --output_dir AVERAGE
 
 The result is a folder that loads like any model, with the feature extractor of the first. (A run averages its epochs
 itself with `weight_average_start`, and needs no checkpoints for it.)
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
-import sys
 from pathlib import Path
 
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.commands.command_line import run_command, told
 from modeling_ast.training.averaging import average_checkpoints
 
 
+@told(ValueError, OSError)
 def main(argv: list[str] | None = None) -> None:
     """Write the average.
 
@@ -37,7 +36,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    run_command("average")

@@ -1,14 +1,12 @@
 """Train on every fold of a data set, one after the other, and summarise.
 
-    python scripts/run_folds.py configs/esc50.yaml [--folds 1 2 3 4 5] [--accelerate_config FILE] [--key value ...]
+    modeling-ast folds configs/esc50.yaml [--folds 1 2 3 4 5] [--accelerate_config FILE] [--key value ...]
 
 Each fold is held out in turn: `accelerate launch scripts/run_audio_classification.py` with `--eval_fold`, which the
 recipe need not name, into `fold_NAME` below its `output_dir`. What is finished is not run again, and what was
-interrupted goes on; so several machines can each take some of the folds, and `scripts/summarize_folds.py` brings them
+interrupted goes on; so several machines can each take some of the folds, and `modeling-ast summarize` brings them
 together.
 """
-
-import one_line  # noqa: F401  isort: skip
 
 import argparse
 import re
@@ -16,15 +14,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import summarize_folds
-
-from modeling_ast.data.label_tables import DataError
+from modeling_ast.commands import summarize
+from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.sources import sort_folds
 from modeling_ast.training.folds import FoldError
 from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, parse_arguments
 from modeling_ast.training.start import read_folds
 
-TRAINING_SCRIPT = Path(__file__).with_name("run_audio_classification.py")
+TRAINING = ["-m", "modeling_ast.commands.train"]
 
 
 def main(argv: list[str] | None = None) -> dict | None:
@@ -69,18 +66,15 @@ def main(argv: list[str] | None = None) -> dict | None:
         own = [f"--eval_fold={fold}", f"--output_dir={folder}"]
         if not training_args.overwrite_output_dir:
             own.append("--resume_from_checkpoint=true")
-        status = subprocess.run([*launcher, str(TRAINING_SCRIPT), arguments.recipe, *keys, *own]).returncode
+        status = subprocess.run([*launcher, *TRAINING, arguments.recipe, *keys, *own]).returncode
         if status:
             raise FoldError(f"Fold {fold} failed (exit status {status}). The same command goes on where it stopped.")
     if {folder.name for folder in output_dir.glob("fold_*")} != {f"fold_{fold}" for fold in folds}:
-        print(f"There are other folds: once all are finished, python scripts/summarize_folds.py {output_dir}.")
+        print(f"There are other folds: once all are finished, modeling-ast summarize {output_dir}.")
         return None
     metric = (training_args.metric_for_best_model or "accuracy").removeprefix("eval_")
-    return summarize_folds.main([str(output_dir), "--metric", "accuracy" if metric == "loss" else metric])
+    return summarize.main([str(output_dir), "--metric", "accuracy" if metric == "loss" else metric])
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (RecipeError, DataError, FoldError) as error:
-        sys.exit(f"error: {error}")
+    run_command("folds")

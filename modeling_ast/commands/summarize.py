@@ -1,19 +1,17 @@
 """Summarise the runs of all folds of a data set.
 
-    python scripts/summarize_folds.py outputs/esc50 [--metric accuracy]
+    modeling-ast summarize outputs/esc50 [--metric accuracy]
 
 Reads `results.csv` in each `fold_*` folder below the one named, prints the metric of each fold and the mean, at the
 epoch with the best mean (the paper's way, and optimistic: the same clips choose and report) and at the last epoch, and
 writes it to `folds.json` there.
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from modeling_ast.commands.command_line import run_command
 from modeling_ast.training.folds import FoldError, summarize_folds
 
 
@@ -50,7 +48,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FoldError as error:
-        sys.exit(f"error: {error}")
+    run_command("summarize")

@@ -1,34 +1,25 @@
 """Draw what a label hangs on in a sound file, and what the model attends to.
 
-    python scripts/explain_audio.py FILE --model MODEL [--label LABEL] [--output PICTURE.png] [--start S] [--end S]
+    modeling-ast explain FILE --model MODEL [--label LABEL] [--output PICTURE.png] [--start S] [--end S]
 
 Two pictures: of occlusion (how far the label's log-odds fall when a part of the spectrogram is covered) and, beside it
 as PICTURE_attention.png, of attention (where the special tokens look). Of a long file one window of the model's
 length is explained, unless --end says how much.
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
 import math
-import sys
 from pathlib import Path
-
-from modeling_ast.audio import AudioError, read_blocks, require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from modeling_ast.audio import AudioError, read_blocks
+from modeling_ast.commands.command_line import run_command, told
 from modeling_ast.fbank import num_samples
 from modeling_ast.inference.explanations import Occlusion, explain_attention, occlusion_map
 from modeling_ast.inference.plots import plot_attention, plot_occlusion
 from modeling_ast.loading import load_model
-from modeling_ast.training.recipes import error_sentence
 
 FORMATS = (".png", ".jpg", ".pdf", ".svg")
 SIZES = {
@@ -40,6 +31,7 @@ SIZES = {
 }
 
 
+@told(ValueError, OSError, StrictDataclassError)
 def main(argv: list[str] | None = None) -> Occlusion:
     """Explain a file.
 
@@ -175,7 +167,4 @@ def report(occlusion: Occlusion) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, StrictDataclassError, ImportError) as error:
-        sys.exit(error_sentence(error))
+    run_command("explain")

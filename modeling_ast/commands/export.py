@@ -1,8 +1,8 @@
 """Export a model to one ONNX graph from waveforms to scores, features inside.
 
-    python scripts/export_onnx.py MODEL OUTPUT.onnx [--int8] [--padding max_length|longest] [--with_lengths]
+    modeling-ast export MODEL OUTPUT.onnx [--int8] [--padding max_length|longest] [--with_lengths]
         [--standard_operators] [--check FILE|FOLDER ...] [--num_threads N]
-    python scripts/export_onnx.py MODEL FOLDER --transformers_js
+    modeling-ast export MODEL FOLDER --transformers_js
 
 The graph takes any number of clips of any length from 25 ms up, and needs onnxruntime alone:
 
@@ -33,22 +33,12 @@ computes its own features and a softmax; a model for which these are other ones 
     const tags = await classify(samples, { top_k: 3 });  // Float32Array in [-1, 1], at 16000 Hz, one channel
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-
-from modeling_ast.audio import AudioError, load_waveform, require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
 
 import numpy as np
 import torch
@@ -56,6 +46,8 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.audio import load_waveform
+from modeling_ast.commands.command_line import run_command, told
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.fbank import frame_length, num_samples
 from modeling_ast.feature_extraction_ast import PADDINGS
@@ -76,7 +68,6 @@ from modeling_ast.inference.export import (
     save_transformers_js_config,
 )
 from modeling_ast.loading import load_model
-from modeling_ast.training.recipes import error_sentence
 
 logger = logging.getLogger("export_onnx")
 
@@ -84,6 +75,7 @@ logger = logging.getLogger("export_onnx")
 TRANSFORMERS_JS_FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}
 
 
+@told(OSError)
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Export a model, compare the graph with it, and report.
 
@@ -286,7 +278,4 @@ def warn_of_int8(results: dict[str, dict[str, float]], clips: str, measure: str 
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ExportError, AudioError, ImportError, OSError) as error:
-        sys.exit(error_sentence(error))
+    run_command("export")

@@ -1,6 +1,6 @@
 """A doctor before a long run: what is wrong with the data of a recipe, and the line that mends it.
 
-    python scripts/check_data.py RECIPE [--key value ...] [--max_clips N] [--json FILE]
+    modeling-ast check RECIPE [--key value ...] [--max_clips N] [--json FILE]
 
 Listens to every clip once and looks at the files (readable, long enough), sampling rates, channels, clipping,
 silence, lengths against `max_length`, labels and their order against the model's, mean and std against the
@@ -10,33 +10,24 @@ training script; `--dataloader_num_workers` processes listen. Exit status: 0 wit
 tell true facts that do no harm), 1 with warnings, 2 with errors.
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
 import dataclasses
 import json
 import logging
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-
-from modeling_ast.audio import require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
 
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor
+from modeling_ast.commands.command_line import run_command
 from modeling_ast.conversion import is_original_checkpoint
 from modeling_ast.data import checks
 from modeling_ast.data.checks import LEVELS, ClipSummary, Examination, Finding, audio_key
-from modeling_ast.data.sources import AudioSplits, DataError
+from modeling_ast.data.sources import AudioSplits
 from modeling_ast.training.arguments import DataArguments
 from modeling_ast.training.recipes import Arguments, RecipeError, parse_arguments
 from modeling_ast.training.sampling import class_balanced_weights
@@ -181,8 +172,4 @@ def report(dataset_name: str, splits: AudioSplits, clips: list[ClipSummary], fin
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (RecipeError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(LEVELS.index("error"))
+    run_command("check")

@@ -1,30 +1,22 @@
 """Make a manifest, the CSV file of clips and labels that the recipes read, of ESC-50, Speech Commands or AudioSet.
 
-    python scripts/prepare_data.py esc50                                # fetches, unpacks, writes data/esc50.csv
-    python scripts/prepare_data.py speech_commands --source PATH/TO/speech_commands    # a local copy, where it lies
-    python scripts/prepare_data.py audioset --segments eval_segments.csv --audio_dir PATH/TO/clips --only_paper_eval \\
+    modeling-ast prepare esc50                                # fetches, unpacks, writes data/esc50.csv
+    modeling-ast prepare speech_commands --source PATH/TO/speech_commands    # a local copy, where it lies
+    modeling-ast prepare audioset --segments eval_segments.csv --audio_dir PATH/TO/clips --only_paper_eval \\
         --output data/audioset_eval.csv
 
 Run it again after an interruption: it goes on from there. Clips of other rates are resampled while a model trains, or
 once and for all with --flac_cache FOLDER.
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
 import dataclasses
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 
-from modeling_ast.audio import AudioError, require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
-
+from modeling_ast.audio import AudioError
+from modeling_ast.commands.command_line import run_command
 from modeling_ast.data import prepare
 from modeling_ast.data.download import fetch, unpack
 from modeling_ast.data.label_tables import DataError, read_paper_eval_ids
@@ -33,12 +25,12 @@ from modeling_ast.data.prepare import ARCHIVES, MIN_SECONDS, Manifest
 FLAC_RATES = range(100, 655351)  # Hz
 # Name of its folder and manifest, a file by which it is known, what reads it, and what trains on it.
 DATA_SETS = {
-    "esc50": ("esc50", "meta/esc50.csv", prepare.read_esc50, "scripts/run_folds.py configs/esc50.yaml"),
+    "esc50": ("esc50", "meta/esc50.csv", prepare.read_esc50, "modeling-ast folds configs/esc50.yaml"),
     "speech_commands": (
         "speech_commands_v2",
         "testing_list.txt",
         prepare.read_speech_commands,
-        "scripts/run_audio_classification.py configs/speech_commands_v2.yaml",
+        "accelerate launch scripts/run_audio_classification.py configs/speech_commands_v2.yaml",
     ),
 }
 
@@ -118,7 +110,7 @@ def prepare_data_set(args: argparse.Namespace) -> Path:
     prepare.write_manifest(output, manifest)
     print(f"Wrote {output}, {len(manifest.rows):,} clips:\n{prepare.summarize(manifest)}")
     is_the_recipes = os.path.abspath(output) == os.path.abspath(f"data/{name}.csv")
-    print(f"To train: python {command}" + ("" if is_the_recipes else f" --dataset_name {os.path.abspath(output)}"))
+    print(f"To train: {command}" + ("" if is_the_recipes else f" --dataset_name {os.path.abspath(output)}"))
     return output
 
 
@@ -186,7 +178,4 @@ def prepare_audioset(args: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, AudioError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_command("prepare")

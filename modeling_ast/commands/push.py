@@ -1,6 +1,6 @@
 """Upload a finished folder to the Hugging Face Hub.
 
-    python scripts/push_to_hub.py outputs/demo ME/ast-demo [--private] [--with_code] [--with_handler] [--dry_run]
+    modeling-ast push outputs/demo ME/ast-demo [--private] [--with_code] [--with_handler] [--dry_run]
 
 What goes up: the weights, the configuration with its labels, the feature extractor, the model card, the recipe,
 results and pictures. What stays: checkpoints, optimiser states, predictions, and the average of the weights in its own
@@ -10,12 +10,9 @@ Inference Endpoints as it is, which then hears whole recordings: `handler.py`, t
 `requirements.txt`. The folder itself is not changed.
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -32,6 +29,7 @@ from transformers import AutoModelForAudioClassification
 
 import modeling_ast
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.commands.command_line import run_command
 from modeling_ast.training.model_card import CARD_NAME, read_run, write_model_card
 from modeling_ast.training.recipes import RECIPE_NAME
 
@@ -247,7 +245,4 @@ def _code_travels_along() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UploadError as error:
-        sys.exit(f"error: {error}")
+    run_command("push")

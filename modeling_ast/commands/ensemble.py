@@ -1,6 +1,6 @@
 """Average the predictions of several models on the held-out clips of a recipe.
 
-    python scripts/ensemble.py MODEL [MODEL ...] --recipe RECIPE.yaml [--key value ...]
+    modeling-ast ensemble MODEL [MODEL ...] --recipe RECIPE.yaml [--key value ...]
 
 A model is a folder, a name on the Hub, or a checkpoint of the original (.pth), each with its own strides, length,
 mel bins and statistics. The recipe, and keys that win over it, say which data are predicted: their test clips, else
@@ -9,31 +9,22 @@ each model and of the ensemble go to `ensemble_results.csv` in the output folder
 it. There they are found again when a model is added, unless the model or the data have changed.
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
 import csv
 import dataclasses
 import hashlib
 import logging
 import re
-import sys
 from pathlib import Path
-
-from modeling_ast.audio import AudioError, require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
 
 import numpy as np
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_original_checkpoint
+from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.metrics import compute_metrics, multi_hot
-from modeling_ast.data.sources import SPLITS, AudioSplits, DataError, DecodeAudio
+from modeling_ast.data.sources import SPLITS, AudioSplits, DecodeAudio
 from modeling_ast.inference.ensemble import (
     fingerprint_model,
     fingerprint_rows,
@@ -45,7 +36,7 @@ from modeling_ast.inference.ensemble import (
 from modeling_ast.loading import load_model
 from modeling_ast.training.arguments import DataArguments, ModelArguments
 from modeling_ast.training.collator import ASTDataCollator
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, error_sentence, parse_arguments
+from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
 from modeling_ast.training.start import (
     build_feature_extractor,
     read_evaluation_splits,
@@ -199,7 +190,4 @@ def report(results: dict[str, dict[str, float]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (RecipeError, DataError, AudioError) as error:
-        sys.exit(error_sentence(error))
+    run_command("ensemble")

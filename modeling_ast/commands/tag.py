@@ -1,7 +1,7 @@
 """Listen to whole recordings, and write down what is in them and when.
 
-    python scripts/tag_audio.py FILE|FOLDER|LIST ... --model MODEL --output_dir OUT [--key value ...]
-    python scripts/tag_audio.py --events_only --output_dir OUT --threshold 0.3 [--min_seconds 1 ...]
+    modeling-ast tag FILE|FOLDER|LIST ... --model MODEL --output_dir OUT [--key value ...]
+    modeling-ast tag --events_only --output_dir OUT --threshold 0.3 [--min_seconds 1 ...]
 
 Recordings (WAV, FLAC, OGG, MP3) of any length are heard in overlapping windows. A LIST (.txt, .csv, .tsv) names one a
 line, or in a column path. OUT gets `results.jsonl`, a line a
@@ -17,8 +17,6 @@ The same command again goes on where it was stopped, with new and changed files 
 cannot be used, 2 if nothing can be done.
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
 import json
 import sys
@@ -27,17 +25,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from modeling_ast.audio import AudioError, require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
-
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from modeling_ast.audio import AudioError
+from modeling_ast.commands.command_line import run_command, told
 from modeling_ast.data.label_tables import plain
 from modeling_ast.inference.ensemble import fingerprint_model
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
@@ -45,9 +38,10 @@ from modeling_ast.inference.tagging import FORMATS, ResultsFolder, TaggingError,
 from modeling_ast.inference.timeline import Event, Timeline
 
 EVENT_OPTIONS = ("threshold", "low_threshold", "min_seconds", "merge_seconds", "ignore")
-NOTHING_DONE = 2
+GOES_ON = "The same command goes on from here."
 
 
+@told(OSError)
 def main(argv: list[str] | None = None) -> int:
     """Tag recordings.
 
@@ -243,12 +237,4 @@ def report(folder: ResultsFolder, entries: list[dict[str, Any]], num_new: int) -
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
-    try:
-        sys.exit(main())
-    except (TaggingError, OSError) as error:  # the latter of a folder or disk that cannot be written to
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(NOTHING_DONE)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        sys.exit(130)  # as shells have it
+    run_command("tag")

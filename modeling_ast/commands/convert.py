@@ -1,12 +1,10 @@
 """Convert a checkpoint of the original AST, or ImageNet weights of a DeiT, to a folder for `from_pretrained`.
 
-    python scripts/convert_checkpoint.py audioset_10_10_0.4593.pth ast-audioset --labels audioset
-    python scripts/convert_checkpoint.py base384 ast-imagenet --imagenet --num_labels 50 --max_length 512
+    modeling-ast convert audioset_10_10_0.4593.pth ast-audioset --labels audioset
+    modeling-ast convert base384 ast-imagenet --imagenet --num_labels 50 --max_length 512
 
 The folder holds the model, with its label names, and the feature extractor.
 """
-
-import one_line  # noqa: F401  isort: skip
 
 import argparse
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, load_imagenet_checkpoint, load_original_checkpoint
+from modeling_ast.commands.command_line import run_command, told
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes
 from modeling_ast.data.label_tables import read_label_table
@@ -77,18 +76,15 @@ def convert(args: argparse.Namespace) -> None:
     )
 
 
+@told(ValueError, OSError, StrictDataclassError)
 def main(argv: list[str] | None = None) -> None:
     """Convert, and write the folder.
 
     Raises:
-        SystemExit: Arguments or weights that cannot be used, in one sentence.
+        CommandError: Arguments or weights that cannot be used.
     """
-    args = parse_arguments(argv)
-    try:
-        convert(args)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        raise SystemExit(f"convert_checkpoint: {error}") from None
+    convert(parse_arguments(argv))
 
 
 if __name__ == "__main__":
-    main()
+    run_command("convert")

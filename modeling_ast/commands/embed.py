@@ -1,7 +1,7 @@
 """Vectors of sounds, to search, cluster or train on: of files and folders, or of the clips of a recipe.
 
-    python scripts/extract_embeddings.py FILE|FOLDER ... --model MODEL --output FILE.parquet|FILE.npy
-    python scripts/extract_embeddings.py --recipe RECIPE.yaml [--key value ...] --model MODEL --output ...
+    modeling-ast embed FILE|FOLDER ... --model MODEL --output FILE.parquet|FILE.npy
+    modeling-ast embed --recipe RECIPE.yaml [--key value ...] --model MODEL --output ...
 
 A row is a recording, a window of it, or a patch of time (`--level`), with path, start and end in seconds; of the clips
 of a recipe split and label too. Parquet holds all of it in one table; beside an .npy array a .csv file says what its
@@ -11,21 +11,12 @@ anew.
 A file that cannot be used is named and left out, and the exit status is then 1.
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
 import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from modeling_ast.audio import AudioError, require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
 
 import datasets
 import numpy as np
@@ -34,7 +25,9 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from modeling_ast import __version__
-from modeling_ast.data.sources import SPLITS, DataError
+from modeling_ast.audio import AudioError
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.sources import SPLITS
 from modeling_ast.inference.embeddings import (
     LEVELS,
     ASTEmbeddingPipeline,
@@ -44,8 +37,8 @@ from modeling_ast.inference.embeddings import (
     write_parquet,
 )
 from modeling_ast.inference.ensemble import fingerprint_model
-from modeling_ast.inference.tagging import TaggingError, find_files
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, error_sentence, parse_arguments
+from modeling_ast.inference.tagging import find_files
+from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
 from modeling_ast.training.start import read_splits
 
 OUTPUT_SUFFIXES = (".parquet", ".npy")
@@ -240,7 +233,4 @@ def embed(
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (RecipeError, TaggingError, DataError, AudioError) as error:
-        sys.exit(error_sentence(error))
+    run_command("embed")

@@ -1,6 +1,6 @@
 """Evaluate a trained model on clips that it has not seen.
 
-    python scripts/evaluate_model.py MODEL DATA [--split test] [--output_dir OUT] [--key value ...]
+    modeling-ast evaluate MODEL DATA [--split test] [--output_dir OUT] [--key value ...]
 
 DATA is a folder with a sub-folder a class, a list (CSV, JSON), Parquet, a data set on the Hub, or a recipe that names
 one of these; keys of a recipe say how it is read (`--audio_dir`, `--label_column_name`, `--split_column_name`, ...).
@@ -12,31 +12,22 @@ OUT gets `evaluation.json` (metrics, also of each label), `per_class.csv`, and `
 split, truth, prediction, score, and the probability of every label.
 """
 
-import one_line  # noqa: F401  isort: skip
-
 import argparse
 import json
 import logging
 import re
-import sys
 from pathlib import Path
 from typing import Any
-
-from modeling_ast.audio import AudioError, require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.label_tables import plain
-from modeling_ast.data.metrics import DivergedError, compute_metrics, multi_hot
-from modeling_ast.data.sources import SPLITS, AudioSplits, DataError, DecodeAudio
+from modeling_ast.data.metrics import compute_metrics, multi_hot
+from modeling_ast.data.sources import SPLITS, AudioSplits, DecodeAudio
 from modeling_ast.data.whole_files import written_beside
 from modeling_ast.inference.ensemble import predict
 from modeling_ast.inference.predictions import (
@@ -48,7 +39,7 @@ from modeling_ast.inference.predictions import (
 )
 from modeling_ast.loading import load_model
 from modeling_ast.training.collator import ASTDataCollator
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, error_sentence, parse_arguments
+from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
 from modeling_ast.training.start import read_evaluation_splits, was_trained_on
 
 logger = logging.getLogger("evaluate_model")
@@ -206,7 +197,4 @@ def report(results: dict[str, Any], output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (RecipeError, DataError, AudioError, DivergedError) as error:
-        sys.exit(error_sentence(error))
+    run_command("evaluate")

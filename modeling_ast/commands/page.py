@@ -1,14 +1,12 @@
 """A page to try a model on: upload, record or choose a sound, and see what is heard in it, and when.
 
-    python scripts/demo_app.py --model MODEL [--examples FOLDER] [--port 7860]
+    modeling-ast page --model MODEL [--examples FOLDER] [--port 7860]
 
 The page shows the labels of a recording, the events in it, its spectrogram over the scores, and what the model attends
 to in an event. Recordings (WAV, FLAC, OGG, MP3, without ffmpeg) may be hours long; several are heard in turn, and no
 longer than their visitors stay. This machine alone can open the page, unless `--host` says otherwise. It loads nothing
 from elsewhere, and what was uploaded is deleted when it ends, or at the next start of a page where it was killed.
 """
-
-import one_line  # noqa: F401  isort: skip
 
 import argparse
 import html
@@ -22,23 +20,15 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from modeling_ast.audio import AUDIO_SUFFIXES, AudioError, require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
-try:
-    import gradio as gr
-except ImportError:
-    sys.exit("error: the page needs Gradio, which is not installed: pip install -e '.[demo]'")
-
+import gradio as gr
 import pandas
 import soundfile
 import torch
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.middleware import Middleware
 
+from modeling_ast.audio import AUDIO_SUFFIXES, AudioError
+from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.label_tables import plain
 from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
@@ -428,7 +418,4 @@ def show_nothing(message: str, is_error: bool = False) -> list[Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TaggingError as error:
-        sys.exit(f"error: {error}")
+    run_command("page")

@@ -1,0 +1,15 @@
+"""The commands, each of which parses, calls and reports.
+
+`modeling-ast COMMAND ...` and `python -m modeling_ast.commands.COMMAND ...` run one.
+"""
+
+import sys
+
+from modeling_ast import is_command
+
+if is_command:
+    from modeling_ast.commands.command_line import check_torchaudio, stop_at_once
+
+    stop_at_once()
+    if sys.argv[0] == "-m":  # the file of the command imports Transformers before anything is called
+        check_torchaudio()

@@ -1,0 +1,245 @@
+"""What all commands share: the entry point, exit statuses, signals, and one sentence for what goes wrong.
+
+Exit statuses: 0; 1 where some inputs could not be used; 2 where nothing could be done; 128 and the signal's number
+after Ctrl-C (130) and SIGTERM (143), as shells have it. Nothing heavy is imported before a command is chosen.
+"""
+
+import argparse
+import errno
+import importlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+from typing import Any, NoReturn
+
+NOTHING_DONE = 2
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What a machine can run out of, in the words of the system, of torch and of its GPUs; and what helps.
+_SCARCE = {
+    "files": "too many open files|received 0 items of ancdata",
+    "memory": "not enough memory|(can't|cannot|unable to) allocate|out of memory|bad_alloc",
+    "disk": "no space left|disk quota exceeded",
+}
+_REMEDIES = {
+    "files": "Allow more of them (ulimit -n 4096), or use fewer worker processes",
+    "memory": "Fewer clips at a time need less (in training half the per_device_train_batch_size with twice the "
+    "gradient_accumulation_steps), and so do fewer worker processes",
+    "disk": "Make room there, or write elsewhere; of checkpoints save_total_limit keeps fewer",
+}
+# Of a disk or a folder, not of a programme.
+_DISK_ERRORS = {
+    *(errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOTDIR),
+}
+# What the backends of `torch.distributed` say in the processes that are left when another one ended.
+_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+
+class CommandError(ValueError):
+    """A command line that cannot be used. The message says what was expected and what came."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command's own: its module's docstring is the help, and options are written in full."""
+
+    def __init__(self, doc: str, **options: Any):
+        super().__init__(
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+
+
+def main() -> NoReturn:
+    """The entry point `modeling-ast`."""
+    stop_at_once()
+    names = commands()
+    parser = argparse.ArgumentParser(
+        prog="modeling-ast",
+        description="Train, run and export Audio Spectrogram Transformers.",
+        epilog="commands:\n" + "".join(f"  {name:12}{line}\n" for name, line in names.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s COMMAND [arguments]",
+    )
+    parser.add_argument("command", metavar="COMMAND", choices=list(names), help="one of those below; COMMAND --help")
+    parser.add_argument("--version", action="version", version=_version())
+    name = parser.parse_args(sys.argv[1:2]).command
+    sys.argv[:2] = [f"modeling-ast {name}"]
+    run_command(name)
+
+
+def commands() -> dict[str, str]:
+    """Names of all commands, with the first sentence of each one's docstring, in the order of names."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.stem not in ("__init__", "command_line"):
+            docstring = path.read_text(encoding="utf-8").split('"""')[1]
+            found[path.stem] = re.split(r"(?<=\.)\s|\n\n", docstring, maxsplit=1)[0].replace("\n", " ")
+    return found
+
+
+def run_command(name: str) -> NoReturn:
+    """Run a command as this process, and end it with its exit status.
+
+    Args:
+        name: Of its module, whose `main()` is called. Where that returns a whole number, it is the exit status. Where
+            the module has a `GOES_ON`, that is told when a signal or the machine ends the command.
+    """
+    goes_on = ""
+    try:
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
+        check_torchaudio()
+        importlib.import_module("modeling_ast.auto_classes")
+        module = importlib.import_module(f"modeling_ast.commands.{name}")
+        goes_on = getattr(module, "GOES_ON", "")
+        _raise_signals()
+        result = module.main()
+        stop_at_once()
+    except KeyboardInterrupt as stop:
+        stop_at_once()
+        number = getattr(stop, "number", signal.SIGINT)
+        _tell(str(stop) or " ".join(filter(None, (_stopped(number), goes_on))))
+        sys.exit(128 + number)
+    except Exception as error:
+        stop_at_once()
+        sentence = fault_sentence(error, goes_on)
+        if sentence is None:
+            raise
+        _tell(sentence)
+        sys.exit(NOTHING_DONE)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def check_torchaudio() -> None:
+    """End this process where torchaudio cannot be loaded: Transformers would fail on it without naming it."""
+    from modeling_ast.audio import require_torchaudio
+
+    try:
+        require_torchaudio()
+    except ImportError as error:
+        _tell(f"error: {error}")
+        sys.exit(NOTHING_DONE)
+
+
+def stop_at_once() -> None:
+    """Let a signal end this process in one line, where there is nothing to put away.
+
+    Some libraries catch all errors while they are imported, so that none would end it.
+    """
+    process = os.getpid()
+
+    def stop(number: int, frame) -> None:
+        if os.getpid() == process:  # and not in processes that it starts
+            _tell(_stopped(number))
+            os._exit(128 + number)
+
+    for number in _SIGNALS:
+        signal.signal(number, stop)
+
+
+@contextmanager
+def told(*kinds: type[Exception]) -> Iterator[None]:
+    """Around what says in one sentence what is wrong with what it was given, by errors that others raise too.
+
+    Raises:
+        CommandError: In place of an error of these kinds that is not of this package's own.
+    """
+    try:
+        yield
+    except kinds as error:
+        if type(error).__module__.startswith("modeling_ast."):
+            raise
+        raise CommandError(" ".join(str(error).split())) from error
+
+
+def fault_sentence(error: Exception, goes_on: str = "") -> str | None:
+    """What to tell the user of an error; `None` of one that is a fault of the programme and wants its traceback.
+
+    Args:
+        error: Also one that comes out of a worker process.
+        goes_on: What can be done after what the machine or another process did.
+    """
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error.name)):
+        return f"error: {error.name.partition('.')[0]} is not installed: pip install 'modeling_ast[{extra}]'"
+    message = str(error)
+    if message.startswith("Caught "):  # torch put the worker's traceback before it
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    if advice := _remedy(error):
+        message = ". ".join(" ".join(message.split()).split(". ")[:3])  # a GPU's own goes on and on
+        return _join(f"error: {message.rstrip('.') or 'There is not enough memory'}. {advice}.", goes_on)
+    if type(error).__module__.startswith("modeling_ast.") or type(error) is ImportError:
+        return f"error: {message}"  # made to be told
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        where = f"{error.filename}: " if error.filename else ""
+        return _join(f"error: {where}cannot be read or written ({error.strerror}).", goes_on)
+    message = " ".join(message.split())
+    if isinstance(error, RuntimeError) and message.startswith("DataLoader worker"):
+        return _join(
+            f"error: A process that reads the data has ended ({message.rstrip('. ')}): killed from outside, or for "
+            "want of memory, where fewer of them may do (--dataloader_num_workers).",
+            goes_on,
+        )
+    if isinstance(error, RuntimeError) and any(words in message for words in _LOST_PROCESS):
+        return _join("error: Another process of this run has ended, and none goes on without it.", goes_on)
+    return None
+
+
+def _remedy(error: Exception) -> str | None:
+    """What helps where the machine has too little of something; `None` where it is another error."""
+    if isinstance(error, MemoryError):
+        return _REMEDIES["memory"]
+    message = str(error).lower() if isinstance(error, (OSError, RuntimeError, ValueError)) else ""
+    return next((_REMEDIES[what] for what, words in _SCARCE.items() if re.search(words, message)), None)
+
+
+def _extra_of(package: str | None) -> str | None:
+    """The extra of this package that brings another one."""
+    from packaging.requirements import Requirement
+
+    try:
+        needed = map(Requirement, requires("modeling_ast") or ())
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return None
+    module_names = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
+    for requirement in needed:
+        name = module_names.get(requirement.name.lower(), requirement.name)
+        if package and name.lower() == package.partition(".")[0].lower() and requirement.marker:
+            return re.search(r"extra == ['\"]([\w-]+)['\"]", str(requirement.marker))[1]
+    return None
+
+
+def _raise_signals() -> None:
+    """Let a signal raise `KeyboardInterrupt` in this process, so that a command puts away what it has begun."""
+    process = os.getpid()
+
+    def stop(number: int, frame) -> None:
+        if os.getpid() == process:
+            interrupt = KeyboardInterrupt()
+            interrupt.number = number
+            raise interrupt
+
+    for number in _SIGNALS:
+        signal.signal(number, stop)
+
+
+def _stopped(number: int) -> str:
+    return f"Stopped by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}."
+
+
+def _join(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
+
+
+def _tell(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _version() -> str:
+    from modeling_ast import __version__
+
+    return __version__
