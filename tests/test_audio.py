@@ -22,8 +22,8 @@ from modeling_ast.data.statistics import pooled_statistics
 from modeling_ast.data.streams import decode
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.training.arguments import DataArguments
+from modeling_ast.training.building import read_splits
 from modeling_ast.training.sampling import read_clip_seconds, sort_by_length
-from modeling_ast.training.start import read_splits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

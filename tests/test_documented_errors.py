@@ -22,9 +22,9 @@ from modeling_ast.commands import calibrate, ensemble
 from modeling_ast.commands import embed as extract_embeddings
 from modeling_ast.commands import statistics as compute_fbank_stats
 from modeling_ast.commands import train as script
-from modeling_ast.data.label_tables import DataError
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import DivergedError
-from modeling_ast.training.endings import SaveError, Stopped, StopRequest, loading, saving
+from modeling_ast.training.faults import SaveError, Stopped, StopRequest, loading, saving
 from modeling_ast.training.output_dir import recipe_differences
 from modeling_ast.training.recipes import RecipeError, parse_arguments
 from modeling_ast.training.trainer import ASTTrainer

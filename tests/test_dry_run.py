@@ -13,7 +13,7 @@ import pytest
 from modeling_ast import AudioError
 from modeling_ast.commands import train as script
 from modeling_ast.training import dry_run
-from modeling_ast.training.endings import Stopped
+from modeling_ast.training.faults import Stopped
 from modeling_ast.training.recipes import RecipeError
 from modeling_ast.training.trainer import ASTTrainer
 

@@ -30,7 +30,7 @@ from modeling_ast.commands import train as script
 from modeling_ast.commands.command_line import fault_sentence
 from modeling_ast.data import bad_clips as bad_clips_module
 from modeling_ast.data.bad_clips import BadClips
-from modeling_ast.data.whole_files import (
+from modeling_ast.data.files import (
     files_written_beside,
     folder_written_beside,
     remove_unfinished,
@@ -38,7 +38,7 @@ from modeling_ast.data.whole_files import (
 )
 from modeling_ast.training import output_dir
 from modeling_ast.training.averaging import RunningAverage
-from modeling_ast.training.endings import GOES_ON, loading
+from modeling_ast.training.faults import GOES_ON, loading
 from modeling_ast.training.output_dir import last_whole_checkpoint
 from modeling_ast.training.recipes import RecipeError, parse_arguments, save_recipe
 from modeling_ast.training.trainer import ASTTrainer

@@ -13,7 +13,7 @@ import torch
 from modeling_ast.commands import folds as run_folds
 from modeling_ast.commands import summarize as script
 from modeling_ast.commands import train as training_script
-from modeling_ast.data.label_tables import DataError
+from modeling_ast.data.labels import DataError
 from modeling_ast.training.folds import FoldError, summarize_folds
 from modeling_ast.training.recipes import RecipeError
 

@@ -20,11 +20,11 @@ from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.fbank import num_samples
 from modeling_ast.inference.ensemble import predict
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, ModelArguments
+from modeling_ast.training.building import build_feature_extractor
 from modeling_ast.training.collator import ASTDataCollator
 from modeling_ast.training.model_card import write_model_card
 from modeling_ast.training.recipes import RecipeError
 from modeling_ast.training.sampling import TrainingSampler, positioned, read_clip_seconds, sort_by_length
-from modeling_ast.training.start import build_feature_extractor
 from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
 from modeling_ast.audio import AUDIO_SUFFIXES, FILE_RATES, read_blocks, read_samples
-from modeling_ast.data.label_tables import plain
+from modeling_ast.data.labels import plain
 from modeling_ast.inference.recordings import read_recording
 
 ROOT = Path(__file__).resolve().parents[1]

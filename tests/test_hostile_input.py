@@ -29,14 +29,14 @@ from test_conversion import IN_NAME, load, original_weights
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data import download
-from modeling_ast.data.label_tables import DataError, read_label_table
+from modeling_ast.data.labels import DataError, read_label_table
 from modeling_ast.data.prepare import read_all_seconds, read_esc50, read_segments
 from modeling_ast.data.sources import load_splits
 from modeling_ast.inference.tagging import ResultsFolder, SoundFile, TaggingError, load_classifier
 from modeling_ast.inference.timeline import Timeline
 from modeling_ast.training.arguments import ModelArguments
+from modeling_ast.training.building import build_model_and_extractor
 from modeling_ast.training.recipes import RecipeError, parse_arguments, read_recipe
-from modeling_ast.training.start import build_model_and_extractor
 
 ROOT = Path(__file__).resolve().parents[1]
 BODY = "audio_spectrogram_transformer."
@@ -902,7 +902,7 @@ def test_examples_with_names_that_cannot_be_shown_do_not_keep_all_from_the_page(
 def test_page_shows_names_and_messages_as_text(folder, tmp_path):
     pytest.importorskip("gradio")
     from modeling_ast.commands import page as demo_app
-    from modeling_ast.inference.app import Listener
+    from modeling_ast.inference.page import Listener
 
     listener = Listener(load_classifier(str(folder), "cpu"), tmp_path)
     for name in (b"<img src=x onerror=alert(1)>.wav", b"\xff\x1b[31m.wav", b"n" * 251 + b".wav"):

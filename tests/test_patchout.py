@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTForAudioClassification
 from modeling_ast.training.arguments import ModelArguments
-from modeling_ast.training.start import build_model
+from modeling_ast.training.building import build_model
 
 close = torch.testing.assert_close
 pytestmark = pytest.mark.usefixtures("one_thread")

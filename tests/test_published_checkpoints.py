@@ -10,7 +10,7 @@ from transformers import AutoModelForAudioClassification
 
 from modeling_ast import ASTFeatureExtractor, load_waveform
 from modeling_ast.training.arguments import ModelArguments
-from modeling_ast.training.start import build_model
+from modeling_ast.training.building import build_model
 
 TOLERANCE = 1e-4
 

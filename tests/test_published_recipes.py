@@ -15,7 +15,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 from modeling_ast.commands import prepare as prepare_data
 from modeling_ast.commands import train as script
 from modeling_ast.data import synthetic
-from modeling_ast.data.label_tables import read_label_table, read_paper_eval_ids
+from modeling_ast.data.labels import read_label_table, read_paper_eval_ids
 from modeling_ast.data.synthetic import CLASSES, generate_clip
 from modeling_ast.training.recipes import parse_arguments, read_recipe
 

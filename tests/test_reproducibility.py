@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from modeling_ast.commands import train as script
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.training.averaging import RunningAverage
-from modeling_ast.training.record import EpochRecord
+from modeling_ast.training.results import EpochRecord
 from modeling_ast.training.trainer import ASTTrainer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset, List, Value, concatenate_datasets
 from scipy.stats import chisquare
 
-from modeling_ast.data.label_tables import read_label_table
+from modeling_ast.data.labels import read_label_table
 from modeling_ast.data.sources import load_splits
 from modeling_ast.training.sampling import PositionedRows, PositionedStream, TrainingSampler, class_balanced_weights
 

@@ -41,6 +41,7 @@ from modeling_ast.inference.predictions import label_thresholds
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 from modeling_ast.loading import load_model
 from modeling_ast.training.arguments import ASTTrainingArguments
+from modeling_ast.training.building import read_held_out
 from modeling_ast.training.collator import ASTDataCollator
 from modeling_ast.training.model_card import CARD_NAME, read_run, write_model_card
 from modeling_ast.training.recipes import (
@@ -50,7 +51,6 @@ from modeling_ast.training.recipes import (
     check_data_keys,
     parse_arguments,
 )
-from modeling_ast.training.start import read_held_out
 
 logger = logging.getLogger("calibrate")
 

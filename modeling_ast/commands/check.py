@@ -29,9 +29,9 @@ from modeling_ast.data import checks
 from modeling_ast.data.checks import LEVELS, ClipSummary, Examination, Finding, audio_key
 from modeling_ast.data.sources import AudioSplits
 from modeling_ast.training.arguments import DataArguments
+from modeling_ast.training.building import build_model_and_extractor, is_ast, read_folds, read_splits
 from modeling_ast.training.recipes import Arguments, RecipeError, parse_arguments
 from modeling_ast.training.sampling import class_balanced_weights
-from modeling_ast.training.start import build_model_and_extractor, is_ast, read_folds, read_splits
 
 NUM_EXAMPLES = 3
 

@@ -15,7 +15,7 @@ from modeling_ast import ASTConfig, ASTFeatureExtractor, load_imagenet_checkpoin
 from modeling_ast.commands.command_line import run_command, told
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes
-from modeling_ast.data.label_tables import read_label_table
+from modeling_ast.data.labels import read_label_table
 
 GEOMETRY = ("frequency_stride", "time_stride", "num_mel_bins", "max_length")
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "regression")

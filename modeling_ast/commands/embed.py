@@ -38,8 +38,8 @@ from modeling_ast.inference.embeddings import (
 )
 from modeling_ast.inference.ensemble import fingerprint_model
 from modeling_ast.inference.tagging import find_files
+from modeling_ast.training.building import read_splits
 from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
-from modeling_ast.training.start import read_splits
 
 OUTPUT_SUFFIXES = (".parquet", ".npy")
 

@@ -35,14 +35,14 @@ from modeling_ast.inference.ensemble import (
 )
 from modeling_ast.loading import load_model
 from modeling_ast.training.arguments import DataArguments, ModelArguments
-from modeling_ast.training.collator import ASTDataCollator
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
-from modeling_ast.training.start import (
+from modeling_ast.training.building import (
     build_feature_extractor,
     read_evaluation_splits,
     read_label_names,
     read_splits,
 )
+from modeling_ast.training.collator import ASTDataCollator
+from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
 
 logger = logging.getLogger("ensemble")
 

@@ -25,10 +25,10 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import run_command
-from modeling_ast.data.label_tables import plain
+from modeling_ast.data.files import written_beside
+from modeling_ast.data.labels import plain
 from modeling_ast.data.metrics import compute_metrics, multi_hot
 from modeling_ast.data.sources import SPLITS, AudioSplits, DecodeAudio
-from modeling_ast.data.whole_files import written_beside
 from modeling_ast.inference.ensemble import predict
 from modeling_ast.inference.predictions import (
     class_figures,
@@ -38,9 +38,9 @@ from modeling_ast.inference.predictions import (
     write_predictions,
 )
 from modeling_ast.loading import load_model
+from modeling_ast.training.building import read_evaluation_splits, was_trained_on
 from modeling_ast.training.collator import ASTDataCollator
 from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
-from modeling_ast.training.start import read_evaluation_splits, was_trained_on
 
 logger = logging.getLogger("evaluate_model")
 

@@ -30,9 +30,9 @@ from starlette.middleware import Middleware
 from modeling_ast.audio import AUDIO_SUFFIXES, AudioError
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.folders import find_sounds
-from modeling_ast.data.label_tables import plain
+from modeling_ast.data.labels import plain
 from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
-from modeling_ast.inference.app import TOP_K, Heard, Listener, Stopped
+from modeling_ast.inference.page import TOP_K, Heard, Listener, Stopped
 from modeling_ast.inference.page_guard import PageGuard, working_folder
 from modeling_ast.inference.tagging import TaggingError, load_classifier
 

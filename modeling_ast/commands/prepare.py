@@ -19,7 +19,7 @@ from modeling_ast.audio import AudioError
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.data import prepare
 from modeling_ast.data.download import fetch, unpack
-from modeling_ast.data.label_tables import DataError, read_paper_eval_ids
+from modeling_ast.data.labels import DataError, read_paper_eval_ids
 from modeling_ast.data.prepare import ARCHIVES, MIN_SECONDS, Manifest
 
 FLAC_RATES = range(100, 655351)  # Hz

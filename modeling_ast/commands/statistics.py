@@ -21,10 +21,10 @@ from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.sources import AudioSplits, DecodeAudio
 from modeling_ast.data.statistics import batch_moments, mean_of_batch_moments, pooled_statistics, recipe_lines
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
+from modeling_ast.training.building import build_model_and_extractor, read_splits
 from modeling_ast.training.collator import ASTDataCollator
 from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, parse_arguments
 from modeling_ast.training.sampling import PositionedRows
-from modeling_ast.training.start import build_model_and_extractor, read_splits
 
 # Source: the original's `get_norm_stats.py`.
 ORIGINAL_AUGMENTATION = AugmentArguments(mixup_probability=0.5, freq_mask_bins=24, time_mask_frames=192)

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError
 from modeling_ast.commands.command_line import run_command, told
-from modeling_ast.data.label_tables import plain
+from modeling_ast.data.labels import plain
 from modeling_ast.inference.ensemble import fingerprint_model
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.tagging import FORMATS, ResultsFolder, TaggingError, find_files, load_classifier

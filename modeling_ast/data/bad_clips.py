@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from modeling_ast.audio import AudioError, read_blocks
-from modeling_ast.data.whole_files import written_beside
+from modeling_ast.data.files import written_beside
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from modeling_ast.data.label_tables import DataError, plain
+from modeling_ast.data.labels import DataError, plain
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60  # seconds without a byte

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_ast.audio import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES
-from modeling_ast.data.label_tables import DataError
+from modeling_ast.data.labels import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError, load_waveform, read_seconds
 from modeling_ast.data.download import Archive
+from modeling_ast.data.files import written_beside
 from modeling_ast.data.folders import find_sounds
-from modeling_ast.data.label_tables import DataError, find_control, read_rows
+from modeling_ast.data.labels import DataError, find_control, read_rows
 from modeling_ast.data.sources import load_splits, read_data_json
 from modeling_ast.data.synthetic import LISTS
-from modeling_ast.data.whole_files import written_beside
 
 SAMPLING_RATE = 16000  # Hz, of the FLAC cache where nothing else is said
 MIN_SECONDS = 0.025  # one frame of the features

@@ -29,7 +29,7 @@ from datasets.exceptions import DatasetGenerationError
 from modeling_ast.audio import AUDIO_SUFFIXES, AudioError, load_waveform
 from modeling_ast.data.bad_clips import BadClips
 from modeling_ast.data.folders import FolderContents, group_by_folder, look_into, visible, warn_left_out
-from modeling_ast.data.label_tables import (
+from modeling_ast.data.labels import (
     DataError,
     composed,
     find_control,

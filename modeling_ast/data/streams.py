@@ -9,7 +9,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from modeling_ast.data.bad_clips import BadClips, ReplacedRows
 from modeling_ast.data.folders import look_into
-from modeling_ast.data.label_tables import DataError, composed, read_label_table
+from modeling_ast.data.labels import DataError, composed, read_label_table
 from modeling_ast.data.sources import (
     SPLITS,
     AudioSplits,

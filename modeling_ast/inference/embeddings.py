@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from modeling_ast import ASTModel
-from modeling_ast.data.whole_files import written_beside
+from modeling_ast.data.files import written_beside
 from modeling_ast.fbank import frame_length, frame_shift, num_samples
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, make_pipeline
 from modeling_ast.inference.recordings import Recording

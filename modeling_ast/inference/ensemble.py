@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, __version__
+from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import to_probabilities
-from modeling_ast.data.whole_files import written_beside
 
 # What says where a configuration comes from, and nothing about the model.
 _ORIGIN_KEYS = ("_name_or_path", "transformers_version")

@@ -13,8 +13,8 @@ import torch
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AudioError
+from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import positive_labels
-from modeling_ast.data.whole_files import written_beside
 from modeling_ast.fbank import FRAME_SHIFT_MS, frame_length, frame_shift, mel_bin_frequencies
 from modeling_ast.inference.explanations import Attention, Occlusion, Spectrogram
 from modeling_ast.inference.lettering import cut, drawable, letter

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import per_class_metrics, positive_labels
-from modeling_ast.data.whole_files import written_beside
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 
 CLASS_COLUMNS = ("label", "clips", "predicted", "precision", "recall", "F1", "AP", "AUC")

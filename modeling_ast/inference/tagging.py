@@ -12,9 +12,9 @@ from typing import Any
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AUDIO_SUFFIXES
+from modeling_ast.data.files import written_beside
 from modeling_ast.data.folders import find_sounds
-from modeling_ast.data.label_tables import DataError, plain, read_rows
-from modeling_ast.data.whole_files import written_beside
+from modeling_ast.data.labels import DataError, plain, read_rows
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import may_fail, plot_timeline
 from modeling_ast.inference.recordings import read_recording

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_ast.data.whole_files import written_beside
+from modeling_ast.data.files import written_beside
 
 DEFAULT_THRESHOLD = 0.5
 

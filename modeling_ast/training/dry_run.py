@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from modeling_ast.training.arguments import ASTTrainingArguments
-from modeling_ast.training.endings import Stopped
+from modeling_ast.training.faults import Stopped
 from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_ast.training.record import RESULTS_NAME
+from modeling_ast.training.results import RESULTS_NAME
 
 
 class FoldError(ValueError):

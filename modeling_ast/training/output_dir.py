@@ -18,8 +18,8 @@ import yaml
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from modeling_ast.data.files import remove_folder, remove_unfinished, written_beside
 from modeling_ast.data.sources import SPLITS
-from modeling_ast.data.whole_files import remove_folder, remove_unfinished, written_beside
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, DataArguments, ModelArguments
 from modeling_ast.training.recipes import RECIPE_NAME, Arguments, RecipeError, save_recipe
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from modeling_ast.data.label_tables import plain
+from modeling_ast.data.labels import plain
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, DataArguments, ModelArguments
 
 RECIPE_NAME = "recipe.yaml"

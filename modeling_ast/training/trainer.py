@@ -18,8 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from modeling_ast.data.metrics import DivergedError, to_probabilities
-from modeling_ast.data.whole_files import (
+from modeling_ast.data.files import (
     UNFINISHED_FOLDER,
     files_written_beside,
     finish_folder,
@@ -28,13 +27,14 @@ from modeling_ast.data.whole_files import (
     unfinished_folder,
     written_beside,
 )
+from modeling_ast.data.metrics import DivergedError, to_probabilities
 from modeling_ast.modeling_ast import classification_loss
 from modeling_ast.training.augment import smooth_labels
 from modeling_ast.training.averaging import RunningAverage
-from modeling_ast.training.endings import GOES_ON, Stopped, StopRequest, loading, saving
+from modeling_ast.training.faults import GOES_ON, Stopped, StopRequest, loading, saving
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, checkpoint_step, last_whole_checkpoint
 from modeling_ast.training.recipes import RecipeError
-from modeling_ast.training.record import RESULTS_NAME, EpochRecord
+from modeling_ast.training.results import RESULTS_NAME, EpochRecord
 from modeling_ast.training.sampling import TrainingSampler
 from modeling_ast.training.schedule import step_schedule
 

@@ -31,8 +31,8 @@ from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import may_fail, plot_timeline
 from modeling_ast.inference.tagging import load_classifier
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
+from modeling_ast.training.building import read_splits
 from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
-from modeling_ast.training.start import read_splits
 
 GATE_LEVELS_DB = range(-70, -10)
 

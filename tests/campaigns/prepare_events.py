@@ -24,9 +24,9 @@ from splicing import BACKGROUND, background_noise, set_level, sounding_part
 from tqdm.auto import tqdm
 
 from modeling_ast import load_waveform
-from modeling_ast.data.label_tables import DataError, read_rows
+from modeling_ast.data.files import written_beside
+from modeling_ast.data.labels import DataError, read_rows
 from modeling_ast.data.prepare import Manifest, summarize, write_manifest
-from modeling_ast.data.whole_files import written_beside
 
 SAMPLING_RATE = 16000
 LEVEL_DB = -25.0

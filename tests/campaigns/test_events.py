@@ -14,7 +14,7 @@ from prepare_events import main as prepare_events
 from splicing import background_noise, frame_levels, set_level, sounding_part, splice
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
-from modeling_ast.data.label_tables import DataError
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.tagging import TaggingError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_ast.data.label_tables import SHIPPED_TABLES, DataError, LabelTable, read_label_table, read_paper_eval_ids
+from modeling_ast.data.labels import SHIPPED_TABLES, DataError, LabelTable, read_label_table, read_paper_eval_ids
 
 ROOT = Path(__file__).resolve().parents[1]
 ORIGINAL = {
@@ -127,11 +127,11 @@ def test_installed_wheel_brings_the_tables(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     shutil.unpack_archive(wheel, tmp_path / "installed", format="zip")
     code = (
-        "from modeling_ast.data import label_tables as t; "
+        "from modeling_ast.data import labels as t; "
         "print(t.__file__, [len(t.read_label_table(name)) for name in t.SHIPPED_TABLES], len(t.read_paper_eval_ids()))"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    path = tmp_path / "installed" / "modeling_ast" / "data" / "label_tables.py"
+    path = tmp_path / "installed" / "modeling_ast" / "data" / "labels.py"
     assert done.stdout.strip() == f"{path} [527, 50, 35] 19185"

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from modeling_ast.data.metrics import compute_metrics, to_probabilities
 from modeling_ast.training.arguments import ASTTrainingArguments
-from modeling_ast.training.record import RESULTS_NAME, EpochRecord
+from modeling_ast.training.results import RESULTS_NAME, EpochRecord
 from modeling_ast.training.sampling import PositionedRows
 from modeling_ast.training.trainer import ASTTrainer
 

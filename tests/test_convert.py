@@ -22,7 +22,7 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import CommandError
 from modeling_ast.commands.convert import main
-from modeling_ast.data.label_tables import DataError
+from modeling_ast.data.labels import DataError
 
 NAMES = ["dog", "Male speech, man speaking", "rain", "sea waves", "Ding-dong"]
 GEOMETRY = ["--num_mel_bins", str(BINS), "--max_length", str(FRAMES)]

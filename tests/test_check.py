@@ -15,7 +15,7 @@ from helpers import end_of
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.check import main
 from modeling_ast.data.checks import ClipSummary, check_groups, check_spelling
-from modeling_ast.data.label_tables import SHIPPED_TABLES, read_label_table
+from modeling_ast.data.labels import SHIPPED_TABLES, read_label_table
 from modeling_ast.data.sources import DataError
 from modeling_ast.training.recipes import RecipeError
 

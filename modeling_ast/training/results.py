@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import compute_metrics
-from modeling_ast.data.whole_files import written_beside
 from modeling_ast.training.arguments import BEST_METRICS
 
 RESULTS_NAME = "results.csv"

@@ -21,7 +21,7 @@ from modeling_ast.audio import AudioError, load_waveform, read_seconds
 from modeling_ast.commands.prepare import main
 from modeling_ast.data import prepare
 from modeling_ast.data.download import Archive, unpack
-from modeling_ast.data.label_tables import DataError, read_paper_eval_ids
+from modeling_ast.data.labels import DataError, read_paper_eval_ids
 from modeling_ast.data.sources import load_splits
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -29,8 +29,9 @@ from PIL import Image
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
 from modeling_ast.data.synthetic import generate_clip
-from modeling_ast.inference import app, page_guard
-from modeling_ast.inference.app import BATCH_SIZE, Listener, Stopped
+from modeling_ast.inference import page as app
+from modeling_ast.inference import page_guard
+from modeling_ast.inference.page import BATCH_SIZE, Listener, Stopped
 from modeling_ast.inference.page_guard import PageGuard, working_folder
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.tagging import TaggingError

@@ -9,7 +9,7 @@ from test_conversion import DEPTH, IMAGE_WEIGHTS, MLP, WIDTH, original_weights, 
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_original_checkpoint
 from modeling_ast.training.arguments import ModelArguments
-from modeling_ast.training.start import build_feature_extractor, build_model, is_ast
+from modeling_ast.training.building import build_feature_extractor, build_model, is_ast
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
