@@ -43,11 +43,6 @@ def frame_shift(sampling_rate: int) -> int:
     return int(sampling_rate * FRAME_SHIFT_MS * 0.001)
 
 
-def num_samples(num_frames: int, sampling_rate: int) -> int:
-    """Samples that so many frames take up."""
-    return (num_frames - 1) * frame_shift(sampling_rate) + frame_length(sampling_rate)
-
-
 def _mel(frequency: torch.Tensor | float) -> torch.Tensor | float:
     log = torch.log if isinstance(frequency, torch.Tensor) else math.log
     return 1127.0 * log(1.0 + frequency / 700.0)

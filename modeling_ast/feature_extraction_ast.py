@@ -10,7 +10,7 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import TensorType, logging
 
-from .fbank import fbank, frame_length, frame_shift, num_samples
+from .fbank import fbank, frame_length, frame_shift
 
 logger = logging.get_logger(__name__)
 
@@ -118,6 +118,28 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         self.return_attention_mask = return_attention_mask
         self.feature_size, self.padding_side = _STOCK_KEYS.values()
 
+    @property
+    def frame_length(self) -> int:
+        """Samples in one frame; a clip must be at least as long."""
+        return frame_length(self.sampling_rate)
+
+    @property
+    def frame_shift(self) -> int:
+        """Samples from the start of one frame to the start of the next."""
+        return frame_shift(self.sampling_rate)
+
+    def num_samples(self, num_frames: int) -> int:
+        """Samples that so many frames take up."""
+        return (num_frames - 1) * self.frame_shift + self.frame_length
+
+    def num_frames(self, num_samples: int | torch.Tensor) -> int | torch.Tensor:
+        """Whole frames in so many samples, which must be one frame or more."""
+        return (num_samples - self.frame_length) // self.frame_shift + 1
+
+    def seconds(self, num_frames: int) -> float:
+        """Seconds from the start of a frame to the start of the one that follows so many frames later."""
+        return num_frames * self.frame_shift / self.sampling_rate
+
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs):
         """As in Transformers; keys of a file that have no effect here are dropped, with a warning if unknown.
@@ -205,7 +227,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         if waveform.numel() == 0:
             raise ValueError(f"Expected a clip with samples, but {which} is empty.")
         waveform = to_float32(waveform, which)
-        minimum = frame_length(self.sampling_rate)
+        minimum = self.frame_length
         if waveform.numel() < minimum:
             raise ValueError(
                 f"Expected at least {minimum} samples (one window of 25 ms at {self.sampling_rate} Hz), got "
@@ -277,7 +299,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         if truncation is None or not isinstance(max_length, int) or max_length < _LEAST_SAMPLES:
             return max_length
         rate = self.sampling_rate
-        frames = max(1, (max_length - frame_length(rate)) // frame_shift(rate) + 1)
+        frames = max(1, self.num_frames(max_length))
         logger.warning_once(
             f"max_length {max_length} with truncation is taken for samples ({max_length / rate:g} s at {rate} Hz, "
             f"{frames} frames). AST counts frames of 10 ms: say max_length={frames}."
@@ -343,7 +365,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         max_length = self._in_frames(max_length, truncation)
         limit = self._limit(max_length, padding, truncation)
         if limit is not None:  # frames that would be cut are not computed
-            waveforms = [waveform[: num_samples(limit, self.sampling_rate)] for waveform in waveforms]
+            waveforms = [waveform[: self.num_samples(limit)] for waveform in waveforms]
         spectrograms = self.fbank(waveforms)
         input_values = self.fit_length(spectrograms, max_length, padding, truncation)
         if self.do_normalize:

@@ -18,7 +18,6 @@ from conftest import make_tiny_config, random_model
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.commands import export as export_script
 from modeling_ast.data.metrics import score_function
-from modeling_ast.fbank import frame_length, num_samples
 from modeling_ast.inference.export import (
     ExportError,
     agreement_measure,
@@ -70,10 +69,9 @@ def expected_scores(model, extractor, clips, **padding) -> np.ndarray:
 def lengths_around(extractor: ASTFeatureExtractor, count: int, seed: int) -> list[int]:
     """One window, one patch and around it, the model's length and around it, and random ones up to three times as
     much; in samples."""
-    rate = extractor.sampling_rate
-    fixed = [num_samples(frames, rate) for frames in (1, 15, 16, 17, extractor.max_length)]
+    fixed = [extractor.num_samples(frames) for frames in (1, 15, 16, 17, extractor.max_length)]
     at = fixed[-1]
-    drawn = np.random.default_rng(seed).integers(frame_length(rate), 3 * at, count)
+    drawn = np.random.default_rng(seed).integers(extractor.frame_length, 3 * at, count)
     return [*fixed, at - 1, at + 1, *map(int, drawn)]
 
 
@@ -101,7 +99,7 @@ def test_scores_are_those_of_the_model_at_any_length_and_in_any_batch(exported, 
     folder, model, extractor, _ = exported
     graph = graph_function(folder / "ast.onnx", num_threads=1)
     lengths = lengths_around(extractor, 6, seed=batch_size)
-    assert min(lengths) < num_samples(extractor.max_length, 16000) < max(lengths)
+    assert min(lengths) < extractor.num_samples(extractor.max_length) < max(lengths)
     for length in lengths:
         clips = sounds(batch_size, length, seed=length)
         np.testing.assert_allclose(graph(clips), expected_scores(model, extractor, clips), atol=1e-5, err_msg=length)
@@ -156,7 +154,7 @@ def test_scores_are_those_of_every_kind_of_model(sampling_rate, config, padding,
     lengths = lengths_around(extractor, 12, seed=1)
     generator = np.random.default_rng(2)
     for length in lengths:
-        own = generator.integers(frame_length(sampling_rate), length + 1, generator.integers(1, 5))
+        own = generator.integers(extractor.frame_length, length + 1, generator.integers(1, 5))
         own[0] = length
         clips = [
             clip[:n]

@@ -119,6 +119,18 @@ def test_fbank_stays_on_the_device_of_its_input(device):
     assert spectrogram.device.type == device and spectrogram.shape == (4, 23, 128)
 
 
+@pytest.mark.parametrize("sampling_rate, length, shift", [(16000, 400, 160), (22050, 551, 220), (8000, 200, 80)])
+def test_geometry_counts_the_frames_that_the_filter_bank_gives(sampling_rate, length, shift):
+    extractor = ASTFeatureExtractor(sampling_rate=sampling_rate)
+    assert (extractor.frame_length, extractor.frame_shift) == (length, shift)
+    assert extractor.seconds(3) == 3 * shift / sampling_rate
+    for num_frames in (1, 2, 17):
+        num_samples = extractor.num_samples(num_frames)
+        for samples in (num_samples, num_samples + shift - 1):
+            (spectrogram,) = extractor.fbank([noise(samples)])
+            assert len(spectrogram) == extractor.num_frames(samples) == num_frames
+
+
 @pytest.mark.parametrize("seconds, frames", [(10, 998), (5, 498), (1, 98), (0.5, 48)])
 def test_only_whole_frames_count(seconds, frames):
     assert fbank(torch.zeros(int(seconds * 16000))).shape == (frames, 128)

@@ -17,7 +17,6 @@ from modeling_ast.commands import check as check_data
 from modeling_ast.commands import train as script
 from modeling_ast.data.sources import DecodeAudio
 from modeling_ast.data.synthetic import generate_clip
-from modeling_ast.fbank import num_samples
 from modeling_ast.inference.ensemble import predict
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, ModelArguments
 from modeling_ast.training.building import build_feature_extractor
@@ -40,7 +39,7 @@ FRAMES = [30, 2, 64, 17, 90, 41]  # less than a patch, all of max_length, and mo
 
 def make_rows(frames: list[int]) -> list[dict]:
     generator = torch.Generator().manual_seed(0)
-    waveforms = [0.1 * torch.randn(num_samples(count, 16000), generator=generator) for count in frames]
+    waveforms = [0.1 * torch.randn(FIXED.num_samples(count), generator=generator) for count in frames]
     return [{"waveform": clip, "labels": i % 3, "position": i} for i, clip in enumerate(waveforms)]
 
 

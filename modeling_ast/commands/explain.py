@@ -16,7 +16,6 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast.audio import AudioError, read_blocks
 from modeling_ast.commands.command_line import run_command, told
-from modeling_ast.fbank import num_samples
 from modeling_ast.inference.explanations import Occlusion, explain_attention, occlusion_map
 from modeling_ast.inference.plots import plot_attention, plot_occlusion
 from modeling_ast.loading import load_model
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> Occlusion:
         raise OSError(f"{args.model} cannot be used: {error}") from error
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     rate = extractor.sampling_rate
-    window = num_samples(model.config.max_length, rate)
+    window = extractor.num_samples(model.config.max_length)
     waveform, goes_on = read_stretch(args.file, rate, args.start, args.end, window, args.ignore_length)
     end = args.start + len(waveform) / rate
     print(f"{args.file}: {args.start:.2f} to {end:.2f} s")

@@ -49,7 +49,6 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.audio import load_waveform
 from modeling_ast.commands.command_line import run_command, told
 from modeling_ast.data.folders import find_sounds
-from modeling_ast.fbank import frame_length, num_samples
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.export import (
     MIN_AGREEMENT,
@@ -100,7 +99,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     padding = extractor.padding if args.padding is None else args.padding
     describe_padding(padding, extractor)
     if paths:
-        batches = read_clips(paths, extractor.sampling_rate)
+        batches = read_clips(paths, extractor)
     else:
         batches = generate_clips(extractor, args.with_lengths)
 
@@ -210,7 +209,7 @@ def load(name: str) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
 
 def describe_padding(padding: str, extractor: ASTFeatureExtractor) -> None:
     """Say what will happen to clips of other lengths than the model's."""
-    seconds = num_samples(extractor.max_length, extractor.sampling_rate) / extractor.sampling_rate
+    seconds = extractor.num_samples(extractor.max_length) / extractor.sampling_rate
     if padding == "max_length":
         logger.info(
             f"padding max_length: every clip is padded or cut to {extractor.max_length} frames ({seconds:.2f} s). "
@@ -231,11 +230,11 @@ def find_clips(sources: list[Path]) -> list[Path]:
     return paths
 
 
-def read_clips(paths: list[Path], sampling_rate: int) -> Iterator[list[np.ndarray]]:
+def read_clips(paths: list[Path], extractor: ASTFeatureExtractor) -> Iterator[list[np.ndarray]]:
     """Sound files, each a batch of its own."""
     for path in tqdm(paths, desc="Comparing"):
-        waveform = load_waveform(path, sampling_rate).numpy()
-        if len(waveform) < frame_length(sampling_rate):
+        waveform = load_waveform(path, extractor.sampling_rate).numpy()
+        if len(waveform) < extractor.frame_length:
             raise ExportError(f"{path}: expected at least 25 ms of sound, got {len(waveform)} samples.")
         yield [waveform]
 
@@ -244,9 +243,9 @@ def generate_clips(extractor: ASTFeatureExtractor, with_lengths: bool) -> Iterat
     """Bursts of noise below, at and above the model's length, in batches of two; with lengths, of different ones."""
     generator = np.random.default_rng(0)
     for frames in (extractor.max_length // 2, extractor.max_length, extractor.max_length * 3 // 2):
-        longest = num_samples(frames, extractor.sampling_rate)
+        longest = extractor.num_samples(frames)
         clips = generator.standard_normal((2, longest)) * np.geomspace(0.3, 1e-4, longest)
-        shorter = max(longest * 2 // 3, frame_length(extractor.sampling_rate)) if with_lengths else longest
+        shorter = max(longest * 2 // 3, extractor.frame_length) if with_lengths else longest
         yield [clip[:length].astype(np.float32) for clip, length in zip(clips, (longest, shorter))]
 
 

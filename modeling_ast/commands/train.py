@@ -28,7 +28,6 @@ from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
 from modeling_ast.data.sources import AudioSplits
 from modeling_ast.data.streams import decode
-from modeling_ast.fbank import num_samples
 from modeling_ast.inference.plots import (
     may_fail,
     plot_confusion_matrix,
@@ -136,7 +135,7 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
         seconds = read_clip_seconds(
             splits.train, allow_bad=data_args.max_bad_clips > 0, ignore_length=splits.ignore_length
         )
-        clip_seconds = seconds.clamp(max=0.01 * extractor.max_length)  # longer ones are cut
+        clip_seconds = seconds.clamp(max=extractor.seconds(extractor.max_length))  # longer ones are cut
     sampling_weights = None
     if training_args.class_balanced_sampling and training_args.do_train:
         sampling_weights = class_balanced_weights(splits.train, num_labels)
@@ -303,7 +302,7 @@ def tag_example(
     row, path = rows[index], rows.with_format(None)[index]["audio"]["path"]
     waveform, numbers = row["waveform"], row["labels"]
     labels = [splits.label_names[number] for number in (numbers if isinstance(numbers, list) else [numbers])]
-    waveform = waveform[: num_samples(extractor.max_length, extractor.sampling_rate)]  # as in training and evaluation
+    waveform = waveform[: extractor.num_samples(extractor.max_length)]  # as in training and evaluation
     classifier = pipeline("audio-classification", model=model, feature_extractor=extractor, device="cpu")
     tags = classifier({"raw": waveform.numpy(), "sampling_rate": extractor.sampling_rate}, top_k=5)
     picture = output_dir / "example.png"

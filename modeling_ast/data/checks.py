@@ -24,7 +24,6 @@ from datasets import Dataset
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AudioError, read_samples, to_waveform
 from modeling_ast.data.statistics import FbankStatistics, clip_statistics, recipe_lines
-from modeling_ast.fbank import frame_length, frame_shift
 
 LEVELS = ("note", "warning", "error")
 # Whose remedies change what the mean and the deviation of the features are.
@@ -155,7 +154,7 @@ def _listen(summary: ClipSummary, source: str | bytes, extractor: ASTFeatureExtr
     if not torch.isfinite(waveform).all():
         summary.fault = f"{summary.name}: holds NaN or infinite samples."
         return
-    if len(waveform) < frame_length(rate):
+    if len(waveform) < extractor.frame_length:
         milliseconds = 1000 * len(waveform) / rate
         summary.fault = f"{summary.name}: too short, {milliseconds:.1f} ms where one frame takes 25 ms."
         return
@@ -166,7 +165,7 @@ def _listen(summary: ClipSummary, source: str | bytes, extractor: ASTFeatureExtr
     summary.digest = blake2b(samples.numpy().tobytes(), digest_size=16).digest()
     summary.offset = waveform.mean().item()
     summary.rms = (waveform - waveform.mean()).square().mean().sqrt().item()
-    summary.frames = 1 + (len(waveform) - frame_length(rate)) // frame_shift(rate)
+    summary.frames = extractor.num_frames(len(waveform))
     summary.statistics = clip_statistics(waveform, extractor)
 
 

@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AudioError, load_waveform
-from modeling_ast.fbank import num_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ def clip_statistics(waveform: torch.Tensor, extractor: ASTFeatureExtractor) -> F
         ValueError: The clip is shorter than a frame, or holds NaN or infinite samples.
     """
     (waveform,) = extractor.to_waveforms([waveform - waveform.mean()])
-    (spectrogram,) = extractor.fbank([waveform[: num_samples(extractor.max_length, extractor.sampling_rate)]])
+    (spectrogram,) = extractor.fbank([waveform[: extractor.num_samples(extractor.max_length)]])
     cells = spectrogram.double()  # (frames, num_mel_bins)
     return FbankStatistics(1, len(cells), cells.numel(), cells.sum().item(), cells.square().sum().item())
 

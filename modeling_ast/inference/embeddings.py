@@ -15,7 +15,6 @@ import torch
 
 from modeling_ast import ASTModel
 from modeling_ast.data.files import written_beside
-from modeling_ast.fbank import frame_length, frame_shift, num_samples
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, make_pipeline
 from modeling_ast.inference.recordings import Recording
 
@@ -111,12 +110,12 @@ class ASTEmbeddingPipeline(ASTAudioClassificationPipeline):
 
     def _locate_columns(self, begin: int, end: int) -> np.ndarray:
         """The samples, from and to, that each column of patches without padding hears: int64 (columns, 2)."""
-        config, rate = self.model.config, self.feature_extractor.sampling_rate
-        frames = (end - begin - frame_length(rate)) // frame_shift(rate) + 1
+        config, extractor = self.model.config, self.feature_extractor
+        frames = extractor.num_frames(end - begin)
         # A clip shorter than one patch is padded to one.
         count = self.model.base_model.embeddings.count_columns(max(frames, config.patch_size))
-        starts = begin + np.arange(count) * config.time_stride * frame_shift(rate)
-        return np.stack((starts, np.minimum(starts + num_samples(config.patch_size, rate), end)), axis=1)
+        starts = begin + np.arange(count) * config.time_stride * extractor.frame_shift
+        return np.stack((starts, np.minimum(starts + extractor.num_samples(config.patch_size), end)), axis=1)
 
 
 def _choose_columns(

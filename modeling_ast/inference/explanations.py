@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, ASTPreTrainedModel
-from modeling_ast.fbank import frame_length, frame_shift, mel_bin_frequencies
+from modeling_ast.fbank import mel_bin_frequencies
 
 
 @dataclass(frozen=True)
@@ -235,10 +235,10 @@ def _hear(
         raise ValueError(f"Expected one clip to explain, got {len(waveforms)}. Explain them one by one.")
     features = extractor(waveforms, return_tensors="pt", padding=padding)
     log_mel = extractor.fbank(waveforms)[0][: features["input_values"].shape[1]].cpu()
-    rate = extractor.sampling_rate
-    middles = torch.arange(len(log_mel), dtype=torch.float64) * frame_shift(rate) + frame_length(rate) / 2  # samples
-    frequencies = mel_bin_frequencies(rate, extractor.num_mel_bins)
-    return Spectrogram(log_mel, start_seconds + middles / rate, frequencies), features
+    numbers = torch.arange(len(log_mel), dtype=torch.float64)
+    middles = numbers * extractor.frame_shift + extractor.frame_length / 2  # samples
+    frequencies = mel_bin_frequencies(extractor.sampling_rate, extractor.num_mel_bins)
+    return Spectrogram(log_mel, start_seconds + middles / extractor.sampling_rate, frequencies), features
 
 
 def _log_odds(logits: torch.Tensor, index: int, problem_type: str | None) -> torch.Tensor:

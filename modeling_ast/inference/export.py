@@ -17,7 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.metrics import score_function, to_probabilities
-from modeling_ast.fbank import fbank, frame_length, frame_shift, num_samples
+from modeling_ast.fbank import fbank, frame_length
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 from modeling_ast.modeling_ast import eager_attention_forward
@@ -145,7 +145,7 @@ class WaveformClassifier(nn.Module):
         """
         extractor, rate = self.extractor, self.extractor.sampling_rate
         if self.padding == "max_length":  # what would be cut off anyway; of an hour the features would fill gigabytes
-            samples = torch.sym_min(waveform.shape[1], num_samples(extractor.max_length, rate))
+            samples = torch.sym_min(waveform.shape[1], extractor.num_samples(extractor.max_length))
             waveform = waveform.narrow(1, 0, samples)  # of a slice's length, torch 2.11's exporter would know nothing
         spectrogram = fbank(waveform, rate, extractor.num_mel_bins)  # (batch, frames, mel bins)
         # Padded by a fixed number of frames and then cut, which holds for any number without a branch.
@@ -156,7 +156,7 @@ class WaveformClassifier(nn.Module):
         spectrogram = F.pad(spectrogram, (0, 0, 0, room), value=extractor.padding_value).narrow(1, 0, length)
         attention_mask = None
         if lengths is not None:
-            own = (lengths - frame_length(rate)) // frame_shift(rate) + 1  # frames of each clip
+            own = extractor.num_frames(lengths)  # frames of each clip
             frame = torch.arange(length)
             is_own = (frame < own.unsqueeze(1)).unsqueeze(2)
             spectrogram = torch.where(is_own, spectrogram, extractor.padding_value)
@@ -208,9 +208,9 @@ def export_onnx(
     if padding not in PADDINGS:
         raise ExportError(f"Expected padding to be one of {', '.join(PADDINGS)}, got {padding!r}.")
     classifier = WaveformClassifier(_prepare(model, standard_operators), extractor, padding).eval()
-    shortest = frame_length(extractor.sampling_rate)
+    shortest = extractor.frame_length
     _try(classifier, torch.zeros(1, shortest))
-    example = num_samples(extractor.max_length, extractor.sampling_rate)
+    example = extractor.num_samples(extractor.max_length)
     inputs = {"waveform": torch.zeros(2, example)}
     shapes = {"waveform": {0: torch.export.Dim("batch"), 1: torch.export.Dim("samples", min=shortest)}}
     if with_lengths:
@@ -272,10 +272,10 @@ def _metadata(model: ASTForAudioClassification, extractor: ASTFeatureExtractor, 
         "problem_type": str(config.problem_type),
         "score_function": score_function(config.problem_type),
         "padding": padding,
-        "min_samples": str(frame_length(rate)),
+        "min_samples": str(extractor.frame_length),
     }
     if padding == "max_length":
-        metadata["max_samples"] = str(num_samples(extractor.max_length, rate))
+        metadata["max_samples"] = str(extractor.num_samples(extractor.max_length))
     if config.thresholds:
         metadata["thresholds"] = json.dumps(
             {label: config.thresholds[label] for label in labels if label in config.thresholds}

@@ -17,7 +17,6 @@ from transformers.pipelines.pt_utils import KeyDataset
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, AudioError
 from modeling_ast.audio import StreamResampler
 from modeling_ast.data.metrics import score_function, to_probabilities
-from modeling_ast.fbank import num_samples
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.recordings import (
     Recording,
@@ -145,9 +144,9 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
             ValueError: A window of less than one patch, or strides that leave nothing of it.
         """
         rate, extractor = self.feature_extractor.sampling_rate, self.feature_extractor
-        shortest = num_samples(extractor.min_length, rate)
+        shortest = extractor.num_samples(extractor.min_length)
         if chunk_length_s is None:
-            length = num_samples(extractor.max_length + 1, rate) - 1
+            length = extractor.num_samples(extractor.max_length + 1) - 1
         else:
             length = round(chunk_length_s * rate)
         if length < shortest:
@@ -196,7 +195,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
             ValueError: A window of less than one patch, or a hop that would leave sound out.
         """
         extractor = self.feature_extractor
-        rate, shortest = extractor.sampling_rate, num_samples(extractor.min_length, extractor.sampling_rate)
+        rate, shortest = extractor.sampling_rate, extractor.num_samples(extractor.min_length)
         if window is not None and not shortest / rate <= window < float("inf"):
             raise ValueError(
                 f"Expected a window of at least {shortest / rate:g} s, which is one patch, got {window:g} s."

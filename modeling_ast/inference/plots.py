@@ -15,7 +15,7 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AudioError
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import positive_labels
-from modeling_ast.fbank import FRAME_SHIFT_MS, frame_length, frame_shift, mel_bin_frequencies
+from modeling_ast.fbank import FRAME_SHIFT_MS, mel_bin_frequencies
 from modeling_ast.inference.explanations import Attention, Occlusion, Spectrogram
 from modeling_ast.inference.lettering import cut, drawable, letter
 from modeling_ast.inference.timeline import Event, Timeline
@@ -66,7 +66,7 @@ def plot_tags(
         origin="lower",
         aspect="auto",
         cmap="magma",
-        extent=(0, 0.01 * len(spectrogram), 0, extractor.num_mel_bins),
+        extent=(0, extractor.seconds(len(spectrogram)), 0, extractor.num_mel_bins),
         vmin=float(spectrogram.quantile(0.05)) if spectrogram.numel() < 2**24 else None,
     )
     left.set(xlabel="time (s)", ylabel="mel bin")
@@ -157,21 +157,19 @@ def _pool_spectrogram(
     waveform: Iterable[torch.Tensor], extractor: ASTFeatureExtractor, num_samples: int
 ) -> torch.Tensor:
     """Log-mel spectrogram of pieces, (columns, mel bins)."""
-    rate = extractor.sampling_rate
-    length, shift = frame_length(rate), frame_shift(rate)
-    num_frames = 1 + (num_samples - length) // shift
+    num_frames = extractor.num_frames(num_samples)
     num_columns = min(num_frames, MAX_COLUMNS)
     sums, counts = torch.zeros(num_columns, extractor.num_mel_bins), torch.zeros(num_columns, 1)
     kept, first = torch.zeros(0), 0  # samples from the start of the next frame on, and its number
-    for part in (part for piece in waveform for part in piece.split(10 * rate)):
+    for part in (part for piece in waveform for part in piece.split(10 * extractor.sampling_rate)):
         kept = torch.cat((kept, part))
-        count = min(1 + (len(kept) - length) // shift, num_frames - first)
+        count = min(extractor.num_frames(len(kept)), num_frames - first)
         if count > 0:
-            (frames,) = extractor.fbank([kept[: (count - 1) * shift + length]])  # (count, mel bins)
+            (frames,) = extractor.fbank([kept[: extractor.num_samples(count)]])  # (count, mel bins)
             columns = torch.arange(first, first + count) * num_columns // num_frames
             sums.index_add_(0, columns, frames.exp())
             counts.index_add_(0, columns, torch.ones(count, 1))
-            kept, first = kept[count * shift :], first + count
+            kept, first = kept[count * extractor.frame_shift :], first + count
     return (sums / counts).log()
 
 

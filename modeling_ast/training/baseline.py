@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.metrics import compute_metrics, multi_hot
-from modeling_ast.fbank import num_samples
 from modeling_ast.training.recipes import RecipeError
 
 
@@ -82,7 +81,7 @@ def _summarise(
     features, labels = [], []
     for row in tqdm(rows, desc="Features for the linear baseline"):
         (waveform,) = extractor.to_waveforms([row["waveform"]])
-        (frames,) = extractor.fbank([waveform[: num_samples(extractor.max_length, extractor.sampling_rate)]])
+        (frames,) = extractor.fbank([waveform[: extractor.num_samples(extractor.max_length)]])
         features.append(torch.cat((frames.mean(dim=0), frames.std(dim=0, correction=0))).numpy())
         labels.append(row["labels"])
     return np.stack(features), multi_hot(labels, num_labels).astype(int)

@@ -7,7 +7,6 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.fbank import num_samples
 from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.augment import add_noise, clip_generator, crop, draw_mixing_weight, mask, mix, roll
 
@@ -80,7 +79,7 @@ class ASTDataCollator:
         """A training clip's waveform without its mean; a part of it where a random crop is wanted."""
         waveform = row["waveform"]
         if self.augment.random_crop:
-            samples = num_samples(self.extractor.max_length, self.extractor.sampling_rate)
+            samples = self.extractor.num_samples(self.extractor.max_length)
             waveform = crop(waveform, samples, generator)
         return _centred(waveform)
 
@@ -102,7 +101,7 @@ class ASTDataCollator:
         """
         extractor, augment, fill = self.extractor, self.augment, self.extractor.padding_value
         # Frames that would be cut are not computed.
-        samples = num_samples(extractor.max_length, extractor.sampling_rate)
+        samples = extractor.num_samples(extractor.max_length)
         spectrograms = extractor.fbank([waveform[:samples] for waveform in extractor.to_waveforms(waveforms)])
         padding = extractor.normalize(torch.tensor(fill)).item() if extractor.do_normalize else fill
         features = []

@@ -129,7 +129,7 @@ def write_model_card(
         results=_results_text(results, is_multi_label, _read_recipe(folder)),
         address=json.dumps(repo_id or name, ensure_ascii=False),
         sampling_rate=extractor.sampling_rate,
-        seconds=extractor.max_length * 0.01,
+        seconds=extractor.seconds(extractor.max_length),
         max_length=extractor.max_length,
         shorter="as they are" if extractor.padding == "longest" else "padded",
         own_length=_OWN_LENGTH if extractor.padding == "longest" else "",

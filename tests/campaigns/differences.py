@@ -18,7 +18,7 @@ from transformers.models.audio_spectrogram_transformer import ASTForAudioClassif
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.audio import StreamResampler, to_waveform
-from modeling_ast.fbank import fbank, frame_length, frame_shift, num_samples
+from modeling_ast.fbank import fbank
 from modeling_ast.inference.export import model_function, require_onnx
 from modeling_ast.inference.recordings import WindowCutter
 from modeling_ast.modeling_ast import MLP_TOKENS
@@ -134,11 +134,11 @@ def features_by_two_threads(subject: Subject) -> Pair:
 
 def features_in_blocks(subject: Subject) -> Pair:
     """As by a stream: windows that share the samples which frames at their edges share."""
-    rate = subject.extractor.sampling_rate
-    length, pieces = num_samples(BLOCK_FRAMES, rate), []
-    shared = length - BLOCK_FRAMES * frame_shift(rate)
+    extractor = subject.extractor
+    length, pieces = extractor.num_samples(BLOCK_FRAMES), []
+    shared = length - BLOCK_FRAMES * extractor.frame_shift
     for clip in subject.clips:
-        cutter = WindowCutter(length, 0, shared, frame_length(rate))
+        cutter = WindowCutter(length, 0, shared, extractor.frame_length)
         windows = [window for piece in clip.split(1000) for window in cutter.push(piece)] + cutter.finish()
         pieces += [window.waveform for window in windows]
     return log_mel(subject, subject.clips), log_mel(subject, pieces)
@@ -219,7 +219,7 @@ def one_by_one(subject: Subject) -> Pair:
 
 def masked(subject: Subject) -> Pair:
     """Clips of four lengths, each alone, and in batches that are padded and masked."""
-    shortest = frame_length(subject.extractor.sampling_rate)
+    shortest = subject.extractor.frame_length
     clips = [clip[: max(shortest, len(clip) * (i % 4 + 1) // 4)] for i, clip in enumerate(subject.clips)]
     extract = partial(subject.extractor, padding="longest", return_tensors="pt")
     alone = [extract([clip]) for clip in clips]

@@ -47,7 +47,6 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.fbank import num_samples
 from modeling_ast.loading import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,7 +195,7 @@ def make_subject(args: argparse.Namespace, folder: Path) -> Subject:
         clips = [to_waveform(sound.unsqueeze(1), RATE, rate) for sound in generate_sounds(args.num_clips)]
     else:
         clips = [load_waveform(path, rate) for path in spread(args.audio, args.num_clips)]
-    clips = [clip[: num_samples(extractor.max_length, rate)] for clip in clips]
+    clips = [clip[: extractor.num_samples(extractor.max_length)] for clip in clips]
     model_folder = args.model or folder / "model"
     if args.model is None:
         model = random_model(extractor, clips)
