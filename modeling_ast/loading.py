@@ -1,10 +1,13 @@
 """A folder or a Hub name to a model and its feature extractor: the one way in which whoever uses a model loads it."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoModel, AutoModelForAudioClassification
+from transformers.configuration_utils import PreTrainedConfig
 
+from .configuration_ast import SIZES, ASTConfig
 from .conversion import load_trained
 from .feature_extraction_ast import ASTFeatureExtractor
 from .modeling_ast import ASTForAudioClassification, ASTModel
@@ -57,3 +60,17 @@ def check_mel_bins(model: ASTForAudioClassification | ASTModel, extractor: ASTFe
             f"Expected a feature extractor with the model's {model.config.num_mel_bins} mel bins, got one with "
             f"{extractor.num_mel_bins}. Are config.json and preprocessor_config.json of one model?"
         )
+
+
+def is_ast(name: str) -> bool:
+    """Whether a folder or a Hub repository holds an AST in Transformers' layout.
+
+    Raises:
+        FileNotFoundError: By its look a path, of nothing that is there.
+    """
+    looks_like_a_file = Path(name).suffix in (".pth", ".pt", ".bin", ".safetensors")
+    if (looks_like_a_file or name.startswith((".", "/", "~"))) and not Path(name).exists():
+        raise FileNotFoundError(f"{name}: no such file or folder")
+    if name in SIZES or Path(name).is_file() or (Path(name).is_dir() and not (Path(name) / "config.json").is_file()):
+        return False
+    return PreTrainedConfig.get_config_dict(name)[0].get("model_type") == ASTConfig.model_type

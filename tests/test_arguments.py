@@ -13,8 +13,9 @@ from datasets import Dataset
 from modeling_ast import ASTForAudioClassification
 from modeling_ast.commands.train import main as run_recipe
 from modeling_ast.data import synthetic
+from modeling_ast.data.recipes import DataArguments, ModelArguments
 from modeling_ast.modeling_ast import classification_loss
-from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, DataArguments, ModelArguments
+from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
 from modeling_ast.training.sampling import PositionedRows
 from modeling_ast.training.trainer import ASTTrainer
 

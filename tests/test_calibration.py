@@ -24,6 +24,7 @@ from transformers import AutoModelForAudioClassification
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel
 from modeling_ast.data import synthetic
 from modeling_ast.data.metrics import compute_metrics
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import DataError
 from modeling_ast.data.synthetic import CLASSES, generate_clip, synthetic_folder
 from modeling_ast.inference.calibration import (
@@ -35,7 +36,6 @@ from modeling_ast.inference.calibration import (
     reliability,
 )
 from modeling_ast.inference.plots import plot_reliability
-from modeling_ast.training.recipes import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
 from modeling_ast.commands.calibrate import main as main  # noqa: E402
@@ -604,7 +604,7 @@ def test_test_clips_calibrate_nothing(trained, recipe, tmp_path):
             ["--max_length", "64", "--mean=-5"],
             "No effect on a calibration: max_length, mean. Models bring their own",
         ),
-        (["--nonsense", "1"], "Unknown: --nonsense 1"),
+        (["--nonsense", "1"], "No effect on a calibration: nonsense"),
         (["--dataset_name", "nothing.csv"], "no such file"),
         (["--output_dir", "{model}"], "an --output_dir besides the model's own folder"),
         (["--output_dir", "{full}"], "Expected a new folder to write to, but .*full is there"),

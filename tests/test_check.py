@@ -16,8 +16,8 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.check import main
 from modeling_ast.data.checks import ClipSummary, check_groups, check_spelling
 from modeling_ast.data.labels import SHIPPED_TABLES, read_label_table
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import DataError
-from modeling_ast.training.recipes import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "modeling_ast" / "commands" / "check.py"

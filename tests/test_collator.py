@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 from torchaudio.transforms import FrequencyMasking, TimeMasking
 
 from modeling_ast import ASTFeatureExtractor, load_waveform
+from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.training import collator as collator_module
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
 from modeling_ast.training.augment import clip_generator, mask, mix, roll
-from modeling_ast.training.collator import ASTDataCollator
+from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.sampling import PositionedRows, TrainingSampler
 from modeling_ast.training.trainer import ASTTrainer
 
@@ -50,7 +51,9 @@ def at_positions(row: dict, count: int) -> list[dict]:
 
 
 def collate(batch, augment=None, extractor=EXTRACTOR, num_labels=3, **options) -> dict[str, torch.Tensor]:
-    return ASTDataCollator(extractor, num_labels, augment=augment, **options)(batch)
+    if augment is None:
+        return ASTDataCollator(extractor, num_labels, **options)(batch)
+    return AugmentingCollator(extractor, num_labels, augment=augment, **options)(batch)
 
 
 def features(batch, augment=None, **options) -> torch.Tensor:
@@ -527,7 +530,7 @@ def test_roll_by_more_than_the_clip_works():
 def test_draws_of_a_clip_depend_on_its_position_and_on_nothing_else():
     """Not on the clips beside it, their order, or where the batch begins."""
     rows = make_rows(*[16000] * 6, labels=[0, 1, 2] * 2)
-    collator = ASTDataCollator(EXTRACTOR, 3, augment=EVERYTHING, rows=rows)
+    collator = AugmentingCollator(EXTRACTOR, 3, augment=EVERYTHING, rows=rows)
     whole = collator(rows)
     for order in ([5, 4, 3, 2, 1, 0], [2], [4, 0]):
         part = collator([rows[index] for index in order])
@@ -575,7 +578,7 @@ class Decode:
 def test_batches_do_not_depend_on_the_number_of_workers():
     rows = make_rows(*[LONG] * 8, labels=[0, 1] * 4)
     dataset = Dataset.from_dict({"number": list(range(8))}).with_transform(Decode(rows))
-    collator = ASTDataCollator(EXTRACTOR, 3, augment=EVERYTHING, rows=dataset)
+    collator = AugmentingCollator(EXTRACTOR, 3, augment=EVERYTHING, rows=dataset)
     epochs = []
     for num_workers in (0, 2):
         torch.manual_seed(num_workers)
@@ -602,7 +605,7 @@ def test_trainer_augments_training_and_nothing_else(tmp_path):
         train_dataset=PositionedRows(dataset),
         eval_dataset=dataset,
         data_collator=plain,
-        train_collator=ASTDataCollator(EXTRACTOR, 3, augment=MASKS),
+        train_collator=AugmentingCollator(EXTRACTOR, 3, augment=MASKS),
     )
     expected = plain(rows)
     for _ in range(2):  # the second time too: nothing stays exchanged

@@ -24,9 +24,10 @@ from modeling_ast.commands import statistics as compute_fbank_stats
 from modeling_ast.commands import train as script
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import DivergedError
+from modeling_ast.data.recipes import RecipeError
+from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.faults import SaveError, Stopped, StopRequest, loading, saving
 from modeling_ast.training.output_dir import recipe_differences
-from modeling_ast.training.recipes import RecipeError, parse_arguments
 from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = [

@@ -12,9 +12,9 @@ import pytest
 
 from modeling_ast import AudioError
 from modeling_ast.commands import train as script
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training import dry_run
 from modeling_ast.training.faults import Stopped
-from modeling_ast.training.recipes import RecipeError
 from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,12 +17,12 @@ from sklearn.preprocessing import StandardScaler
 
 from modeling_ast import ASTFeatureExtractor, AudioError, __version__, load_waveform
 from modeling_ast.data import synthetic
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.synthetic import CLASSES, generate_clip
 from modeling_ast.inference import embeddings as embeddings_module
 from modeling_ast.inference.embeddings import ASTEmbeddingPipeline, Embeddings, audio_embedder, write_npy
 from modeling_ast.inference.ensemble import fingerprint_model
 from modeling_ast.inference.tagging import TaggingError
-from modeling_ast.training.recipes import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
 from modeling_ast.commands.embed import main as main  # noqa: E402

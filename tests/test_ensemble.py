@@ -24,10 +24,10 @@ from modeling_ast import (
     load_waveform,
 )
 from modeling_ast.data import synthetic
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import DataError
 from modeling_ast.data.synthetic import CLASSES, generate_clip, synthetic_folder
 from modeling_ast.inference.ensemble import predict
-from modeling_ast.training.recipes import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1]
 from modeling_ast.commands.ensemble import main as main  # noqa: E402
@@ -386,7 +386,7 @@ def test_a_model_that_cannot_hear_or_has_no_probabilities_is_refused(recipe, tmp
     [
         (["--max_length", "64"], "No effect on an ensemble: max_length. Models bring their own settings"),
         (["--mean=-5", "--learning_rate=1"], "No effect on an ensemble: learning_rate, mean"),
-        (["--nonsense", "1"], "Unknown: --nonsense 1"),
+        (["--nonsense", "1"], "No effect on an ensemble: nonsense"),
         (["--dataset_name", "{short}/nothing.csv"], "no such file"),
         (["--dataset_name", "{csv}", "--fold_column_name=fold", "--eval_fold=1", "--split=test"], "a split test, got"),
     ],

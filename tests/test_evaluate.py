@@ -18,10 +18,10 @@ from modeling_ast import ASTFeatureExtractor, load_waveform
 from modeling_ast.commands import evaluate as evaluate_model
 from modeling_ast.commands import train as run_audio_classification
 from modeling_ast.data.metrics import DivergedError
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import DataError, load_splits
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.predictions import class_figures, decide, label_thresholds
-from modeling_ast.training.recipes import RecipeError
 
 LABELS = ("siren", "bell", "whistle")  # not in the order of the alphabet
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -276,7 +276,7 @@ def test_clips_that_trained_the_model_are_said_to_flatter_it(sounds, tmp_path, c
         (["--split=test"], "clips.csv: expected clips of the split test, got clips without splits. Of a list"),
         (["--learning_rate=1"], "No effect on an evaluation: learning_rate"),
         (["--validation_fraction=0.3"], "No effect on an evaluation: validation_fraction"),
-        (["--nonsense=1"], "Unknown: --nonsense=1"),
+        (["--nonsense=1"], "No effect on an evaluation: nonsense"),
         (["--label_column_name=kind"], "expected a column 'kind'"),
         (["--output_dir={clips}"], "Expected output_dir to be a folder, got the file"),
     ],

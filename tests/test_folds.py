@@ -14,8 +14,8 @@ from modeling_ast.commands import folds as run_folds
 from modeling_ast.commands import summarize as script
 from modeling_ast.commands import train as training_script
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.folds import FoldError, summarize_folds
-from modeling_ast.training.recipes import RecipeError
 
 
 def write_run(folder: Path, accuracies: list[float], metric: str = "accuracy") -> Path:

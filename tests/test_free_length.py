@@ -15,14 +15,15 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_wa
 from modeling_ast.audio import AudioError
 from modeling_ast.commands import check as check_data
 from modeling_ast.commands import train as script
+from modeling_ast.data.collating import ASTDataCollator
+from modeling_ast.data.recipes import ModelArguments, RecipeError
 from modeling_ast.data.sources import DecodeAudio
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.ensemble import predict
-from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, ModelArguments
+from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
 from modeling_ast.training.building import build_feature_extractor
-from modeling_ast.training.collator import ASTDataCollator
+from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.model_card import write_model_card
-from modeling_ast.training.recipes import RecipeError
 from modeling_ast.training.sampling import TrainingSampler, positioned, read_clip_seconds, sort_by_length
 from modeling_ast.training.trainer import ASTTrainer
 
@@ -51,10 +52,16 @@ def own_frames(row: dict) -> int:
 # Batches
 
 
+def make_collator(augment, extractor=FREE, **options) -> ASTDataCollator:
+    if augment is None:
+        return ASTDataCollator(extractor, 3)
+    return AugmentingCollator(extractor, 3, augment=augment, **options)
+
+
 @pytest.mark.parametrize("augment", [None, EVERYTHING], ids=["evaluation", "training"])
 def test_features_of_a_clip_do_not_depend_on_its_batch(augment):
     rows = make_rows(FRAMES)
-    collate = ASTDataCollator(FREE, 3, augment=augment, rows=rows, seed=5)
+    collate = make_collator(augment, rows=rows, seed=5)
     whole = collate(rows)
     assert whole["input_values"].shape == (6, 64, 32)
     for index, row in enumerate(rows):
@@ -69,7 +76,7 @@ def test_features_of_a_clip_do_not_depend_on_its_batch(augment):
 def test_a_batch_is_as_long_as_its_longest_clip():
     rows = make_rows(FRAMES)
     for augment in (None, EVERYTHING):
-        collate = ASTDataCollator(FREE, 3, augment=augment, rows=rows)
+        collate = make_collator(augment, rows=rows)
         assert collate([rows[0], rows[3]])["input_values"].shape == (2, 30, 32)
         assert collate([rows[4]])["input_values"].shape == (1, 64, 32)  # cut
         assert collate([rows[1]])["input_values"].shape == (1, 16, 32)  # a patch
@@ -78,7 +85,7 @@ def test_a_batch_is_as_long_as_its_longest_clip():
 @pytest.mark.parametrize("augment", [None, EVERYTHING], ids=["evaluation", "training"])
 def test_clips_of_max_length_are_the_same_as_with_fixed_length(augment):
     rows = make_rows([64, 64, 90])
-    free, fixed = (ASTDataCollator(extractor, 3, augment=augment, rows=rows)(rows) for extractor in (FREE, FIXED))
+    free, fixed = (make_collator(augment, extractor, rows=rows)(rows) for extractor in (FREE, FIXED))
     assert torch.equal(free.pop("attention_mask"), torch.ones(3, 64, dtype=torch.int64))
     assert free.keys() == fixed.keys()
     assert all(torch.equal(free[name], fixed[name]) for name in fixed)
@@ -88,7 +95,7 @@ def test_time_masks_shrink_with_the_clip():
     """Up to 24 of 64 frames are up to 12 of 32, and no short clip is hidden."""
     (row,) = make_rows([32])
     augment = AugmentArguments(time_mask_frames=24)
-    batch = ASTDataCollator(FREE, 3, augment=augment)([{**row, "position": position} for position in range(400)])
+    batch = AugmentingCollator(FREE, 3, augment=augment)([{**row, "position": position} for position in range(400)])
     widths = batch["input_values"].eq(FILL).all(2).sum(1)
     assert widths.unique().tolist() == list(range(12))
 
@@ -96,7 +103,7 @@ def test_time_masks_shrink_with_the_clip():
 def test_rolls_go_round_within_the_clips_own_frames():
     (row,) = make_rows([32])
     plain = ASTDataCollator(FREE, 3)([row])["input_values"][0]
-    collate = ASTDataCollator(FREE, 3, augment=AugmentArguments(roll_frames=10))
+    collate = AugmentingCollator(FREE, 3, augment=AugmentArguments(roll_frames=10))
     rolled = collate([{**row, "position": position} for position in range(100)] + make_rows([64]))["input_values"]
     shifts = [[s for s in range(-5, 5) if torch.equal(clip[:32], plain.roll(s, 0))] for clip in rolled[:100]]
     assert all(len(found) == 1 for found in shifts) and len({found[0] for found in shifts}) == 10
@@ -266,17 +273,22 @@ def run(folder, output_dir, **settings) -> dict[str, float]:
 def trained(folder, tmp_path_factory):
     """A run with padding longest: its folder, its metrics, and the masks of its batches."""
     output_dir, masks = tmp_path_factory.mktemp("runs") / "free", []
-    collate = ASTDataCollator.__call__
 
-    def recorded(self, rows):
-        batch = collate(self, rows)
-        masks.append(("train" if self.augment else "held out", batch["attention_mask"]))
-        return batch
+    def record(patch, collator: type, name: str) -> None:
+        collate = collator.__call__
+
+        def recorded(self, rows):
+            batch = collate(self, rows)
+            masks.append((name, batch["attention_mask"]))
+            return batch
+
+        patch.setattr(collator, "__call__", recorded)
 
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in vars(script) if name.startswith("plot_")]:
             patch.setattr(script, name, lambda *args, **options: None)
-        patch.setattr(ASTDataCollator, "__call__", recorded)
+        record(patch, ASTDataCollator, "held out")
+        record(patch, AugmentingCollator, "train")
         results = run(folder, output_dir, padding="longest")
     return output_dir, results, masks
 
@@ -335,7 +347,7 @@ def test_a_stream_on_several_processes_says_what_it_needs(tmp_path, monkeypatch)
             model=random_model(make_tiny_config(num_labels=3)),
             args=ASTTrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to="none", **settings),
             train_dataset=stream,
-            train_collator=ASTDataCollator(extractor, 3, augment=AugmentArguments()),
+            train_collator=AugmentingCollator(extractor, 3, augment=AugmentArguments()),
             processing_class=extractor,
         )
         with monkeypatch.context() as patch:

@@ -31,12 +31,12 @@ from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 from modeling_ast.data import download
 from modeling_ast.data.labels import DataError, read_label_table
 from modeling_ast.data.prepare import read_all_seconds, read_esc50, read_segments
+from modeling_ast.data.recipes import ModelArguments, RecipeError, read_recipe
 from modeling_ast.data.sources import load_splits
 from modeling_ast.inference.tagging import ResultsFolder, SoundFile, TaggingError, load_classifier
 from modeling_ast.inference.timeline import Timeline
-from modeling_ast.training.arguments import ModelArguments
+from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.building import build_model_and_extractor
-from modeling_ast.training.recipes import RecipeError, parse_arguments, read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 BODY = "audio_spectrogram_transformer."
@@ -821,7 +821,6 @@ from pathlib import Path
 from modeling_ast import load_original_checkpoint
 from modeling_ast.data.download import unpack
 from modeling_ast.inference.tagging import load_classifier
-from modeling_ast.training.recipes import read_recipe
 
 path = Path(sys.argv[1])
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

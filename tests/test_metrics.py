@@ -30,8 +30,8 @@ from modeling_ast.data.metrics import (
     to_probabilities,
     write_per_class_csv,
 )
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.baseline import check_classes, linear_baseline
-from modeling_ast.training.recipes import RecipeError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -45,7 +45,7 @@ from modeling_ast.inference.timeline import Timeline, audacity_labels
 from modeling_ast.modeling_ast import GEOMETRY_KEYS, adapt_position_embeddings
 from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.augment import add_noise, clip_generator, crop, draw_mixing_weight, mask, mix, roll
-from modeling_ast.training.collator import ASTDataCollator
+from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.sampling import TrainingSampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -1126,7 +1126,7 @@ def test_a_training_clip_is_the_same_in_any_batch_and_mixes_labels_by_their_weig
         }
         for index, labels in enumerate(label_sets)
     ]
-    collate = ASTDataCollator(extractor, 5, multi_label, augment, rows, seed=seed % 1000)
+    collate = AugmentingCollator(extractor, 5, multi_label, augment=augment, rows=rows, seed=seed % 1000)
     together, alone = collate(rows), [collate([row]) for row in rows]
     for index, batch in enumerate(alone):
         frames = batch["input_values"].shape[1]

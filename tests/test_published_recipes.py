@@ -16,8 +16,9 @@ from modeling_ast.commands import prepare as prepare_data
 from modeling_ast.commands import train as script
 from modeling_ast.data import synthetic
 from modeling_ast.data.labels import read_label_table, read_paper_eval_ids
+from modeling_ast.data.recipes import read_recipe
 from modeling_ast.data.synthetic import CLASSES, generate_clip
-from modeling_ast.training.recipes import parse_arguments, read_recipe
+from modeling_ast.training.arguments import parse_arguments
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ROOT = CONFIGS.parent

@@ -1,12 +1,21 @@
 """A recipe is a saved command line: both are cast by one parser, which refuses what it does not know."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from accelerate import PartialState
 
-from modeling_ast.training.recipes import Arguments, RecipeError, parse_arguments, read_recipe, save_recipe
+from modeling_ast.data.recipes import DataArguments, RecipeError, parse_data_arguments, read_recipe
+from modeling_ast.training.arguments import (
+    Arguments,
+    ASTTrainingArguments,
+    AugmentArguments,
+    parse_arguments,
+    save_recipe,
+)
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 NEEDED = "dataset_name: synthetic\noutput_dir: somewhere\n"
@@ -230,6 +239,66 @@ def test_help_is_printed(capsys):
         parse("--help")
     assert stop.value.code == 0
     assert "--roll_frames" in capsys.readouterr().out
+
+
+# Commands that do not train
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_of_training_names_model_and_data_for_other_commands_too(path):
+    model_args, data_args, batch_args = parse_data_arguments(path, [], "a test")
+    in_training = parse(path)
+    for block in (model_args, data_args):
+        assert vars(block).items() <= in_training.items()
+    assert batch_args.dataloader_num_workers == in_training["dataloader_num_workers"]
+
+
+def test_lists_of_training_are_passed_over_and_the_command_line_wins(recipe):
+    path = recipe("report_to: [none, other]\nlabel_names:\n- a\n- b\nlabel_column_name: kind\nmean: 1\n")
+    _, data_args, batch_args = parse_data_arguments(
+        path, ["--label_column_name", "class", "--dataloader_num_workers=2"], "a test", {"dataloader_num_workers"}
+    )
+    assert (data_args.dataset_name, data_args.label_column_name) == ("synthetic", "class")
+    assert (batch_args.dataloader_num_workers, batch_args.per_device_eval_batch_size) == (2, 8)
+    assert parse_data_arguments(None, ["--dataset_name=synthetic"], "a test")[1] == DataArguments("synthetic")
+
+
+@pytest.mark.parametrize(
+    "text, keys, words",
+    [
+        ("label_colum_name: kind\n", [], "some.yaml: unknown key label_colum_name. Did you mean label_column_name"),
+        ("model_name_or_paths: x\n", [], "unknown key model_name_or_paths. Did you mean model_name_or_path"),
+        ("", ["--label_colum_name=kind"], "No effect on a test: label_colum_name"),
+        (
+            "",
+            ["--learning_rate", "1", "--mean=-1"],
+            "No effect on a test: learning_rate, mean. Models bring",
+        ),
+        ("", ["--max_bad_clips=1"], "No effect on a test: max_bad_clips"),
+        ("", ["--eval_fold=1"], "No effect on a test: eval_fold"),
+        ("", ["second.yaml"], "Unknown: second.yaml"),
+        ("max_eval_samples: many\n", [], "max_eval_samples.*many"),
+        ("max_eval_samples: 0\n", [], "Expected max_eval_samples of at least 1"),
+        ("per_device_eval_batch_size: 0\n", [], r"Expected per_device_eval_batch_size in \[1, inf\), got 0"),
+    ],
+)
+def test_what_has_no_effect_or_is_misspelt_is_refused(recipe, text, keys, words):
+    with pytest.raises(RecipeError, match=words):
+        parse_data_arguments(recipe(text), keys, "a test", without={"eval_fold"})
+
+
+def test_no_key_of_training_looks_like_a_misspelt_key_of_model_or_data(recipe):
+    for block in (AugmentArguments, ASTTrainingArguments):
+        for field in dataclasses.fields(block):
+            parse_data_arguments(recipe(f"{field.name}: 1\n", needed="dataset_name: synthetic\n"), [], "a test")
+
+
+def test_a_misspelt_key_is_told_before_anything_heavy_is_imported():
+    code = (
+        "import sys; from modeling_ast.data import recipes; print('torch' in sys.modules, 'datasets' in sys.modules)"
+    )
+    command = [sys.executable, "-c", f"import sys; sys.argv = ['modeling-ast']; {code}"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False False\n"
 
 
 # Saving

@@ -8,8 +8,7 @@ import torch
 from conftest import make_tiny_config, random_model
 from torch.optim.lr_scheduler import LinearLR, MultiStepLR
 
-from modeling_ast.training.arguments import ASTTrainingArguments
-from modeling_ast.training.recipes import parse_arguments
+from modeling_ast.training.arguments import ASTTrainingArguments, parse_arguments
 from modeling_ast.training.sampling import PositionedRows
 from modeling_ast.training.schedule import step_schedule
 from modeling_ast.training.trainer import ASTTrainer

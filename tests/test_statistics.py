@@ -13,8 +13,8 @@ from torchaudio.functional import resample
 
 from modeling_ast import AudioError
 from modeling_ast.commands.statistics import main
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.arguments import AugmentArguments
-from modeling_ast.training.recipes import RecipeError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "modeling_ast" / "commands" / "statistics.py"
 

@@ -24,12 +24,13 @@ from transformers.integrations import integration_utils
 from modeling_ast import ASTFeatureExtractor, load_waveform
 from modeling_ast.commands import train as script
 from modeling_ast.data import synthetic
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.streams import decode
 from modeling_ast.data.synthetic import CLASSES, CLIPS_PER_CLASS, generate_clip, synthetic_folder
 from modeling_ast.modeling_ast import ASTPlainLayer
+from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.output_dir import prepare_output_dir
-from modeling_ast.training.recipes import RecipeError, parse_arguments
 from modeling_ast.training.sampling import sort_by_length
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,8 +25,11 @@ from sklearn.metrics import precision_recall_fscore_support
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.audio import AudioError
 from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.metrics import accuracy, f1, multi_hot, positive_labels, to_probabilities
+from modeling_ast.data.recipes import RECIPE_NAME, BatchArguments, RecipeError, parse_data_arguments
 from modeling_ast.data.sources import AudioSplits, DataError, DecodeAudio
+from modeling_ast.data.splits import read_held_out
 from modeling_ast.inference.calibration import (
     expected_calibration_error,
     fit_temperature,
@@ -40,17 +43,7 @@ from modeling_ast.inference.plots import may_fail, plot_reliability
 from modeling_ast.inference.predictions import label_thresholds
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 from modeling_ast.loading import load_model
-from modeling_ast.training.arguments import ASTTrainingArguments
-from modeling_ast.training.building import read_held_out
-from modeling_ast.training.collator import ASTDataCollator
 from modeling_ast.training.model_card import CARD_NAME, read_run, write_model_card
-from modeling_ast.training.recipes import (
-    NOT_TRAINING,
-    RECIPE_NAME,
-    RecipeError,
-    check_data_keys,
-    parse_arguments,
-)
 
 logger = logging.getLogger("calibrate")
 
@@ -95,8 +88,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, keys = parse_command_line(argv)
-    model_args, data_args, _, training_args = parse_arguments([args.recipe, *keys, NOT_TRAINING])
-    check_data_keys(keys, "a calibration", KEYS)
+    model_args, data_args, batch_args = parse_data_arguments(args.recipe, keys, "a calibration", KEYS)
     output_dir = choose_output_dir(args.model, args.output_dir)
     multi_label = model_args.problem_type == "multi_label_classification"
     splits = read_held_out(args.model, data_args, multi_label, alone="validation")
@@ -107,7 +99,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if model.config.problem_type is None:
             logger.warning(f"{args.model} does not say its problem_type: {model_args.problem_type}, as in the recipe.")
             model.config.problem_type = model_args.problem_type
-        predictions = predict_splits(model, extractor, splits, multi_label, training_args)
+        predictions = predict_splits(model, extractor, splits, multi_label, batch_args)
         before = label_thresholds(splits.label_names, model.config.thresholds)
         fitted = fit(model, *predictions["validation"], splits.label_names, args)
         measured, curves = measure(model, predictions, splits.label_names, fitted["temperature"] or 1, before)
@@ -167,7 +159,7 @@ def predict_splits(
     extractor: ASTFeatureExtractor,
     splits: AudioSplits,
     multi_label: bool,
-    training_args: ASTTrainingArguments,
+    batch_args: BatchArguments,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Logits, in the data's order of the labels, and labels of the held-out splits by name."""
     label_names = splits.label_names
@@ -180,8 +172,8 @@ def predict_splits(
                 model,
                 rows.with_transform(DecodeAudio(extractor.sampling_rate, ignore_length=splits.ignore_length)),
                 ASTDataCollator(extractor, len(label_names), multi_label),
-                batch_size=training_args.per_device_eval_batch_size,
-                num_workers=training_args.dataloader_num_workers,
+                batch_size=batch_args.per_device_eval_batch_size,
+                num_workers=batch_args.dataloader_num_workers,
                 description=name,
                 return_logits=True,
             )

@@ -27,7 +27,9 @@ from tqdm.auto import tqdm
 from modeling_ast import __version__
 from modeling_ast.audio import AudioError
 from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.recipes import RecipeError, parse_data_arguments
 from modeling_ast.data.sources import SPLITS
+from modeling_ast.data.splits import read_splits
 from modeling_ast.inference.embeddings import (
     LEVELS,
     ASTEmbeddingPipeline,
@@ -38,8 +40,6 @@ from modeling_ast.inference.embeddings import (
 )
 from modeling_ast.inference.ensemble import fingerprint_model
 from modeling_ast.inference.tagging import find_files
-from modeling_ast.training.building import read_splits
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
 
 OUTPUT_SUFFIXES = (".parquet", ".npy")
 
@@ -201,8 +201,7 @@ def load(args: argparse.Namespace) -> tuple[ASTEmbeddingPipeline, dict[str, Any]
 
 def find_clips(recipe: str, wanted: list[str] | None, keys: list[str]) -> Clips:
     """The clips of a recipe's data set, in its order, with their labels."""
-    model_args, data_args, _, _ = parse_arguments([recipe, *keys, NOT_TRAINING])
-    check_data_keys(keys, "embeddings", ("problem_type",))
+    model_args, data_args, _ = parse_data_arguments(recipe, keys, "embeddings", ("problem_type",))
     if data_args.streaming:
         raise RecipeError("Expected streaming: false; a stream is not gone through in its own order.")
     multi_label = model_args.problem_type == "multi_label_classification"

@@ -23,8 +23,11 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_original_checkpoint
 from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.metrics import compute_metrics, multi_hot
+from modeling_ast.data.recipes import DataArguments, ModelArguments, RecipeError, parse_data_arguments
 from modeling_ast.data.sources import SPLITS, AudioSplits, DecodeAudio
+from modeling_ast.data.splits import read_evaluation_splits, read_label_names, read_splits
 from modeling_ast.inference.ensemble import (
     fingerprint_model,
     fingerprint_rows,
@@ -34,15 +37,7 @@ from modeling_ast.inference.ensemble import (
     save_predictions,
 )
 from modeling_ast.loading import load_model
-from modeling_ast.training.arguments import DataArguments, ModelArguments
-from modeling_ast.training.building import (
-    build_feature_extractor,
-    read_evaluation_splits,
-    read_label_names,
-    read_splits,
-)
-from modeling_ast.training.collator import ASTDataCollator
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
+from modeling_ast.training.building import build_feature_extractor
 
 logger = logging.getLogger("ensemble")
 
@@ -68,9 +63,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, keys = parse_command_line(argv)
-    model_args, data_args, _, training_args = parse_arguments([args.recipe, *keys, NOT_TRAINING])
     brings_features = not any(Path(name).is_file() for name in args.models)
-    check_data_keys(keys, "an ensemble", KEYS if brings_features else KEYS | FEATURE_KEYS, WITHOUT)
+    effective = KEYS if brings_features else KEYS | FEATURE_KEYS
+    model_args, data_args, batch_args = parse_data_arguments(args.recipe, keys, "an ensemble", effective, WITHOUT)
     problem_type = model_args.problem_type
     multi_label = problem_type == "multi_label_classification"
 
@@ -97,8 +92,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
                 model,
                 rows.with_transform(DecodeAudio(extractor.sampling_rate, ignore_length=data_args.ignore_length)),
                 ASTDataCollator(extractor, len(label_names), multi_label),
-                batch_size=training_args.per_device_eval_batch_size,
-                num_workers=training_args.dataloader_num_workers,
+                batch_size=batch_args.per_device_eval_batch_size,
+                num_workers=batch_args.dataloader_num_workers,
                 description=name,
             )[:, order]
             save_predictions(path, probabilities, labels, label_names, fingerprint)

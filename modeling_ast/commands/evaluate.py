@@ -25,10 +25,13 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import plain
 from modeling_ast.data.metrics import compute_metrics, multi_hot
+from modeling_ast.data.recipes import RecipeError, parse_data_arguments
 from modeling_ast.data.sources import SPLITS, AudioSplits, DecodeAudio
+from modeling_ast.data.splits import read_evaluation_splits, was_trained_on
 from modeling_ast.inference.ensemble import predict
 from modeling_ast.inference.predictions import (
     class_figures,
@@ -38,9 +41,6 @@ from modeling_ast.inference.predictions import (
     write_predictions,
 )
 from modeling_ast.loading import load_model
-from modeling_ast.training.building import read_evaluation_splits, was_trained_on
-from modeling_ast.training.collator import ASTDataCollator
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
 
 logger = logging.getLogger("evaluate_model")
 
@@ -71,9 +71,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     problem_type, label_names = model.config.problem_type, list(model.config.id2label.values())
     multi_label = problem_type == "multi_label_classification"
 
-    data = [args.data] if Path(args.data).suffix in (".yaml", ".yml") else [f"--dataset_name={args.data}"]
-    _, data_args, _, training_args = parse_arguments([*data, *keys, NOT_TRAINING])
-    check_data_keys(keys, "an evaluation", KEYS, WITHOUT)
+    recipe = args.data if Path(args.data).suffix in (".yaml", ".yml") else None
+    keys = keys if recipe else [f"--dataset_name={args.data}", *keys]
+    _, data_args, batch_args = parse_data_arguments(recipe, keys, "an evaluation", KEYS, WITHOUT)
     splits = read_evaluation_splits(data_args, multi_label, label_names)
     chosen = choose(splits, args.split, data_args.dataset_name)
     if not chosen.keys().isdisjoint(("train", "all")) and was_trained_on(args.model, data_args.dataset_name):
@@ -88,8 +88,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         model,
         rows.with_transform(DecodeAudio(extractor.sampling_rate, ignore_length=splits.ignore_length)),
         ASTDataCollator(extractor, len(label_names), multi_label),
-        batch_size=training_args.per_device_eval_batch_size,
-        num_workers=training_args.dataloader_num_workers,
+        batch_size=batch_args.per_device_eval_batch_size,
+        num_workers=batch_args.dataloader_num_workers,
         description="Evaluating",
     )
     thresholds = label_thresholds(label_names, model.config.thresholds)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from modeling_ast.commands import summarize
 from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import sort_folds
-from modeling_ast.training.building import read_folds
+from modeling_ast.data.splits import read_folds
+from modeling_ast.training.arguments import NOT_TRAINING, parse_arguments
 from modeling_ast.training.folds import FoldError
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, parse_arguments
 
 TRAINING = ["-m", "modeling_ast.commands.train"]
 

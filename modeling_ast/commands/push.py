@@ -30,8 +30,8 @@ from transformers import AutoModelForAudioClassification
 import modeling_ast
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.recipes import RECIPE_NAME
 from modeling_ast.training.model_card import CARD_NAME, read_run, write_model_card
-from modeling_ast.training.recipes import RECIPE_NAME
 
 # What is copied, besides the model and the feature extractor, which are saved anew.
 SHARED_FILES = (CARD_NAME, RECIPE_NAME, "LICENSE*", "*_results.json", "results.csv", "per_class_*.csv", "*.png")

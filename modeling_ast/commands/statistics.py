@@ -18,12 +18,13 @@ from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import AudioSplits, DecodeAudio
+from modeling_ast.data.splits import read_splits
 from modeling_ast.data.statistics import batch_moments, mean_of_batch_moments, pooled_statistics, recipe_lines
-from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
-from modeling_ast.training.building import build_model_and_extractor, read_splits
-from modeling_ast.training.collator import ASTDataCollator
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, parse_arguments
+from modeling_ast.training.arguments import NOT_TRAINING, ASTTrainingArguments, AugmentArguments, parse_arguments
+from modeling_ast.training.building import build_model_and_extractor
+from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.sampling import PositionedRows
 
 # Source: the original's `get_norm_stats.py`.
@@ -83,8 +84,13 @@ def original_statistics(
     """The mean of the batches' means and of their deviations, over batches in the order of the data."""
     extractor.do_normalize, extractor.padding = False, "max_length"
     rows = splits.train.with_transform(DecodeAudio(extractor.sampling_rate, ignore_length=splits.ignore_length))
-    collator = ASTDataCollator(
-        extractor, len(splits.label_names), multi_label, ORIGINAL_AUGMENTATION, rows, training_args.seed
+    collator = AugmentingCollator(
+        extractor,
+        len(splits.label_names),
+        multi_label,
+        augment=ORIGINAL_AUGMENTATION,
+        rows=rows,
+        seed=training_args.seed,
     )
     loader = DataLoader(
         PositionedRows(rows),

@@ -24,9 +24,12 @@ from transformers import pipeline, set_seed
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.bad_clips import BAD_CLIPS_NAME, BadClips
+from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
+from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.sources import AudioSplits
+from modeling_ast.data.splits import read_held_out, read_splits
 from modeling_ast.data.streams import decode
 from modeling_ast.inference.plots import (
     may_fail,
@@ -36,15 +39,10 @@ from modeling_ast.inference.plots import (
     plot_training_curves,
 )
 from modeling_ast.inference.predictions import label_thresholds
-from modeling_ast.training.arguments import DataArguments
+from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.baseline import check_classes, linear_baseline
-from modeling_ast.training.building import (
-    build_model_and_extractor,
-    check_reporters,
-    read_held_out,
-    read_splits,
-)
-from modeling_ast.training.collator import ASTDataCollator
+from modeling_ast.training.building import build_model_and_extractor, check_reporters
+from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.dry_run import dry_run, nothing_written
 from modeling_ast.training.faults import GOES_ON as GOES_ON
 from modeling_ast.training.model_card import write_model_card
@@ -55,7 +53,6 @@ from modeling_ast.training.output_dir import (
     last_whole_checkpoint,
     prepare_output_dir,
 )
-from modeling_ast.training.recipes import Arguments, parse_arguments
 from modeling_ast.training.results import RESULTS_NAME, EpochRecord
 from modeling_ast.training.sampling import class_balanced_weights, positioned, read_clip_seconds, sort_by_length
 from modeling_ast.training.trainer import ASTTrainer
@@ -161,11 +158,11 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
     trainer = make_trainer(
         model=model,
         train_dataset=None if splits.train is None else positioned(splits.train),
-        train_collator=ASTDataCollator(
+        train_collator=AugmentingCollator(
             extractor,
             num_labels,
             multi_label,
-            augment_args,
+            augment=augment_args,
             rows=None if data_args.streaming else splits.train,
             seed=training_args.seed,
         ),

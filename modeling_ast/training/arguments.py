@@ -1,19 +1,34 @@
-"""The keys of a recipe: four dataclasses, one a block."""
+"""The keys of a recipe that trains: four dataclasses, one a block."""
 
 import dataclasses
+import json
 import math
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
+import yaml
 from transformers import TrainingArguments
+
+from modeling_ast.data.recipes import (
+    DataArguments,
+    ModelArguments,
+    RecipeError,
+    check_numbers,
+    parse_blocks,
+    read_recipe,
+)
+
+# Behind the arguments of a tool that only looks at a recipe: its batches need not fit this machine's devices.
+NOT_TRAINING = "--do_train=false"
 
 # What the best epoch can be chosen by; the first is of the logits, the others are those of `data.metrics`.
 BEST_METRICS = ("loss", "accuracy", "mAP", "mAUC", "d_prime", "macro_f1", "micro_f1")
 
 # What numbers can be, where that is not said in words below; a round bracket excludes its end.
 _INTERVALS = {
-    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), "[0, 1)"),
     # Partial sums of so many draws; larger ones only make every weight 0.5.
     "mixup_alpha": "[1, 1000]",
     **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"), "[0, inf)"),
@@ -36,172 +51,6 @@ _ONLY_VALUES = {
     "include_for_metrics": ([], "the metrics need scores and labels alone"),
     "use_liger_kernel": (False, "it has no kernel for this model"),
 }
-
-
-def _check_numbers(block: Any) -> None:
-    """Refuse numbers of a block of arguments that are none, infinite, or outside of their interval."""
-    for each in dataclasses.fields(block):
-        value = getattr(block, each.name, None)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if not math.isfinite(value):
-            raise ValueError(f"Expected {each.name} to be a finite number, got {value}.")
-        interval = _INTERVALS.get(each.name, "(-inf, inf)")
-        low, high = map(float, interval[1:-1].split(","))
-        is_inside = (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
-        if not (low < value < high or is_inside):
-            raise ValueError(f"Expected {each.name} in {interval}, got {value}.")
-
-
-@dataclass
-class ModelArguments:
-    """What the model and its feature extractor are. `None` keeps what the checkpoint or the size says."""
-
-    model_name_or_path: str = field(
-        default="base384",
-        metadata={
-            "help": "Folder or Hub repository of an AST or of a distilled DeiT, weight file of the original (.pth) or "
-            "of DeiT, or a size alone (tiny224, small224, base224, base384) for random weights."
-        },
-    )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Frames (10 ms apart) of the spectrograms; longer clips are cut."}
-    )
-    padding: Literal["max_length", "longest"] | None = field(
-        default=None,
-        metadata={
-            "help": "max_length pads every clip to max_length (so it is with random weights). longest leaves clips as "
-            "long as they are: batches are of similar lengths, padded to their longest clip and masked; a stream, "
-            "which tells no lengths in advance, is padded and masked alone."
-        },
-    )
-    num_mel_bins: int | None = field(default=None, metadata={"help": "Mel bins of the spectrograms."})
-    frequency_stride: int | None = field(default=None, metadata={"help": "Mel bins between patches."})
-    time_stride: int | None = field(default=None, metadata={"help": "Frames between patches."})
-    hidden_size: int | None = field(default=None, metadata={"help": "Width; for random weights only."})
-    num_hidden_layers: int | None = field(default=None, metadata={"help": "Layers; for random weights only."})
-    num_attention_heads: int | None = field(default=None, metadata={"help": "Heads; for random weights only."})
-    intermediate_size: int | None = field(default=None, metadata={"help": "MLP width; for random weights only."})
-    hidden_dropout_prob: float | None = field(default=None, metadata={"help": "Dropout, in [0, 1)."})
-    attention_probs_dropout_prob: float | None = field(
-        default=None, metadata={"help": "Dropout on attention weights, in [0, 1)."}
-    )
-    patchout_rows: int = field(
-        default=0, metadata={"help": "Rows of patches (frequency) that each training batch leaves out, at random."}
-    )
-    patchout_columns: int = field(
-        default=0,
-        metadata={"help": "Columns of patches (time) that it leaves out; of shorter clips the same share."},
-    )
-    patchout_patches: int = field(
-        default=0, metadata={"help": "Single patches that it leaves out of the rest; of shorter clips the same share."}
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "eager, sdpa, flash_attention_2, ...; Transformers chooses if unset."}
-    )
-    sampling_rate: int | None = field(
-        default=None, metadata={"help": "Hz; clips with another rate are resampled. 16000 if nothing says otherwise."}
-    )
-    mean: float | None = field(default=None, metadata={"help": "Mean of the log-mel features of the data."})
-    std: float | None = field(default=None, metadata={"help": "Their deviation. Default of both: AudioSet's."})
-    problem_type: Literal["single_label_classification", "multi_label_classification"] = field(
-        default="single_label_classification", metadata={"help": "One label a clip, or any number."}
-    )
-
-    def __post_init__(self):
-        _check_numbers(self)
-
-
-@dataclass
-class DataArguments:
-    """Where the rows come from; see `modeling_ast.data.sources.load_splits`."""
-
-    dataset_name: str = field(
-        metadata={
-            "help": "synthetic, a folder with a sub-folder a class, a list (.csv, .tsv, .txt, .jsonl, or .json as the "
-            "original's), Parquet (file or folder), or the name of a data set on the Hub."
-        },
-    )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "A list or a Parquet file of the clips to choose on."}
-    )
-    test_file: str | None = field(default=None, metadata={"help": "The same for the clips to report on."})
-    label_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Label table (CSV: index, mid, display_name) that gives the labels and their order: a path, or "
-            "audioset, esc50 or speech_commands_v2."
-        },
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    audio_column_name: str = field(default="audio", metadata={"help": "Column with the sound."})
-    label_column_name: str = field(default="label", metadata={"help": "Column with the label or labels."})
-    audio_dir: str | None = field(
-        default=None, metadata={"help": "Where the paths of a list start, relative to the list."}
-    )
-    label_separator: str = field(default=",", metadata={"help": "Between labels in a list."})
-    fold_column_name: str | None = field(
-        default=None, metadata={"help": "Column with the fold: a whole number, or a name such as a speaker's."}
-    )
-    eval_fold: str | None = field(
-        default=None,
-        metadata={"help": "The fold to hold out, needed with fold_column_name but by run_folds.py, which gives each."},
-    )
-    split_column_name: str | None = field(
-        default=None, metadata={"help": "Column that says train, validation or test."}
-    )
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the training clips to hold out where the data holds out none."}
-    )
-    streaming: bool = field(
-        default=False, metadata={"help": "Train on clips while they arrive from the Hub; needs max_steps."}
-    )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Use only so many clips, of a stream the first."}
-    )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "The same for each of the other splits."})
-    max_bad_clips: int = field(
-        default=0,
-        metadata={
-            "help": "Training clips that may turn out not to be decodable: so many are replaced by others (a stream "
-            "goes on without them) and named in bad_clips.csv. One more ends the run; held-out clips always do."
-        },
-    )
-    ignore_length: bool = field(
-        default=False,
-        metadata={
-            "help": "Read sound files whose headers announce more sound than they hold, or less, as far as they go; "
-            "else they are refused."
-        },
-    )
-    leave_out_unknown_labels: bool = field(
-        default=False,
-        metadata={
-            "help": "Where a trained model is evaluated, leave out labels that it does not know: of one label a clip "
-            "with their clips, of several alone. Otherwise they are an error."
-        },
-    )
-    linear_baseline: bool = field(
-        default=False,
-        metadata={"help": "Report what a logistic regression on the mean and deviation of the features reaches."},
-    )
-
-    def __post_init__(self):
-        _check_numbers(self)
-        for name in ("max_train_samples", "max_eval_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
-        if self.max_bad_clips < 0:
-            raise ValueError(f"Expected max_bad_clips of at least 0, got {self.max_bad_clips}.")
-        if not self.label_separator:
-            raise ValueError("Expected a label_separator, got nothing.")
-        not_for_streams = (
-            *("audio_dir", "fold_column_name", "split_column_name", "validation_file", "test_file"),
-            *("linear_baseline", "leave_out_unknown_labels"),
-        )
-        for name in not_for_streams if self.streaming else ():
-            if getattr(self, name):
-                raise ValueError(f"{name} has no effect on a stream: leave it out, or streaming.")
 
 
 @dataclass
@@ -236,7 +85,7 @@ class AugmentArguments:
     )
 
     def __post_init__(self):
-        _check_numbers(self)
+        check_numbers(self, _INTERVALS)
         for name in ("freq_mask_bins", "time_mask_frames", "max_noise", "roll_frames"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Expected {name} of at least 0, got {getattr(self, name)}.")
@@ -308,7 +157,7 @@ class ASTTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        _check_numbers(self)
+        check_numbers(self, _INTERVALS)
         super().__post_init__()
         if self.hub_token is not None:  # Transformers saves these arguments beside the model, and uploads the file
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
@@ -408,3 +257,70 @@ class ASTTrainingArguments(TrainingArguments):
                 "Expected lr_step_factor above 0, lr_step_first_epochs of at least 0 and lr_step_epochs of at least "
                 f"1, got {self.lr_step_factor}, {self.lr_step_first_epochs} and {self.lr_step_epochs}."
             )
+
+
+Arguments = tuple[ModelArguments, DataArguments, AugmentArguments, ASTTrainingArguments]
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """`[RECIPE] [--key value ...]` to the four argument blocks; the command line wins over the recipe.
+
+    Raises:
+        RecipeError: Unknown or abbreviated keys, values of a wrong type, or a recipe that cannot be read.
+    """
+    argv = list(argv)
+    recipe = read_recipe(argv.pop(0)) if argv and not argv[0].startswith("-") else []
+    kinds = (ModelArguments, DataArguments, AugmentArguments, ASTTrainingArguments)
+    arguments = parse_blocks(kinds, recipe + argv, "Train and evaluate an Audio Spectrogram Transformer.")
+    _check_stream(arguments[1], arguments[3])
+    return arguments
+
+
+def _check_stream(data_args: DataArguments, training_args: ASTTrainingArguments) -> None:
+    """What needs to know all clips in advance is refused where they come as a stream."""
+    if not data_args.streaming:
+        return
+    if training_args.do_train and training_args.max_steps <= 0:
+        raise RecipeError("Expected max_steps with streaming: a stream does not tell how long an epoch is.")
+    for name in ("class_balanced_sampling", "lr_step_factor", "weight_average_start"):
+        if getattr(training_args, name):
+            raise RecipeError(f"{name} needs to know all clips in advance, which a stream does not tell.")
+
+
+def save_recipe(arguments: Arguments, path: str | Path) -> None:
+    """The resolved arguments as a recipe that gives the same run.
+
+    Of `TrainingArguments` only what is not default, and no access tokens.
+    """
+    lines = ["# The resolved recipe of this run."]
+    for block in arguments:
+        lines.append(f"# {type(block).__name__}")
+        for name, value in _settings(block):
+            lines.append(yaml.safe_dump({name: value}, width=10**6, default_flow_style=False).strip())
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _settings(block) -> Iterator[tuple[str, Any]]:
+    """Names and values to write: plain ones, lists of text, and JSON for the rest."""
+    for each in dataclasses.fields(block):
+        value = getattr(block, each.name)
+        default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        is_default = isinstance(block, ASTTrainingArguments) and value == default
+        # Saved is the batch of all devices, so that the recipe runs on another number of them.
+        if each.name == "per_device_train_batch_size" and block.global_batch_size is not None:
+            continue
+        is_secret = each.name.endswith("_token")  # such as hub_token; the recipe is uploaded with the model
+        if not each.init or value is None or is_default or is_secret:
+            continue
+        if hasattr(value, "to_dict"):  # settings of Accelerate
+            value = value.to_dict()
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        elif isinstance(value, (list, tuple)):
+            value = [str(item) for item in value]
+            if len(value) < 2:  # some keys of `TrainingArguments` take one value and hold a list
+                value = value[0] if value else None
+        elif not isinstance(value, (bool, int, float)):
+            value = str(getattr(value, "value", value))  # an enumeration's value
+        if value is not None:
+            yield each.name, value

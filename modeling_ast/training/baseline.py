@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.metrics import compute_metrics, multi_hot
-from modeling_ast.training.recipes import RecipeError
+from modeling_ast.data.recipes import RecipeError
 
 
 def check_classes(rows: Dataset, label_names: list[str]) -> None:

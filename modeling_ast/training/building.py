@@ -1,16 +1,10 @@
-"""What a run starts from: the rows, the model and the feature extractor, from the arguments."""
+"""What a run starts from: the model and the feature extractor, from the arguments."""
 
-import dataclasses
-import inspect
 import logging
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from modeling_ast import (
@@ -22,13 +16,9 @@ from modeling_ast import (
 )
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, load_trained, strides_in_name
-from modeling_ast.data import sources
-from modeling_ast.data.sources import AudioSplits, load_splits
-from modeling_ast.data.streams import load_streamed_splits
+from modeling_ast.data.recipes import ModelArguments, RecipeError
+from modeling_ast.loading import is_ast
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
-from modeling_ast.training.arguments import DataArguments, ModelArguments
-from modeling_ast.training.model_card import read_run
-from modeling_ast.training.recipes import RecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -60,122 +50,6 @@ def check_reporters(names: list[str]) -> None:
         except (ImportError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise RecipeError(f"report_to {name} cannot be used: {reason}") from error
-
-
-def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
-    """The data set, cut to some clips, drawn at random, where the arguments say so.
-
-    Raises:
-        DataError: As from `load_splits` and `load_streamed_splits`.
-    """
-    settings = vars(data_args).copy()
-    limits = {"train": settings.pop("max_train_samples"), "other": settings.pop("max_eval_samples")}
-    del settings["linear_baseline"]
-    max_bad_clips, ignore_length = settings.pop("max_bad_clips"), settings.pop("ignore_length")
-    if settings.pop("streaming"):
-        keys = ("dataset_config_name", "audio_column_name", "label_column_name", "label_file")
-        own = {key: settings[key] for key in keys}
-        own |= {"max_train_samples": limits["train"], "max_eval_samples": limits["other"]}
-        splits = load_streamed_splits(settings["dataset_name"], multi_label=multi_label, **own)
-        splits.ignore_length = ignore_length
-        return splits
-    splits = load_splits(settings.pop("dataset_name"), multi_label=multi_label, max_missing=max_bad_clips, **settings)
-    splits.ignore_length = ignore_length
-    for name, rows in splits:
-        limit = limits["train" if name == "train" else "other"]
-        setattr(splits, name, _some(rows, limit))
-    return splits
-
-
-def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
-    """All clips of a data set with folds, and the fold of each.
-
-    Raises:
-        DataError: As from `modeling_ast.data.sources.read_folds`.
-    """
-    keys = ("dataset_name", "fold_column_name", "dataset_config_name", "audio_column_name", "audio_dir")
-    return sources.read_folds(**{key: getattr(data_args, key) for key in keys})
-
-
-def read_evaluation_splits(data_args: DataArguments, multi_label: bool, model_labels: Sequence[str]) -> AudioSplits:
-    """A data set that is evaluated alone, with the labels of a trained model.
-
-    Clips that nothing holds out are in `train`, which is all of them where the data name no splits.
-
-    Raises:
-        RecipeError: A stream.
-        DataError: As from `load_splits`.
-    """
-    if data_args.streaming:
-        raise RecipeError("Expected streaming: false; clips are evaluated from a table, not from a stream.")
-    keys = inspect.signature(load_splits).parameters.keys() & vars(data_args).keys()
-    settings = {key: getattr(data_args, key) for key in keys - {"dataset_name"}}
-    splits = load_splits(
-        data_args.dataset_name,
-        **settings,
-        multi_label=multi_label,
-        model_labels=model_labels,
-    )
-    splits.ignore_length = data_args.ignore_length
-    for name, rows in splits:
-        setattr(splits, name, _some(rows, data_args.max_eval_samples))
-    return splits
-
-
-def _some(rows: Dataset, limit: int | None) -> Dataset:
-    return rows if limit is None else rows.shuffle(seed=0).select(range(min(limit, len(rows))))
-
-
-def read_label_names(model: str) -> list[str]:
-    """What a trained model calls its outputs, in their order.
-
-    Raises:
-        RecipeError: Not a trained AST in Transformers' layout.
-    """
-    try:
-        if not is_ast(model):
-            raise ValueError("expected a trained model, whose labels are known")
-        return list(ASTConfig.from_pretrained(model).id2label.values())
-    except (ValueError, OSError, StrictDataclassError) as error:
-        raise RecipeError(f"{model} cannot be used: {' '.join(str(error).split())}") from error
-
-
-def was_trained_on(model: str, dataset_name: str) -> bool:
-    """Whether a model's folder says so, by the recipe in it.
-
-    Raises:
-        RecipeError: The recipe cannot be read.
-    """
-    try:
-        trained_on = read_run(Path(model))["dataset"]
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
-    return trained_on is not None and os.path.realpath(trained_on) == os.path.realpath(dataset_name)
-
-
-def read_held_out(model: str, data_args: DataArguments, multi_label: bool, alone: str = "test") -> AudioSplits:
-    """What a trained model is evaluated on: the clips that the data hold out, or all, where they hold out none.
-
-    Of data that trained the model, all would flatter it: then it is those that its training held out. To calibrate on,
-    there have to be validation clips.
-
-    Args:
-        model: Folder or Hub repository.
-        data_args: Of the data.
-        multi_label: Whether a clip may have several labels.
-        alone: What clips are called that nothing holds out: "test" to evaluate, "validation" to calibrate.
-
-    Raises:
-        RecipeError: A stream, or not a trained AST in Transformers' layout.
-        DataError: As from `load_splits`.
-    """
-    splits = read_evaluation_splits(data_args, multi_label, read_label_names(model))
-    enough = ("validation", "test") if alone == "test" else (alone,)
-    if splits.train is None or any(getattr(splits, name) is not None for name in enough):
-        return splits
-    if was_trained_on(model, data_args.dataset_name):
-        return read_splits(data_args, multi_label)
-    return dataclasses.replace(splits, **{"train": None, alone: splits.train})
 
 
 def build_model_and_extractor(
@@ -269,20 +143,6 @@ def build_feature_extractor(arguments: ModelArguments, config: ASTConfig) -> AST
         except OSError:
             logger.warning(f"{arguments.model_name_or_path} brings no feature extractor.")
     return ASTFeatureExtractor(**given)
-
-
-def is_ast(name: str) -> bool:
-    """Whether a folder or a Hub repository holds an AST in Transformers' layout.
-
-    Raises:
-        FileNotFoundError: By its look a path, of nothing that is there.
-    """
-    looks_like_a_file = Path(name).suffix in (".pth", ".pt", ".bin", ".safetensors")
-    if (looks_like_a_file or name.startswith((".", "/", "~"))) and not Path(name).exists():
-        raise FileNotFoundError(f"{name}: no such file or folder")
-    if name in SIZES or Path(name).is_file() or (Path(name).is_dir() and not (Path(name) / "config.json").is_file()):
-        return False
-    return PreTrainedConfig.get_config_dict(name)[0].get("model_type") == ASTConfig.model_type
 
 
 def _given(arguments: ModelArguments, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Batches: decoded rows to what the model's forward takes."""
+"""Batches of training: decoded rows, augmented, to what the model's forward takes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,25 +7,22 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.data.collating import ASTDataCollator, remove_mean
 from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.augment import add_noise, clip_generator, crop, draw_mixing_weight, mask, mix, roll
 
 
-class ASTDataCollator:
-    """Waveforms and labels to `input_values` and `labels`, by the feature extractor's own steps.
+class AugmentingCollator(ASTDataCollator):
+    """Augmented waveforms and labels, by the feature extractor's own steps with the augmentation in between.
 
-    Between its steps training inserts its augmentation; evaluation is the same without the draws. The mean of each
-    clip is removed first, as the original does.
-
-    Where the extractor's padding is "longest", clips are cut to `max_length` but padded to the longest of their batch
-    alone, and an `attention_mask` comes along. Augmentation then sees each clip at its own length: its features do not
+    Where the extractor's padding is "longest", augmentation sees each clip at its own length: its features do not
     depend on what it is batched with.
 
     Args:
         extractor: Whose features the model is to learn.
         num_labels: Number of labels.
-        multi_label: Whether `labels` is multi-hot: rows hold lists of labels, or one.
-        augment: `None` for evaluation.
+        multi_label: Whether a clip may have several labels.
+        augment: What is done.
         rows: The decoded training rows, of which mixup draws its partners, uniformly; `None` where they cannot be
             indexed (a stream): partners then come from the batch.
         seed: Of the augmentation.
@@ -36,13 +33,12 @@ class ASTDataCollator:
         extractor: ASTFeatureExtractor,
         num_labels: int,
         multi_label: bool = False,
-        augment: AugmentArguments | None = None,
+        *,
+        augment: AugmentArguments,
         rows: Sequence[dict[str, Any]] | None = None,
         seed: int = 0,
     ):
-        self.extractor = extractor
-        self.num_labels = num_labels
-        self.multi_label = multi_label
+        super().__init__(extractor, num_labels, multi_label)
         self.augment = augment
         self.rows = rows
         self.seed = seed
@@ -50,18 +46,11 @@ class ASTDataCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: Each with `waveform` (float tensor (samples,)) and `labels` (a class index, or a list of them); for
-                training also with `position`, which seeds the clip's draws.
+            rows: As `ASTDataCollator` takes them, each also with `position`, which seeds the clip's draws.
 
         Returns:
-            `input_values` (batch, frames, num_mel_bins), with `attention_mask` (batch, frames) where the padding is
-            "longest", and `labels`: class indices (batch,); or weights (batch, num_labels), 0 or 1 without mixup, with
-            several labels a clip or with mixup.
+            As `ASTDataCollator` gives them; with mixup, `labels` are weights (batch, num_labels).
         """
-        if self.augment is None:
-            waveforms = [_centred(row["waveform"]) for row in rows]
-            features = self.extractor(waveforms, return_tensors="pt", max_length=self.extractor.max_length)
-            return {**features, "labels": self.labels(rows)}
         generators = [clip_generator(self.seed, row["position"]) for row in rows]
         waveforms = [self.cropped(row, generator) for row, generator in zip(rows, generators)]
         labels = self.labels(rows)
@@ -81,7 +70,7 @@ class ASTDataCollator:
         if self.augment.random_crop:
             samples = self.extractor.num_samples(self.extractor.max_length)
             waveform = crop(waveform, samples, generator)
-        return _centred(waveform)
+        return remove_mean(waveform)
 
     def partner(self, rows: list[dict[str, Any]], generator: torch.Generator) -> dict[str, Any] | None:
         """With the recipe's probability, a row to mix in."""
@@ -120,18 +109,3 @@ class ASTDataCollator:
         if extractor.padding == "longest":
             batch["attention_mask"] = extractor.mask_frames(features, batch["input_values"].shape[1])
         return batch
-
-    def labels(self, rows: list[dict[str, Any]]) -> torch.Tensor:
-        if not self.multi_label:
-            return torch.tensor([row["labels"] for row in rows])
-        return torch.stack([self.label_weights(row) for row in rows])
-
-    def label_weights(self, row: dict[str, Any]) -> torch.Tensor:
-        """1 for each label of a clip, as (num_labels,)."""
-        weights = torch.zeros(self.num_labels)
-        weights[row["labels"]] = 1.0
-        return weights
-
-
-def _centred(waveform: torch.Tensor) -> torch.Tensor:
-    return waveform - waveform.mean()

@@ -10,7 +10,7 @@ from pickle import PickleError
 import torch
 
 from modeling_ast.conversion import why_unreadable
-from modeling_ast.training.recipes import RecipeError
+from modeling_ast.data.recipes import RecipeError
 
 GOES_ON = "The same command with --resume_from_checkpoint true goes on from what is saved"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

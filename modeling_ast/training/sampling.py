@@ -11,8 +11,8 @@ from torch.utils.data import Sampler, get_worker_info
 
 from modeling_ast.audio import AudioError, read_seconds
 from modeling_ast.data.prepare import in_threads
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.augment import clip_generator
-from modeling_ast.training.recipes import RecipeError
 
 
 def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:

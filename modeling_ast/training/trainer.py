@@ -28,12 +28,12 @@ from modeling_ast.data.files import (
     written_beside,
 )
 from modeling_ast.data.metrics import DivergedError, to_probabilities
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.modeling_ast import classification_loss
 from modeling_ast.training.augment import smooth_labels
 from modeling_ast.training.averaging import RunningAverage
 from modeling_ast.training.faults import GOES_ON, Stopped, StopRequest, loading, saving
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, checkpoint_step, last_whole_checkpoint
-from modeling_ast.training.recipes import RecipeError
 from modeling_ast.training.results import RESULTS_NAME, EpochRecord
 from modeling_ast.training.sampling import TrainingSampler
 from modeling_ast.training.schedule import step_schedule

@@ -83,10 +83,11 @@ from transformers.models.audio_spectrogram_transformer import ASTForAudioClassif
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.configuration_ast import SIZES
+from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.metrics import mean_average_precision
 from modeling_ast.data.streams import decode
 from modeling_ast.training.arguments import AugmentArguments
-from modeling_ast.training.collator import ASTDataCollator
+from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.sampling import positioned
 
 NUM_TRAIN_CLIPS = 1_953_082  # AudioSet's, of 10 s: configs/audioset_full.yaml
@@ -190,7 +191,7 @@ def data(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
             "audio", Audio(decode=False)
         )
         rows = decode(rows, RATE)
-        collate = ASTDataCollator(extractor, NUM_LABELS, True, AugmentArguments(**AUGMENTATION), rows)
+        collate = AugmentingCollator(extractor, NUM_LABELS, True, augment=AugmentArguments(**AUGMENTATION), rows=rows)
         plain = ASTDataCollator(extractor, NUM_LABELS, True)
         order = [(index, index) for index in range(len(files))]
 

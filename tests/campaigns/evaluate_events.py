@@ -25,14 +25,14 @@ import torch
 from event_metrics import best_energy_gate, event_scores
 from splicing import BACKGROUND, sounding_part, splice
 
+from modeling_ast.data.recipes import RecipeError, parse_data_arguments
+from modeling_ast.data.splits import read_splits
 from modeling_ast.data.streams import decode
 from modeling_ast.inference.ensemble import label_order
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import may_fail, plot_timeline
 from modeling_ast.inference.tagging import load_classifier
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
-from modeling_ast.training.building import read_splits
-from modeling_ast.training.recipes import NOT_TRAINING, RecipeError, check_data_keys, parse_arguments
 
 GATE_LEVELS_DB = range(-70, -10)
 
@@ -51,8 +51,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
             used.
     """
     args, keys = parse_command_line(argv)
-    _, data_args, _, _ = parse_arguments([args.recipe, *keys, NOT_TRAINING])
-    check_data_keys(keys, "a spliced recording")
+    _, data_args, _ = parse_data_arguments(args.recipe, keys, "a spliced recording")
     classifier = load_classifier(args.model, device=None)
     rate, splits = classifier.feature_extractor.sampling_rate, read_splits(data_args, multi_label=False)
     try:

@@ -15,11 +15,11 @@ from splicing import background_noise, frame_levels, set_level, sounding_part, s
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.tagging import TaggingError
 from modeling_ast.inference.timeline import Event
-from modeling_ast.training.recipes import RecipeError
 
 RATE = 16000
 

@@ -1,0 +1,363 @@
+"""A recipe is a saved command line: a flat YAML file whose keys are fields of the argument dataclasses.
+
+Here are its reading, and the blocks that name a model and data. Those of training are in `training.arguments`.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+from modeling_ast.data.labels import plain
+
+RECIPE_NAME = "recipe.yaml"
+_MAX_BYTES = 1 << 20  # of a recipe; the longest of ours has 3,000
+# What YAML calls values that are written without a tag; a tag such as !!python/name asks to make something of them.
+_PLAIN_TAGS = (yaml.BaseLoader.DEFAULT_SCALAR_TAG, yaml.BaseLoader.DEFAULT_SEQUENCE_TAG)
+# From this ratio of `difflib` on, a key that is none is taken for a misspelt one. The most similar of Transformers'
+# keys to one of ours, length_column_name, has 0.8.
+_NEAR_MISS = 0.85
+
+
+class RecipeError(ValueError):
+    """A recipe or command line that cannot be used. The message says which key, what was expected and what came."""
+
+    def __init__(self, message: str):
+        super().__init__(plain(message))
+
+
+def check_numbers(block: Any, intervals: Mapping[str, str]) -> None:
+    """Refuse numbers of a block of arguments that are none, infinite, or outside of their interval.
+
+    Args:
+        block: A dataclass.
+        intervals: What numbers can be, by the name of their field: `"[0, 1)"`. A round bracket excludes its end.
+
+    Raises:
+        ValueError: Such a number.
+    """
+    for each in dataclasses.fields(block):
+        value = getattr(block, each.name, None)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not math.isfinite(value):
+            raise ValueError(f"Expected {each.name} to be a finite number, got {value}.")
+        interval = intervals.get(each.name, "(-inf, inf)")
+        low, high = map(float, interval[1:-1].split(","))
+        is_inside = (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
+        if not (low < value < high or is_inside):
+            raise ValueError(f"Expected {each.name} in {interval}, got {value}.")
+
+
+@dataclass
+class ModelArguments:
+    """What the model and its feature extractor are. `None` keeps what the checkpoint or the size says."""
+
+    model_name_or_path: str = field(
+        default="base384",
+        metadata={
+            "help": "Folder or Hub repository of an AST or of a distilled DeiT, weight file of the original (.pth) or "
+            "of DeiT, or a size alone (tiny224, small224, base224, base384) for random weights."
+        },
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Frames (10 ms apart) of the spectrograms; longer clips are cut."}
+    )
+    padding: Literal["max_length", "longest"] | None = field(
+        default=None,
+        metadata={
+            "help": "max_length pads every clip to max_length (so it is with random weights). longest leaves clips as "
+            "long as they are: batches are of similar lengths, padded to their longest clip and masked; a stream, "
+            "which tells no lengths in advance, is padded and masked alone."
+        },
+    )
+    num_mel_bins: int | None = field(default=None, metadata={"help": "Mel bins of the spectrograms."})
+    frequency_stride: int | None = field(default=None, metadata={"help": "Mel bins between patches."})
+    time_stride: int | None = field(default=None, metadata={"help": "Frames between patches."})
+    hidden_size: int | None = field(default=None, metadata={"help": "Width; for random weights only."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Layers; for random weights only."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Heads; for random weights only."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "MLP width; for random weights only."})
+    hidden_dropout_prob: float | None = field(default=None, metadata={"help": "Dropout, in [0, 1)."})
+    attention_probs_dropout_prob: float | None = field(
+        default=None, metadata={"help": "Dropout on attention weights, in [0, 1)."}
+    )
+    patchout_rows: int = field(
+        default=0, metadata={"help": "Rows of patches (frequency) that each training batch leaves out, at random."}
+    )
+    patchout_columns: int = field(
+        default=0,
+        metadata={"help": "Columns of patches (time) that it leaves out; of shorter clips the same share."},
+    )
+    patchout_patches: int = field(
+        default=0, metadata={"help": "Single patches that it leaves out of the rest; of shorter clips the same share."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa, flash_attention_2, ...; Transformers chooses if unset."}
+    )
+    sampling_rate: int | None = field(
+        default=None, metadata={"help": "Hz; clips with another rate are resampled. 16000 if nothing says otherwise."}
+    )
+    mean: float | None = field(default=None, metadata={"help": "Mean of the log-mel features of the data."})
+    std: float | None = field(default=None, metadata={"help": "Their deviation. Default of both: AudioSet's."})
+    problem_type: Literal["single_label_classification", "multi_label_classification"] = field(
+        default="single_label_classification", metadata={"help": "One label a clip, or any number."}
+    )
+
+    def __post_init__(self):
+        check_numbers(self, dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), "[0, 1)"))
+
+
+@dataclass
+class DataArguments:
+    """Where the rows come from; see `modeling_ast.data.sources.load_splits`."""
+
+    dataset_name: str = field(
+        metadata={
+            "help": "synthetic, a folder with a sub-folder a class, a list (.csv, .tsv, .txt, .jsonl, or .json as the "
+            "original's), Parquet (file or folder), or the name of a data set on the Hub."
+        },
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "A list or a Parquet file of the clips to choose on."}
+    )
+    test_file: str | None = field(default=None, metadata={"help": "The same for the clips to report on."})
+    label_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Label table (CSV: index, mid, display_name) that gives the labels and their order: a path, or "
+            "audioset, esc50 or speech_commands_v2."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    audio_column_name: str = field(default="audio", metadata={"help": "Column with the sound."})
+    label_column_name: str = field(default="label", metadata={"help": "Column with the label or labels."})
+    audio_dir: str | None = field(
+        default=None, metadata={"help": "Where the paths of a list start, relative to the list."}
+    )
+    label_separator: str = field(default=",", metadata={"help": "Between labels in a list."})
+    fold_column_name: str | None = field(
+        default=None, metadata={"help": "Column with the fold: a whole number, or a name such as a speaker's."}
+    )
+    eval_fold: str | None = field(
+        default=None,
+        metadata={"help": "The fold to hold out, needed with fold_column_name but by run_folds.py, which gives each."},
+    )
+    split_column_name: str | None = field(
+        default=None, metadata={"help": "Column that says train, validation or test."}
+    )
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the training clips to hold out where the data holds out none."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Train on clips while they arrive from the Hub; needs max_steps."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Use only so many clips, of a stream the first."}
+    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "The same for each of the other splits."})
+    max_bad_clips: int = field(
+        default=0,
+        metadata={
+            "help": "Training clips that may turn out not to be decodable: so many are replaced by others (a stream "
+            "goes on without them) and named in bad_clips.csv. One more ends the run; held-out clips always do."
+        },
+    )
+    ignore_length: bool = field(
+        default=False,
+        metadata={
+            "help": "Read sound files whose headers announce more sound than they hold, or less, as far as they go; "
+            "else they are refused."
+        },
+    )
+    leave_out_unknown_labels: bool = field(
+        default=False,
+        metadata={
+            "help": "Where a trained model is evaluated, leave out labels that it does not know: of one label a clip "
+            "with their clips, of several alone. Otherwise they are an error."
+        },
+    )
+    linear_baseline: bool = field(
+        default=False,
+        metadata={"help": "Report what a logistic regression on the mean and deviation of the features reaches."},
+    )
+
+    def __post_init__(self):
+        check_numbers(self, {})
+        for name in ("max_train_samples", "max_eval_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
+        if self.max_bad_clips < 0:
+            raise ValueError(f"Expected max_bad_clips of at least 0, got {self.max_bad_clips}.")
+        if not self.label_separator:
+            raise ValueError("Expected a label_separator, got nothing.")
+        not_for_streams = (
+            *("audio_dir", "fold_column_name", "split_column_name", "validation_file", "test_file"),
+            *("linear_baseline", "leave_out_unknown_labels"),
+        )
+        for name in not_for_streams if self.streaming else ():
+            if getattr(self, name):
+                raise ValueError(f"{name} has no effect on a stream: leave it out, or streaming.")
+
+
+@dataclass
+class BatchArguments:
+    """How clips are read and predicted, by commands that do not train; as in `TrainingArguments`."""
+
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Clips at a time."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read clips."})
+
+    def __post_init__(self):
+        check_numbers(self, {"per_device_eval_batch_size": "[1, inf)", "dataloader_num_workers": "[0, inf)"})
+
+
+class _Parser(HfArgumentParser):
+    """Raises where argparse would print its usage (some 150 keys long) and exit."""
+
+    def error(self, message: str):
+        raise RecipeError(message)
+
+
+def read_recipe(path: str | Path) -> list[str]:
+    """A recipe as the command line that it stands for: `["--key=value", ...]`.
+
+    Values are handed on as they are written, without YAML's own casts, in which `1e-5` is a string and `no` is false;
+    the parser casts them.
+
+    Raises:
+        RecipeError: No such file, too long, not YAML, not flat, a key that is there twice, or a value with a tag.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise RecipeError(f"{path}: expected a recipe of at most {_MAX_BYTES:,} bytes, got a longer file.")
+        node = yaml.compose(content.decode("utf-8-sig"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}).") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise RecipeError(f"{path}: not YAML ({line}{error.problem}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: expected lines of the form `key: value`, got lists within lists.") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise RecipeError(f"{path}: expected lines of the form `key: value`.")
+    arguments, seen = [], set()
+    for key_node, value_node in node.value:
+        where = f"{path}, line {key_node.start_mark.line + 1}"
+        key = key_node.value
+        if not (isinstance(key_node, yaml.ScalarNode) and re.fullmatch(r"\w+", key)):
+            raise RecipeError(f"{where}: expected the name of a key before the colon, got {key!r:.40}.")
+        if key in seen:
+            raise RecipeError(f"{where}: {key} is there twice.")
+        seen.add(key)
+        if value_node.value in ("null", "~") and value_node.style is None:  # YAML's words for nothing
+            continue
+        items = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+        if not all(isinstance(item, yaml.ScalarNode) and item.value != "" for item in items):
+            raise RecipeError(f"{where}: expected a value, or a list of values, for {key}.")
+        if tagged := [node.tag for node in (key_node, value_node, *items) if node.tag not in _PLAIN_TAGS]:
+            raise RecipeError(f"{where}: expected a value without a tag for {key}, got {tagged[0]}.")
+        # `--key=value` where it can be, for values that start with a dash.
+        is_list = isinstance(value_node, yaml.SequenceNode)
+        if is_list and any(item.value.startswith("--") for item in items):
+            raise RecipeError(f"{where}: expected values for {key}, got a key in its list.")
+        arguments += [f"--{key}", *(item.value for item in items)] if is_list else [f"--{key}={value_node.value}"]
+    return arguments
+
+
+def parse_blocks(kinds: Sequence[type], keys: Sequence[str], description: str | None = None) -> tuple[Any, ...]:
+    """A command line to blocks of arguments.
+
+    Args:
+        kinds: Dataclasses, whose fields are the keys.
+        keys: `["--key", "value", "--key=value", ...]`; the last of the same keys wins.
+        description: Printed for `--help`.
+
+    Raises:
+        RecipeError: Unknown or abbreviated keys, or values of a wrong type.
+    """
+    parser = _Parser(
+        kinds,
+        allow_abbrev=False,
+        usage="%(prog)s [RECIPE.yaml] [--key value ...]",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    try:
+        namespace, unknown = parser.parse_known_args(keys)
+        if unknown:
+            raise RecipeError(f"Unknown: {' '.join(unknown)}. Keys are written in full, as --key value.")
+        values = vars(namespace)
+        return tuple(
+            kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
+            for kind in kinds
+        )
+    except (ValueError, ImportError) as error:
+        raise RecipeError(str(error)) from error
+
+
+def parse_data_arguments(
+    recipe: str | Path | None,
+    keys: Sequence[str],
+    purpose: str,
+    others: Iterable[str] = (),
+    without: Iterable[str] = (),
+) -> tuple[ModelArguments, DataArguments, BatchArguments]:
+    """A recipe and the keys that win over it, for a command that looks at data or runs a model, but does not train.
+
+    Keys of training are passed over in the recipe, unless one of them looks like a misspelt key of model or data. On
+    the command line all keys that have no effect are refused.
+
+    Args:
+        recipe: File; `None` where there are keys alone.
+        keys: Of the command line: `["--key", "value", ...]` or `["--key=value", ...]`.
+        purpose: What the command makes, for the message.
+        others: Keys that have an effect, besides those that say where the clips come from.
+        without: Of the latter, those that have none.
+
+    Raises:
+        RecipeError: Keys without effect, keys that look misspelt, values of a wrong type, or a recipe that cannot be
+            read.
+    """
+    kinds = (ModelArguments, DataArguments, BatchArguments)
+    known = {each.name for kind in kinds for each in dataclasses.fields(kind)}
+    from_recipe, is_known = [], False
+    for argument in [] if recipe is None else read_recipe(recipe):
+        if argument.startswith("--"):
+            key = argument.removeprefix("--").partition("=")[0]
+            is_known = key in known
+            if not is_known:
+                _refuse_near_miss(key, recipe)
+        if is_known:
+            from_recipe.append(argument)
+    _refuse_without_effect(keys, purpose, set(others), set(without))
+    return parse_blocks(kinds, [*from_recipe, *keys])
+
+
+def _refuse_near_miss(key: str, recipe: str | Path) -> None:
+    names = [each.name for kind in (ModelArguments, DataArguments) for each in dataclasses.fields(kind)]
+    if near := difflib.get_close_matches(key, names, n=1, cutoff=_NEAR_MISS):
+        raise RecipeError(f"{recipe}: unknown key {key}. Did you mean {near[0]}?")
+
+
+def _refuse_without_effect(keys: Sequence[str], purpose: str, others: set[str], without: set[str]) -> None:
+    of_training = {"linear_baseline", "max_bad_clips"}
+    effective = others | {each.name for each in dataclasses.fields(DataArguments)} - of_training - without
+    given = {key.removeprefix("--").partition("=")[0] for key in keys if key.startswith("--")}
+    if given - effective:
+        raise RecipeError(
+            f"No effect on {purpose}: {', '.join(sorted(given - effective))}. Models bring their own settings; keys "
+            f"can say which clips are heard{', and ' if others else ''}{', '.join(sorted(others))}."
+        )

@@ -1,0 +1,132 @@
+"""The splits and folds that a recipe's data arguments name, to train on or to evaluate a trained model on."""
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
+
+from modeling_ast import ASTConfig
+from modeling_ast.data import sources
+from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, RecipeError, read_recipe
+from modeling_ast.data.sources import AudioSplits, load_splits
+from modeling_ast.data.streams import load_streamed_splits
+from modeling_ast.loading import is_ast
+
+
+def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
+    """The data set, cut to some clips, drawn at random, where the arguments say so.
+
+    Raises:
+        DataError: As from `load_splits` and `load_streamed_splits`.
+    """
+    settings = vars(data_args).copy()
+    limits = {"train": settings.pop("max_train_samples"), "other": settings.pop("max_eval_samples")}
+    del settings["linear_baseline"]
+    max_bad_clips, ignore_length = settings.pop("max_bad_clips"), settings.pop("ignore_length")
+    if settings.pop("streaming"):
+        keys = ("dataset_config_name", "audio_column_name", "label_column_name", "label_file")
+        own = {key: settings[key] for key in keys}
+        own |= {"max_train_samples": limits["train"], "max_eval_samples": limits["other"]}
+        splits = load_streamed_splits(settings["dataset_name"], multi_label=multi_label, **own)
+        splits.ignore_length = ignore_length
+        return splits
+    splits = load_splits(settings.pop("dataset_name"), multi_label=multi_label, max_missing=max_bad_clips, **settings)
+    splits.ignore_length = ignore_length
+    for name, rows in splits:
+        limit = limits["train" if name == "train" else "other"]
+        setattr(splits, name, _some(rows, limit))
+    return splits
+
+
+def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
+    """All clips of a data set with folds, and the fold of each.
+
+    Raises:
+        DataError: As from `modeling_ast.data.sources.read_folds`.
+    """
+    keys = ("dataset_name", "fold_column_name", "dataset_config_name", "audio_column_name", "audio_dir")
+    return sources.read_folds(**{key: getattr(data_args, key) for key in keys})
+
+
+def read_evaluation_splits(data_args: DataArguments, multi_label: bool, model_labels: Sequence[str]) -> AudioSplits:
+    """A data set that is evaluated alone, with the labels of a trained model.
+
+    Clips that nothing holds out are in `train`, which is all of them where the data name no splits.
+
+    Raises:
+        RecipeError: A stream.
+        DataError: As from `load_splits`.
+    """
+    if data_args.streaming:
+        raise RecipeError("Expected streaming: false; clips are evaluated from a table, not from a stream.")
+    keys = inspect.signature(load_splits).parameters.keys() & vars(data_args).keys()
+    settings = {key: getattr(data_args, key) for key in keys - {"dataset_name"}}
+    splits = load_splits(
+        data_args.dataset_name,
+        **settings,
+        multi_label=multi_label,
+        model_labels=model_labels,
+    )
+    splits.ignore_length = data_args.ignore_length
+    for name, rows in splits:
+        setattr(splits, name, _some(rows, data_args.max_eval_samples))
+    return splits
+
+
+def _some(rows: Dataset, limit: int | None) -> Dataset:
+    return rows if limit is None else rows.shuffle(seed=0).select(range(min(limit, len(rows))))
+
+
+def read_label_names(model: str) -> list[str]:
+    """What a trained model calls its outputs, in their order.
+
+    Raises:
+        RecipeError: Not a trained AST in Transformers' layout.
+    """
+    try:
+        if not is_ast(model):
+            raise ValueError("expected a trained model, whose labels are known")
+        return list(ASTConfig.from_pretrained(model).id2label.values())
+    except (ValueError, OSError, StrictDataclassError) as error:
+        raise RecipeError(f"{model} cannot be used: {' '.join(str(error).split())}") from error
+
+
+def was_trained_on(model: str, dataset_name: str) -> bool:
+    """Whether a model's folder says so, by the recipe in it.
+
+    Raises:
+        RecipeError: The recipe cannot be read.
+    """
+    path = Path(model) / RECIPE_NAME
+    keys = read_recipe(path) if path.is_file() else []
+    trained_on = next((key.partition("=")[2] for key in keys if key.startswith("--dataset_name=")), None)
+    return trained_on is not None and os.path.realpath(trained_on) == os.path.realpath(dataset_name)
+
+
+def read_held_out(model: str, data_args: DataArguments, multi_label: bool, alone: str = "test") -> AudioSplits:
+    """What a trained model is evaluated on: the clips that the data hold out, or all, where they hold out none.
+
+    Of data that trained the model, all would flatter it: then it is those that its training held out. To calibrate on,
+    there have to be validation clips.
+
+    Args:
+        model: Folder or Hub repository.
+        data_args: Of the data.
+        multi_label: Whether a clip may have several labels.
+        alone: What clips are called that nothing holds out: "test" to evaluate, "validation" to calibrate.
+
+    Raises:
+        RecipeError: A stream, or not a trained AST in Transformers' layout.
+        DataError: As from `load_splits`.
+    """
+    splits = read_evaluation_splits(data_args, multi_label, read_label_names(model))
+    enough = ("validation", "test") if alone == "test" else (alone,)
+    if splits.train is None or any(getattr(splits, name) is not None for name in enough):
+        return splits
+    if was_trained_on(model, data_args.dataset_name):
+        return read_splits(data_args, multi_label)
+    return dataclasses.replace(splits, **{"train": None, alone: splits.train})
