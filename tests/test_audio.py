@@ -16,13 +16,14 @@ import torch
 from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
-from modeling_ast.audio import StreamResampler, _opened, read_blocks, read_samples, read_seconds, to_waveform
+from modeling_ast.audio import _opened, read_blocks, read_samples, read_seconds, to_waveform
 from modeling_ast.data.checks import Examination
 from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.splits import read_splits
 from modeling_ast.data.statistics import pooled_statistics
 from modeling_ast.data.streams import decode
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+from modeling_ast.resampling import StreamResampler
 from modeling_ast.training.sampling import read_clip_seconds, sort_by_length
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -452,7 +453,7 @@ def test_filters_made_where_they_are_needed_are_those_of_torchaudio(source_rate,
 
     waveform = torch.from_numpy(noise(10000)).float()
     expected = resample(waveform.double(), source_rate, target_rate).float()  # its filter in double precision
-    monkeypatch.setattr("modeling_ast.audio.MAX_FILTER_SIZE", 0)
+    monkeypatch.setattr("modeling_ast.resampling.MAX_FILTER_SIZE", 0)
     resampler = StreamResampler(source_rate, target_rate)
     found = [*map(resampler.push, waveform.split(3000)), resampler.finish()]
     torch.testing.assert_close(torch.cat(found), expected, atol=1e-6, rtol=0)

@@ -17,7 +17,7 @@ from conftest import make_tiny_config, random_model
 from safetensors import SafetensorError
 
 from modeling_ast import ASTFeatureExtractor, AudioError
-from modeling_ast.audio import require_torchaudio, to_waveform
+from modeling_ast.audio import to_waveform
 from modeling_ast.commands import calibrate, ensemble
 from modeling_ast.commands import embed as extract_embeddings
 from modeling_ast.commands import statistics as compute_fbank_stats
@@ -25,6 +25,7 @@ from modeling_ast.commands import train as script
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import DivergedError
 from modeling_ast.data.recipes import RecipeError
+from modeling_ast.resampling import require_torchaudio
 from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.faults import SaveError, Stopped, StopRequest, loading, saving
 from modeling_ast.training.output_dir import recipe_differences

@@ -36,13 +36,14 @@ from modeling_ast import (
     load_original_checkpoint,
     load_waveform,
 )
-from modeling_ast.audio import StreamResampler, read_blocks
+from modeling_ast.audio import read_blocks
 from modeling_ast.data import metrics
 from modeling_ast.fbank import ENERGY_FLOOR, fbank
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, StreamTagger
 from modeling_ast.inference.recordings import WindowCutter, read_recording
 from modeling_ast.inference.timeline import Timeline, audacity_labels
 from modeling_ast.modeling_ast import GEOMETRY_KEYS, adapt_position_embeddings
+from modeling_ast.resampling import StreamResampler
 from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.augment import add_noise, clip_generator, crop, draw_mixing_weight, mask, mix, roll
 from modeling_ast.training.collator import AugmentingCollator

@@ -117,7 +117,7 @@ def run_command(name: str) -> NoReturn:
 
 def check_torchaudio() -> None:
     """End this process where torchaudio cannot be loaded: Transformers would fail on it without naming it."""
-    from modeling_ast.audio import require_torchaudio
+    from modeling_ast.resampling import require_torchaudio
 
     try:
         require_torchaudio()

@@ -15,7 +15,6 @@ from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, AudioError
-from modeling_ast.audio import StreamResampler
 from modeling_ast.data.metrics import score_function, to_probabilities
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.recordings import (
@@ -28,6 +27,7 @@ from modeling_ast.inference.recordings import (
 )
 from modeling_ast.inference.timeline import Timeline, is_number
 from modeling_ast.loading import check_mel_bins, load_model
+from modeling_ast.resampling import StreamResampler
 
 FUNCTIONS = ("softmax", "sigmoid", "none")
 _WINDOW_KEYS = ("chunk_length_s", "stride_length_s", "padding", "on_error", "ignore_length")

@@ -29,7 +29,8 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from modeling_ast.audio import AudioError, load_waveform, read_samples, require_torchaudio
+from modeling_ast.audio import AudioError, load_waveform, read_samples
+from modeling_ast.resampling import require_torchaudio
 
 try:
     require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it

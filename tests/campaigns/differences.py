@@ -17,11 +17,12 @@ from torchaudio.compliance import kaldi
 from transformers.models.audio_spectrogram_transformer import ASTForAudioClassification as StockModel
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.audio import StreamResampler, to_waveform
+from modeling_ast.audio import to_waveform
 from modeling_ast.fbank import fbank
 from modeling_ast.inference.export import model_function, require_onnx
 from modeling_ast.inference.recordings import WindowCutter
 from modeling_ast.modeling_ast import MLP_TOKENS
+from modeling_ast.resampling import StreamResampler
 
 BATCH_SIZE = 8
 FILE_RATE = 44100  # that clips are resampled from, in Hz

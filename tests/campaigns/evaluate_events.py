@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from modeling_ast.audio import require_torchaudio
+from modeling_ast.resampling import require_torchaudio
 
 try:
     require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it

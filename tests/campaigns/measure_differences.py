@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from modeling_ast.audio import AudioError, load_waveform, require_torchaudio, to_waveform
+from modeling_ast.audio import AudioError, load_waveform, to_waveform
+from modeling_ast.resampling import require_torchaudio
 
 try:
     require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it

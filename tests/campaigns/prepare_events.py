@@ -11,7 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from modeling_ast.audio import AudioError, require_torchaudio
+from modeling_ast.audio import AudioError
+from modeling_ast.resampling import require_torchaudio
 
 try:
     require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
