@@ -6,6 +6,7 @@ from .audio import AudioError, load_waveform
 from .configuration_ast import ASTConfig
 from .conversion import load_imagenet_checkpoint, load_original_checkpoint
 from .feature_extraction_ast import ASTFeatureExtractor
+from .loading import ModelError
 from .modeling_ast import ASTForAudioClassification, ASTModel, ASTPreTrainedModel
 
 try:  # takes the other's place in Transformers to come, https://github.com/huggingface/transformers/pull/48113
@@ -25,6 +26,7 @@ __all__ = [
     "ASTModel",
     "ASTPreTrainedModel",
     "AudioError",
+    "ModelError",
     "load_imagenet_checkpoint",
     "load_original_checkpoint",
     "load_waveform",

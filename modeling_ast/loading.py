@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, AutoModelForAudioClassification
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -14,6 +15,10 @@ from .modeling_ast import ASTForAudioClassification, ASTModel
 
 # Who runs a repository's own code asks the Auto classes for it, by these.
 _AUTO_CLASSES = {ASTForAudioClassification: AutoModelForAudioClassification, ASTModel: AutoModel}
+
+
+class ModelError(ValueError):
+    """A model that cannot be used. The message is one sentence that names it and says why."""
 
 
 def load_model(
@@ -32,25 +37,28 @@ def load_model(
         options: Of `from_pretrained` (`revision`, `dtype`, ...).
 
     Raises:
-        ValueError: Files that are broken, or do not fit each other; weights that are not finite, or missing: they
-            would be drawn at random.
-        OSError: No such folder or repository, or no feature extractor in it.
+        ModelError: No such folder or repository, or no feature extractor in it; files that are broken, or do not fit
+            each other; weights that are not finite, or missing: they would be drawn at random.
     """
     if trust_remote_code:
         model_class, options = _AUTO_CLASSES[model_class], {**options, "trust_remote_code": True}
-    model, missing = load_trained(name, model_class, **options)
-    if missing:
-        raise ValueError(f"Expected a trained AST, but weights are missing, such as {missing[0]}.")
     hub_options = {
         key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options
     }
-    extractor = ASTFeatureExtractor.from_pretrained(name, **hub_options)
-    check_mel_bins(model, extractor)
+    try:
+        model, missing = load_trained(name, model_class, **options)
+        if missing:
+            raise ValueError(f"expected a trained AST, but weights are missing, such as {missing[0]}.")
+        extractor = ASTFeatureExtractor.from_pretrained(name, **hub_options)
+        check_mel_bins(model, extractor)
+    except (ValueError, OSError, TypeError, RuntimeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())  # the libraries' messages have several lines
+        raise ModelError(f"{name} cannot be used: {reason}") from error
     return model, extractor
 
 
 def check_mel_bins(model: ASTForAudioClassification | ASTModel, extractor: ASTFeatureExtractor) -> None:
-    """Check that a model can hear what a feature extractor gives, before any recording is read.
+    """Check that a model takes what a feature extractor gives, before any recording is read.
 
     Raises:
         ValueError: It expects another number of mel bins.

@@ -36,6 +36,7 @@ from modeling_ast.inference.calibration import (
     reliability,
 )
 from modeling_ast.inference.plots import plot_reliability
+from modeling_ast.loading import ModelError
 
 ROOT = Path(__file__).resolve().parents[1]
 from modeling_ast.commands.calibrate import main as main  # noqa: E402
@@ -624,7 +625,7 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(trained, recipe, tm
 def test_models_that_cannot_be_calibrated_say_why(trained, recipe, tmp_path):
     with pytest.raises(RecipeError, match="Expected --output_dir, as ME/model is no folder"):
         run("ME/model", "--recipe", recipe)
-    with pytest.raises(RecipeError, match="nowhere cannot be used: "):
+    with pytest.raises(ModelError, match="nowhere cannot be used: "):
         run(tmp_path / "nowhere", "--recipe", recipe, "--output_dir", tmp_path / "out")
     model = ASTForAudioClassification.from_pretrained(trained)
     model.classifier.dense.weight.data *= -1

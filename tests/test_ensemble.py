@@ -28,6 +28,7 @@ from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import DataError
 from modeling_ast.data.synthetic import CLASSES, generate_clip, synthetic_folder
 from modeling_ast.inference.ensemble import predict
+from modeling_ast.loading import ModelError
 
 ROOT = Path(__file__).resolve().parents[1]
 from modeling_ast.commands.ensemble import main as main  # noqa: E402
@@ -334,7 +335,7 @@ def test_models_with_other_labels_are_refused_by_name(recipe, tmp_path):
     with pytest.raises(DataError, match=r"8 clips have labels that the model does not know \(steam, whistle\)"):
         run(folder, "--recipe", recipe, "--output_dir", tmp_path / "out")
     first = save_model(tmp_path / "first", SHORT)
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(ModelError) as error:
         run(first, folder, "--recipe", recipe, "--output_dir", tmp_path / "out")
     assert str(error.value) == (
         f"{folder} cannot be used: Expected the labels of the data, but the model alone has rain, wind and the data "
@@ -356,13 +357,13 @@ def test_weights_that_are_missing_are_not_drawn(recipe, tmp_path):
     config = make_tiny_config(**SHORT, id2label=dict(enumerate(CLASSES)))
     ASTModel(config).save_pretrained(tmp_path / "body")
     ASTFeatureExtractor(**SHORT).save_pretrained(tmp_path / "body")
-    with pytest.raises(RecipeError, match="body cannot be used: .*weights are missing, such as classifier.dense.bias"):
+    with pytest.raises(ModelError, match="body cannot be used: .*weights are missing, such as classifier.dense.bias"):
         run(tmp_path / "body", "--recipe", recipe, "--output_dir", tmp_path / "out")
 
 
 def test_a_model_without_feature_extractor_is_refused(recipe, short, tmp_path):
     (short / "preprocessor_config.json").unlink()
-    with pytest.raises(RecipeError, match="short cannot be used: .*preprocessor_config.json"):
+    with pytest.raises(ModelError, match="short cannot be used: .*preprocessor_config.json"):
         run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
 
 
@@ -376,7 +377,7 @@ def test_a_model_without_feature_extractor_is_refused(recipe, short, tmp_path):
 def test_a_model_that_cannot_hear_or_has_no_probabilities_is_refused(recipe, tmp_path, features, settings, message):
     folder = save_model(tmp_path / "model", SHORT, **settings)
     ASTFeatureExtractor(**{**SHORT, **features}).save_pretrained(folder)
-    with pytest.raises(RecipeError, match=f"model cannot be used: .*{message}"):
+    with pytest.raises(ModelError, match=f"model cannot be used: .*{message}"):
         run(folder, "--recipe", recipe, "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -22,6 +22,7 @@ from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import DataError, load_splits
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.predictions import class_figures, decide, label_thresholds
+from modeling_ast.loading import ModelError
 
 LABELS = ("siren", "bell", "whistle")  # not in the order of the alphabet
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -289,9 +290,9 @@ def test_what_cannot_be_evaluated_is_one_sentence(model, sounds, tmp_path, optio
 
 def test_models_that_cannot_be_evaluated_say_why(sounds, tmp_path):
     clips = write_list(tmp_path, sounds)
-    with pytest.raises(RecipeError, match="model cannot be used: expected a classifier, got a model for regression"):
+    with pytest.raises(ModelError, match="model cannot be used: expected a classifier, got a model for regression"):
         run(save_model(tmp_path / "model", "regression"), clips)
-    with pytest.raises(RecipeError, match="nowhere cannot be used"):
+    with pytest.raises(ModelError, match="nowhere cannot be used"):
         run(tmp_path / "nowhere", clips)
     recipe = tmp_path / "stream.yaml"
     recipe.write_text("dataset_name: someone/something\nstreaming: true\n")

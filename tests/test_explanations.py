@@ -21,6 +21,7 @@ from modeling_ast.inference.explanations import (
     explain_attention,
     occlusion_map,
 )
+from modeling_ast.loading import ModelError
 
 RATE = 16000
 PITCHES = {"low": (300, 1200), "high": (2000, 6000)}  # Hz
@@ -472,7 +473,7 @@ def test_script_hears_a_longer_stretch_as_a_whole_where_it_is_asked_for(folder, 
         ("clip.wav", ["--label", "d"], ValueError, r"Expected one of the model's 3 labels \(a, b, c\), got 'd'"),
         ("clip.wav", ["--output", "seen.wav"], ValueError, "Expected output to be a file .*, got seen.wav"),
         ("none.wav", [], AudioError, "none.wav: no such file"),
-        ("clip.wav", ["--model", "nobody/nothing"], ValueError, "^nobody/nothing cannot be used: "),
+        ("clip.wav", ["--model", "nobody/nothing"], ModelError, "^nobody/nothing cannot be used: "),
     ],
 )
 def test_script_refuses_what_it_cannot_use(folder, name, options, error, words):

@@ -29,6 +29,7 @@ from modeling_ast.inference.export import (
     model_function,
     quantize_onnx,
 )
+from modeling_ast.loading import ModelError
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx.reference")
@@ -609,7 +610,7 @@ def test_bad_arguments_are_refused(exported, tmp_path, capsys):
         with pytest.raises(SystemExit):
             run_script(*arguments)
         assert words in capsys.readouterr().err
-    with pytest.raises(ExportError, match="nowhere cannot be used"):
+    with pytest.raises(ModelError, match="nowhere cannot be used"):
         run_script(tmp_path / "nowhere", tmp_path / "ast.onnx")
 
 

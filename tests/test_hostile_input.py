@@ -33,8 +33,10 @@ from modeling_ast.data.labels import DataError, read_label_table
 from modeling_ast.data.prepare import read_all_seconds, read_esc50, read_segments
 from modeling_ast.data.recipes import ModelArguments, RecipeError, read_recipe
 from modeling_ast.data.sources import load_splits
-from modeling_ast.inference.tagging import ResultsFolder, SoundFile, TaggingError, load_classifier
+from modeling_ast.inference.pipeline import audio_tagger
+from modeling_ast.inference.tagging import ResultsFolder, SoundFile
 from modeling_ast.inference.timeline import Timeline
+from modeling_ast.loading import ModelError
 from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.building import build_model_and_extractor
 
@@ -163,8 +165,8 @@ def folder(saved, tmp_path) -> Path:
 
 def refusal(folder: Path) -> str:
     """What is said of a model."""
-    with pytest.raises(TaggingError) as error:
-        load_classifier(str(folder), "cpu")
+    with pytest.raises(ModelError) as error:
+        audio_tagger(folder, device="cpu")
     message = str(error.value)
     assert message.startswith(f"{folder} cannot be used: ") and one_sentence(message) and "\n" not in message
     return message
@@ -325,7 +327,7 @@ def test_code_that_a_configuration_names_is_not_run(folder, tmp_path):
         content = json.loads((folder / name).read_text())
         names = ("AutoConfig", "AutoModelForAudioClassification", "AutoFeatureExtractor")
         (folder / name).write_text(json.dumps({**content, "auto_map": {each: "evil.Evil" for each in names}}))
-    assert isinstance(load_classifier(str(folder), "cpu").model, ASTForAudioClassification)
+    assert isinstance(audio_tagger(folder, device="cpu").model, ASTForAudioClassification)
     assert not (tmp_path / "trace").exists()
 
 
@@ -820,14 +822,14 @@ import resource, sys
 from pathlib import Path
 from modeling_ast import load_original_checkpoint
 from modeling_ast.data.download import unpack
-from modeling_ast.inference.tagging import load_classifier
+from modeling_ast.inference.pipeline import audio_tagger
 
 path = Path(sys.argv[1])
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, taken + 2**30))
-read = {".pth": load_original_checkpoint, ".yaml": read_recipe, "": load_classifier}.get(path.suffix)
+read = {".pth": load_original_checkpoint, ".yaml": read_recipe, "": audio_tagger}.get(path.suffix)
 try:
-    unpack(path, path.parent / "here") if read is None else read(str(path), *([] if path.suffix else ["cpu"]))
+    unpack(path, path.parent / "here") if read is None else read(str(path))
 except Exception as error:
     assert not isinstance(error.__cause__, MemoryError) or path.name.startswith("text"), error
     print("refused", type(error).__name__)
@@ -836,7 +838,7 @@ except Exception as error:
         done = subprocess.run(
             [sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT, timeout=100
         )
-        assert re.search("refused (ValueError|TaggingError|DataError|RecipeError)", done.stdout), (path, done.stderr)
+        assert re.search("refused (ValueError|ModelError|DataError|RecipeError)", done.stdout), (path, done.stderr)
 
 
 @pytest.mark.slow
@@ -903,7 +905,7 @@ def test_page_shows_names_and_messages_as_text(folder, tmp_path):
     from modeling_ast.commands import page as demo_app
     from modeling_ast.inference.page import Listener
 
-    listener = Listener(load_classifier(str(folder), "cpu"), tmp_path)
+    listener = Listener(audio_tagger(folder, device="cpu"), tmp_path)
     for name in (b"<img src=x onerror=alert(1)>.wav", b"\xff\x1b[31m.wav", b"n" * 251 + b".wav"):
         path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
         soundfile.write(tmp_path / "sound.flac", 0.1 * np.ones(16000, np.float32), 16000)

@@ -12,14 +12,12 @@ from safetensors.torch import load_file, save_file
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel
 from modeling_ast.inference.embeddings import audio_embedder
 from modeling_ast.inference.pipeline import audio_tagger
-from modeling_ast.inference.tagging import TaggingError, load_classifier
-from modeling_ast.loading import load_model
+from modeling_ast.loading import ModelError, load_model
 
 WAYS = {
     "load_model": load_model,
     "audio_tagger": lambda folder: audio_tagger(folder, device="cpu"),
     "audio_embedder": lambda folder: audio_embedder(folder, device="cpu"),
-    "load_classifier": lambda folder: load_classifier(str(folder), "cpu"),
 }
 
 
@@ -106,7 +104,7 @@ def drop_extractor(folder: Path) -> None:
 )
 def test_no_way_to_load_a_model_takes_one_that_is_not_whole(folder, way, damage, words):
     damage(folder)
-    with pytest.raises((ValueError, OSError, TaggingError), match=words):
+    with pytest.raises(ModelError, match=f"^{folder} cannot be used: .*{words}"):
         WAYS[way](folder)
 
 
@@ -139,5 +137,5 @@ def test_a_model_without_a_head_gives_embeddings_and_no_labels(folder, tmp_path)
     body.save_pretrained(tmp_path / "body")
     ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(tmp_path / "body")
     assert audio_embedder(tmp_path / "body", device="cpu").model.num_parameters() == body.num_parameters()
-    with pytest.raises(ValueError, match="weights are missing, such as classifier"):
+    with pytest.raises(ModelError, match="weights are missing, such as classifier"):
         audio_tagger(tmp_path / "body")

@@ -35,6 +35,7 @@ from modeling_ast.inference.page import BATCH_SIZE, Listener, Stopped
 from modeling_ast.inference.page_guard import PageGuard, working_folder
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.tagging import TaggingError
+from modeling_ast.loading import ModelError
 
 pytest.importorskip("gradio", reason="needs gradio: pip install -e '.[demo]'")
 from modeling_ast.commands import page as demo_app
@@ -228,7 +229,7 @@ def test_of_a_file_that_is_gone_nothing_more_is_drawn(listener, sound, method, a
 
 
 def test_a_page_without_a_model_is_not_opened(tmp_path):
-    with pytest.raises(TaggingError, match="nowhere cannot be used: "):
+    with pytest.raises(ModelError, match="nowhere cannot be used: "):
         demo_app.main(["--model", str(tmp_path / "nowhere")])
 
 

@@ -28,6 +28,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.inference.embeddings import audio_embedder
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, StreamTagger, audio_tagger
+from modeling_ast.loading import ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ID2LABEL = {0: "rain", 1: "dog", 2: "clock", 3: "sea", 4: "rooster"}
@@ -194,7 +195,7 @@ def test_a_model_object_of_stock_is_refused_in_one_sentence():
 
 @pytest.mark.parametrize("load", [audio_tagger, audio_embedder])
 def test_a_model_that_is_nowhere_is_an_error(load, tmp_path):
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(ModelError, match="nowhere cannot be used"):
         load(tmp_path / "nowhere")
 
 

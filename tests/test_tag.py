@@ -21,6 +21,7 @@ from modeling_ast.commands.tag import main
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.tagging import ResultsFolder, SoundFile, TaggingError, find_files
 from modeling_ast.inference.timeline import Timeline
+from modeling_ast.loading import ModelError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "modeling_ast" / "commands" / "tag.py"
 
@@ -648,13 +649,19 @@ def test_scores_that_are_not_finite_are_an_error_of_the_file_and_every_line_is_s
         (["--hop", "2"], "Expected a hop above 0 and of at most the window, 0.664937 s, got 2 s."),
         (["--window", "0.5", "--hop", "0"], "Expected a hop above 0 and of at most the window, 0.5 s, got 0 s."),
         (["--ignore", "speech"], "Expected labels of the model, got 'speech'."),
-        (["--device", "abacus"], "Expected a device of this machine, got 'abacus'"),
     ],
 )
 def test_options_that_cannot_work_are_refused_before_anything_is_done(recordings, model, tmp_path, arguments, words):
     with pytest.raises(TaggingError) as error:
         tag(recordings, "--model", model, "--output_dir", tmp_path / "out", *arguments)
     assert str(error.value).startswith(words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_there_is_not_is_refused(recordings, model, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        tag(recordings, "--model", model, "--output_dir", tmp_path / "out", "--device", "abacus")
+    assert "argument --device: expected a device of this machine, got 'abacus'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -665,11 +672,11 @@ def test_sources_models_and_folders_that_cannot_be_used_are_named(recordings, mo
     (tmp_path / "empty").mkdir()
     with pytest.raises(TaggingError, match=r"No sound files \(.wav, .flac, .ogg, .mp3, .*\) in .*empty, nor below."):
         tag(tmp_path / "empty", *rest)
-    with pytest.raises(TaggingError, match="empty cannot be used: "):
+    with pytest.raises(ModelError, match="empty cannot be used: "):
         tag(recordings, "--model", tmp_path / "empty", "--output_dir", tmp_path / "out")
     save_model(tmp_path / "other")
     ASTFeatureExtractor(max_length=64, num_mel_bins=64).save_pretrained(tmp_path / "other")
-    with pytest.raises(TaggingError, match="other cannot be used: .*the model's 32 mel bins, got one with 64"):
+    with pytest.raises(ModelError, match="other cannot be used: .*the model's 32 mel bins, got one with 64"):
         tag(recordings, "--model", tmp_path / "other", "--output_dir", tmp_path / "out")
     with pytest.raises(TaggingError, match="Expected output_dir to be a folder, got the file .*notes.txt."):
         tag(recordings, "--model", model, "--output_dir", recordings / "notes.txt")

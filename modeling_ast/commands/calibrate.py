@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub.errors import StrictDataclassError
 from sklearn.metrics import precision_recall_fscore_support
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
@@ -94,8 +93,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     splits = read_held_out(args.model, data_args, multi_label, alone="validation")
     if splits.validation is None:
         raise RecipeError(f"{data_args.dataset_name}: expected clips to calibrate on, got test clips alone.")
+    model, extractor = load_model(args.model)
     try:
-        model, extractor = load_model(args.model)
         if model.config.problem_type is None:
             logger.warning(f"{args.model} does not say its problem_type: {model_args.problem_type}, as in the recipe.")
             model.config.problem_type = model_args.problem_type
@@ -105,7 +104,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         measured, curves = measure(model, predictions, splits.label_names, fitted["temperature"] or 1, before)
     except (AudioError, DataError):
         raise
-    except (ValueError, OSError, StrictDataclassError) as error:
+    except ValueError as error:
         reason = " ".join(str(error).split())  # the libraries' messages have several lines
         raise RecipeError(f"{args.model} cannot be calibrated: {reason}") from error
     results = {"model": args.model, "dataset": data_args.dataset_name, **fitted, **measured}

@@ -55,6 +55,18 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+def device(text: str) -> str:
+    """An option's value that names a device; argparse makes the sentence of what it raises."""
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError, ValueError) as error:  # torch has all of these for a device
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"expected a device of this machine, got {text!r} ({reason})") from error
+    return text
+
+
 def main() -> NoReturn:
     """The entry point `modeling-ast`."""
     stop_at_once()

@@ -20,13 +20,12 @@ from typing import Any
 
 import datasets
 import numpy as np
-from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from modeling_ast import __version__
 from modeling_ast.audio import AudioError
-from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_line import device, run_command
 from modeling_ast.data.recipes import RecipeError, parse_data_arguments
 from modeling_ast.data.sources import SPLITS
 from modeling_ast.data.splits import read_splits
@@ -99,8 +98,8 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 1 where recordings were left out.
 
     Raises:
-        RecipeError, TaggingError, DataError, AudioError: Arguments, a model, files or a data set that cannot be used,
-            or not one recording that can.
+        ModelError, RecipeError, TaggingError, DataError, AudioError: A model, arguments, files or a data set that
+            cannot be used, or not one recording that can.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, rest = parse_command_line(argv)
@@ -150,7 +149,7 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     parser.add_argument("--hop", type=seconds, metavar="S", help="seconds; default: two thirds of the window")
     parser.add_argument("--batch_size", type=int, default=8, help="windows at a time; default: %(default)s")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read; default: this one")
-    parser.add_argument("--device", help="such as cpu or cuda:0; default: a GPU where there is one")
+    parser.add_argument("--device", type=device, help="such as cpu or cuda:0; default: a GPU where there is one")
     parser.add_argument(
         "--ignore_length",
         action="store_true",
@@ -188,11 +187,7 @@ def seconds(text: str) -> float:
 
 def load(args: argparse.Namespace) -> tuple[ASTEmbeddingPipeline, dict[str, Any]]:
     """The model as a pipeline, with the keywords that the options stand for."""
-    try:
-        embedder = audio_embedder(args.model, device=args.device, level=args.level, on_error="return")
-    except (ValueError, TypeError, OSError, RuntimeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())  # the libraries' messages have several lines
-        raise RecipeError(f"{args.model} cannot be used: {reason}") from error
+    embedder = audio_embedder(args.model, device=args.device, level=args.level, on_error="return")
     try:
         return embedder, embedder.window_keywords(args.window, args.hop)
     except ValueError as error:

@@ -36,7 +36,7 @@ from modeling_ast.inference.ensemble import (
     predict,
     save_predictions,
 )
-from modeling_ast.loading import load_model
+from modeling_ast.loading import ModelError, load_model
 from modeling_ast.training.building import build_feature_extractor
 
 logger = logging.getLogger("ensemble")
@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         The metrics of each model by its name, and those of `ensemble`.
 
     Raises:
-        RecipeError, DataError, AudioError: Arguments, data set or a sound file that cannot be used.
+        ModelError, RecipeError, DataError, AudioError: A model, arguments, data set or a sound file that cannot be
+            used.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, keys = parse_command_line(argv)
@@ -80,9 +81,11 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         try:
             model, extractor = load(name, model_args, label_names)
             order = label_order(model.config.id2label, label_names)
-        except (ValueError, OSError, StrictDataclassError) as error:
+        except ModelError:
+            raise
+        except (ValueError, OSError, StrictDataclassError) as error:  # of a checkpoint of the original
             reason = " ".join(str(error).split())  # the libraries' messages have several lines
-            raise RecipeError(f"{name} cannot be used: {reason}") from error
+            raise ModelError(f"{name} cannot be used: {reason}") from error
         fingerprint = hashlib.sha256((fingerprint_model(model, extractor) + rows_fingerprint).encode()).hexdigest()
         short_name = re.sub(r"[^\w.-]+", "_", name.strip("/."))
         path = args.output_dir / "predictions" / f"{short_name}_{fingerprint[:12]}.npz"
@@ -146,7 +149,7 @@ def find_label_names(models: list[str], data_args: DataArguments, multi_label: b
         try:
             label_order(dict(enumerate(own)), label_names)
         except ValueError as error:
-            raise RecipeError(f"{name} cannot be used: {error}") from error
+            raise ModelError(f"{name} cannot be used: {error}") from error
     return label_names
 
 
@@ -165,7 +168,10 @@ def load(
         logger.warning(f"{name} does not say its problem_type, taken for {model_args.problem_type}, as in the recipe.")
         model.config.problem_type = model_args.problem_type
     if model.config.problem_type == "regression":
-        raise ValueError("Expected a classifier, got a model for regression, which has no probabilities to average.")
+        raise ModelError(
+            f"{name} cannot be used: expected a classifier, got a model for regression, which has no probabilities to "
+            "average."
+        )
     return model, extractor
 
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
-from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import run_command
@@ -40,7 +39,7 @@ from modeling_ast.inference.predictions import (
     write_class_figures,
     write_predictions,
 )
-from modeling_ast.loading import load_model
+from modeling_ast.loading import ModelError, load_model
 
 logger = logging.getLogger("evaluate_model")
 
@@ -62,8 +61,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         What is written to `evaluation.json`.
 
     Raises:
-        RecipeError, DataError, AudioError, DivergedError: Arguments, model, data set or a sound file that cannot be
-            used, or a model whose scores are not finite.
+        ModelError, RecipeError, DataError, AudioError, DivergedError: A model, arguments, data set or a sound file
+            that cannot be used, or a model whose scores are not finite.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, keys = parse_command_line(argv)
@@ -134,12 +133,9 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
 
 def load(name: str) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
     """A model and its feature extractor."""
-    try:
-        model, extractor = load_model(name)
-        if model.config.problem_type == "regression":
-            raise ValueError("expected a classifier, got a model for regression")
-    except (ValueError, OSError, StrictDataclassError) as error:
-        raise RecipeError(f"{name} cannot be used: {' '.join(str(error).split())}") from error
+    model, extractor = load_model(name)
+    if model.config.problem_type == "regression":
+        raise ModelError(f"{name} cannot be used: expected a classifier, got a model for regression.")
     if model.config.problem_type is None:  # as in pipelines
         logger.warning(f"{name} does not say its problem_type, taken for single_label_classification.")
         model.config.problem_type = "single_label_classification"

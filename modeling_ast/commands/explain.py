@@ -12,7 +12,6 @@ import math
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast.audio import AudioError, read_blocks
 from modeling_ast.commands.command_line import run_command, told
@@ -30,7 +29,7 @@ SIZES = {
 }
 
 
-@told(ValueError, OSError, StrictDataclassError)
+@told(ValueError, OSError)
 def main(argv: list[str] | None = None) -> Occlusion:
     """Explain a file.
 
@@ -42,14 +41,11 @@ def main(argv: list[str] | None = None) -> Occlusion:
 
     Raises:
         AudioError: The file cannot be read, or ends before the stretch.
-        ValueError: Options, a label or a model that cannot be used.
-        OSError: No such model.
+        ModelError: A model that cannot be used.
+        ValueError: Options or a label that cannot be used.
     """
     args = parse_options(argv)
-    try:
-        model, extractor = load_model(args.model)
-    except OSError as error:  # which does not name a repository where the Hub cannot be reached
-        raise OSError(f"{args.model} cannot be used: {error}") from error
+    model, extractor = load_model(args.model)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     rate = extractor.sampling_rate
     window = extractor.num_samples(model.config.max_length)

@@ -42,7 +42,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
@@ -85,7 +84,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         What `compare` gives for the `model`, the `fp32` graph and, with --int8, the `int8` graph.
 
     Raises:
-        ExportError, AudioError: A model, a file or an output that cannot be used, or a graph that is not the model.
+        ModelError, ExportError, AudioError: A model, a file or an output that cannot be used, or a graph that is not
+            the model.
         ImportError: A package that the export needs is not installed.
     """
     args = parse_command_line(argv)
@@ -194,11 +194,7 @@ def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
 
 def load(name: str) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
     """A model and its feature extractor."""
-    try:
-        model, extractor = load_model(name)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())  # the libraries' messages have several lines
-        raise ExportError(f"{name} cannot be used: {reason}") from error
+    model, extractor = load_model(name)
     if model.config.problem_type is None:
         logger.warning(
             f"{name} does not say its problem_type: its scores are a softmax, as in pipelines. For several labels a "

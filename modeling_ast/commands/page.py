@@ -28,13 +28,14 @@ from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, travers
 from starlette.middleware import Middleware
 
 from modeling_ast.audio import AUDIO_SUFFIXES, AudioError
-from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_line import device, run_command
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.labels import plain
 from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
 from modeling_ast.inference.page import TOP_K, Heard, Listener, Stopped
 from modeling_ast.inference.page_guard import PageGuard, working_folder
-from modeling_ast.inference.tagging import TaggingError, load_classifier
+from modeling_ast.inference.pipeline import audio_tagger
+from modeling_ast.inference.tagging import TaggingError
 
 # Rows that the page shows of the events; the file to download holds all.
 MAX_ROWS = 500
@@ -66,10 +67,10 @@ def main(argv: list[str] | None = None) -> None:
         argv: Command line without the program; `None` takes the process's own.
 
     Raises:
-        TaggingError: Options, examples or a model that cannot be used.
+        ModelError, TaggingError: A model, options or examples that cannot be used.
     """
     args = parse_options(argv)
-    classifier = load_classifier(args.model, args.device)
+    classifier = audio_tagger(args.model, device=args.device)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder goes then, too
     with working_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
@@ -132,7 +133,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         default=8192,
         help="of all uploads, of which the oldest are deleted; default: %(default)s",
     )
-    parser.add_argument("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
+    parser.add_argument("--device", type=device, help="such as cpu or cuda:1; default: a GPU where there is one")
     args = parser.parse_args(argv)
     if not 1 <= args.port <= 65535:
         raise TaggingError(f"Expected port from 1 to 65535, got {args.port}.")

@@ -30,11 +30,11 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError
-from modeling_ast.commands.command_line import run_command, told
+from modeling_ast.commands.command_line import device, run_command, told
 from modeling_ast.data.labels import plain
 from modeling_ast.inference.ensemble import fingerprint_model
-from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
-from modeling_ast.inference.tagging import FORMATS, ResultsFolder, TaggingError, find_files, load_classifier
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, audio_tagger
+from modeling_ast.inference.tagging import FORMATS, ResultsFolder, TaggingError, find_files
 from modeling_ast.inference.timeline import Event, Timeline
 
 EVENT_OPTIONS = ("threshold", "low_threshold", "min_seconds", "merge_seconds", "ignore")
@@ -52,13 +52,13 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 1 if some files cannot be used.
 
     Raises:
-        TaggingError: Files, options, a model or a folder for the results that cannot be used.
+        ModelError, TaggingError: A model, files, options or a folder for the results that cannot be used.
     """
     args = parse_options(argv)
     if args.events_only:
         return find_again(args)
     files = find_files(args.sources, args.output_dir)
-    classifier = load_classifier(args.model, args.device)
+    classifier = audio_tagger(args.model, device=args.device)
     try:
         windows = classifier.window_keywords(args.window, args.hop)
     except ValueError as error:
@@ -163,7 +163,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--batch_size", type=int, default=8, help="windows at a time; default: %(default)s")
     add("--num_workers", type=int, default=0, help="processes that read files; default: 0, this one")
-    add("--device", help="such as cpu or cuda:1; default: a GPU where there is one")
+    add("--device", type=device, help="such as cpu or cuda:1; default: a GPU where there is one")
     add(
         "--ignore_length",
         action="store_true",

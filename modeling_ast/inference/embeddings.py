@@ -136,8 +136,8 @@ def audio_embedder(model: str | os.PathLike, **kwargs) -> ASTEmbeddingPipeline:
             folder or repository brings runs with `trust_remote_code=True` alone; nobody is asked.
 
     Raises:
-        OSError: No such folder or repository, or no weights or feature extractor in it.
-        TypeError, ValueError: As from the pipeline; or weights that are missing, not finite or broken.
+        ModelError: As from `load_model`.
+        TypeError, ValueError: As from the pipeline.
     """
     return make_pipeline("feature-extraction", model, ASTModel, ASTEmbeddingPipeline, kwargs)
 

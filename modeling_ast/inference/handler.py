@@ -28,7 +28,7 @@ class EndpointHandler:
         path: Folder of the model.
 
     Raises:
-        OSError, ValueError: No weights, no feature extractor or no configuration of an AST in it.
+        ModelError: No weights, no feature extractor or no configuration of an AST in it.
     """
 
     def __init__(self, path: str = ""):

@@ -432,8 +432,8 @@ def audio_tagger(model: str | os.PathLike, **kwargs) -> ASTAudioClassificationPi
             folder or repository brings runs with `trust_remote_code=True` alone; nobody is asked.
 
     Raises:
-        OSError: No such folder or repository, or no weights or feature extractor in it.
-        TypeError, ValueError: As from the pipeline; or weights that are missing, not finite or broken.
+        ModelError: As from `load_model`.
+        TypeError, ValueError: As from the pipeline.
     """
     return make_pipeline(
         "audio-classification", model, ASTForAudioClassification, ASTAudioClassificationPipeline, kwargs
@@ -453,7 +453,7 @@ def make_pipeline(
         keywords: Of `transformers.pipeline` and of the pipeline.
 
     Raises:
-        OSError, TypeError, ValueError: As from `load_model` and from the pipeline.
+        ModelError, TypeError, ValueError: As from `load_model` and from the pipeline.
     """
     loading = {key: keywords.pop(key) for key in _LOADING_KEYS if key in keywords} | keywords.pop("model_kwargs", {})
     model, extractor = load_model(name, model_class, **loading)

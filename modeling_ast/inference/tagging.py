@@ -15,11 +15,9 @@ from modeling_ast.audio import AUDIO_SUFFIXES
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.labels import DataError, plain, read_rows
-from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import may_fail, plot_timeline
 from modeling_ast.inference.recordings import read_recording
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels, is_number, read_timeline
-from modeling_ast.loading import load_model
 
 # What can be written. There is a folder for each but the lines of `results.jsonl`, which always are.
 _FOLDERS = {"csv": ("timelines", ".csv"), "audacity": ("audacity", ".txt"), "png": ("pictures", ".png")}
@@ -37,24 +35,6 @@ class TaggingError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(plain(message))
-
-
-def load_classifier(name: str, device: str | None) -> ASTAudioClassificationPipeline:
-    """The pipeline of a trained model.
-
-    Raises:
-        TaggingError: No model, a broken one, one whose weights are not finite, or no device.
-    """
-    try:
-        model, extractor = load_model(name)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())  # the libraries' messages have several lines
-        raise TaggingError(f"{name} cannot be used: {reason}") from error
-    try:
-        return ASTAudioClassificationPipeline(model=model, feature_extractor=extractor, device=device)
-    except (ValueError, RuntimeError, AssertionError) as error:  # torch has all of these for a device
-        reason = " ".join(str(error).split())
-        raise TaggingError(f"Expected a device of this machine, got {device!r} ({reason}).") from error
 
 
 @dataclass(frozen=True)

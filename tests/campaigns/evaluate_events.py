@@ -29,9 +29,8 @@ from modeling_ast.data.recipes import RecipeError, parse_data_arguments
 from modeling_ast.data.splits import read_splits
 from modeling_ast.data.streams import decode
 from modeling_ast.inference.ensemble import label_order
-from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, audio_tagger
 from modeling_ast.inference.plots import may_fail, plot_timeline
-from modeling_ast.inference.tagging import load_classifier
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
 
 GATE_LEVELS_DB = range(-70, -10)
@@ -47,12 +46,12 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         The figures of the model with its labels, of the model without them, and of the gate.
 
     Raises:
-        RecipeError, TaggingError, DataError, AudioError: Arguments, a model, a data set or a sound file that cannot be
+        ModelError, RecipeError, DataError, AudioError: A model, arguments, a data set or a sound file that cannot be
             used.
     """
     args, keys = parse_command_line(argv)
     _, data_args, _ = parse_data_arguments(args.recipe, keys, "a spliced recording")
-    classifier = load_classifier(args.model, device=None)
+    classifier = audio_tagger(args.model)
     rate, splits = classifier.feature_extractor.sampling_rate, read_splits(data_args, multi_label=False)
     try:
         windows = classifier.window_keywords(args.window, args.hop)

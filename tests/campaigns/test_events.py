@@ -18,8 +18,8 @@ from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.synthetic import generate_clip
-from modeling_ast.inference.tagging import TaggingError
 from modeling_ast.inference.timeline import Event
+from modeling_ast.loading import ModelError
 
 RATE = 16000
 
@@ -263,7 +263,7 @@ def test_the_script_refuses_what_cannot_work(data, model, tmp_path):
         evaluate_events([str(model), *recipe(data), "--hop", "2"])
     with pytest.raises(RecipeError, match="Expected num_clips of at least 1, got 0"):
         evaluate_events([str(model), *recipe(data), "--num_clips", "0"])
-    with pytest.raises(TaggingError, match="nowhere cannot be used"):
+    with pytest.raises(ModelError, match="nowhere cannot be used"):
         evaluate_events([str(tmp_path / "nowhere"), *recipe(data)])
     config = make_tiny_config(id2label={0: "background", 1: "drone", 2: "bell"})
     random_model(config).save_pretrained(tmp_path / "other")
