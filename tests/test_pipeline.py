@@ -27,7 +27,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.inference.embeddings import audio_embedder
-from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, StreamTagger, audio_tagger
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, audio_tagger
+from modeling_ast.inference.streaming import StreamTagger
 from modeling_ast.loading import ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -39,9 +39,11 @@ from modeling_ast import (
 from modeling_ast.audio import read_blocks
 from modeling_ast.data import metrics
 from modeling_ast.fbank import ENERGY_FLOOR, fbank
-from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, StreamTagger
-from modeling_ast.inference.recordings import WindowCutter, read_recording
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+from modeling_ast.inference.recordings import read_recording
+from modeling_ast.inference.streaming import StreamTagger
 from modeling_ast.inference.timeline import Timeline, audacity_labels
+from modeling_ast.inference.windows import WindowCutter
 from modeling_ast.modeling_ast import GEOMETRY_KEYS, adapt_position_embeddings
 from modeling_ast.resampling import StreamResampler
 from modeling_ast.training.arguments import AugmentArguments

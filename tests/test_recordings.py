@@ -20,7 +20,8 @@ from torchaudio.functional import resample
 
 from modeling_ast import AudioError
 from modeling_ast.inference import recordings
-from modeling_ast.inference.recordings import WindowCutter, read_recording
+from modeling_ast.inference.recordings import read_recording
+from modeling_ast.inference.windows import WindowCutter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RATE = 16000

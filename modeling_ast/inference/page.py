@@ -19,8 +19,8 @@ from modeling_ast.audio import AudioError, read_blocks
 from modeling_ast.inference.explanations import explain_attention
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import plot_attention, plot_timeline
-from modeling_ast.inference.recordings import Window
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
+from modeling_ast.inference.windows import Window
 
 TOP_K = 5
 BATCH_SIZE = 8
@@ -177,14 +177,8 @@ class Listener:
             AudioError: The file, which is read once more, cannot be used any longer.
         """
         cutter = self.classifier.window_cutter(**heard.windows)
-
-        def cut(pieces):
-            for piece in pieces:
-                yield from cutter.push(piece)
-            yield from cutter.finish()
-
         with closing(self._read(heard.path, heard.windows)) as pieces:
-            return next(islice(cut(pieces), row, None)), row * cutter.hop / self.extractor.sampling_rate
+            return next(islice(cutter.cut(pieces), row, None)), row * cutter.hop / self.extractor.sampling_rate
 
     def write_files(self, heard: Heard) -> list[Path]:
         """The events as labels for Audacity, and all scores over time as CSV."""

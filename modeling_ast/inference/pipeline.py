@@ -1,4 +1,4 @@
-"""`pipeline("audio-classification")` for whole recordings: windows, timelines, and sound that is still arriving."""
+"""`pipeline("audio-classification")` for whole recordings: windows, timelines."""
 
 import difflib
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 from transformers import pipeline
 from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import KeyDataset
@@ -17,17 +17,10 @@ from transformers.pipelines.pt_utils import KeyDataset
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, AudioError
 from modeling_ast.data.metrics import score_function, to_probabilities
 from modeling_ast.feature_extraction_ast import PADDINGS
-from modeling_ast.inference.recordings import (
-    Recording,
-    Window,
-    WindowCutter,
-    read_recording,
-    recording_name,
-    to_mono,
-)
+from modeling_ast.inference.recordings import Recording, read_recording, recording_name
 from modeling_ast.inference.timeline import Timeline, is_number
+from modeling_ast.inference.windows import Window, WindowCutter, WindowDataset, collate_windows, is_indexed
 from modeling_ast.loading import check_mel_bins, load_model
-from modeling_ast.resampling import StreamResampler
 
 FUNCTIONS = ("softmax", "sigmoid", "none")
 _WINDOW_KEYS = ("chunk_length_s", "stride_length_s", "padding", "on_error", "ignore_length")
@@ -244,7 +237,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         try:
             previous = None
             pieces = read_recording(source, self.feature_extractor.sampling_rate, ignore_length)
-            for window in _cut(pieces, cutter):
+            for window in cutter.cut(pieces):
                 if previous is not None:
                     yield {**previous, "num_samples": None}
                 previous = {**self.featurize(window, chunk_length_s, padding), "start": window.start}
@@ -276,11 +269,11 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         self._check_processes(batch_size, num_workers)
         self._check_windows(preprocess_params)
         # Each process would run through a generator of its own, and what they share, such as a file, would be torn.
-        if num_workers and not _is_indexed(inputs):
+        if num_workers and not is_indexed(inputs):
             inputs = list(inputs)
         # An error of another process would come with the traceback of that process.
-        windows = _Windows(inputs, self.preprocess, {**preprocess_params, "on_error": "return"})
-        loader = DataLoader(windows, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate)
+        windows = WindowDataset(inputs, self.preprocess, {**preprocess_params, "on_error": "return"})
+        loader = DataLoader(windows, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_windows)
         results = self._hear(loader, forward_params, postprocess_params)
         return results if preprocess_params.get("on_error") == "return" else _raise_errors(results, inputs)
 
@@ -335,94 +328,6 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         return {"tags": tags, "timeline": timeline} if return_timeline else tags
 
 
-class StreamTagger:
-    """A recording that is still arriving, from a microphone or a socket, heard as the pipeline hears it as a file.
-
-    Args:
-        classifier: The pipeline.
-        sampling_rate: Of what arrives, in Hz; `None` means the model's.
-        **kwargs: Keywords of the pipeline, but for `on_error` and `ignore_length`.
-
-    Raises:
-        TypeError: An unknown keyword.
-        ValueError: A keyword with a value that cannot work.
-    """
-
-    def __init__(self, classifier: ASTAudioClassificationPipeline, sampling_rate: int | None = None, **kwargs):
-        for key in ("on_error", "ignore_length"):
-            if key in kwargs:
-                raise TypeError(f"StreamTagger has no keyword {key!r}.")
-        window_params, _, self.result_params = classifier._sanitize_parameters(**kwargs)
-        window_params = {**classifier._preprocess_params, **window_params}
-        self.result_params = {**classifier._postprocess_params, **self.result_params}
-        classifier._check_windows(window_params)
-        rate = classifier.feature_extractor.sampling_rate
-        if sampling_rate is not None and (
-            not isinstance(sampling_rate, int) or isinstance(sampling_rate, bool) or sampling_rate < 1
-        ):
-            raise ValueError(f"Expected sampling_rate to be a whole number of Hz above 0, got {sampling_rate!r}.")
-        self.classifier = classifier
-        self.resampler = StreamResampler(rate if sampling_rate is None else sampling_rate, rate)
-        self.cutter = classifier.window_cutter(
-            window_params.get("chunk_length_s"), window_params.get("stride_length_s")
-        )
-        self.feature_params = {key: window_params.get(key) for key in ("chunk_length_s", "padding")}
-        self.heard = []
-        self.is_finished = False
-
-    def push(self, waveform: np.ndarray | torch.Tensor) -> list[dict[str, Any]]:
-        """Hear what has arrived.
-
-        Args:
-            waveform: The next samples, mono, of any number; floats in [-1, 1] or integer PCM.
-
-        Returns:
-            A result for each window that is complete now, as the pipeline gives them, with a `timeline` of one row:
-            what the window speaks for.
-
-        Raises:
-            AudioError: NaN or infinite samples, or several channels. Then nothing of them was taken.
-            ValueError: The stream is finished.
-        """
-        self._check_unfinished()
-        if not isinstance(waveform, (np.ndarray, torch.Tensor)) or waveform.ndim != 1:
-            got = f"shape {tuple(waveform.shape)}" if hasattr(waveform, "shape") else type(waveform).__name__
-            raise AudioError(f"<stream>: expected an array of mono samples of shape (samples,), got {got}.")
-        samples = to_mono(waveform, "<stream>")
-        if not torch.isfinite(samples).all():
-            raise AudioError("<stream>: expected finite samples, got NaN or infinite ones.")
-        return [self._hear(window) for window in self.cutter.push(self.resampler.push(samples))]
-
-    def finish(self) -> list[dict[str, Any]] | dict[str, Any]:
-        """The result for the whole recording, the same as the pipeline gives for it as a file.
-
-        Raises:
-            AudioError: Nothing arrived, or less than 25 ms.
-            ValueError: The stream was finished before.
-        """
-        self._check_unfinished()
-        self.is_finished = True
-        for window in [*self.cutter.push(self.resampler.finish()), *self.cutter.finish()]:
-            self._hear(window)
-        if not self.heard:
-            raise AudioError("<stream>: holds no samples.")
-        self.heard[-1]["num_samples"] = self.cutter.num_samples
-        return self.classifier.postprocess(self.heard, **self.result_params)
-
-    def _check_unfinished(self) -> None:
-        if self.is_finished:
-            raise ValueError("This stream is finished. Make a new StreamTagger for another one.")
-
-    def _hear(self, window: Window) -> dict[str, Any]:
-        try:
-            features = self.classifier.featurize(window, **self.feature_params)
-        except ValueError as error:
-            raise AudioError(f"<stream>: {error}") from error
-        self.heard.append({"start": window.start, **self.classifier.forward(features)})
-        row = {**self.heard[-1], "num_samples": window.stop}
-        return self.classifier.postprocess([row], **{**self.result_params, "return_timeline": True})
-
-
 def audio_tagger(model: str | os.PathLike, **kwargs) -> ASTAudioClassificationPipeline:
     """The pipeline of a folder or a Hub repository, without more words.
 
@@ -462,60 +367,19 @@ def make_pipeline(
     return pipeline(task, model, pipeline_class=pipeline_class, trust_remote_code=is_trusted, **keywords)
 
 
-class _Windows(IterableDataset):
-    """(index of the recording, window) of many recordings, which worker processes share among them."""
-
-    def __init__(self, inputs: Iterable, preprocess: Callable, params: dict):
-        self.inputs, self.preprocess, self.params = inputs, preprocess, params
-
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        worker = get_worker_info()
-        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        if _is_indexed(self.inputs):
-            sources = ((index, self.inputs[index]) for index in range(number, len(self.inputs), count))
-        else:
-            sources = enumerate(self.inputs)
-        for index, source in sources:
-            for item in self.preprocess(source, **self.params):
-                yield index, item
-
-
-def _is_indexed(inputs: Iterable) -> bool:
-    return hasattr(inputs, "__len__") and not isinstance(inputs, IterableDataset)
-
-
 def _raise_errors(results: Iterator[Any], inputs: Iterable) -> Iterator[Any]:
     with closing(results):  # and so the processes that read, which otherwise live as long as the error is held
         for index, result in enumerate(results):
             if isinstance(result, Mapping) and "error" in result:
-                is_alone = _is_indexed(inputs) and len(inputs) == 1
+                is_alone = is_indexed(inputs) and len(inputs) == 1
                 raise AudioError(result["error"] if is_alone else f"Recording {index}, {result['error']}")
             yield result
-
-
-def _collate(items: list[tuple[int, dict[str, Any]]]) -> tuple[list[tuple[int, dict]], dict[str, torch.Tensor]]:
-    """What belongs to each window, and the features of those that have some as one batch, padded to the longest."""
-    features = [
-        (item.pop("input_values")[0], item.pop("attention_mask")[0]) for _, item in items if "error" not in item
-    ]
-    batch = {}
-    if features:
-        pad = torch.nn.utils.rnn.pad_sequence  # with zeros, which the mask hides
-        values, masks = zip(*features)
-        batch = {"input_values": pad(values, batch_first=True), "attention_mask": pad(masks, batch_first=True)}
-    return items, batch
 
 
 def _split(outputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     """Outputs of a batch, a window at a time."""
     names, tensors = zip(*outputs.items())
     return [dict(zip(names, rows)) for rows in zip(*(tensor.split(1) for tensor in tensors))]
-
-
-def _cut(pieces: Iterable[torch.Tensor], cutter: WindowCutter) -> Iterator[Window]:
-    for piece in pieces:
-        yield from cutter.push(piece)
-    yield from cutter.finish()
 
 
 def _apply(function: str, logits: np.ndarray) -> np.ndarray:

@@ -1,10 +1,9 @@
-"""Whatever people hold a recording in, as mono pieces at one rate; and windows cut from pieces."""
+"""Whatever people hold a recording in, as mono pieces at one rate."""
 
 import io
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from threading import Timer
 from typing import Any, BinaryIO
 
@@ -209,70 +208,3 @@ def _read_body(response: Any, end: float) -> BinaryIO:
             raise TimeoutError
     content.seek(0)
     return content
-
-
-@dataclass
-class Window:
-    """A stretch of a recording for the model to hear, and from where on it speaks for the recording.
-
-    Windows overlap; each speaks for its middle, up to where the next one takes over, so that together they speak for
-    every sample once.
-    """
-
-    waveform: torch.Tensor  # (samples,)
-    start: int  # samples from the start of the recording; the first window speaks for its beginning too
-    stop: int  # where the next window takes over; the last one speaks up to the end
-    is_whole_recording: bool = False
-
-
-class WindowCutter:
-    """Windows of a recording that arrives in pieces of any length; the same windows however it is cut into pieces.
-
-    Windows start every `length - left - right` samples. Once one reaches the end of the recording there is no further
-    one; the last may be shorter. A last one that is shorter than `min_length` is left out, and the one before it
-    speaks up to the end.
-
-    Args:
-        length: Of a window, in samples.
-        left: How much of a window, at its start, another one speaks for, in samples.
-        right: The same at its end.
-        min_length: Of a last window.
-    """
-
-    def __init__(self, length: int, left: int, right: int, min_length: int):
-        self.length, self.left, self.hop, self.min_length = length, left, length - left - right, min_length
-        self.kept = torch.zeros(0)  # from the start of the next window on
-        self.position = 0  # of the next window
-        self.num_samples = 0  # of the recording so far
-
-    def push(self, waveform: torch.Tensor) -> list[Window]:
-        """The windows that a piece completes.
-
-        Args:
-            waveform: Of shape (samples,).
-        """
-        self.num_samples += len(waveform)
-        self.kept = torch.cat((self.kept, waveform))
-        windows, first = [], 0
-        # A window that only just reaches what has arrived waits for nothing: it is whole.
-        while len(self.kept) - first >= self.length:
-            windows.append(self._window(self.kept[first : first + self.length]))
-            first += self.hop
-        if first:  # a hop that is longer than a window would skip sound, and cannot be
-            self.kept = self.kept[first:].clone()
-        return windows
-
-    def finish(self) -> list[Window]:
-        """The last window, if there is one more when nothing more arrives."""
-        # What is kept begins where the next window would; up to `length - hop` of it was in the last one.
-        is_new = len(self.kept) > (self.length - self.hop if self.position else 0)
-        if not is_new or (self.position and len(self.kept) < self.min_length):
-            return []
-        window = self._window(self.kept)
-        window.stop, window.is_whole_recording = self.num_samples, window.start == 0
-        return [window]
-
-    def _window(self, waveform: torch.Tensor) -> Window:
-        start = self.position + self.left if self.position else 0
-        self.position += self.hop
-        return Window(waveform, start, self.position + self.left)

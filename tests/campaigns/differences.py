@@ -20,7 +20,7 @@ from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 from modeling_ast.audio import to_waveform
 from modeling_ast.fbank import fbank
 from modeling_ast.inference.export import model_function, require_onnx
-from modeling_ast.inference.recordings import WindowCutter
+from modeling_ast.inference.windows import WindowCutter
 from modeling_ast.modeling_ast import MLP_TOKENS
 from modeling_ast.resampling import StreamResampler
 
