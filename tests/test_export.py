@@ -17,7 +17,7 @@ from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.commands import export as export_script
-from modeling_ast.data.metrics import score_function
+from modeling_ast.data.scores import score_function
 from modeling_ast.inference.export import (
     ExportError,
     agreement_measure,

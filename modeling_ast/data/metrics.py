@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import expit, ndtri, softmax
+from scipy.special import ndtri
 from sklearn.metrics import average_precision_score, roc_auc_score
 from transformers.utils import logging
+
+from modeling_ast.data.scores import score_function, to_scores
 
 logger = logging.get_logger(__name__)
 
@@ -25,26 +27,18 @@ class DivergedError(ValueError):
     """Scores that are no numbers, as of a model whose training diverged."""
 
 
-def score_function(problem_type: str | None) -> str:
-    """What turns logits into scores: "sigmoid", "none" (regression) or "softmax" (all others), as in pipelines."""
-    return {"multi_label_classification": "sigmoid", "regression": "none"}.get(problem_type, "softmax")
-
-
 def to_probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
     """Logits to float32 probabilities: a sigmoid each for several labels a clip, one softmax for a single label.
 
     Raises:
         ValueError: A problem type without probabilities.
     """
-    logits = np.asarray(logits, dtype=np.float32)
-    if problem_type == "multi_label_classification":
-        return expit(logits)
-    if problem_type == "single_label_classification":
-        return softmax(logits, axis=1)
-    raise ValueError(
-        "Expected problem_type multi_label_classification or single_label_classification, which have probabilities, "
-        f"got {problem_type}."
-    )
+    if problem_type not in ("multi_label_classification", "single_label_classification"):
+        raise ValueError(
+            "Expected problem_type multi_label_classification or single_label_classification, which have "
+            f"probabilities, got {problem_type}."
+        )
+    return to_scores(logits, score_function(problem_type))
 
 
 def multi_hot(labels: Iterable[int | Sequence[int]], num_labels: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.data.metrics import score_function, to_probabilities
+from modeling_ast.data.scores import score_function, to_scores
 from modeling_ast.fbank import fbank, frame_length
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
@@ -165,10 +165,7 @@ class WaveformClassifier(nn.Module):
         if extractor.do_normalize:
             spectrogram = extractor.normalize(spectrogram)
         logits = self.model(spectrogram, attention_mask=attention_mask, return_dict=True).logits
-        function = score_function(self.model.config.problem_type)
-        return {"sigmoid": torch.sigmoid, "softmax": lambda x: x.softmax(dim=-1), "none": lambda x: x}[function](
-            logits
-        )
+        return to_scores(logits, score_function(self.model.config.problem_type))
 
 
 def export_onnx(
@@ -442,15 +439,13 @@ def model_function(
 ) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
     """Clips (samples,) to scores (clips, num_labels), by feature extractor and model: what a graph has to give."""
     model = copy.deepcopy(model).float().cpu().eval()
-    problem_type = model.config.problem_type
+    function = score_function(model.config.problem_type)
 
     def run(clips: Sequence[np.ndarray]) -> np.ndarray:
         features = extractor(list(clips), sampling_rate=extractor.sampling_rate, return_tensors="pt", padding=padding)
         with torch.inference_mode():
             logits = model(**features).logits.numpy()
-        if score_function(problem_type) == "none":
-            return logits
-        return to_probabilities(logits, problem_type or "single_label_classification")
+        return to_scores(logits, function)
 
     return run
 
@@ -479,7 +474,7 @@ def logits_function(
         rate = extractor.sampling_rate
         features = extractor(list(clips), sampling_rate=rate, return_tensors="np", padding="max_length")
         (logits,) = session.run(["logits"], {"input_values": features["input_values"]})
-        return to_probabilities(logits, "single_label_classification")
+        return to_scores(logits, "softmax")
 
     return run
 

@@ -15,14 +15,13 @@ from transformers.pipelines.base import ChunkPipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, AudioError
-from modeling_ast.data.metrics import score_function, to_probabilities
+from modeling_ast.data.scores import SCORE_FUNCTIONS, score_function, to_scores
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.recordings import Recording, read_recording, recording_name
 from modeling_ast.inference.timeline import Timeline, is_number
 from modeling_ast.inference.windows import Window, WindowCutter, WindowDataset, collate_windows, is_indexed
 from modeling_ast.loading import check_mel_bins, load_model
 
-FUNCTIONS = ("softmax", "sigmoid", "none")
 _WINDOW_KEYS = ("chunk_length_s", "stride_length_s", "padding", "on_error", "ignore_length")
 _LOADING_KEYS = ("revision", "token", "dtype", "device_map", "trust_remote_code", "local_files_only")
 _RESULT_KEYS = ("top_k", "function_to_apply", "threshold", "aggregate", "return_timeline")
@@ -317,7 +316,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         logits = torch.cat([window["logits"] for window in windows])  # (windows, labels)
         timeline = Timeline(
             boundaries=np.array([*(window["start"] for window in windows), windows[-1]["num_samples"]]),
-            scores=_apply(function_to_apply, logits.numpy()),
+            scores=to_scores(logits.numpy(), function_to_apply),
             label_names=label_names,
             sampling_rate=self.feature_extractor.sampling_rate,
             thresholds={label: value for label, value in fitted.items() if label in label_names},
@@ -382,14 +381,6 @@ def _split(outputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     return [dict(zip(names, rows)) for rows in zip(*(tensor.split(1) for tensor in tensors))]
 
 
-def _apply(function: str, logits: np.ndarray) -> np.ndarray:
-    """Scores from logits."""
-    if function == "none":
-        return logits
-    problem_types = {"softmax": "single_label_classification", "sigmoid": "multi_label_classification"}
-    return to_probabilities(logits, problem_types[function])
-
-
 def _choose(
     timeline: Timeline,
     aggregate: str,
@@ -445,7 +436,7 @@ _CHECKS = {
     "chunk_length_s": _check_seconds,
     "stride_length_s": _check_strides,
     "padding": _check_choice("padding", (None, *PADDINGS)),
-    "function_to_apply": _check_choice("function_to_apply", (None, *FUNCTIONS)),
+    "function_to_apply": _check_choice("function_to_apply", (None, *SCORE_FUNCTIONS)),
     "aggregate": _check_choice("aggregate", ("mean", "max")),
     "on_error": _check_choice("on_error", ("raise", "return")),
     "ignore_length": _check_choice("ignore_length", (True, False)),
