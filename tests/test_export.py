@@ -17,18 +17,9 @@ from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.commands import export as export_script
-from modeling_ast.data.scores import score_function
-from modeling_ast.inference.export import (
-    ExportError,
-    agreement_measure,
-    check_for_transformers_js,
-    compare,
-    export_logits_onnx,
-    export_onnx,
-    graph_function,
-    model_function,
-    quantize_onnx,
-)
+from modeling_ast.inference.agreement import agreement_measure, compare, graph_function, model_function
+from modeling_ast.inference.export import ExportError, check_for_transformers_js, export_logits_onnx, export_onnx
+from modeling_ast.inference.quantization import quantize_onnx
 from modeling_ast.loading import ModelError
 
 onnx = pytest.importorskip("onnx")
@@ -179,15 +170,6 @@ def test_half_precision_weights_are_exported_in_float32(tmp_path):
     clips = sounds(2, 9000)
     found = graph_function(tmp_path / "ast.onnx", num_threads=1)(clips)
     np.testing.assert_allclose(found, expected_scores(half.float(), extractor, clips), atol=1e-5)
-
-
-def test_functions_by_problem_type_are_those_of_pipelines():
-    assert [score_function(name) for name in (MULTI, SINGLE, "regression", None)] == [
-        "sigmoid",
-        "softmax",
-        "none",
-        "softmax",
-    ]
 
 
 # The file

@@ -49,22 +49,24 @@ from modeling_ast.audio import load_waveform
 from modeling_ast.commands.command_line import run_command, told
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.feature_extraction_ast import PADDINGS
-from modeling_ast.inference.export import (
+from modeling_ast.inference.agreement import (
     MIN_AGREEMENT,
     TOLERANCE,
-    ExportError,
     agreement_measure,
-    check_for_transformers_js,
     compare,
-    export_logits_onnx,
-    export_onnx,
     graph_function,
     logits_function,
     model_function,
-    quantize_onnx,
+)
+from modeling_ast.inference.export import (
+    ExportError,
+    check_for_transformers_js,
+    export_logits_onnx,
+    export_onnx,
     require_onnx,
     save_transformers_js_config,
 )
+from modeling_ast.inference.quantization import quantize_onnx
 from modeling_ast.loading import load_model
 
 logger = logging.getLogger("export_onnx")

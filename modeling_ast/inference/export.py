@@ -4,8 +4,7 @@ transformers.js from features to logits."""
 import copy
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,10 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.scores import score_function, to_scores
 from modeling_ast.fbank import fbank, frame_length
 from modeling_ast.feature_extraction_ast import PADDINGS
-from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 from modeling_ast.modeling_ast import eager_attention_forward
 
 # The first with GELU as one operator; its Fourier transform (DFT-20) is in onnxruntime from 1.17 on.
@@ -27,10 +25,6 @@ from modeling_ast.modeling_ast import eager_attention_forward
 OPSET = 20
 # Name of `attend_in_onnxruntime` among Transformers' attention implementations.
 ATTENTION = "onnxruntime"
-# How far scores of the graph may be from the model's.
-TOLERANCE = 1e-3
-# How many of the model's answers an 8-bit graph should give, and is else warned of.
-MIN_AGREEMENT = 0.99
 # Of weights in one file; the format ends at 2 GiB. Source: torch's own limit, behind which it writes a second file.
 MAX_BYTES = 1536 * 1024**2
 
@@ -387,169 +381,6 @@ def save_transformers_js_config(
     settings = {**extractor.to_dict(), "feature_extractor_type": "ASTFeatureExtractor", "padding": "max_length"}
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     (Path(folder) / "preprocessor_config.json").write_text(text, encoding="utf-8")
-
-
-def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    """Write a graph with 8-bit weights and integer products in the network's linear layers.
-
-    Weights have a scale for each output, which is as fast as one for all and closer to the model, and use 7 of their 8
-    bits. Processors without VNNI (before Intel's Cascade Lake and AMD's Zen 4) add two products of an unsigned and a
-    signed byte in 16 bits, which saturate: 2 * 255 * 127 does not fit, 2 * 255 * 64 does. So the products are exact
-    on every processor, at the same size and speed.
-
-    Inputs are quantised as they come (dynamic quantisation), so no data are needed. Features, patch convolution,
-    positions, attention's own products, norms and scores stay float32.
-
-    Args:
-        source: File of the float32 graph.
-        target: File to write.
-
-    Raises:
-        ImportError: onnx, onnxscript or onnxruntime is not installed.
-    """
-    require_onnx()
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-
-    graph = onnx.load(source)
-    # The preparation that onnxruntime would otherwise advise: the exporter has folded constants and inferred shapes.
-    add_pre_process_metadata(graph)
-    # Initializers need no shape beside them; onnxruntime 1.20 transposes some of them and leaves the old shape.
-    weights = {tensor.name for tensor in graph.graph.initializer}
-    shapes = [value for value in graph.graph.value_info if value.name not in weights]
-    del graph.graph.value_info[:]
-    graph.graph.value_info.extend(shapes)
-    operators = [node.op_type for node in graph.graph.node]
-    features = graph.graph.node[: operators.index("Conv")]  # the patch convolution is the network's first layer
-    quantize_dynamic(
-        graph,
-        target,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        nodes_to_exclude=[node.name for node in features],
-        # Signed, as AMX multiplies them: unsigned ones take twice as long there, and 15 % longer on AVX2.
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        reduce_range=True,
-    )
-
-
-def model_function(
-    model: ASTForAudioClassification, extractor: ASTFeatureExtractor, padding: str
-) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """Clips (samples,) to scores (clips, num_labels), by feature extractor and model: what a graph has to give."""
-    model = copy.deepcopy(model).float().cpu().eval()
-    function = score_function(model.config.problem_type)
-
-    def run(clips: Sequence[np.ndarray]) -> np.ndarray:
-        features = extractor(list(clips), sampling_rate=extractor.sampling_rate, return_tensors="pt", padding=padding)
-        with torch.inference_mode():
-            logits = model(**features).logits.numpy()
-        return to_scores(logits, function)
-
-    return run
-
-
-def graph_function(path: str | os.PathLike, num_threads: int) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """The same by a graph; clips of different lengths in one batch need one that was exported with lengths."""
-    session = _open(path, num_threads)
-
-    def run(clips: Sequence[np.ndarray]) -> np.ndarray:
-        lengths = np.array([len(clip) for clip in clips])
-        inputs = {"waveform": np.stack([np.pad(clip, (0, lengths.max() - len(clip))) for clip in clips])}
-        if len(session.get_inputs()) > 1:
-            inputs["num_samples"] = lengths
-        return session.run(["scores"], inputs)[0]
-
-    return run
-
-
-def logits_function(
-    path: str | os.PathLike, extractor: ASTFeatureExtractor, num_threads: int
-) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """The same by a graph of `export_logits_onnx`, between the feature extractor and a softmax."""
-    session = _open(path, num_threads)
-
-    def run(clips: Sequence[np.ndarray]) -> np.ndarray:
-        rate = extractor.sampling_rate
-        features = extractor(list(clips), sampling_rate=rate, return_tensors="np", padding="max_length")
-        (logits,) = session.run(["logits"], {"input_values": features["input_values"]})
-        return to_scores(logits, "softmax")
-
-    return run
-
-
-def _open(path: str | os.PathLike, num_threads: int):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def agreement_measure(config: ASTConfig) -> tuple[str, Callable[[np.ndarray, np.ndarray], float]] | None:
-    """What it means for two tables of scores to give the same answers, by the problem type.
-
-    Returns:
-        A name and a function of two arrays (clips, num_labels), which gives a share in [0, 1]. Of a softmax "equal
-        top-1": of the clips, those with the same best label. Of several labels a clip "equal decisions": of the labels
-        that either gives to a clip at the thresholds (`config.thresholds`, else 0.5), those that both give. (Of all
-        decisions most say "absent", and would agree where every sound is missed.) `None` for a regression, which
-        decides nothing.
-    """
-    function = score_function(config.problem_type)
-    if function == "softmax":
-        return "equal top-1", lambda expected, found: float((expected.argmax(axis=1) == found.argmax(axis=1)).mean())
-    if function == "none":
-        return None
-    fitted = config.thresholds or {}
-    thresholds = np.array([fitted.get(config.id2label[i], DEFAULT_THRESHOLD) for i in range(config.num_labels)])
-
-    def equal_decisions(expected: np.ndarray, found: np.ndarray) -> float:
-        expected, found = expected >= thresholds, found >= thresholds
-        either = (expected | found).sum()
-        return float((expected & found).sum() / either) if either else 1.0
-
-    return "equal decisions", equal_decisions
-
-
-def compare(
-    functions: Mapping[str, Callable[[Sequence[np.ndarray]], np.ndarray]],
-    batches: Iterable[Sequence[np.ndarray]],
-    agreement: Callable[[np.ndarray, np.ndarray], float] | None,
-) -> dict[str, dict[str, float]]:
-    """How far the other functions are from the first, and how fast all of them are.
-
-    They take turns on each batch, so that whatever else the machine does slows them all alike.
-
-    Args:
-        functions: Each takes float32 clips (samples,) and gives scores (clips, num_labels).
-        batches: Of clips.
-        agreement: Of scores (clips, num_labels) of the first function and another's, as `agreement_measure` gives it.
-
-    Returns:
-        By the name of the function: `largest_difference` of a score, `agreement` (in [0, 1]; left out where there is
-        no measure) and `clips_per_second`.
-    """
-    scores, seconds = {name: [] for name in functions}, dict.fromkeys(functions, 0.0)
-    for index, batch in enumerate(batches):
-        if index == 0:  # the first run allocates, and is not counted
-            for function in functions.values():
-                function(batch)
-        for name, function in functions.items():
-            start = time.perf_counter()
-            scores[name].append(function(batch))
-            seconds[name] += time.perf_counter() - start
-    scores = {name: np.concatenate(parts) for name, parts in scores.items()}
-    expected = scores[next(iter(functions))]
-    return {
-        name: {
-            "largest_difference": float(np.abs(found - expected).max()),
-            **({} if agreement is None else {"agreement": agreement(expected, found)}),
-            "clips_per_second": len(expected) / seconds[name],
-        }
-        for name, found in scores.items()
-    }
 
 
 def require_onnx() -> None:

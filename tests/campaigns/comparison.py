@@ -33,16 +33,10 @@ from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.sources import read_lists
 from modeling_ast.data.synthetic import CLASSES, generate_clip
 from modeling_ast.fbank import fbank
-from modeling_ast.inference.export import (
-    agreement_measure,
-    compare,
-    export_onnx,
-    graph_function,
-    model_function,
-    quantize_onnx,
-    require_onnx,
-)
+from modeling_ast.inference.agreement import agreement_measure, compare, graph_function, model_function
+from modeling_ast.inference.export import export_onnx, require_onnx
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+from modeling_ast.inference.quantization import quantize_onnx
 
 RATE = 16000
 NUM_LABELS = 527  # AudioSet's

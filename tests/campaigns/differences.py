@@ -19,7 +19,8 @@ from transformers.models.audio_spectrogram_transformer import ASTForAudioClassif
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.audio import to_waveform
 from modeling_ast.fbank import fbank
-from modeling_ast.inference.export import model_function, require_onnx
+from modeling_ast.inference.agreement import model_function
+from modeling_ast.inference.export import require_onnx
 from modeling_ast.inference.windows import WindowCutter
 from modeling_ast.modeling_ast import MLP_TOKENS
 from modeling_ast.resampling import StreamResampler
