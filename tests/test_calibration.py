@@ -35,7 +35,7 @@ from modeling_ast.inference.calibration import (
     negative_log_likelihood,
     reliability,
 )
-from modeling_ast.inference.plots import plot_reliability
+from modeling_ast.inference.result_plots import plot_reliability
 from modeling_ast.loading import ModelError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,16 +18,13 @@ from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.data.metrics import average_precision, per_class_metrics
 from modeling_ast.inference import lettering
 from modeling_ast.inference.explanations import Attention, Occlusion, Spectrogram
+from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.lettering import drawable
-from modeling_ast.inference.plots import (
-    may_fail,
-    plot_attention,
+from modeling_ast.inference.plots import plot_attention, plot_occlusion, plot_tags, plot_timeline
+from modeling_ast.inference.result_plots import (
     plot_confusion_matrix,
-    plot_occlusion,
     plot_per_class,
     plot_reliability,
-    plot_tags,
-    plot_timeline,
     plot_training_curves,
 )
 from modeling_ast.inference.timeline import Event, Timeline

@@ -38,8 +38,9 @@ from modeling_ast.inference.calibration import (
     reliability,
 )
 from modeling_ast.inference.ensemble import label_order, predict
-from modeling_ast.inference.plots import may_fail, plot_reliability
+from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.predictions import label_thresholds
+from modeling_ast.inference.result_plots import plot_reliability
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 from modeling_ast.loading import load_model
 from modeling_ast.training.model_card import CARD_NAME, read_run, write_model_card

@@ -31,14 +31,10 @@ from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.sources import AudioSplits
 from modeling_ast.data.splits import read_held_out, read_splits
 from modeling_ast.data.streams import decode
-from modeling_ast.inference.plots import (
-    may_fail,
-    plot_confusion_matrix,
-    plot_per_class,
-    plot_tags,
-    plot_training_curves,
-)
+from modeling_ast.inference.figures import may_fail
+from modeling_ast.inference.plots import plot_tags
 from modeling_ast.inference.predictions import label_thresholds
+from modeling_ast.inference.result_plots import plot_confusion_matrix, plot_per_class, plot_training_curves
 from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.baseline import check_classes, linear_baseline
 from modeling_ast.training.building import build_model_and_extractor, check_reporters

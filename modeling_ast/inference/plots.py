@@ -1,33 +1,20 @@
-"""Pictures of what a model hears, and of how well."""
+"""Pictures of what a model is given, and of what it makes of it."""
 
-import csv
-import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.audio import AudioError
-from modeling_ast.data.files import written_beside
-from modeling_ast.data.metrics import positive_labels
 from modeling_ast.fbank import FRAME_SHIFT_MS, mel_bin_frequencies
 from modeling_ast.inference.explanations import Attention, Occlusion, Spectrogram
-from modeling_ast.inference.lettering import cut, drawable, letter
+from modeling_ast.inference.figures import MAX_NAME, MAX_TITLE, new_figure, save_figure
+from modeling_ast.inference.lettering import cut, drawable
 from modeling_ast.inference.timeline import Event, Timeline
 
-logger = logging.getLogger(__name__)
-
-# Characters of a name, and of a title, that are drawn; a longer one is cut in its middle.
-MAX_NAME, MAX_TITLE = 40, 80
-# More classes than this are not all named: only the best and the worst.
-MAX_BARS, NUM_EXTREMES = 60, 25
-# A confusion matrix with more classes has no room for names.
-MAX_NAMES = 100
 # Labels in the picture of a timeline, and columns, which are about as many as its pixels.
 MAX_TIMELINES, MAX_COLUMNS = 10, 1200
 # Where the frequency axis beside mel bins has marks.
@@ -59,7 +46,7 @@ def plot_tags(
         ValueError: As from the extractor's `to_waveforms`.
     """
     spectrogram = extractor.fbank(extractor.to_waveforms(waveform))[0][: extractor.max_length]  # (frames, mel bins)
-    figure = _figure(9, 3.6)
+    figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=(3, 1.4))
     image = left.imshow(
         spectrogram.T.numpy(),
@@ -89,7 +76,7 @@ def plot_tags(
     right.invert_yaxis()
     for side in ("top", "right"):
         right.spines[side].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_timeline(
@@ -122,7 +109,7 @@ def plot_timeline(
     middles = (torch.arange(len(log_mel)) + 0.5) * timeline.seconds / len(log_mel)
     scores, times = _pool_scores(timeline.scores[:, [timeline.label_names.index(label) for label in shown]], timeline)
 
-    figure = _figure(12, 4.2 + 0.3 * len(shown))
+    figure = new_figure(12, 4.2 + 0.3 * len(shown))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 0.3 * len(shown) + 0.2))
     image = above.imshow(
         log_mel.T.numpy(),
@@ -150,7 +137,7 @@ def plot_timeline(
     for row in range(1, len(shown)):
         below.axhline(row - 0.5, color="white", linewidth=1.5)
     _mark_time(below)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _pool_spectrogram(
@@ -199,163 +186,6 @@ def _mark_time(axes) -> None:
     axes.set_xlabel("time (h:min:s)" if is_long else "time (min:s)")
 
 
-def plot_training_curves(
-    results_csv: str | os.PathLike, path: str | os.PathLike, metric: str | None = None, title: str = ""
-) -> None:
-    """Draw the losses, a metric and the learning rate over the epochs, into a picture file.
-
-    Args:
-        results_csv: Table of a run with the column `epoch`, and what is there of `train_loss`, `validation_loss`,
-            the metric, the same with the prefix `cum_` (of the mean of all epochs' predictions so far), and
-            `learning_rate`. Cells may be empty.
-        path: Of the picture; the suffix chooses the format.
-        metric: Column to draw; `None` means `accuracy` where the table has it, else `mAP`.
-        title: Above all.
-
-    Raises:
-        ValueError: A table without epochs or without the metric.
-    """
-    with open(results_csv, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "epoch" not in rows[0]:
-        raise ValueError(f"Expected a column epoch and a row an epoch in {results_csv}.")
-    if metric is None:
-        metric = "accuracy" if any(row.get("accuracy") for row in rows) else "mAP"
-    if not any(row.get(metric) for row in rows):
-        raise ValueError(f"Expected values of {metric} in {results_csv}, got the columns {', '.join(rows[0])}.")
-    panels = {
-        "loss": {"train_loss": "training (augmented)", "validation_loss": "validation"},
-        drawable(metric, MAX_NAME): {metric: "this epoch", f"cum_{metric}": "mean of the epochs so far"},
-        "learning rate": {"learning_rate": None},
-    }
-    figure = _figure(12, 3.6)
-    for axes, (name, columns) in zip(figure.subplots(1, len(panels)), panels.items()):
-        for column, label in columns.items():
-            points = [(float(row["epoch"]), float(row[column])) for row in rows if row.get(column)]
-            if points:
-                axes.plot(*zip(*points), marker=".", label=label)
-        axes.set(xlabel="epoch", title=name)
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(axes.lines) > 1:
-            axes.legend()
-    figure.suptitle(drawable(title, MAX_TITLE))
-    _save(figure, path)
-
-
-def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike, title: str = "") -> None:
-    """Draw the average precision of the classes, best first, into a picture file.
-
-    Of more than 60 classes the curve of all, and the 25 best and the 25 worst by name. In brackets the number of
-    positive clips.
-
-    Args:
-        rows: What `modeling_ast.data.metrics.per_class_metrics` gives, of all classes in the model's order; those
-            without positives are left out.
-        path: Of the picture; the suffix chooses the format.
-        title: Above all.
-
-    Raises:
-        ValueError: No class has an average precision.
-    """
-    rows = [{**row, "number": number} for number, row in enumerate(rows) if row["AP"] is not None]
-    rows.sort(key=lambda row: -row["AP"])
-    if not rows:
-        raise ValueError("Expected a class with an average precision to draw, got none.")
-    if len(rows) <= MAX_BARS:
-        figure = _figure(7, 1.2 + 0.2 * len(rows))
-        _draw_bars(figure.subplots(), rows, f"{len(rows)} classes")
-    else:
-        figure = _figure(15, 1.2 + 0.2 * NUM_EXTREMES)
-        curve, best, worst = figure.subplots(1, 3)
-        curve.plot(range(1, len(rows) + 1), [row["AP"] for row in rows])
-        curve.set(xlabel="rank of the class", ylabel="average precision", ylim=(0, 1), title=f"{len(rows)} classes")
-        curve.grid(alpha=0.3)
-        _draw_bars(best, rows[:NUM_EXTREMES], f"{NUM_EXTREMES} best")
-        _draw_bars(worst, rows[-NUM_EXTREMES:], f"{NUM_EXTREMES} worst")
-    mean = float(np.mean([row["AP"] for row in rows]))
-    figure.suptitle(f"{drawable(title, MAX_TITLE)}: mAP {mean:.4f}" if title else f"mAP {mean:.4f}")
-    _save(figure, path)
-
-
-def plot_confusion_matrix(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    label_names: Sequence[str],
-    path: str | os.PathLike,
-    title: str = "",
-) -> None:
-    """Draw which class was taken for which, into a picture file: clips, coloured by their share of the row.
-
-    Args:
-        probabilities: Of shape (clips, num_labels).
-        labels: Class indices, or one-hot.
-        label_names: Of the columns; up to 100 are written.
-        path: Of the picture; the suffix chooses the format.
-        title: Above the matrix.
-
-    Raises:
-        ValueError: Clips with several labels or none, or another number of names than of columns.
-    """
-    from sklearn.metrics import confusion_matrix
-
-    positives = positive_labels(probabilities, labels)
-    if not (positives.sum(axis=1) == 1).all():
-        raise ValueError("Expected exactly one label a clip for a confusion matrix, got clips with several or none.")
-    size = len(label_names)
-    if size != probabilities.shape[1]:
-        raise ValueError(f"Expected {probabilities.shape[1]} label names, as many as columns, got {size}.")
-    counts = confusion_matrix(positives.argmax(axis=1), probabilities.argmax(axis=1), labels=range(size))
-    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-
-    is_named = size <= MAX_NAMES
-    names = [drawable(name, MAX_NAME, number) for number, name in enumerate(label_names)]
-    room = max(2.5, 1 + 0.07 * max(map(len, names)))  # inches beside the cells
-    side = room + 0.25 * size if is_named else 10
-    figure = _figure(side + 1, side)
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, label="share of the clips of the class", shrink=0.8)
-    axes.set(xlabel="predicted", ylabel="label", title=drawable(title, MAX_TITLE))
-    if is_named:
-        ticks = range(size)
-        axes.set_xticks(ticks, names, rotation=90, fontsize=7)
-        axes.set_yticks(ticks, names, fontsize=7)
-        for row, column in np.argwhere(counts):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=6)
-    _save(figure, path)
-
-
-def plot_reliability(
-    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: str | os.PathLike, title: str = ""
-) -> None:
-    """Draw how often a model is right over how sure it is, into a picture file.
-
-    Args:
-        curves: By the words of the legend, what `modeling_ast.inference.calibration.reliability` gives.
-        path: Of the picture; the suffix chooses the format.
-        title: Above all.
-    """
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
-
-    figure = _figure(5, 6)
-    shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    shares.plot((0, 1), (0, 1), color="grey", linestyle="--", linewidth=1)
-    for label, (confidence, share, count) in curves.items():
-        shares.plot(confidence, share, marker="o", markersize=4, label=drawable(label, MAX_NAME))
-        counts.plot(confidence, count, marker="o", markersize=4)
-    shares.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right", title=drawable(title, MAX_NAME))
-    shares.legend(fontsize=8)
-    counts.set_yscale("log")
-    counts.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # the usual one writes powers as mathematics
-    counts.yaxis.set_minor_formatter(NullFormatter())
-    counts.set(xlabel="how sure the model is: mean score of the bin", ylabel="decisions")
-    for axes in (shares, counts):
-        axes.grid(alpha=0.3)
-    _save(figure, path)
-
-
 def plot_occlusion(occlusion: Occlusion, path: str | os.PathLike, title: str = "") -> None:
     """Draw the log-mel spectrogram of a clip, and below it what a label hangs on, into a picture file.
 
@@ -364,7 +194,7 @@ def plot_occlusion(occlusion: Occlusion, path: str | os.PathLike, title: str = "
         path: Of the picture; the suffix chooses the format.
         title: Above all.
     """
-    figure = _figure(10, 6)
+    figure = new_figure(10, 6)
     above, below = figure.subplots(2, 1, sharex=True, sharey=True)
     image = _draw_spectrogram(above, occlusion.spectrogram, "magma")
     figure.colorbar(image, ax=above, label="log energy", pad=0.01)
@@ -379,7 +209,7 @@ def plot_occlusion(occlusion: Occlusion, path: str | os.PathLike, title: str = "
     below.set(xlabel="time (s)")
     below.ticklabel_format(axis="x", useOffset=False)
     figure.suptitle(drawable(title, MAX_TITLE))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_attention(
@@ -400,7 +230,7 @@ def plot_attention(
     num_heads = attention.weights.shape[1] if with_heads else 0
     columns = 3 if num_heads % 4 else 4
     rows = math.ceil(num_heads / columns)
-    figure = _figure(10, 3.6 + 1.9 * rows)
+    figure = new_figure(10, 3.6 + 1.9 * rows)
     grid = figure.add_gridspec(1 + rows, columns, height_ratios=(3.2, *[1.7] * rows))
     mean = figure.add_subplot(grid[0, :])
     image, share = _draw_attention(mean, attention, layer)
@@ -422,7 +252,7 @@ def plot_attention(
         is_lowest = head + columns >= num_heads
         axes.tick_params(labelsize=7, labelleft=column == 0, labelbottom=is_lowest)
     figure.suptitle(drawable(title, MAX_TITLE))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_attention(axes, attention: Attention, layer: int, head: int | None = None) -> tuple[Any, float]:
@@ -489,45 +319,3 @@ def _extent(spectrogram: Spectrogram, cells: torch.Tensor) -> tuple[float, float
     """Seconds and mel bins of (frames, mel bins), each frame about its middle."""
     start = float(spectrogram.times[0]) - FRAME_SHIFT_MS / 2000
     return start, start + len(cells) * FRAME_SHIFT_MS / 1000, 0, cells.shape[1]
-
-
-@contextmanager
-def may_fail(path: str | os.PathLike) -> Iterator[None]:
-    """Around the drawing of a picture that is no more than an extra: a fault is told in one sentence, and no end.
-
-    Args:
-        path: Of the picture.
-
-    Raises:
-        AudioError: A recording cannot be read any longer, which is no fault of the picture.
-    """
-    try:
-        yield
-    except AudioError:
-        raise
-    except Exception as error:  # whatever it is, the results are worth more
-        reason = drawable(str(error), 200) or type(error).__name__
-        logger.warning(f"{os.fspath(path)} cannot be drawn ({reason}); all else goes on.")
-
-
-def _save(figure, path: str | os.PathLike) -> None:
-    letter(figure)
-    with written_beside(path) as unfinished:
-        figure.savefig(unfinished, dpi=120)
-
-
-def _figure(width: float, height: float):
-    """Of so many inches."""
-    from matplotlib.figure import Figure  # the object interface needs no display
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _draw_bars(axes, rows: Sequence[dict[str, Any]], title: str) -> None:
-    bars = axes.barh(range(len(rows)), [row["AP"] for row in rows], color="#4f81bd")
-    axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=2)
-    names = [f"{drawable(row['label'], MAX_NAME, row['number'])} ({row['positives']})" for row in rows]
-    axes.set_yticks(range(len(rows)), names, fontsize=7)
-    axes.set(xlim=(0, 1.1), ylim=(len(rows) - 0.4, -0.6), xlabel="average precision", title=title)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)

@@ -15,7 +15,8 @@ from modeling_ast.audio import AUDIO_SUFFIXES
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.labels import DataError, plain, read_rows
-from modeling_ast.inference.plots import may_fail, plot_timeline
+from modeling_ast.inference.figures import may_fail
+from modeling_ast.inference.plots import plot_timeline
 from modeling_ast.inference.recordings import read_recording
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels, is_number, read_timeline
 

@@ -1,0 +1,184 @@
+"""Pictures of how well a model does: over the epochs, by class, and how sure it is."""
+
+import csv
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from modeling_ast.data.metrics import positive_labels
+from modeling_ast.inference.figures import MAX_NAME, MAX_TITLE, new_figure, save_figure
+from modeling_ast.inference.lettering import drawable
+
+# More classes than this are not all named: only the best and the worst.
+MAX_BARS, NUM_EXTREMES = 60, 25
+# A confusion matrix with more classes has no room for names.
+MAX_NAMES = 100
+
+
+def plot_training_curves(
+    results_csv: str | os.PathLike, path: str | os.PathLike, metric: str | None = None, title: str = ""
+) -> None:
+    """Draw the losses, a metric and the learning rate over the epochs, into a picture file.
+
+    Args:
+        results_csv: Table of a run with the column `epoch`, and what is there of `train_loss`, `validation_loss`,
+            the metric, the same with the prefix `cum_` (of the mean of all epochs' predictions so far), and
+            `learning_rate`. Cells may be empty.
+        path: Of the picture; the suffix chooses the format.
+        metric: Column to draw; `None` means `accuracy` where the table has it, else `mAP`.
+        title: Above all.
+
+    Raises:
+        ValueError: A table without epochs or without the metric.
+    """
+    with open(results_csv, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "epoch" not in rows[0]:
+        raise ValueError(f"Expected a column epoch and a row an epoch in {results_csv}.")
+    if metric is None:
+        metric = "accuracy" if any(row.get("accuracy") for row in rows) else "mAP"
+    if not any(row.get(metric) for row in rows):
+        raise ValueError(f"Expected values of {metric} in {results_csv}, got the columns {', '.join(rows[0])}.")
+    panels = {
+        "loss": {"train_loss": "training (augmented)", "validation_loss": "validation"},
+        drawable(metric, MAX_NAME): {metric: "this epoch", f"cum_{metric}": "mean of the epochs so far"},
+        "learning rate": {"learning_rate": None},
+    }
+    figure = new_figure(12, 3.6)
+    for axes, (name, columns) in zip(figure.subplots(1, len(panels)), panels.items()):
+        for column, label in columns.items():
+            points = [(float(row["epoch"]), float(row[column])) for row in rows if row.get(column)]
+            if points:
+                axes.plot(*zip(*points), marker=".", label=label)
+        axes.set(xlabel="epoch", title=name)
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(axes.lines) > 1:
+            axes.legend()
+    figure.suptitle(drawable(title, MAX_TITLE))
+    save_figure(figure, path)
+
+
+def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike, title: str = "") -> None:
+    """Draw the average precision of the classes, best first, into a picture file.
+
+    Of more than 60 classes the curve of all, and the 25 best and the 25 worst by name. In brackets the number of
+    positive clips.
+
+    Args:
+        rows: What `modeling_ast.data.metrics.per_class_metrics` gives, of all classes in the model's order; those
+            without positives are left out.
+        path: Of the picture; the suffix chooses the format.
+        title: Above all.
+
+    Raises:
+        ValueError: No class has an average precision.
+    """
+    rows = [{**row, "number": number} for number, row in enumerate(rows) if row["AP"] is not None]
+    rows.sort(key=lambda row: -row["AP"])
+    if not rows:
+        raise ValueError("Expected a class with an average precision to draw, got none.")
+    if len(rows) <= MAX_BARS:
+        figure = new_figure(7, 1.2 + 0.2 * len(rows))
+        _draw_bars(figure.subplots(), rows, f"{len(rows)} classes")
+    else:
+        figure = new_figure(15, 1.2 + 0.2 * NUM_EXTREMES)
+        curve, best, worst = figure.subplots(1, 3)
+        curve.plot(range(1, len(rows) + 1), [row["AP"] for row in rows])
+        curve.set(xlabel="rank of the class", ylabel="average precision", ylim=(0, 1), title=f"{len(rows)} classes")
+        curve.grid(alpha=0.3)
+        _draw_bars(best, rows[:NUM_EXTREMES], f"{NUM_EXTREMES} best")
+        _draw_bars(worst, rows[-NUM_EXTREMES:], f"{NUM_EXTREMES} worst")
+    mean = float(np.mean([row["AP"] for row in rows]))
+    figure.suptitle(f"{drawable(title, MAX_TITLE)}: mAP {mean:.4f}" if title else f"mAP {mean:.4f}")
+    save_figure(figure, path)
+
+
+def plot_confusion_matrix(
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    label_names: Sequence[str],
+    path: str | os.PathLike,
+    title: str = "",
+) -> None:
+    """Draw which class was taken for which, into a picture file: clips, coloured by their share of the row.
+
+    Args:
+        probabilities: Of shape (clips, num_labels).
+        labels: Class indices, or one-hot.
+        label_names: Of the columns; up to 100 are written.
+        path: Of the picture; the suffix chooses the format.
+        title: Above the matrix.
+
+    Raises:
+        ValueError: Clips with several labels or none, or another number of names than of columns.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    positives = positive_labels(probabilities, labels)
+    if not (positives.sum(axis=1) == 1).all():
+        raise ValueError("Expected exactly one label a clip for a confusion matrix, got clips with several or none.")
+    size = len(label_names)
+    if size != probabilities.shape[1]:
+        raise ValueError(f"Expected {probabilities.shape[1]} label names, as many as columns, got {size}.")
+    counts = confusion_matrix(positives.argmax(axis=1), probabilities.argmax(axis=1), labels=range(size))
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+
+    is_named = size <= MAX_NAMES
+    names = [drawable(name, MAX_NAME, number) for number, name in enumerate(label_names)]
+    room = max(2.5, 1 + 0.07 * max(map(len, names)))  # inches beside the cells
+    side = room + 0.25 * size if is_named else 10
+    figure = new_figure(side + 1, side)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the clips of the class", shrink=0.8)
+    axes.set(xlabel="predicted", ylabel="label", title=drawable(title, MAX_TITLE))
+    if is_named:
+        ticks = range(size)
+        axes.set_xticks(ticks, names, rotation=90, fontsize=7)
+        axes.set_yticks(ticks, names, fontsize=7)
+        for row, column in np.argwhere(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=6)
+    save_figure(figure, path)
+
+
+def plot_reliability(
+    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], path: str | os.PathLike, title: str = ""
+) -> None:
+    """Draw how often a model is right over how sure it is, into a picture file.
+
+    Args:
+        curves: By the words of the legend, what `modeling_ast.inference.calibration.reliability` gives.
+        path: Of the picture; the suffix chooses the format.
+        title: Above all.
+    """
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    figure = new_figure(5, 6)
+    shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    shares.plot((0, 1), (0, 1), color="grey", linestyle="--", linewidth=1)
+    for label, (confidence, share, count) in curves.items():
+        shares.plot(confidence, share, marker="o", markersize=4, label=drawable(label, MAX_NAME))
+        counts.plot(confidence, count, marker="o", markersize=4)
+    shares.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right", title=drawable(title, MAX_NAME))
+    shares.legend(fontsize=8)
+    counts.set_yscale("log")
+    counts.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))  # the usual one writes powers as mathematics
+    counts.yaxis.set_minor_formatter(NullFormatter())
+    counts.set(xlabel="how sure the model is: mean score of the bin", ylabel="decisions")
+    for axes in (shares, counts):
+        axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def _draw_bars(axes, rows: Sequence[dict[str, Any]], title: str) -> None:
+    bars = axes.barh(range(len(rows)), [row["AP"] for row in rows], color="#4f81bd")
+    axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=2)
+    names = [f"{drawable(row['label'], MAX_NAME, row['number'])} ({row['positives']})" for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=7)
+    axes.set(xlim=(0, 1.1), ylim=(len(rows) - 0.4, -0.6), xlabel="average precision", title=title)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
