@@ -89,7 +89,7 @@ def sounds(tmp_path) -> Path:
     return root
 
 
-def hear(model, extractor, waveform: np.ndarray, **kwargs):
+def forward(model, extractor, waveform: np.ndarray, **kwargs):
     """The outputs of the model without a head, as anybody would compute them."""
     with torch.no_grad():
         return model.base_model(**extractor(waveform, return_tensors="pt", **kwargs))
@@ -127,7 +127,7 @@ def close(left: np.ndarray, right: np.ndarray) -> None:
 def test_a_short_clip_is_embedded_as_the_model_hears_it(embedder, model, extractor, sound, level):
     clip = sound[:8000]
     result = embedder(clip, level=level)
-    close(result.vectors, hear(model, extractor, clip).pooler_output)
+    close(result.vectors, forward(model, extractor, clip).pooler_output)
     assert (result.vectors.dtype, result.vectors.shape) == (np.float32, (1, 32))
     assert (result.starts.tolist(), result.ends.tolist()) == ([0.0], [0.5])
 
@@ -139,7 +139,7 @@ def test_windows_are_what_the_model_says_of_each_stretch_alone(embedder, model, 
     assert samples(result.ends).tolist() == [min(begin + LENGTH, len(sound)) for begin in begins]
     assert len(sound) - begins[-1] < LENGTH  # the last one is partial, and heard at its own length
     for vector, start, end in zip(result.vectors, samples(result.starts), samples(result.ends)):
-        close(vector[None], hear(model, extractor, sound[start:end], padding="longest").pooler_output)
+        close(vector[None], forward(model, extractor, sound[start:end], padding="longest").pooler_output)
 
 
 def test_a_last_window_that_is_too_short_is_left_out(embedder, sound):
@@ -169,7 +169,7 @@ def test_patches_of_a_short_clip_are_its_own_columns(embedder, model, extractor,
     frames = (num_samples - 400) // 160 + 1
     count = max((frames - 16) // 10 + 1, 1)
     assert result.vectors.shape == (count, 32)
-    close(result.vectors, columns_of(model, hear(model, extractor, clip, **kwargs))[:count])
+    close(result.vectors, columns_of(model, forward(model, extractor, clip, **kwargs))[:count])
     np.testing.assert_allclose(result.starts, np.arange(count) * 0.1, atol=1e-12)
     np.testing.assert_allclose(result.ends, np.minimum(result.starts + 0.175, num_samples / RATE), atol=1e-12)
 
@@ -182,7 +182,7 @@ def test_patches_of_a_long_recording_go_through_time_once(embedder, model, extra
     expected = []
     for begin in begins:
         stretch = sound[begin : begin + LENGTH]
-        columns = columns_of(model, hear(model, extractor, stretch, padding="longest"))
+        columns = columns_of(model, forward(model, extractor, stretch, padding="longest"))
         is_first, is_last = begin == 0, begin == begins[-1]
         for number, vector in enumerate(columns):
             start = begin + 1600 * number

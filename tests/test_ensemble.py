@@ -57,7 +57,7 @@ def recipe(tmp_path) -> Path:
 
 
 @pytest.fixture
-def clips_heard(monkeypatch) -> list[int]:
+def clips_run(monkeypatch) -> list[int]:
     """The size of each batch that any model sees."""
     sizes, forward = [], ASTForAudioClassification.forward
 
@@ -243,16 +243,16 @@ def test_checkpoint_of_the_original_takes_the_rest_from_the_recipe(recipe, tmp_p
 # What is kept
 
 
-def test_adding_a_model_runs_that_model_alone(recipe, short, long, tmp_path, clips_heard):
+def test_adding_a_model_runs_that_model_alone(recipe, short, long, tmp_path, clips_run):
     alone = run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
-    assert clips_heard == [8, 8, 4]
-    clips_heard.clear()
+    assert clips_run == [8, 8, 4]
+    clips_run.clear()
     together = run(short, long, "--recipe", recipe, "--output_dir", tmp_path / "out")
-    assert clips_heard == [8, 8, 4]
+    assert clips_run == [8, 8, 4]
     assert together[str(short)] == alone[str(short)]
-    clips_heard.clear()
+    clips_run.clear()
     assert run(short, long, "--recipe", recipe, "--output_dir", tmp_path / "out") == together
-    assert clips_heard == []
+    assert clips_run == []
 
 
 def change_weights(folder: Path) -> None:
@@ -273,13 +273,13 @@ def change_problem_type(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [change_weights, change_statistics, change_problem_type])
-def test_predictions_of_a_model_that_was_changed_are_not_used(recipe, short, tmp_path, clips_heard, change):
+def test_predictions_of_a_model_that_was_changed_are_not_used(recipe, short, tmp_path, clips_run, change):
     run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
     before = run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
-    assert len(clips_heard) == 3
+    assert len(clips_run) == 3
     change(short)
     after = run(short, "--recipe", recipe, "--output_dir", tmp_path / "out")
-    assert len(clips_heard) == 6 and after == run(short, "--recipe", recipe, "--output_dir", tmp_path / "anew")
+    assert len(clips_run) == 6 and after == run(short, "--recipe", recipe, "--output_dir", tmp_path / "anew")
     assert len(kept(tmp_path / "out")) == 2 and before.keys() == after.keys()
 
 
@@ -313,17 +313,17 @@ def drop_a_clip(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [replace_a_clip, relabel_a_clip, drop_a_clip])
-def test_predictions_on_data_that_were_changed_are_not_used(tmp_path, clips_heard, change):
+def test_predictions_on_data_that_were_changed_are_not_used(tmp_path, clips_run, change):
     write_clips(tmp_path, ["bell", "siren", "bell", "siren"])
     folder = save_model(tmp_path / "model", SHORT, labels=("bell", "siren"))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"dataset_name: {tmp_path / 'clips.csv'}\nfold_column_name: fold\neval_fold: 1\n")
     run(folder, "--recipe", recipe, "--output_dir", tmp_path / "out")
-    assert clips_heard == [4]
-    clips_heard.clear()
+    assert clips_run == [4]
+    clips_run.clear()
     change(tmp_path)
     after = run(folder, "--recipe", recipe, "--output_dir", tmp_path / "out")
-    assert clips_heard == [3 if change is drop_a_clip else 4]
+    assert clips_run == [3 if change is drop_a_clip else 4]
     assert after == run(folder, "--recipe", recipe, "--output_dir", tmp_path / "anew")
 
 

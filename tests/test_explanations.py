@@ -281,7 +281,7 @@ def make_clip(names: list[str], generator: torch.Generator) -> tuple[torch.Tenso
 
 
 @pytest.fixture(scope="module")
-def listener(one_thread) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
+def trained(one_thread) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
     """Trained for some seconds."""
     extractor = ASTFeatureExtractor(num_mel_bins=32, max_length=98, mean=-5.0, std=3.3)
     generator = torch.Generator().manual_seed(0)
@@ -321,8 +321,8 @@ def explain_clips(model: ASTForAudioClassification, extractor: ASTFeatureExtract
 
 
 @pytest.fixture(scope="module")
-def planted(listener) -> list[tuple]:
-    return explain_clips(*listener)
+def planted(trained) -> list[tuple]:
+    return explain_clips(*trained)
 
 
 def points_at(found: Occlusion, place: tuple[float, float, float]) -> bool:
@@ -334,8 +334,8 @@ def points_at(found: Occlusion, place: tuple[float, float, float]) -> bool:
 
 
 @pytest.mark.slow
-def test_the_listener_knows_what_is_explained(listener):
-    model, extractor = listener
+def test_the_trained_model_knows_what_is_explained(trained):
+    model, extractor = trained
     generator = torch.Generator().manual_seed(3)
     names = [[], ["low"], ["high"], ["low", "high"]] * 25
     features = extractor([make_clip(each, generator)[0] for each in names], return_tensors="pt")
@@ -346,13 +346,13 @@ def test_the_listener_knows_what_is_explained(listener):
 
 
 @pytest.mark.slow
-def test_occlusion_points_at_the_sound_of_the_label(listener, planted):
+def test_occlusion_points_at_the_sound_of_the_label(trained, planted):
     """Also where the other label's sound is in the same clip. A burst is loud: fresh weights feel some, too."""
     hits = sum(points_at(found, own) for found, _, own, _ in planted)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        fresh = ASTForAudioClassification(listener[0].config)
-    control = sum(points_at(found, own) for found, _, own, _ in explain_clips(fresh, listener[1]))
+        fresh = ASTForAudioClassification(trained[0].config)
+    control = sum(points_at(found, own) for found, _, own, _ in explain_clips(fresh, trained[1]))
     assert hits >= 20 and hits >= control + 6, (hits, control)
 
 
@@ -372,12 +372,12 @@ def test_occlusion_of_a_label_lies_on_its_own_sound_and_not_on_the_other(planted
 
 
 @pytest.mark.slow
-def test_deleting_the_top_cells_lowers_the_score_more_than_deleting_as_many_others(listener, planted):
+def test_deleting_the_top_cells_lowers_the_score_more_than_deleting_as_many_others(trained, planted):
     """Replaced by the median of the bin, which is not what the map was made with.
 
     The others are scattered cells, and the same cells shifted along time and frequency.
     """
-    model, extractor = listener
+    model, extractor = trained
     generator = torch.Generator().manual_seed(2)
     falls = []
     for found, waveform, _, _ in planted:

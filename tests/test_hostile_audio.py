@@ -613,11 +613,11 @@ def test_a_folder_of_broken_files_is_tagged_where_it_can_be_and_nothing_is_lost(
     said = said.buffer.getvalue().decode("utf-8", "surrogateescape")
     for entry in entries:
         try:
-            is_heard = len(load_waveform(entry["path"])) >= 400
+            is_tagged = len(load_waveform(entry["path"])) >= 400
         except AudioError:
-            is_heard = False
-        assert ("tags" in entry) == is_heard and ("error" in entry) != is_heard
-        if not is_heard:
+            is_tagged = False
+        assert ("tags" in entry) == is_tagged and ("error" in entry) != is_tagged
+        if not is_tagged:
             assert entry["error"].startswith(f"{entry['path']}: ") and plain(entry["error"]) in said
     assert "\x1b" not in said
     assert len([entry for entry in entries if "tags" in entry]) >= 30
@@ -670,7 +670,7 @@ def mutated_files(draw) -> tuple[str, bytes]:
     return name, mend_ogg(content) if name.endswith(".ogg") and draw(st.booleans()) else content
 
 
-def hear(path: Path, content: bytes, extractor: ASTFeatureExtractor) -> str:
+def read(path: Path, content: bytes, extractor: ASTFeatureExtractor) -> str:
     """What becomes of a file, which is the same whole and in blocks, by its path and by its bytes."""
     try:
         waveform = load_waveform(path)
@@ -703,7 +703,7 @@ def hear_mutated_files(number: int, num_files: int, folder: Path) -> None:
     extractor = ASTFeatureExtractor(max_length=64)
     for name, content in VALID.items():
         (folder / name).write_bytes(content)
-        assert hear(folder / name, content, extractor) == "decoded"  # all is loaded now
+        assert read(folder / name, content, extractor) == "decoded"  # all is loaded now
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -725,7 +725,7 @@ def hear_mutated_files(number: int, num_files: int, folder: Path) -> None:
         path.write_bytes(content)
         start = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, 10)  # whose signal ends the process, in the middle of a decoder too
-        outcomes[f"{name} {hear(path, content, extractor)}"] += 1
+        outcomes[f"{name} {read(path, content, extractor)}"] += 1
         signal.setitimer(signal.ITIMER_PROF, 0)
         longest = max(longest, time.process_time() - start)
 

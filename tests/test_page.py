@@ -31,7 +31,7 @@ from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference import page as app
 from modeling_ast.inference import page_guard
-from modeling_ast.inference.page import BATCH_SIZE, Listener, Stopped
+from modeling_ast.inference.page import BATCH_SIZE, Stopped, Tagger
 from modeling_ast.inference.page_guard import PageGuard, working_folder
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.tagging import TaggingError
@@ -76,9 +76,9 @@ def classifier(model):
 
 
 @pytest.fixture
-def listener(classifier, tmp_path) -> Listener:
+def tagger(classifier, tmp_path) -> Tagger:
     (tmp_path / "work").mkdir()
-    return Listener(classifier, tmp_path / "work")
+    return Tagger(classifier, tmp_path / "work")
 
 
 @pytest.fixture
@@ -87,77 +87,77 @@ def sound(tmp_path) -> Path:
     return tmp_path / "four.flac"
 
 
-def test_what_is_heard_is_what_the_pipeline_hears(listener, classifier, sound):
+def test_what_is_heard_is_what_the_pipeline_hears(tagger, classifier, sound):
     for windows in ({}, {"chunk_length_s": 0.4, "stride_length_s": 0.1}):
-        heard = listener.hear(sound, windows)
+        tagged = tagger.tag(sound, windows)
         expected = classifier(str(sound), return_timeline=True, batch_size=BATCH_SIZE, **windows)
-        assert heard.tags == expected["tags"]
-        np.testing.assert_array_equal(heard.timeline.boundaries, expected["timeline"].boundaries)
-        np.testing.assert_array_equal(heard.timeline.scores, expected["timeline"].scores)
-        assert heard.events == expected["timeline"].find_events()
-        assert heard.events, "a test without events would show little"
+        assert tagged.tags == expected["tags"]
+        np.testing.assert_array_equal(tagged.timeline.boundaries, expected["timeline"].boundaries)
+        np.testing.assert_array_equal(tagged.timeline.scores, expected["timeline"].scores)
+        assert tagged.events == expected["timeline"].find_events()
+        assert tagged.events, "a test without events would show little"
 
 
-def test_windows_that_are_looked_into_are_those_that_were_heard(listener, sound):
+def test_windows_that_are_looked_into_are_those_that_were_heard(tagger, sound):
     waveform = load_waveform(sound, RATE)
     windows = {"chunk_length_s": 0.5, "stride_length_s": 0.125}
-    heard = listener.hear(sound, windows)
-    for row in (0, 3, len(heard.timeline.scores) - 1):
-        window, start = listener.read_window(heard, row)
+    tagged = tagger.tag(sound, windows)
+    for row in (0, 3, len(tagged.timeline.scores) - 1):
+        window, start = tagger.read_window(tagged, row)
         assert start == row * 0.25
         first = round(start * RATE)
         torch.testing.assert_close(window.waveform, waveform[first : first + RATE // 2], rtol=0, atol=0)
-        logits = listener.classifier.model(**listener.classifier.featurize(window, 0.5)).logits
-        scores = torch.from_numpy(heard.timeline.scores[row])
+        logits = tagger.classifier.model(**tagger.classifier.featurize(window, 0.5)).logits
+        scores = torch.from_numpy(tagged.timeline.scores[row])
         torch.testing.assert_close(logits.sigmoid()[0], scores, rtol=0, atol=1e-5)
 
 
-def test_stretches_are_the_events_from_the_strongest_on(listener, sound):
-    heard = listener.hear(sound, {})
-    assert sorted(heard.stretches, key=str) == sorted(heard.events, key=str)
-    assert [event.score for event in heard.stretches] == sorted((e.score for e in heard.events), reverse=True)
+def test_stretches_are_the_events_from_the_strongest_on(tagger, sound):
+    tagged = tagger.tag(sound, {})
+    assert sorted(tagged.stretches, key=str) == sorted(tagged.events, key=str)
+    assert [event.score for event in tagged.stretches] == sorted((e.score for e in tagged.events), reverse=True)
 
 
-def test_without_events_the_strongest_row_is_looked_into(listener, sound):
-    heard = listener.hear(sound, {}, threshold=1.1)
-    (stretch,) = heard.stretches
-    assert not heard.events and stretch.score == heard.timeline.scores.max()
-    assert stretch.start in heard.timeline.times and stretch.end in heard.timeline.times
-    assert listener.draw_attention(heard, 0).is_file()
-    assert "no score reaches" in demo_app.show(listener, heard)[1]
+def test_without_events_the_strongest_row_is_looked_into(tagger, sound):
+    tagged = tagger.tag(sound, {}, threshold=1.1)
+    (stretch,) = tagged.stretches
+    assert not tagged.events and stretch.score == tagged.timeline.scores.max()
+    assert stretch.start in tagged.timeline.times and stretch.end in tagged.timeline.times
+    assert tagger.draw_attention(tagged, 0).is_file()
+    assert "no score reaches" in demo_app.show(tagger, tagged)[1]
 
 
-def test_pictures_and_files_are_there_until_forgotten(listener, sound):
-    heard = listener.hear(sound, {})
-    for picture in (listener.draw_timeline(heard), listener.draw_attention(heard, len(heard.stretches) - 1)):
+def test_pictures_and_files_are_there_until_forgotten(tagger, sound):
+    tagged = tagger.tag(sound, {})
+    for picture in (tagger.draw_timeline(tagged), tagger.draw_attention(tagged, len(tagged.stretches) - 1)):
         with Image.open(picture) as image:
             assert min(image.size) > 200 and np.asarray(image.convert("L")).std() > 10
-    events, scores = listener.write_files(heard)
-    assert events.name == "four_events.txt" and len(events.read_text().splitlines()) == len(heard.events)
-    assert scores.name == "four_scores.csv" and len(scores.read_text().splitlines()) == len(heard.timeline.scores) + 1
-    heard.forget()
-    assert not list(Path(listener.folder).iterdir())
+    events, scores = tagger.write_files(tagged)
+    assert events.name == "four_events.txt" and len(events.read_text().splitlines()) == len(tagged.events)
+    assert scores.name == "four_scores.csv" and len(scores.read_text().splitlines()) == len(tagged.timeline.scores) + 1
+    tagged.forget()
+    assert not list(Path(tagger.folder).iterdir())
 
 
-def test_nothing_is_drawn_of_what_was_forgotten_meanwhile(listener, sound):
-    heard = listener.hear(sound, {})
-    assert demo_app.draw_attention(listener, 0, heard).is_file()
-    assert demo_app.draw_attention(listener, None, heard) is demo_app.draw_attention(listener, 0, None) is None
-    heard.forget()
-    assert demo_app.draw_attention(listener, 0, heard) is None
+def test_nothing_is_drawn_of_what_was_forgotten_meanwhile(tagger, sound):
+    tagged = tagger.tag(sound, {})
+    assert demo_app.draw_attention(tagger, 0, tagged).is_file()
+    assert demo_app.draw_attention(tagger, None, tagged) is demo_app.draw_attention(tagger, 0, None) is None
+    tagged.forget()
+    assert demo_app.draw_attention(tagger, 0, tagged) is None
 
 
 @pytest.mark.parametrize("suffix", ("wav", "flac", "ogg", "mp3"))
-def test_who_waits_is_told_how_far_a_file_has_been_read(listener, tmp_path, suffix, monkeypatch):
+def test_who_waits_is_told_how_far_a_file_has_been_read(tagger, tmp_path, suffix, monkeypatch):
     monkeypatch.setattr(app, "_TURN_SECONDS", 0.5)
     soundfile.write(tmp_path / f"sound.{suffix}", np.tile(make_sound("siren"), 20), RATE)
     shares = []
-    listener.hear(tmp_path / f"sound.{suffix}", {}, report=shares.append)
+    tagger.tag(tmp_path / f"sound.{suffix}", {}, report=shares.append)
     assert len(shares) >= 40 and all(0 <= share <= 1 for share in shares)
     assert shares == sorted(shares) and shares[0] < 0.6 and shares[-1] > 0.98
 
 
-def test_what_nobody_waits_for_ends(listener, sound, monkeypatch):
+def test_what_nobody_waits_for_ends(tagger, sound, monkeypatch):
     monkeypatch.setattr(app, "_TURN_SECONDS", 0.5)
     shares = []
 
@@ -167,16 +167,16 @@ def test_what_nobody_waits_for_ends(listener, sound, monkeypatch):
             raise Stopped
 
     with pytest.raises(Stopped):
-        listener.hear(sound, {}, report=report)
-    assert len(shares) == 3 and not list(Path(listener.folder).iterdir())
-    heard = listener.hear(sound, {})  # the turn is free
+        tagger.tag(sound, {}, report=report)
+    assert len(shares) == 3 and not list(Path(tagger.folder).iterdir())
+    tagged = tagger.tag(sound, {})  # the turn is free
     shares.clear()
     with pytest.raises(Stopped):
-        listener.draw_timeline(heard, report)
-    assert len(shares) == 3 and not list(heard.folder.iterdir())
+        tagger.draw_timeline(tagged, report)
+    assert len(shares) == 3 and not list(tagged.folder.iterdir())
 
 
-def test_a_short_recording_does_not_wait_for_a_long_one(listener, sound, tmp_path, monkeypatch):
+def test_a_short_recording_does_not_wait_for_a_long_one(tagger, sound, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "_TURN_SECONDS", 0.5)
     soundfile.write(tmp_path / "long.wav", np.tile(make_sound("siren", "bell"), 40), RATE)
     shares, has_begun = [0.0], threading.Event()
@@ -186,46 +186,46 @@ def test_a_short_recording_does_not_wait_for_a_long_one(listener, sound, tmp_pat
         has_begun.set()
 
     with ThreadPoolExecutor(1) as others:
-        long = others.submit(listener.hear, tmp_path / "long.wav", {}, report=report)
+        long = others.submit(tagger.tag, tmp_path / "long.wav", {}, report=report)
         has_begun.wait()
-        heard = listener.hear(sound, {})
+        tagged = tagger.tag(sound, {})
         assert shares[-1] < 0.9 and not long.done()
-        alone = listener.hear(sound, {})
-    assert len(long.result().timeline.scores) > 100 and heard.events == alone.events
+        alone = tagger.tag(sound, {})
+    assert len(long.result().timeline.scores) > 100 and tagged.events == alone.events
 
 
 def test_recordings_are_as_much_shorter_as_their_windows_overlap_more(classifier, sound, tmp_path):
-    listener = Listener(classifier, tmp_path, max_seconds=4)
-    assert listener.hear(sound, {}).timeline.seconds == 4
-    assert listener.hear(sound, {"chunk_length_s": 0.6, "stride_length_s": 0.1}).timeline.seconds == 4
+    tagger = Tagger(classifier, tmp_path, max_seconds=4)
+    assert tagger.tag(sound, {}).timeline.seconds == 4
+    assert tagger.tag(sound, {"chunk_length_s": 0.6, "stride_length_s": 0.1}).timeline.seconds == 4
     with pytest.raises(AudioError, match="^four.flac: longer than the 0.05 minutes that are taken.$"):
-        listener.hear(sound, {"chunk_length_s": 0.6, "stride_length_s": 0.15})
+        tagger.tag(sound, {"chunk_length_s": 0.6, "stride_length_s": 0.15})
 
 
 @pytest.mark.parametrize("content", (b"", b"RIFFnonsense", b"no sound"))
-def test_a_bad_file_is_named_without_its_folder(listener, tmp_path, content):
+def test_a_bad_file_is_named_without_its_folder(tagger, tmp_path, content):
     path = tmp_path / "broken.wav"
     path.write_bytes(content)
     with pytest.raises(AudioError) as error:
-        listener.hear(path, {})
+        tagger.tag(path, {})
     message = str(error.value)
     assert message.startswith("broken.wav: cannot be decoded (")
     assert str(tmp_path) not in message
 
 
-def test_windows_and_thresholds_that_cannot_work_are_refused(listener, sound):
+def test_windows_and_thresholds_that_cannot_work_are_refused(tagger, sound):
     with pytest.raises(ValueError, match="Expected chunk_length_s of at least 0.175 s, one patch, got 0.01"):
-        listener.hear(sound, {"chunk_length_s": 0.01})
+        tagger.tag(sound, {"chunk_length_s": 0.01})
     with pytest.raises(ValueError, match="Expected thresholds to be finite numbers, got nan"):
-        listener.hear(sound, {}, threshold=float("nan"))
+        tagger.tag(sound, {}, threshold=float("nan"))
 
 
 @pytest.mark.parametrize("method, arguments", [("draw_timeline", ()), ("draw_attention", (0,)), ("read_window", (0,))])
-def test_of_a_file_that_is_gone_nothing_more_is_drawn(listener, sound, method, arguments):
-    heard = listener.hear(sound, {})
+def test_of_a_file_that_is_gone_nothing_more_is_drawn(tagger, sound, method, arguments):
+    tagged = tagger.tag(sound, {})
     sound.unlink()
     with pytest.raises(AudioError, match="^four.flac: cannot be read .No such file or directory"):
-        getattr(listener, method)(heard, *arguments)
+        getattr(tagger, method)(tagged, *arguments)
 
 
 def test_a_page_without_a_model_is_not_opened(tmp_path):
@@ -233,21 +233,21 @@ def test_a_page_without_a_model_is_not_opened(tmp_path):
         demo_app.main(["--model", str(tmp_path / "nowhere")])
 
 
-def test_messages_and_names_are_text_not_html(listener, sound):
+def test_messages_and_names_are_text_not_html(tagger, sound):
     named = sound.rename(sound.with_name("<img src=x onerror=alert(1)>.flac"))
     nothing = demo_app.show_nothing("<b>x</b>.wav: broken", is_error=True)
-    something = demo_app.show(listener, listener.hear(named, {}))
+    something = demo_app.show(tagger, tagger.tag(named, {}))
     assert "&lt;b&gt;x" in nothing[1] and "<b>" not in nothing[1]
     assert "&lt;img" in something[1] and "<img" not in something[1]
     assert len(nothing) == len(something)
 
 
-def test_windows_beyond_the_page_are_refused(listener):
-    assert demo_app.choose_windows(listener, None, None) == {"chunk_length_s": None}
-    assert demo_app.choose_windows(listener, 10, 5)["stride_length_s"] == (2.5, 2.5)
+def test_windows_beyond_the_page_are_refused(tagger):
+    assert demo_app.choose_windows(tagger, None, None) == {"chunk_length_s": None}
+    assert demo_app.choose_windows(tagger, 10, 5)["stride_length_s"] == (2.5, 2.5)
     for window, hop, words in ((11, None, "at most 10 s, got 11 s"), (None, 0.001, "at least 0.02 s"), (1, 2, "hop")):
         with pytest.raises(ValueError, match=words):
-            demo_app.choose_windows(listener, window, hop)
+            demo_app.choose_windows(tagger, window, hop)
 
 
 def test_a_setting_is_a_number_or_empty():
@@ -257,15 +257,15 @@ def test_a_setting_is_a_number_or_empty():
         demo_app.read_setting("hop", "x")
 
 
-def test_a_regression_model_has_no_page(listener, sound, monkeypatch):
-    monkeypatch.setattr(listener.classifier.model.config, "problem_type", "regression")
+def test_a_regression_model_has_no_page(tagger, sound, monkeypatch):
+    monkeypatch.setattr(tagger.classifier.model.config, "problem_type", "regression")
     with pytest.raises(TaggingError, match="gives labels, got the regression model tiny"):
-        demo_app.build_page(listener, "tiny", [sound])
+        demo_app.build_page(tagger, "tiny", [sound])
 
 
-def test_generated_examples_can_be_heard(listener, tmp_path):
+def test_generated_examples_can_be_heard(tagger, tmp_path):
     paths = demo_app.write_examples(tmp_path / "examples")
-    lengths = [listener.hear(path, {}).timeline.seconds for path in paths]
+    lengths = [tagger.tag(path, {}).timeline.seconds for path in paths]
     assert lengths == [4.0, 10.0, 60.0]
 
 
@@ -517,16 +517,16 @@ def encode(samples: np.ndarray, format: str) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ("wav", "flac", "ogg", "mp3"))
-def test_page_shows_an_upload(page, listener, tmp_path, suffix):
+def test_page_shows_an_upload(page, tagger, tmp_path, suffix):
     content = encode(make_sound("siren", "noise", "bell", "drone"), suffix)
     (tmp_path / f"four.{suffix}").write_bytes(content)
-    heard = listener.hear(tmp_path / f"four.{suffix}", {})
+    tagged = tagger.tag(tmp_path / f"four.{suffix}", {})
     upload(page, f"four.{suffix}", content)
     status = wait_for_status(page, f"four.{suffix}: ")
-    assert f"{len(heard.timeline.scores)} windows of 0.66 s" in status
-    assert f"events: {len(heard.events)}." in status
+    assert f"{len(tagged.timeline.scores)} windows of 0.66 s" in status
+    assert f"events: {len(tagged.events)}." in status
     check_results(page)
-    for row, event in enumerate(heard.events[:4]):  # rows further down are made when they come into sight
+    for row, event in enumerate(tagged.events[:4]):  # rows further down are made when they come into sight
         cells = [page.inner_text(f"#events [data-testid=cell-{row}-{column}]") for column in range(4)]
         assert cells == [event.label, f"{event.start:.2f}", f"{event.end:.2f}", f"{event.score:.2f}"]
 
@@ -665,12 +665,12 @@ def as_file(path: str) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("leave", ("closes", "stops", "chooses another", "clears"))
-def test_work_ends_with_its_visitor(listener, sound, tmp_path, monkeypatch, leave):
+def test_work_ends_with_its_visitor(tagger, sound, tmp_path, monkeypatch, leave):
     has_begun, has_ended = threading.Event(), threading.Event()
 
     def hear_for_ever(path, windows, threshold, report):
         if path.endswith("another.flac"):
-            return Listener.hear(listener, path, windows, threshold, report)
+            return Tagger.tag(tagger, path, windows, threshold, report)
         try:
             while True:
                 report(0.1)
@@ -679,10 +679,10 @@ def test_work_ends_with_its_visitor(listener, sound, tmp_path, monkeypatch, leav
         finally:
             has_ended.set()
 
-    monkeypatch.setattr(listener, "hear", hear_for_ever)
+    monkeypatch.setattr(tagger, "hear", hear_for_ever)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     shutil.copy(sound, tmp_path / "another.flac")
-    page = demo_app.build_page(listener, "tiny", [sound])
+    page = demo_app.build_page(tagger, "tiny", [sound])
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, allowed_paths=[str(tmp_path)])
     try:
         with visited(url, "visitor"):

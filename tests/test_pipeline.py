@@ -819,16 +819,16 @@ def test_two_threads_share_a_pipeline(classifier, recordings, expected_results):
     """As in a demo that several people use at once."""
     results = {}
 
-    def hear(number: int) -> None:
+    def tag(number: int) -> None:
         results[number] = classifier(recordings, return_timeline=True, batch_size=3)
 
-    threads = [threading.Thread(target=hear, args=(number,)) for number in range(2)]
+    threads = [threading.Thread(target=tag, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for heard in results.values():
-        for result, expected in zip(heard, expected_results, strict=True):
+    for found in results.values():
+        for result, expected in zip(found, expected_results, strict=True):
             assert_same(result, expected)
 
 
@@ -899,7 +899,7 @@ def test_time_is_linear_in_the_length(tmp_path, classifier, way):
     soundfile.write(tmp_path / "150.wav", waveform[: 150 * RATE], RATE)
     soundfile.write(tmp_path / "300.wav", waveform, RATE)
 
-    def hear(seconds: int) -> None:
+    def tag(seconds: int) -> None:
         if way == "file":
             classifier(tmp_path / f"{seconds}.wav", batch_size=8, **options)
         elif way == "array":
@@ -910,4 +910,4 @@ def test_time_is_linear_in_the_length(tmp_path, classifier, way):
                 tagger.push(waveform[start : min(start + 4000, seconds * RATE)])
             tagger.finish()
 
-    assert seconds_of(lambda: hear(300)) < 2.8 * seconds_of(lambda: hear(150))
+    assert seconds_of(lambda: tag(300)) < 2.8 * seconds_of(lambda: tag(150))

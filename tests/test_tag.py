@@ -109,7 +109,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def heard(monkeypatch) -> list[str]:
+def opened(monkeypatch) -> list[str]:
     """The files that are heard."""
     from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 
@@ -342,21 +342,21 @@ def test_names_that_are_no_utf_8_are_kept_exactly(model, tmp_path):
 # Stopping and going on
 
 
-def test_a_second_run_does_nothing_twice(recordings, model, tmp_path, heard, capsys):
+def test_a_second_run_does_nothing_twice(recordings, model, tmp_path, opened, capsys):
     arguments = ["--model", model, "--output_dir", tmp_path / "out"]
     assert tag(recordings, *arguments) == 1
     before = contents(tmp_path / "out")
-    assert heard == [str(recordings / name) for name in FOUND]
-    heard.clear()
+    assert opened == [str(recordings / name) for name in FOUND]
+    opened.clear()
     assert tag(recordings, *arguments, "--batch_size", 3) == 1
-    assert not heard and contents(tmp_path / "out") == before
+    assert not opened and contents(tmp_path / "out") == before
     assert "6 file(s), 0 of them now" in capsys.readouterr().out
     write_sound(recordings / "new.wav", 0.3)
     assert tag(recordings, *arguments) == 1
-    assert heard == [str(recordings / "new.wav")]
+    assert opened == [str(recordings / "new.wav")]
 
 
-def test_a_run_that_is_stopped_goes_on(recordings, model, tmp_path, heard, monkeypatch):
+def test_a_run_that_is_stopped_goes_on(recordings, model, tmp_path, opened, monkeypatch):
     """Between the results of a file and its line, with another line cut off."""
     arguments = [recordings, "--model", model, "--batch_size", 1, "--output_dir"]
     tag(*arguments, tmp_path / "whole")
@@ -373,38 +373,38 @@ def test_a_run_that_is_stopped_goes_on(recordings, model, tmp_path, heard, monke
     assert (out / "audacity/recordings/deep/sea.mp3.txt").exists() and not (out / "tags.csv").exists()
     with open(out / "results.jsonl", "a") as file:
         file.write('{"path": "somewh')
-    heard.clear()
+    opened.clear()
     assert tag(*arguments, out) == 1
-    assert heard == [str(recordings / name) for name in FOUND[3:]]
+    assert opened == [str(recordings / name) for name in FOUND[3:]]
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_broken_files_are_tried_again_when_asked_to_or_changed(recordings, model, tmp_path, heard):
+def test_broken_files_are_tried_again_when_asked_to_or_changed(recordings, model, tmp_path, opened):
     arguments = [recordings, "--model", model, "--output_dir", tmp_path / "out"]
     broken = recordings / "broken.wav"
     tag(*arguments)
-    heard.clear()
+    opened.clear()
     assert tag(*arguments, "--retry") == 1
-    assert heard == [str(broken)]
-    heard.clear()
+    assert opened == [str(broken)]
+    opened.clear()
     write_sound(broken, 0.4)
     assert tag(*arguments) == 0
-    assert heard == [str(broken)]
+    assert opened == [str(broken)]
     lines = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
     of_it = [line for line in lines if line["path"] == str(broken)]
     assert ["error" in line for line in of_it] == [True, True, False] and of_it[-1]["place"] == "recordings/broken.wav"
     assert str(broken) in {row["path"] for row in read_table(tmp_path / "out/tags.csv")}
 
 
-def test_a_file_that_has_changed_is_heard_again(recordings, model, tmp_path, heard):
+def test_a_file_that_has_changed_is_heard_again(recordings, model, tmp_path, opened):
     arguments = [recordings / "street.wav", "--model", model, "--output_dir", tmp_path / "out"]
     tag(*arguments)
     write_sound(recordings / "street.wav", 1.0)
     tag(*arguments)
-    assert heard == [str(recordings / "street.wav")] * 2
+    assert opened == [str(recordings / "street.wav")] * 2
     timeline = read_table(tmp_path / "out/timelines/street.wav.csv")
     assert float(timeline[-1]["end"]) == 1
-    assert {row["path"] for row in read_table(tmp_path / "out/tags.csv")} == {heard[0]}
+    assert {row["path"] for row in read_table(tmp_path / "out/tags.csv")} == {opened[0]}
     assert len(read_table(tmp_path / "out/tags.csv")) == 5
     (recordings / "street.wav").write_bytes(b"no sound any more")
     assert tag(*arguments) == 1
@@ -450,7 +450,7 @@ def test_a_run_that_is_killed_goes_on(model, tmp_path):
 # Other settings, and what cannot be
 
 
-def test_results_of_other_settings_are_not_mixed(recordings, model, tmp_path, heard):
+def test_results_of_other_settings_are_not_mixed(recordings, model, tmp_path, opened):
     out, sound = tmp_path / "out", recordings / "street.wav"
     assert tag(sound, "--model", model, "--output_dir", out) == 0
     before = contents(out)
@@ -473,7 +473,7 @@ def test_results_of_other_settings_are_not_mixed(recordings, model, tmp_path, he
     save_model(model.parent / "here", layer_norm_eps=1e-4)
     with pytest.raises(TaggingError, match=f"other settings: {model.parent / 'here'} has changed. Give"):
         tag(sound, "--model", model.parent / "here", "--output_dir", tmp_path / "out2")
-    assert contents(out) == before and len(heard) == 2
+    assert contents(out) == before and len(opened) == 2
 
 
 @pytest.mark.parametrize("content", ["not JSON", "[1]"])
@@ -508,21 +508,21 @@ def without_pictures(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("formats", [["csv", "audacity"], pytest.param(["csv", "png"], marks=pytest.mark.slow)])
-def test_events_are_found_again_as_by_hearing_again(recordings, tmp_path, heard, capsys, formats):
+def test_events_are_found_again_as_by_hearing_again(recordings, tmp_path, opened, capsys, formats):
     model = save_model(tmp_path / "model", thresholds={"low": 0.7})
     formats = ["--formats", *formats]
     first, other = tmp_path / "first", tmp_path / "other"
     options = ["--low_threshold", 0.2, "--min_seconds", 0.25, "--merge_seconds", 0.3, "--ignore", "rest"]
     for out, own in ((first, []), (other, options)):
         assert tag(recordings, "--model", model, "--output_dir", out, *formats, *own) == 1
-    before, number = contents(first), len(heard)
+    before, number = contents(first), len(opened)
     assert tag("--events_only", "--output_dir", first, *options) == 1
     found, expected = contents(first), contents(other)
-    assert before["events.csv"] != found["events.csv"] and len(heard) == number
+    assert before["events.csv"] != found["events.csv"] and len(opened) == number
     assert without_pictures(found) == without_pictures(expected) and found.keys() == expected.keys()
     # and the command that hears goes on with these settings
     assert tag(recordings, "--model", model, "--output_dir", first, *formats, *options) == 1
-    assert contents(first) == found and len(heard) == number
+    assert contents(first) == found and len(opened) == number
     capsys.readouterr()
 
 

@@ -32,7 +32,7 @@ from modeling_ast.commands.command_line import device, run_command
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.labels import plain
 from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
-from modeling_ast.inference.page import TOP_K, Heard, Listener, Stopped
+from modeling_ast.inference.page import TOP_K, Stopped, TaggedRecording, Tagger
 from modeling_ast.inference.page_guard import PageGuard, working_folder
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.tagging import TaggingError
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
             examples = find_examples(args.examples)
         # A folder is no one's business on a page that others see.
         name = plain(Path(args.model).resolve().name if Path(args.model).is_dir() else args.model)
-        page = build_page(Listener(classifier, folder, 60 * args.max_minutes), name, examples)
+        page = build_page(Tagger(classifier, folder, 60 * args.max_minutes), name, examples)
         guard = Middleware(
             PageGuard,
             uploads=folder / "uploads",
@@ -212,25 +212,25 @@ def write_examples(folder: Path) -> list[Path]:
     return paths
 
 
-def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.Blocks:
+def build_page(tagger: Tagger, model_name: str, examples: list[Path]) -> gr.Blocks:
     """The page.
 
     Args:
-        listener: The model.
+        tagger: The model.
         model_name: In the title.
         examples: Paths of recordings.
 
     Raises:
         TaggingError: A regression model, which has neither labels nor events.
     """
-    config, extractor = listener.classifier.model.config, listener.extractor
+    config, extractor = tagger.classifier.model.config, tagger.extractor
     if config.problem_type == "regression":
         raise TaggingError(f"Expected a model that gives labels, got the regression model {model_name}.")
-    own_window = listener.classifier.window_cutter().length / extractor.sampling_rate
+    own_window = tagger.classifier.window_cutter().length / extractor.sampling_rate
 
     wanted: dict[str, Event] = {}  # by visitor: set once what is heard for them is wanted no more
 
-    def hear(path, window, hop, threshold, before, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+    def tag(path, window, hop, threshold, before, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         stop(request)
         is_stopped = wanted[request.session_hash] = Event()
 
@@ -243,12 +243,12 @@ def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.
             before.forget()
         if path is None:
             return show_nothing(WELCOME)
-        heard = None
+        tagged = None
         try:
             # Gradio's component for numbers takes an empty one for 0.
-            windows = choose_windows(listener, read_setting("window", window), read_setting("hop", hop))
-            heard = listener.hear(path, windows, read_setting("threshold", threshold), report)
-            return show(listener, heard, partial(report, words="Drawing"))
+            windows = choose_windows(tagger, read_setting("window", window), read_setting("hop", hop))
+            tagged = tagger.tag(path, windows, read_setting("threshold", threshold), report)
+            return show(tagger, tagged, partial(report, words="Drawing"))
         except (AudioError, ValueError) as error:
             shown = show_nothing(str(error), is_error=True)
         except Stopped:
@@ -256,8 +256,8 @@ def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.
         finally:
             if wanted.get(request.session_hash) is is_stopped:
                 del wanted[request.session_hash]
-        if heard is not None:
-            heard.forget()
+        if tagged is not None:
+            tagged.forget()
         return shown
 
     def stop(request: gr.Request):
@@ -272,11 +272,11 @@ def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.
     with Page(title=f"AST: {model_name}", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.HTML(
             f"<h1>{html.escape(model_name)}</h1><p>Audio Spectrogram Transformer of {config.num_labels} labels. "
-            f"It hears {own_window:.2f} s at a time, and recordings of up to {listener.max_seconds / 60:g} "
+            f"It hears {own_window:.2f} s at a time, and recordings of up to {tagger.max_seconds / 60:g} "
             "minutes.</p>",
             elem_id="title",
         )
-        heard = gr.State(None, delete_callback=lambda heard: heard and heard.forget())
+        tagged = gr.State(None, delete_callback=lambda tagged: tagged and tagged.forget())
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 audio = gr.Audio(
@@ -318,12 +318,12 @@ def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.
                     stretch = gr.Dropdown([], label="Attention in", elem_id="stretch")
                     attention = gr.Image(alt_text="Attention over the spectrogram", elem_id="attention", **PICTURE)
 
-        outputs = [heard, status, tags, results, timeline, events, labels_file, scores_file, stretch, attention]
-        inputs = [audio, window, hop, threshold, heard]
+        outputs = [tagged, status, tags, results, timeline, events, labels_file, scores_file, stretch, attention]
+        inputs = [audio, window, hop, threshold, tagged]
         names.click(lambda index: str(examples[index]), names, audio, api_visibility="private")
         gr.on(
             [audio.change, again.click],
-            hear,
+            tag,
             inputs,
             outputs,
             show_progress_on=[status],
@@ -332,18 +332,18 @@ def build_page(listener: Listener, model_name: str, examples: list[Path]) -> gr.
         )
         halt.click(stop, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
         page.unload(leave)
-        stretch.input(partial(draw_attention, listener), [stretch, heard], attention, api_visibility="private")
+        stretch.input(partial(draw_attention, tagger), [stretch, tagged], attention, api_visibility="private")
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=AT_ONCE)
 
 
-def draw_attention(listener: Listener, number: int | None, heard: Heard | None) -> Path | None:
+def draw_attention(tagger: Tagger, number: int | None, tagged: TaggedRecording | None) -> Path | None:
     """The picture of a stretch; `None` where there is nothing to look into, or no more."""
-    if heard is None or number is None:
+    if tagged is None or number is None:
         return None
     try:
-        return listener.draw_attention(heard, number)
+        return tagger.draw_attention(tagged, number)
     except (AudioError, OSError):
-        if heard.folder.is_dir():
+        if tagged.folder.is_dir():
             raise
         return None  # another recording was chosen while it was drawn, or the visitor is gone
 
@@ -362,45 +362,45 @@ def read_setting(name: str, text: str | None) -> float | None:
         raise ValueError(f"Expected a number as {name}, got {text!r}.") from error
 
 
-def choose_windows(listener: Listener, window: float | None, hop: float | None) -> dict[str, Any]:
+def choose_windows(tagger: Tagger, window: float | None, hop: float | None) -> dict[str, Any]:
     """The pipeline's keywords for what the page allows of windows and hops, in seconds; `None` means the default.
 
     Raises:
         ValueError: Beyond that, or what the model cannot do.
     """
-    own_window = listener.classifier.window_cutter().length / listener.extractor.sampling_rate
+    own_window = tagger.classifier.window_cutter().length / tagger.extractor.sampling_rate
     longest = max(MAX_WINDOW_SECONDS, own_window)
     if window is not None and window > longest:
         raise ValueError(f"Expected a window of at most {longest:g} s, got {window:g} s.")
     if hop is not None and hop < MIN_HOP_SECONDS:
         raise ValueError(f"Expected a hop of at least {MIN_HOP_SECONDS:g} s, got {hop:g} s.")
-    return listener.classifier.window_keywords(window, hop)
+    return tagger.classifier.window_keywords(window, hop)
 
 
-def show(listener: Listener, heard: Heard, report: Callable[[float], Any] = lambda share: None) -> list[Any]:
-    """What the page shows of a recording: the values of its outputs. `report` is as in `Listener.hear`."""
-    cutter, rate = listener.classifier.window_cutter(**heard.windows), listener.extractor.sampling_rate
-    seconds = heard.timeline.seconds
+def show(tagger: Tagger, tagged: TaggedRecording, report: Callable[[float], Any] = lambda share: None) -> list[Any]:
+    """What the page shows of a recording: the values of its outputs. `report` is as in `Tagger.tag`."""
+    cutter, rate = tagger.classifier.window_cutter(**tagged.windows), tagger.extractor.sampling_rate
+    seconds = tagged.timeline.seconds
     length = f"{seconds:.2f} s" if seconds < 60 else f"{timedelta(seconds=round(seconds))} (h:mm:ss)"
-    windows = f"{len(heard.timeline.scores)} windows of {cutter.length / rate:.2f} s, every {cutter.hop / rate:.2f} s"
-    events = f"events: {len(heard.events)}" if heard.events else "no score reaches the threshold of an event"
-    if len(heard.events) > MAX_ROWS:
+    windows = f"{len(tagged.timeline.scores)} windows of {cutter.length / rate:.2f} s, every {cutter.hop / rate:.2f} s"
+    events = f"events: {len(tagged.events)}" if tagged.events else "no score reaches the threshold of an event"
+    if len(tagged.events) > MAX_ROWS:
         events += f", of which the first {MAX_ROWS} are listed"
-    rows = [[event.label, event.start, event.end, event.score] for event in heard.events[:MAX_ROWS]]
+    rows = [[event.label, event.start, event.end, event.score] for event in tagged.events[:MAX_ROWS]]
     choices = [
         (f"{event.label}, {event.start:.2f} to {event.end:.2f} s ({event.score:.2f})", number)
-        for number, event in enumerate(heard.stretches)
+        for number, event in enumerate(tagged.stretches)
     ]
     return [
-        heard,
-        f"<p>{html.escape(plain(heard.path.name))}: {length}, {windows}; {events}.</p>",
-        gr.Label({tag["label"]: tag["score"] for tag in heard.tags}, visible=True),
+        tagged,
+        f"<p>{html.escape(plain(tagged.path.name))}: {length}, {windows}; {events}.</p>",
+        gr.Label({tag["label"]: tag["score"] for tag in tagged.tags}, visible=True),
         gr.Column(visible=True),
-        str(listener.draw_timeline(heard, report)),
+        str(tagger.draw_timeline(tagged, report)),
         pandas.DataFrame(rows, columns=COLUMNS).style.format(precision=2),
-        *(str(path) for path in listener.write_files(heard)),
+        *(str(path) for path in tagger.write_files(tagged)),
         gr.Dropdown(choices, value=0),
-        str(listener.draw_attention(heard, 0)),
+        str(tagger.draw_attention(tagged, 0)),
     ]
 
 

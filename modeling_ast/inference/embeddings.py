@@ -55,11 +55,11 @@ class ASTEmbeddingPipeline(ASTAudioClassificationPipeline):
     `chunk_length_s`, `stride_length_s`, `padding`, `on_error` and `ignore_length`. The model may have a head or none.
     Results are `Embeddings`. One more keyword:
 
-        level: What a row is. "clip": the recording; the mean over its windows, each by the time that it speaks for.
+        level: What a row is. "clip": the recording; the mean over its windows, each by the time that it covers.
             "window": a window; what the head sees of it (`pooler_output`), with the stretch that it hears, which
             overlaps with the next one's. "patch": a column of patches; the mean over frequency of
             `last_hidden_state`, with the 175 ms that a column of 16 frames hears, every `time_stride` frames. Where
-            windows overlap, a column is taken from the window that speaks for its centre, so that time is gone through
+            windows overlap, a column is taken from the window that covers its centre, so that time is gone through
             once. Padding has no rows.
     """
 
@@ -78,7 +78,7 @@ class ASTEmbeddingPipeline(ASTAudioClassificationPipeline):
         """As in the class above, and with where a window begins and how long it may be, in samples."""
         cutter = self.window_cutter(chunk_length_s, stride_length_s)
         for item in super().preprocess(source, chunk_length_s, stride_length_s, **kwargs):
-            if "error" not in item:  # the first window speaks for its beginning too
+            if "error" not in item:  # the first window covers its beginning too
                 item = {**item, "begin": max(0, item["start"] - cutter.left), "length": cutter.length}
             yield item
 
@@ -93,16 +93,16 @@ class ASTEmbeddingPipeline(ASTAudioClassificationPipeline):
         """The result of a recording, from its windows with their `vectors`: (1, hidden_size), or of each column."""
         end = windows[-1]["num_samples"]
         boundaries = np.array([*(window["start"] for window in windows), end])
-        heard = np.array([(window["begin"], min(window["begin"] + window["length"], end)) for window in windows])
+        reaches = np.array([(window["begin"], min(window["begin"] + window["length"], end)) for window in windows])
         vectors = [window["vectors"][0].numpy() for window in windows]
         if level == "clip":
             rows, stretches = np.average(vectors, axis=0, weights=np.diff(boundaries))[None], np.array([[0, end]])
         elif level == "window":
-            rows, stretches = np.stack(vectors), heard
+            rows, stretches = np.stack(vectors), reaches
         else:
             parts = [
-                _choose_columns(columns, self._locate_columns(*stretch), *speaks_for)
-                for columns, stretch, speaks_for in zip(vectors, heard, zip(boundaries, boundaries[1:]))
+                _choose_columns(columns, self._locate_columns(*stretch), *own)
+                for columns, stretch, own in zip(vectors, reaches, zip(boundaries, boundaries[1:]))
             ]
             rows, stretches = (np.concatenate(arrays) for arrays in zip(*parts))
         starts, ends = (stretches / self.feature_extractor.sampling_rate).T
@@ -121,7 +121,7 @@ class ASTEmbeddingPipeline(ASTAudioClassificationPipeline):
 def _choose_columns(
     columns: np.ndarray, stretches: np.ndarray, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Those with their centre in what their window speaks for; columns behind the located ones are padding."""
+    """Those with their centre in what their window covers; columns behind the located ones are padding."""
     centres = stretches.mean(axis=1)
     is_own = (centres >= start) & (centres < stop)
     return columns[: len(stretches)][is_own], stretches[is_own]

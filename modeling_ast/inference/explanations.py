@@ -145,7 +145,7 @@ def explain_attention(
     Raises:
         ValueError: Several clips, or as from the extractor and the model.
     """
-    spectrogram, features = _hear(extractor, waveform, padding, start_seconds)
+    spectrogram, features = _featurize(extractor, waveform, padding, start_seconds)
     weights = attention_maps(model, **features.to(model.device))[:, 0].cpu()
     return Attention(spectrogram, weights, num_frames=features["input_values"].shape[1], config=model.config)
 
@@ -199,7 +199,7 @@ def occlusion_map(
     Source: Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2.
     """
     _check_sizes(window_frames, window_bins, step_frames, step_bins, batch_size, extractor.num_mel_bins)
-    spectrogram, features = _hear(extractor, waveform, padding, start_seconds)
+    spectrogram, features = _featurize(extractor, waveform, padding, start_seconds)
     frames, bins = spectrogram.log_mel.shape
     features = features.to(model.device)
     input_values = features.pop("input_values")  # (1, frames and padding, mel bins)
@@ -226,7 +226,7 @@ def occlusion_map(
     return Occlusion(spectrogram, model.config.id2label[index], log_odds=log_odds.item(), drop=total / count)
 
 
-def _hear(
+def _featurize(
     extractor: ASTFeatureExtractor, waveform: torch.Tensor, padding: str | None, start_seconds: float
 ) -> tuple[Spectrogram, dict[str, torch.Tensor]]:
     """A clip for the eye and for the model."""

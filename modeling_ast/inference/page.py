@@ -32,12 +32,12 @@ _TURN_SECONDS = 10.0  # of a recording, heard at the default overlap of windows,
 
 
 class Stopped(Exception):  # noqa: N818, nothing is wrong
-    """Raised by who is told how far a recording was heard, and wants to hear no more."""
+    """Raised by who is told how far a recording was read, and wants no more of it."""
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What was heard in a recording, and what is needed to ask further.
+class TaggedRecording:
+    """What is in a recording, and what is needed to ask further.
 
     Attributes:
         path: Of the recording.
@@ -62,8 +62,8 @@ class Heard:
         shutil.rmtree(self.folder, ignore_errors=True)  # they may be gone with the folder that they were in
 
 
-class Listener:
-    """A model that hears recordings, several at a time: ten seconds of each in turn, so that short ones are soon done.
+class Tagger:
+    """A model that tags recordings, several at a time: ten seconds of each in turn, so that short ones are soon done.
 
     Args:
         classifier: The pipeline.
@@ -79,14 +79,14 @@ class Listener:
         self.extractor = classifier.feature_extractor
         self.turn = Lock()
 
-    def hear(
+    def tag(
         self,
         path: str | os.PathLike,
         windows: Mapping[str, Any],
         threshold: float | None = None,
         report: Callable[[float], Any] = lambda share: None,
-    ) -> Heard:
-        """Hear a recording, read in blocks.
+    ) -> TaggedRecording:
+        """Find the tags and events of a recording, read in blocks.
 
         Args:
             path: Of the recording.
@@ -109,7 +109,7 @@ class Listener:
         events = timeline.find_events(threshold)
         stretches = sorted(events, key=lambda event: -event.score)[:MAX_STRETCHES] or [_strongest_row(timeline)]
         folder = Path(tempfile.mkdtemp(dir=self.folder))
-        return Heard(Path(path), windows, result["tags"], timeline, events, stretches, folder)
+        return TaggedRecording(Path(path), windows, result["tags"], timeline, events, stretches, folder)
 
     def _read(
         self, path: str | os.PathLike, windows: Mapping[str, Any], report: Callable[[float], Any] = lambda share: None
@@ -129,35 +129,35 @@ class Listener:
                     report(min(1.0, file.tell() / size))
                     yield block
 
-    def draw_timeline(self, heard: Heard, report: Callable[[float], Any] = lambda share: None) -> Path:
+    def draw_timeline(self, tagged: TaggedRecording, report: Callable[[float], Any] = lambda share: None) -> Path:
         """The picture of a recording, which is read once more.
 
         Args:
-            heard: The recording.
-            report: As in `hear`.
+            tagged: The recording.
+            report: As in `tag`.
 
         Raises:
             AudioError: The file cannot be used any longer.
         """
-        picture = heard.folder / "timeline.png"
-        with closing(self._read(heard.path, heard.windows, report)) as pieces:
-            plot_timeline(pieces, self.extractor, heard.timeline, heard.events, picture, title=heard.path.name)
+        picture = tagged.folder / "timeline.png"
+        with closing(self._read(tagged.path, tagged.windows, report)) as pieces:
+            plot_timeline(pieces, self.extractor, tagged.timeline, tagged.events, picture, title=tagged.path.name)
         return picture
 
-    def draw_attention(self, heard: Heard, number: int) -> Path:
+    def draw_attention(self, tagged: TaggedRecording, number: int) -> Path:
         """The picture of the last layer's attention in the window in which a stretch is strongest.
 
         Args:
-            heard: The recording.
+            tagged: The recording.
             number: Of the stretch.
 
         Raises:
             AudioError: The file, which is read once more, cannot be used any longer.
         """
-        event = heard.stretches[number]
-        window, start_seconds = self.read_window(heard, _strongest_row_of(heard.timeline, event))
+        event = tagged.stretches[number]
+        window, start_seconds = self.read_window(tagged, _strongest_row_of(tagged.timeline, event))
         # Padded as the pipeline padded it.
-        is_as_trained = window.is_whole_recording and heard.windows.get("chunk_length_s") is None
+        is_as_trained = window.is_whole_recording and tagged.windows.get("chunk_length_s") is None
         with self.turn:
             attention = explain_attention(
                 self.classifier.model,
@@ -166,26 +166,26 @@ class Listener:
                 padding=self.extractor.padding if is_as_trained else "longest",
                 start_seconds=start_seconds,
             )
-        picture = heard.folder / f"attention_{number}.png"
+        picture = tagged.folder / f"attention_{number}.png"
         plot_attention(attention, picture, title=f"the window in which {event.label} is strongest")
         return picture
 
-    def read_window(self, heard: Heard, row: int) -> tuple[Window, float]:
-        """The window that speaks for a row of the timeline, and the second at which it starts.
+    def read_window(self, tagged: TaggedRecording, row: int) -> tuple[Window, float]:
+        """The window that covers a row of the timeline, and the second at which it starts.
 
         Raises:
             AudioError: The file, which is read once more, cannot be used any longer.
         """
-        cutter = self.classifier.window_cutter(**heard.windows)
-        with closing(self._read(heard.path, heard.windows)) as pieces:
+        cutter = self.classifier.window_cutter(**tagged.windows)
+        with closing(self._read(tagged.path, tagged.windows)) as pieces:
             return next(islice(cutter.cut(pieces), row, None)), row * cutter.hop / self.extractor.sampling_rate
 
-    def write_files(self, heard: Heard) -> list[Path]:
+    def write_files(self, tagged: TaggedRecording) -> list[Path]:
         """The events as labels for Audacity, and all scores over time as CSV."""
-        stem = os.fsencode(heard.path.stem)[:_MAX_STEM_BYTES].decode(errors="ignore")
-        events, scores = (heard.folder / f"{stem}_{name}" for name in ("events.txt", "scores.csv"))
-        events.write_text(audacity_labels(heard.events), encoding="utf-8")
-        heard.timeline.write_csv(scores)
+        stem = os.fsencode(tagged.path.stem)[:_MAX_STEM_BYTES].decode(errors="ignore")
+        events, scores = (tagged.folder / f"{stem}_{name}" for name in ("events.txt", "scores.csv"))
+        events.write_text(audacity_labels(tagged.events), encoding="utf-8")
+        tagged.timeline.write_csv(scores)
         return [events, scores]
 
 

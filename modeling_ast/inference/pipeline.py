@@ -52,7 +52,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         padding: "max_length" or "longest" as in the feature extractor. `None`: a recording that fits into one window
             of the model's own length gets the extractor's padding; all others are heard at their windows' own lengths.
             With windows longer than the model's `max_length` only "longest" or `None` can be.
-        aggregate: Score of a recording: "mean" over its windows, each by the time that it speaks for, or "max".
+        aggregate: Score of a recording: "mean" over its windows, each by the time that it covers, or "max".
         return_timeline: Whether a result is a dictionary with `tags` (what is a result otherwise) and `timeline` (see
             `Timeline`).
         on_error: "raise", or "return" to get `{"error": message}` for a recording that cannot be used, so that the
@@ -86,7 +86,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         self._check_windows(self._preprocess_params)
 
     def __call__(self, inputs: Recording | list[Recording], **kwargs) -> Any:
-        """Hear one recording, or a list, generator or data set of them.
+        """Tag one recording, or a list, generator or data set of them.
 
         Args:
             inputs: See `read_recording` for what a recording can be.
@@ -273,23 +273,23 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         # An error of another process would come with the traceback of that process.
         windows = WindowDataset(inputs, self.preprocess, {**preprocess_params, "on_error": "return"})
         loader = DataLoader(windows, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_windows)
-        results = self._hear(loader, forward_params, postprocess_params)
+        results = self._run_windows(loader, forward_params, postprocess_params)
         return results if preprocess_params.get("on_error") == "return" else _raise_errors(results, inputs)
 
-    def _hear(self, loader: DataLoader, forward_params: dict, postprocess_params: dict) -> Iterator[Any]:
-        heard, results, next_index = {}, {}, 0
+    def _run_windows(self, loader: DataLoader, forward_params: dict, postprocess_params: dict) -> Iterator[Any]:
+        collected, results, next_index = {}, {}, 0
         for items, batch in loader:
             outputs = iter(_split(self.forward(batch, **forward_params))) if batch else iter(())
             for index, item in items:
                 if "error" in item:
-                    heard.pop(index, None)
+                    collected.pop(index, None)
                     results[index] = item
                     continue
-                heard.setdefault(index, []).append({**item, **next(outputs)})
+                collected.setdefault(index, []).append({**item, **next(outputs)})
                 if self.on_window is not None:
                     self.on_window(index, item["start"] / self.feature_extractor.sampling_rate)
                 if item["num_samples"] is not None:
-                    results[index] = self.postprocess(heard.pop(index), **postprocess_params)
+                    results[index] = self.postprocess(collected.pop(index), **postprocess_params)
             while next_index in results:
                 yield results.pop(next_index)
                 next_index += 1

@@ -13,7 +13,7 @@ from modeling_ast.resampling import StreamResampler
 
 
 class StreamTagger:
-    """A recording that is still arriving, from a microphone or a socket, heard as the pipeline hears it as a file.
+    """A recording that is still arriving, from a microphone or a socket, tagged as the pipeline tags it as a file.
 
     Args:
         classifier: The pipeline.
@@ -44,18 +44,18 @@ class StreamTagger:
             window_params.get("chunk_length_s"), window_params.get("stride_length_s")
         )
         self.feature_params = {key: window_params.get(key) for key in ("chunk_length_s", "padding")}
-        self.heard = []
+        self.windows = []
         self.is_finished = False
 
     def push(self, waveform: np.ndarray | torch.Tensor) -> list[dict[str, Any]]:
-        """Hear what has arrived.
+        """Tag what has arrived.
 
         Args:
             waveform: The next samples, mono, of any number; floats in [-1, 1] or integer PCM.
 
         Returns:
             A result for each window that is complete now, as the pipeline gives them, with a `timeline` of one row:
-            what the window speaks for.
+            what the window covers.
 
         Raises:
             AudioError: NaN or infinite samples, or several channels. Then nothing of them was taken.
@@ -68,7 +68,7 @@ class StreamTagger:
         samples = to_mono(waveform, "<stream>")
         if not torch.isfinite(samples).all():
             raise AudioError("<stream>: expected finite samples, got NaN or infinite ones.")
-        return [self._hear(window) for window in self.cutter.push(self.resampler.push(samples))]
+        return [self._tag(window) for window in self.cutter.push(self.resampler.push(samples))]
 
     def finish(self) -> list[dict[str, Any]] | dict[str, Any]:
         """The result for the whole recording, the same as the pipeline gives for it as a file.
@@ -80,21 +80,21 @@ class StreamTagger:
         self._check_unfinished()
         self.is_finished = True
         for window in [*self.cutter.push(self.resampler.finish()), *self.cutter.finish()]:
-            self._hear(window)
-        if not self.heard:
+            self._tag(window)
+        if not self.windows:
             raise AudioError("<stream>: holds no samples.")
-        self.heard[-1]["num_samples"] = self.cutter.num_samples
-        return self.classifier.postprocess(self.heard, **self.result_params)
+        self.windows[-1]["num_samples"] = self.cutter.num_samples
+        return self.classifier.postprocess(self.windows, **self.result_params)
 
     def _check_unfinished(self) -> None:
         if self.is_finished:
             raise ValueError("This stream is finished. Make a new StreamTagger for another one.")
 
-    def _hear(self, window: Window) -> dict[str, Any]:
+    def _tag(self, window: Window) -> dict[str, Any]:
         try:
             features = self.classifier.featurize(window, **self.feature_params)
         except ValueError as error:
             raise AudioError(f"<stream>: {error}") from error
-        self.heard.append({"start": window.start, **self.classifier.forward(features)})
-        row = {**self.heard[-1], "num_samples": window.stop}
+        self.windows.append({"start": window.start, **self.classifier.forward(features)})
+        row = {**self.windows[-1], "num_samples": window.stop}
         return self.classifier.postprocess([row], **{**self.result_params, "return_timeline": True})

@@ -40,7 +40,7 @@ class TaggingError(ValueError):
 
 @dataclass(frozen=True)
 class SoundFile:
-    """A file to hear.
+    """A file to tag.
 
     Attributes:
         path: As it was given; of a file in a folder, the folder as it was given and the way from there.

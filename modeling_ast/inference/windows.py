@@ -10,15 +10,15 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 @dataclass
 class Window:
-    """A stretch of a recording for the model to hear, and from where on it speaks for the recording.
+    """A stretch of a recording for the model, and from where on its scores cover the recording.
 
-    Windows overlap; each speaks for its middle, up to where the next one takes over, so that together they speak for
-    every sample once.
+    Windows overlap; each covers its middle, up to where the next one takes over, so that together they cover every
+    sample once.
     """
 
     waveform: torch.Tensor  # (samples,)
-    start: int  # samples from the start of the recording; the first window speaks for its beginning too
-    stop: int  # where the next window takes over; the last one speaks up to the end
+    start: int  # samples from the start of the recording; the first window covers its beginning too
+    stop: int  # where the next window takes over; the last one covers all up to the end
     is_whole_recording: bool = False
 
 
@@ -27,11 +27,11 @@ class WindowCutter:
 
     Windows start every `length - left - right` samples. Once one reaches the end of the recording there is no further
     one; the last may be shorter. A last one that is shorter than `min_length` is left out, and the one before it
-    speaks up to the end.
+    covers all up to the end.
 
     Args:
         length: Of a window, in samples.
-        left: How much of a window, at its start, another one speaks for, in samples.
+        left: How much of a window, at its start, another one covers, in samples.
         right: The same at its end.
         min_length: Of a last window.
     """

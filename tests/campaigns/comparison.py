@@ -170,7 +170,7 @@ def int8(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     extractor, stock_extractor = ASTFeatureExtractor.from_pretrained(folder), StockExtractor.from_pretrained(folder)
     clip = make_clip(0.01 * args.max_length)
     sides, names = {}, {"fp32": "ONNX fp32", "int8": "ONNX int8"}
-    sides["stock"] = lambda: center_log(hear(stock, stock_extractor, clip).softmax(dim=-1))
+    sides["stock"] = lambda: center_log(forward(stock, stock_extractor, clip).softmax(dim=-1))
     for name, graph in export_graphs(model, extractor, folder, args.num_threads).items():
         sides[name] = lambda graph=graph: center_log(torch.from_numpy(graph([clip])))
 
@@ -217,11 +217,11 @@ def short_clips(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     ours, stock = (kind.from_pretrained(folder).eval() for kind in (ASTForAudioClassification, StockModel))
     loaded = ASTForAudioClassification.from_pretrained(folder, max_length=frames).eval()
     bare = LayerProducts(loaded.config, loaded.config.num_tokens, torch.float32)
-    sides = {"ours": partial(hear, ours, extractor, clip, padding="longest"), "products": bare}
-    sides["stock"] = partial(hear, stock, stock_extractor, clip)
+    sides = {"ours": partial(forward, ours, extractor, clip, padding="longest"), "products": bare}
+    sides["stock"] = partial(forward, stock, stock_extractor, clip)
     # Stock cannot run this length.
     check_agreement(
-        {"ours": sides["ours"](), "ours, loaded at that length": hear(loaded, extractor, clip, padding="longest")},
+        {"ours": sides["ours"](), "ours, loaded at that length": forward(loaded, extractor, clip, padding="longest")},
         "ours",
         1e-4,
     )
@@ -243,15 +243,15 @@ def short_clips(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     right = {"ours": 0, "stock": 0}
     for path, label in clips:
         clip = load_waveform(path, extractor.sampling_rate).numpy()
-        right["ours"] += int(hear(ours, extractor, clip, padding="longest").argmax()) == label
-        right["stock"] += int(hear(stock, stock_extractor, clip).argmax()) == label
+        right["ours"] += int(forward(ours, extractor, clip, padding="longest").argmax()) == label
+        right["stock"] += int(forward(stock, stock_extractor, clip).argmax()) == label
     shares = {side: count / len(clips) for side, count in right.items()}
     note = f"{len(clips)} clips; stock pads to {ours.config.max_length} frames"
     yield Row("short_clips", work, shares["ours"], shares["stock"], unit="%", note=note)
 
 
 @torch.inference_mode()
-def hear(model: torch.nn.Module, extractor: ASTFeatureExtractor, clip: np.ndarray, **options) -> torch.Tensor:
+def forward(model: torch.nn.Module, extractor: ASTFeatureExtractor, clip: np.ndarray, **options) -> torch.Tensor:
     """Logits (1, num_labels) of one clip."""
     inputs = extractor(clip, sampling_rate=extractor.sampling_rate, return_tensors="pt", **options)
     return model(input_values=inputs["input_values"]).logits

@@ -30,7 +30,7 @@ except ImportError as error:
     sys.exit(str(error))
 
 import torch
-from comparison import RATE, generate_sounds, hear, spread
+from comparison import RATE, forward, generate_sounds, spread
 from differences import (
     COMPARISONS,
     Difference,
@@ -179,7 +179,9 @@ def held_out_logits(run: Path, data: Path) -> torch.Tensor:
     """What a trained model gives for the clips that it was not trained on."""
     model, extractor = load_model(run)
     paths = sorted(path for path in data.glob("*.wav") if not path.name.startswith("train"))
-    return torch.cat([hear(model, extractor, load_waveform(path, extractor.sampling_rate).numpy()) for path in paths])
+    return torch.cat(
+        [forward(model, extractor, load_waveform(path, extractor.sampling_rate).numpy()) for path in paths]
+    )
 
 
 def make_subject(args: argparse.Namespace, folder: Path) -> Subject:
