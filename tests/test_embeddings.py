@@ -17,12 +17,12 @@ from sklearn.preprocessing import StandardScaler
 
 from modeling_ast import ASTFeatureExtractor, AudioError, __version__, load_waveform
 from modeling_ast.data import synthetic
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.synthetic import CLASSES, generate_clip
 from modeling_ast.inference import embeddings as embeddings_module
 from modeling_ast.inference.embeddings import ASTEmbeddingPipeline, Embeddings, audio_embedder, write_npy
 from modeling_ast.inference.ensemble import fingerprint_model
-from modeling_ast.inference.tagging import TaggingError
 from modeling_ast.loading import ModelError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -473,9 +473,9 @@ def test_a_split_a_file_or_a_sound_that_there_is_not_is_refused(folder, tmp_path
     with pytest.raises(RecipeError, match="data with a split test, got train, validation"):
         run("--recipe", recipe, "--split", "test", *options)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TaggingError, match="No sound files"):
+    with pytest.raises(DataError, match="No sound files"):
         run(tmp_path / "empty", *options)
-    with pytest.raises(TaggingError, match="missing.wav: no such file"):
+    with pytest.raises(DataError, match="missing.wav: no such file"):
         run(sounds, tmp_path / "missing.wav", *options)
     with pytest.raises(SystemExit):
         run(sounds, "--window", "-1", *options)

@@ -17,8 +17,9 @@ from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.commands import export as export_script
+from modeling_ast.commands.command_line import CommandError
 from modeling_ast.inference.agreement import agreement_measure, compare, graph_function, model_function
-from modeling_ast.inference.export import ExportError, check_for_transformers_js, export_logits_onnx, export_onnx
+from modeling_ast.inference.export import check_for_transformers_js, export_logits_onnx, export_onnx
 from modeling_ast.inference.quantization import quantize_onnx
 from modeling_ast.loading import ModelError
 
@@ -364,13 +365,13 @@ def test_what_transformers_js_would_ignore_is_refused(model_options, extractor_o
     if words is None:
         check_for_transformers_js(model, extractor, padding)
         return
-    with pytest.raises(ExportError, match=words) as raised:
+    with pytest.raises(ModelError, match=words) as raised:
         check_for_transformers_js(model, extractor, padding)
     assert "\n" not in str(raised.value)
 
 
 def test_graph_of_logits_needs_an_extractor_that_fits(tmp_path, monkeypatch):
-    with pytest.raises(ExportError, match="Expected a feature extractor that fits the model.*32 mel bins"):
+    with pytest.raises(ModelError, match="Expected a feature extractor that fits the model.*32 mel bins"):
         export_logits_onnx(make_pair()[0], ASTFeatureExtractor(num_mel_bins=64), tmp_path / "model.onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match="pip install"):
@@ -547,7 +548,7 @@ def stub_export(monkeypatch, exported):
 def test_graph_with_other_scores_is_an_error_and_not_written(exported, stub_export, tmp_path):
     folder = exported[0]
     stub_export("ast.int8.onnx")
-    with pytest.raises(ExportError, match=r"within 0.001 of the model's, got a difference of \S+. Nothing is written"):
+    with pytest.raises(ModelError, match=r"within 0.001 of the model's, got a difference of \S+. Nothing is written"):
         run_script(folder / "model", tmp_path / "ast.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -569,10 +570,10 @@ def test_checks_that_cannot_be_made_are_errors(exported, stub_export, tmp_path):
     stub_export("ast.onnx")
     (tmp_path / "empty").mkdir()
     for name in ("empty", "missing.wav"):
-        with pytest.raises(ExportError, match=f"name sound files or folders with some, got .*{name}"):
+        with pytest.raises(CommandError, match=f"name sound files or folders with some, got .*{name}"):
             run_script(folder / "model", tmp_path / "ast.onnx", "--check", tmp_path / name)
     soundfile.write(tmp_path / "short.wav", np.zeros(100), 16000)
-    with pytest.raises(ExportError, match="short.wav: expected at least 25 ms of sound, got 100 samples"):
+    with pytest.raises(AudioError, match="short.wav: expected at least 25 ms of sound, got 100 samples"):
         run_script(folder / "model", tmp_path / "ast.onnx", "--check", tmp_path / "short.wav")
     (tmp_path / "broken.wav").write_text("no sound")
     with pytest.raises(AudioError, match="broken.wav: cannot be decoded"):
@@ -598,20 +599,20 @@ def test_bad_arguments_are_refused(exported, tmp_path, capsys):
 
 def test_feature_extractor_of_another_model_is_refused(tmp_path):
     model, _ = make_pair()
-    with pytest.raises(ExportError, match="Expected a feature extractor that fits the model.*32 mel bins"):
+    with pytest.raises(ModelError, match="Expected a feature extractor that fits the model.*32 mel bins"):
         export_onnx(model, ASTFeatureExtractor(num_mel_bins=64), tmp_path / "ast.onnx")
-    with pytest.raises(ExportError, match="fits the model.*less than one patch of 16 frames"):
+    with pytest.raises(ModelError, match="fits the model.*less than one patch of 16 frames"):
         export_onnx(model, ASTFeatureExtractor(num_mel_bins=32, min_length=8), tmp_path / "ast.onnx", "longest")
 
 
 def test_padding_is_one_of_two_words(tmp_path):
-    with pytest.raises(ExportError, match="Expected padding to be one of max_length, longest, got True"):
+    with pytest.raises(ValueError, match="Expected padding to be one of max_length, longest, got True"):
         export_onnx(*make_pair(), tmp_path / "ast.onnx", padding=True)
 
 
 def test_too_many_weights_for_one_file_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("modeling_ast.inference.export.MAX_BYTES", 2**15)
-    with pytest.raises(ExportError, match="GiB of float32 weights, got"):
+    with pytest.raises(ModelError, match="GiB of float32 weights, got"):
         export_onnx(*make_pair(), tmp_path / "ast.onnx")
 
 

@@ -14,7 +14,7 @@ from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.prepare import index_clips
 from modeling_ast.data.sources import AudioSplits, load_splits
-from modeling_ast.inference.tagging import find_files
+from modeling_ast.inference.sound_files import find_files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

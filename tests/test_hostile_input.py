@@ -34,7 +34,8 @@ from modeling_ast.data.prepare import read_all_seconds, read_esc50, read_segment
 from modeling_ast.data.recipes import ModelArguments, RecipeError, read_recipe
 from modeling_ast.data.sources import load_splits
 from modeling_ast.inference.pipeline import audio_tagger
-from modeling_ast.inference.tagging import ResultsFolder, SoundFile
+from modeling_ast.inference.sound_files import SoundFile
+from modeling_ast.inference.tagging import ResultsFolder
 from modeling_ast.inference.timeline import Timeline
 from modeling_ast.loading import ModelError
 from modeling_ast.training.arguments import parse_arguments

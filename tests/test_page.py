@@ -28,13 +28,14 @@ from conftest import make_tiny_config, random_model
 from PIL import Image
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
+from modeling_ast.commands.command_line import CommandError
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference import page as app
 from modeling_ast.inference import page_guard
 from modeling_ast.inference.page import BATCH_SIZE, Stopped, Tagger
 from modeling_ast.inference.page_guard import PageGuard, working_folder
 from modeling_ast.inference.pipeline import audio_tagger
-from modeling_ast.inference.tagging import TaggingError
 from modeling_ast.loading import ModelError
 
 pytest.importorskip("gradio", reason="needs gradio: pip install -e '.[demo]'")
@@ -259,7 +260,7 @@ def test_a_setting_is_a_number_or_empty():
 
 def test_a_regression_model_has_no_page(tagger, sound, monkeypatch):
     monkeypatch.setattr(tagger.classifier.model.config, "problem_type", "regression")
-    with pytest.raises(TaggingError, match="gives labels, got the regression model tiny"):
+    with pytest.raises(ModelError, match="gives labels, got the regression model tiny"):
         demo_app.build_page(tagger, "tiny", [sound])
 
 
@@ -273,7 +274,7 @@ def test_examples_are_the_sounds_of_a_folder(sound, tmp_path):
     (tmp_path / "notes.txt").write_text("no sound")
     assert demo_app.find_examples(tmp_path) == [sound.resolve()]
     for nothing in (tmp_path / "none", tmp_path / "notes.txt"):
-        with pytest.raises(TaggingError, match="Expected a folder with recordings"):
+        with pytest.raises(DataError, match="Expected a folder with recordings"):
             demo_app.find_examples(nothing)
 
 
@@ -289,7 +290,7 @@ def test_examples_are_the_sounds_of_a_folder(sound, tmp_path):
     ),
 )
 def test_options_that_cannot_work_are_refused(option):
-    with pytest.raises(TaggingError, match=option[0].strip("-")):
+    with pytest.raises(CommandError, match=option[0].strip("-")):
         demo_app.parse_options(["--model", "x", *option])
 
 
@@ -299,7 +300,7 @@ def test_accounts_stand_in_a_file_or_on_the_command_line(tmp_path):
     assert demo_app.read_accounts(str(tmp_path / "accounts")) == [("me", "secret"), ("you", "other")]
     (tmp_path / "accounts").write_text("me:secret\nyou\n")
     for nothing in ("secret", ":secret", "me:", str(tmp_path / "accounts")):
-        with pytest.raises(TaggingError, match="Expected auth to be USER:PASSWORD") as caught:
+        with pytest.raises(CommandError, match="Expected auth to be USER:PASSWORD") as caught:
             demo_app.read_accounts(nothing)
         assert "secret" not in str(caught.value)
 

@@ -38,7 +38,7 @@ from modeling_ast.inference.embeddings import (
     write_parquet,
 )
 from modeling_ast.inference.ensemble import fingerprint_model
-from modeling_ast.inference.tagging import find_files
+from modeling_ast.inference.sound_files import find_files
 
 OUTPUT_SUFFIXES = (".parquet", ".npy")
 
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 1 where recordings were left out.
 
     Raises:
-        ModelError, RecipeError, TaggingError, DataError, AudioError: A model, arguments, files or a data set that
+        ModelError, RecipeError, DataError, AudioError: A model, arguments, files or a data set that
             cannot be used, or not one recording that can.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")

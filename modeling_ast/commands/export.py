@@ -45,8 +45,8 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.audio import load_waveform
-from modeling_ast.commands.command_line import run_command, told
+from modeling_ast.audio import AudioError, load_waveform
+from modeling_ast.commands.command_line import CommandError, run_command, told
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.agreement import (
@@ -59,7 +59,6 @@ from modeling_ast.inference.agreement import (
     model_function,
 )
 from modeling_ast.inference.export import (
-    ExportError,
     check_for_transformers_js,
     export_logits_onnx,
     export_onnx,
@@ -67,7 +66,7 @@ from modeling_ast.inference.export import (
     save_transformers_js_config,
 )
 from modeling_ast.inference.quantization import quantize_onnx
-from modeling_ast.loading import load_model
+from modeling_ast.loading import ModelError, load_model
 
 logger = logging.getLogger("export_onnx")
 
@@ -86,8 +85,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         What `compare` gives for the `model`, the `fp32` graph and, with --int8, the `int8` graph.
 
     Raises:
-        ModelError, ExportError, AudioError: A model, a file or an output that cannot be used, or a graph that is not
-            the model.
+        ModelError: A model that cannot be used, or a graph that does not give its scores.
+        CommandError, AudioError: Options, or a sound file, that cannot be used.
         ImportError: A package that the export needs is not installed.
     """
     args = parse_command_line(argv)
@@ -130,7 +129,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         report(results, clips, measure, args.num_threads)
         difference = results["fp32"]["largest_difference"]
         if not difference <= TOLERANCE:  # nor NaN
-            raise ExportError(
+            raise ModelError(
                 f"Expected scores within {TOLERANCE} of the model's, got a difference of {difference:.2g}. Nothing is "
                 "written."
             )
@@ -223,7 +222,7 @@ def find_clips(sources: list[Path]) -> list[Path]:
     for source in sources:
         found = sorted(map(Path, find_sounds(source))) if source.is_dir() else [source]
         if not found or not source.exists():
-            raise ExportError(f"Expected --check to name sound files or folders with some, got {source}.")
+            raise CommandError(f"Expected --check to name sound files or folders with some, got {source}.")
         paths += found
     return paths
 
@@ -233,7 +232,7 @@ def read_clips(paths: list[Path], extractor: ASTFeatureExtractor) -> Iterator[li
     for path in tqdm(paths, desc="Comparing"):
         waveform = load_waveform(path, extractor.sampling_rate).numpy()
         if len(waveform) < extractor.frame_length:
-            raise ExportError(f"{path}: expected at least 25 ms of sound, got {len(waveform)} samples.")
+            raise AudioError(f"{path}: expected at least 25 ms of sound, got {len(waveform)} samples.")
         yield [waveform]
 
 

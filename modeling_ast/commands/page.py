@@ -28,14 +28,14 @@ from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, travers
 from starlette.middleware import Middleware
 
 from modeling_ast.audio import AUDIO_SUFFIXES, AudioError
-from modeling_ast.commands.command_line import device, run_command
+from modeling_ast.commands.command_line import CommandError, device, run_command
 from modeling_ast.data.folders import find_sounds
-from modeling_ast.data.labels import plain
+from modeling_ast.data.labels import DataError, plain
 from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
 from modeling_ast.inference.page import TOP_K, Stopped, TaggedRecording, Tagger
 from modeling_ast.inference.page_guard import PageGuard, working_folder
 from modeling_ast.inference.pipeline import audio_tagger
-from modeling_ast.inference.tagging import TaggingError
+from modeling_ast.loading import ModelError
 
 # Rows that the page shows of the events; the file to download holds all.
 MAX_ROWS = 500
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: Command line without the program; `None` takes the process's own.
 
     Raises:
-        ModelError, TaggingError: A model, options or examples that cannot be used.
+        ModelError, CommandError, DataError: A model, options or examples that cannot be used.
     """
     args = parse_options(argv)
     classifier = audio_tagger(args.model, device=args.device)
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
                 prevent_thread_lock=True,
             )
         except OSError as error:
-            raise TaggingError(f"{args.host}:{args.port} cannot be opened; --port chooses another.") from error
+            raise CommandError(f"{args.host}:{args.port} cannot be opened; --port chooses another.") from error
         print(f"The page is at http://{args.host}:{args.port}, until Ctrl+C.", flush=True)
         page.block_thread()
 
@@ -136,13 +136,13 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", type=device, help="such as cpu or cuda:1; default: a GPU where there is one")
     args = parser.parse_args(argv)
     if not 1 <= args.port <= 65535:
-        raise TaggingError(f"Expected port from 1 to 65535, got {args.port}.")
+        raise CommandError(f"Expected port from 1 to 65535, got {args.port}.")
     if not args.max_minutes > 0:
-        raise TaggingError(f"Expected max_minutes above 0, got {args.max_minutes:g}.")
+        raise CommandError(f"Expected max_minutes above 0, got {args.max_minutes:g}.")
     if args.max_megabytes < 1:
-        raise TaggingError(f"Expected max_megabytes of at least 1, got {args.max_megabytes}.")
+        raise CommandError(f"Expected max_megabytes of at least 1, got {args.max_megabytes}.")
     if args.max_total_megabytes < args.max_megabytes:
-        raise TaggingError(
+        raise CommandError(
             f"Expected max_total_megabytes of at least max_megabytes, {args.max_megabytes}, got "
             f"{args.max_total_megabytes}."
         )
@@ -153,12 +153,12 @@ def read_accounts(auth: str) -> list[tuple[str, str]]:
     """Users and passwords, from a file or from the command line, where other users of the machine can read them.
 
     Raises:
-        TaggingError: A line without both.
+        CommandError: A line without both.
     """
     lines = Path(auth).read_text(encoding="utf-8").split("\n") if Path(auth).is_file() else [auth]
     accounts = [line.strip().partition(":") for line in lines if line.strip()]
     if not accounts or not all(user and password for user, _, password in accounts):
-        raise TaggingError("Expected auth to be USER:PASSWORD, or a file with such lines; got something else.")
+        raise CommandError("Expected auth to be USER:PASSWORD, or a file with such lines; got something else.")
     return [(user, password) for user, _, password in accounts]
 
 
@@ -185,16 +185,14 @@ def find_examples(folder: Path) -> list[Path]:
     """The recordings in a folder and below, by name; one whose name is no UTF-8 would keep all from the page.
 
     Raises:
-        TaggingError: No such folder, or none in it.
+        DataError: No such folder, or none in it.
     """
     paths = sorted(Path(path).resolve() for path in find_sounds(folder))
     for path in [path for path in paths if plain(str(path)) != str(path)]:
         print(f"{plain(str(path))} is no example: its name cannot be shown.", file=sys.stderr)
         paths.remove(path)
     if not paths:
-        raise TaggingError(
-            f"Expected a folder with recordings ({', '.join(AUDIO_SUFFIXES)}) as examples, got {folder}."
-        )
+        raise DataError(f"Expected a folder with recordings ({', '.join(AUDIO_SUFFIXES)}) as examples, got {folder}.")
     return paths
 
 
@@ -221,11 +219,11 @@ def build_page(tagger: Tagger, model_name: str, examples: list[Path]) -> gr.Bloc
         examples: Paths of recordings.
 
     Raises:
-        TaggingError: A regression model, which has neither labels nor events.
+        ModelError: A regression model, which has neither labels nor events.
     """
     config, extractor = tagger.classifier.model.config, tagger.extractor
     if config.problem_type == "regression":
-        raise TaggingError(f"Expected a model that gives labels, got the regression model {model_name}.")
+        raise ModelError(f"Expected a model that gives labels, got the regression model {model_name}.")
     own_window = tagger.classifier.window_cutter().length / extractor.sampling_rate
 
     wanted: dict[str, Event] = {}  # by visitor: set once what is heard for them is wanted no more

@@ -30,11 +30,12 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError
-from modeling_ast.commands.command_line import device, run_command, told
-from modeling_ast.data.labels import plain
+from modeling_ast.commands.command_line import CommandError, device, run_command, told
+from modeling_ast.data.labels import DataError, plain
 from modeling_ast.inference.ensemble import fingerprint_model
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, audio_tagger
-from modeling_ast.inference.tagging import FORMATS, ResultsFolder, TaggingError, find_files
+from modeling_ast.inference.sound_files import find_files
+from modeling_ast.inference.tagging import FORMATS, ResultsFolder
 from modeling_ast.inference.timeline import Event, Timeline
 
 EVENT_OPTIONS = ("threshold", "low_threshold", "min_seconds", "merge_seconds", "ignore")
@@ -52,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, or 1 if some files cannot be used.
 
     Raises:
-        ModelError, TaggingError: A model, files, options or a folder for the results that cannot be used.
+        ModelError, CommandError, DataError, AudioError: A model, options, files or a folder for the results that
+            cannot be used.
     """
     args = parse_options(argv)
     if args.events_only:
@@ -62,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         windows = classifier.window_keywords(args.window, args.hop)
     except ValueError as error:
-        raise TaggingError(str(error)) from error
+        raise CommandError(str(error)) from error
     find_events, thresholds = event_finder(classifier, args)
     settings = {
         "model": args.model,
@@ -121,12 +123,9 @@ def find_again(args: argparse.Namespace) -> int:
         settings = json.loads(path.read_bytes())
         formats = settings.pop("formats")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise TaggingError(f"{args.output_dir} holds no results whose events could be found again.") from error
+        raise DataError(f"{args.output_dir} holds no results whose events could be found again.") from error
     folder = ResultsFolder(args.output_dir, settings, formats)
-    try:
-        folder.find_again({name: getattr(args, name) for name in EVENT_OPTIONS})
-    except AudioError as error:
-        raise TaggingError(str(error)) from error
+    folder.find_again({name: getattr(args, name) for name in EVENT_OPTIONS})
     return report(folder, list(folder.entries.values()), 0)
 
 
@@ -180,15 +179,15 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
             for name, value in vars(args).items()
             if name not in used and value not in (parser.get_default(name), [])
         ]:
-            raise TaggingError(f"No effect with --events_only, which hears nothing: {', '.join(idle)}.")
+            raise CommandError(f"No effect with --events_only, which hears nothing: {', '.join(idle)}.")
     elif not args.sources or args.model is None:
-        raise TaggingError("Expected recordings and --model, or --events_only.")
+        raise CommandError("Expected recordings and --model, or --events_only.")
     for name, least in {"top_k": 1, "min_seconds": 0, "merge_seconds": 0, "batch_size": 1, "num_workers": 0}.items():
         if not getattr(args, name) >= least:
-            raise TaggingError(f"Expected {name} of at least {least}, got {getattr(args, name)}.")
+            raise CommandError(f"Expected {name} of at least {least}, got {getattr(args, name)}.")
     for name in ("threshold", "low_threshold"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
-            raise TaggingError(f"Expected {name} between 0 and 1, got {getattr(args, name)}.")
+            raise CommandError(f"Expected {name} between 0 and 1, got {getattr(args, name)}.")
     return args
 
 
@@ -198,7 +197,7 @@ def event_finder(
     """What finds the events in a timeline, and the thresholds that were fitted to the model; `None` without events.
 
     Raises:
-        TaggingError: Options that contradict each other or the model.
+        CommandError: Options that contradict each other or the model.
     """
     options = {name: getattr(args, name) for name in EVENT_OPTIONS}
     config = classifier.model.config
@@ -206,7 +205,7 @@ def event_finder(
         given = [name for name, value in options.items() if value]
         given += ["formats audacity"] if "audacity" in (args.formats or ()) else []
         if given:
-            raise TaggingError(f"No effect on {args.model}, a regression model, which gives no events: {given[0]}.")
+            raise CommandError(f"No effect on {args.model}, a regression model, which gives no events: {given[0]}.")
         print(f"{args.model} is a regression model: it gives numbers over time, and no events.", file=sys.stderr)
         return (lambda timeline: []), None
     window = {"start": 0, "num_samples": 1, "logits": torch.zeros(1, config.num_labels)}
@@ -214,7 +213,7 @@ def event_finder(
     try:
         result["timeline"].find_events(**options)  # with the model's labels and thresholds
     except ValueError as error:
-        raise TaggingError(str(error)) from error
+        raise CommandError(str(error)) from error
     return (lambda timeline: timeline.find_events(**options)), result["timeline"].thresholds
 
 

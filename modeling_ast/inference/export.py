@@ -18,6 +18,7 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.scores import score_function, to_scores
 from modeling_ast.fbank import fbank, frame_length
 from modeling_ast.feature_extraction_ast import PADDINGS
+from modeling_ast.loading import ModelError
 from modeling_ast.modeling_ast import eager_attention_forward
 
 # The first with GELU as one operator; its Fourier transform (DFT-20) is in onnxruntime from 1.17 on.
@@ -27,10 +28,6 @@ OPSET = 20
 ATTENTION = "onnxruntime"
 # Of weights in one file; the format ends at 2 GiB. Source: torch's own limit, behind which it writes a second file.
 MAX_BYTES = 1536 * 1024**2
-
-
-class ExportError(ValueError):
-    """A model that cannot be exported, or a graph that does not give the model's scores."""
 
 
 def attend_in_onnxruntime(
@@ -190,14 +187,14 @@ def export_onnx(
             is slower.
 
     Raises:
-        ExportError: More than 1.5 GiB of weights, another word for `padding`, or a feature extractor that does not
-            fit the model.
+        ModelError: More than 1.5 GiB of weights, or a feature extractor that does not fit the model.
+        ValueError: Another word for `padding`.
         ImportError: onnx, onnxscript or onnxruntime is not installed.
     """
     require_onnx()
     padding = extractor.padding if padding is None else padding
     if padding not in PADDINGS:
-        raise ExportError(f"Expected padding to be one of {', '.join(PADDINGS)}, got {padding!r}.")
+        raise ValueError(f"Expected padding to be one of {', '.join(PADDINGS)}, got {padding!r}.")
     classifier = WaveformClassifier(_prepare(model, standard_operators), extractor, padding).eval()
     shortest = extractor.frame_length
     _try(classifier, torch.zeros(1, shortest))
@@ -226,10 +223,10 @@ def _prepare(model: ASTForAudioClassification, standard_operators: bool) -> ASTF
     """A copy in float32 whose attention the exporter can write.
 
     Raises:
-        ExportError: More weights than fit in one file.
+        ModelError: More weights than fit in one file.
     """
     if (size := 4 * model.num_parameters()) > MAX_BYTES:
-        raise ExportError(f"Expected at most {MAX_BYTES / 1024**3} GiB of float32 weights, got {size / 1024**3:.1f}.")
+        raise ModelError(f"Expected at most {MAX_BYTES / 1024**3} GiB of float32 weights, got {size / 1024**3:.1f}.")
     model = copy.deepcopy(model).float().cpu().eval()
     model.set_attn_implementation("eager" if standard_operators else ATTENTION)
     return model
@@ -239,13 +236,13 @@ def _try(module: nn.Module, inputs: torch.Tensor) -> None:
     """The model's own checks; out of the exporter they could not be understood.
 
     Raises:
-        ExportError: The feature extractor is another model's.
+        ModelError: The feature extractor is another model's.
     """
     try:
         with torch.inference_mode():
             module(inputs)
     except ValueError as error:
-        raise ExportError(f"Expected a feature extractor that fits the model. {error}") from error
+        raise ModelError(f"Expected a feature extractor that fits the model. {error}") from error
 
 
 def _save(program: torch.onnx.ONNXProgram, path: str | os.PathLike) -> None:
@@ -306,7 +303,7 @@ def export_logits_onnx(
         standard_operators: As in `export_onnx`.
 
     Raises:
-        ExportError: More than 1.5 GiB of weights, or a feature extractor that does not fit the model.
+        ModelError: More than 1.5 GiB of weights, or a feature extractor that does not fit the model.
         ImportError: onnx, onnxscript or onnxruntime is not installed.
     """
     require_onnx()
@@ -336,30 +333,30 @@ def check_for_transformers_js(
         padding: As in `export_onnx`.
 
     Raises:
-        ExportError: Another rate than 16 kHz, clips at their own length, a padding value, or scores that are no
+        ModelError: Another rate than 16 kHz, clips at their own length, a padding value, or scores that are no
             softmax.
 
     Source: transformers.js 4.3.2, `ASTFeatureExtractor` and `AudioClassificationPipeline`.
     """
     instead = "Export the graph that has the features inside instead (without --transformers_js), for onnxruntime-web."
     if extractor.sampling_rate != 16000:
-        raise ExportError(
+        raise ModelError(
             f"Expected a model at 16000 Hz, got {extractor.sampling_rate}: transformers.js cuts its frames for 16000 "
             f"Hz alone. {instead}"
         )
     if (function := score_function(model.config.problem_type)) != "softmax":
         kind = {"sigmoid": "sigmoids", "none": "plain values"}[function]
-        raise ExportError(
+        raise ModelError(
             f"Expected a model with one label a clip, got {model.config.problem_type}: its scores are {kind}, but the "
             f"pipeline of transformers.js computes a softmax of every model. {instead}"
         )
     if (padding or extractor.padding) != "max_length":
-        raise ExportError(
+        raise ModelError(
             "Expected padding max_length, got longest: transformers.js pads or cuts every clip to max_length. Give "
             f"--padding max_length where that is wanted. {instead}"
         )
     if extractor.padding_value != 0:
-        raise ExportError(
+        raise ModelError(
             f"Expected padding_value 0, got {extractor.padding_value}: transformers.js pads with 0. {instead}"
         )
 

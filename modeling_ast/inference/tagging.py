@@ -4,138 +4,26 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.audio import AUDIO_SUFFIXES
 from modeling_ast.data.files import written_beside
-from modeling_ast.data.folders import find_sounds
-from modeling_ast.data.labels import DataError, plain, read_rows
+from modeling_ast.data.labels import DataError
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.plots import plot_timeline
 from modeling_ast.inference.recordings import read_recording
+from modeling_ast.inference.sound_files import SoundFile
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels, is_number, read_timeline
 
 # What can be written. There is a folder for each but the lines of `results.jsonl`, which always are.
 _FOLDERS = {"csv": ("timelines", ".csv"), "audacity": ("audacity", ".txt"), "png": ("pictures", ".png")}
 FORMATS = ("jsonl", *_FOLDERS)
-# A list of recordings ends in one of these, and a table names them in one of these columns.
-_LIST_SUFFIXES, _LIST_COLUMNS = (".txt", ".csv", ".tsv"), ("path", "audio")
-# Bytes of a name that leave room, of the 255 that file systems take, for a suffix and a number.
-_MAX_NAME_BYTES = 240
 _TABLES = {"tags": ("label", "score"), "events": ("label", "start", "end", "score")}
 _MEND = "Give another --output_dir, or --overwrite to delete them and begin anew."
-
-
-class TaggingError(ValueError):
-    """Files, options or a folder for the results that cannot be used at all."""
-
-    def __init__(self, message: str):
-        super().__init__(plain(message))
-
-
-@dataclass(frozen=True)
-class SoundFile:
-    """A file to tag.
-
-    Attributes:
-        path: As it was given; of a file in a folder, the folder as it was given and the way from there.
-        place: What its own results are called, in a folder for each format: the way to the file, with the name of the
-            folder that was given first; a name that would be too long with a suffix is cut.
-        stamp: Size in bytes and time of change in nanoseconds, by which one knows that it is still the same.
-    """
-
-    path: str
-    place: str
-    stamp: list[int]
-
-
-def find_files(sources: Iterable[str | os.PathLike], output_dir: str | os.PathLike) -> list[SoundFile]:
-    """The sound files that are named, and those in the folders that are named and below, each once.
-
-    A source that ends in .txt, .csv or .tsv is a list: of files and folders, one a line, or in a column `path` (or
-    `audio`) of a table; their paths start beside the list, or else in the working directory.
-
-    In folders, what `find_sounds` passes over is, and what lies in the folder of the results. A file that is reached
-    in several ways, by links too, is taken as it is reached first.
-
-    Args:
-        sources: Files and folders.
-        output_dir: Of the results.
-
-    Returns:
-        In the order of the sources, those of a folder by name.
-
-    Raises:
-        TaggingError: A source that does not exist, a list that cannot be read, or no file at all.
-    """
-    found, results = {}, Path(output_dir).resolve()
-    sources = [
-        path for source in map(Path, sources) for path in (_read_list(source) if _is_list(source) else [source])
-    ]
-    for source in sources:
-        if source.is_dir():
-            name = source.resolve().name
-            # Results that lie among the recordings, and not in a folder of their own, hide none of them.
-            is_inside = source.resolve() in results.parents
-            for path in sorted(find_sounds(source)):
-                way = Path(os.path.relpath(path, source))
-                if not (is_inside and Path(path).resolve().is_relative_to(results)):
-                    found.setdefault(os.path.realpath(path), (str(source / way), (name / way).as_posix()))
-        elif source.exists():
-            found.setdefault(os.path.realpath(source), (str(source), source.name))
-        else:
-            raise TaggingError(f"{source}: no such file or folder.")
-    if not found:
-        raise TaggingError(
-            f"No sound files ({', '.join(AUDIO_SUFFIXES)}) in {', '.join(map(str, sources))}, nor below. A file with "
-            "another suffix is heard when it is named itself."
-        )
-    return [SoundFile(path, _cut_name(place), _stamp(path)) for path, place in found.values()]
-
-
-def _is_list(source: Path) -> bool:
-    return source.suffix.lower() in _LIST_SUFFIXES and source.is_file()
-
-
-def _read_list(path: Path) -> list[Path]:
-    """The sources that a list names."""
-    try:
-        if path.suffix.lower() == ".txt":  # names of files may be no UTF-8
-            names = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-        else:
-            header, *rows = [cells for _, cells in read_rows(path)] or [[]]
-            columns = [header.index(name) for name in _LIST_COLUMNS if name in header]
-            if not columns:
-                raise TaggingError(f"{path}: expected a column {' or '.join(_LIST_COLUMNS)}, got {', '.join(header)}.")
-            names = [cells[columns[0]] for cells in rows]
-    except (OSError, DataError) as error:
-        raise TaggingError(f"{path}: the list cannot be read ({error}).") from error
-    sources = [Path(name.strip()) for name in names if name.strip()]
-    if not sources:
-        raise TaggingError(f"{path}: the list names no files.")
-    sources = [beside if (beside := path.parent / source).exists() else source for source in sources]
-    if missing := [source for source in sources if not os.path.lexists(source)]:
-        raise TaggingError(f"{path}, a list of recordings: {missing[0]!s:.200} is not there.")
-    return sources
-
-
-def _cut_name(place: str) -> str:
-    name = os.fsencode(Path(place).name)
-    if len(name) <= _MAX_NAME_BYTES:
-        return place
-    return Path(place).with_name(name[:_MAX_NAME_BYTES].decode(errors="ignore")).as_posix()
-
-
-def _stamp(path: str) -> list[int]:
-    if not os.path.exists(path):  # a link that leads nowhere, which hearing will report
-        return [0, 0]
-    status = os.stat(path)
-    return [status.st_size, status.st_mtime_ns]
 
 
 class ResultsFolder:
@@ -160,7 +48,7 @@ class ResultsFolder:
         overwrite: Whether to delete the results that are there, and nothing else.
 
     Raises:
-        TaggingError: The folder holds results with other settings, or something else in their place.
+        DataError: The folder holds results with other settings, or something else in their place.
     """
 
     def __init__(
@@ -171,13 +59,13 @@ class ResultsFolder:
         self._inside = {}  # whether a folder, its links followed, lies in that of its format
         settings = {**settings, "formats": self.formats}
         if self.path.exists() and not self.path.is_dir():
-            raise TaggingError(f"Expected output_dir to be a folder, got the file {self.path}.")
+            raise DataError(f"Expected output_dir to be a folder, got the file {self.path}.")
         if overwrite:
             self._delete()
         if self.settings_path.exists():
             self._check_settings(settings)
         elif self.journal.exists():
-            raise TaggingError(f"{self.path} holds results without their settings. {_MEND}")
+            raise DataError(f"{self.path} holds results without their settings. {_MEND}")
         else:
             text = json.dumps(settings, indent=2) + "\n"
             _write(self.settings_path, lambda unfinished: unfinished.write_text(text))
@@ -247,13 +135,13 @@ class ResultsFolder:
             options: Of `Timeline.find_events`; they take the place of those in the settings.
 
         Raises:
-            TaggingError: Results without events or timelines, or options that cannot work.
+            DataError: Results without events or timelines, or options that cannot work.
             AudioError: A recording that cannot be read any longer, which a picture needs.
             OSError: A timeline that is not there, or a model whose feature extractor a picture needs.
         """
         settings = _parse(self.settings_path.read_bytes()) or {}
         if settings.get("thresholds") is None or "csv" not in self.formats:
-            raise TaggingError(f"{self.path} holds no timelines that events could be found in (--formats csv).")
+            raise DataError(f"{self.path} holds no timelines that events could be found in (--formats csv).")
         extractor = ASTFeatureExtractor.from_pretrained(settings["model"]) if "png" in self.formats else None
         found = {}
         for path, entry in self.entries.items():
@@ -263,7 +151,7 @@ class ResultsFolder:
                     timeline = read_timeline(table, settings["sampling_rate"], settings["thresholds"])
                     found[path] = timeline, timeline.find_events(**options)
                 except ValueError as error:
-                    raise TaggingError(str(error)) from error
+                    raise DataError(str(error)) from error
         for path, (timeline, events) in found.items():
             place = self.entries[path]["place"]
             self._write_events(path, place, timeline, events, extractor, ignore_length=True)  # it was heard
@@ -329,7 +217,7 @@ class ResultsFolder:
         for number, line in enumerate(content.split(b"\n")[:-1], start=1):
             entry = _parse(line)
             if entry is None or not self._is_entry(entry):
-                raise TaggingError(f"{self.journal}, line {number}: not a line of results. {_MEND}")
+                raise DataError(f"{self.journal}, line {number}: not a line of results. {_MEND}")
             entries[entry["path"]] = entry
         return entries
 
@@ -362,7 +250,7 @@ class ResultsFolder:
     def _check_settings(self, settings: dict[str, Any]) -> None:
         before = _parse(self.settings_path.read_bytes())
         if before is None:
-            raise TaggingError(f"{self.settings_path}: not the settings of results. {_MEND}")
+            raise DataError(f"{self.settings_path}: not the settings of results. {_MEND}")
         names = [name for name in settings | before if before.get(name) != settings.get(name)]
         # A model may have moved, and may have changed in its place.
         if "fingerprint" not in names:
@@ -376,7 +264,7 @@ class ResultsFolder:
             for name in names
         ]
         if differences:
-            raise TaggingError(f"{self.path} holds results of other settings: {'; '.join(differences)}. {_MEND}")
+            raise DataError(f"{self.path} holds results of other settings: {'; '.join(differences)}. {_MEND}")
 
     def _delete(self) -> None:
         for line in self.journal.read_bytes().split(b"\n") if self.journal.exists() else ():
