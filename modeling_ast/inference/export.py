@@ -16,7 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.scores import score_function, to_scores
-from modeling_ast.fbank import fbank, frame_length
+from modeling_ast.fbank import fbank
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.loading import ModelError
 from modeling_ast.modeling_ast import eager_attention_forward
@@ -72,20 +72,20 @@ def attend_in_onnxruntime(
     return context.unflatten(2, (heads, head_dim)), None
 
 
-def transform_by_matrix(sampling_rate: int) -> Callable:
+def transform_by_matrix(extractor: ASTFeatureExtractor) -> Callable:
     """`torch.fft.rfft` of the features as one product with a matrix, for the exporter.
 
     ONNX's `DFT` is rare: OpenVINO 2026.4 reads it and gives an empty result. The product is at least as fast in
     onnxruntime 1.32, and scores are as close.
 
     Args:
-        sampling_rate: In Hz; says the length of a frame and of its transform.
+        extractor: Says the length of a frame, and so of its transform.
 
     Returns:
         For the exporter's table of translations: frames (..., num_fft) to (..., num_fft // 2 + 1, 2), real and
         imaginary parts. Only the first `frame_length` samples of a frame are looked at; behind them is padding.
     """
-    length = frame_length(sampling_rate)
+    length = extractor.frame_length
     num_fft = 1 << (length - 1).bit_length()
     lines = num_fft // 2 + 1
     # The product of sample and line modulo the period, so that the angles keep all their digits.
@@ -212,7 +212,7 @@ def export_onnx(
         input_names=list(inputs),
         output_names=["scores"],
         opset_version=OPSET,
-        custom_translation_table={torch.ops.aten._fft_r2c.default: transform_by_matrix(extractor.sampling_rate)},
+        custom_translation_table={torch.ops.aten._fft_r2c.default: transform_by_matrix(extractor)},
         verbose=False,
     )
     program.model.metadata_props.update(_metadata(model, extractor, padding))
