@@ -2,7 +2,12 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +16,11 @@ import soundfile
 import torch
 
 from modeling_ast.commands import folds as run_folds
-from modeling_ast.commands import summarize as script
 from modeling_ast.commands import train as training_script
+from modeling_ast.commands.command_line import CommandError
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.training.folds import FoldError, summarize_folds
+from modeling_ast.training.folds import summarize_folds
 
 
 def write_run(folder: Path, accuracies: list[float], metric: str = "accuracy") -> Path:
@@ -46,7 +51,7 @@ def test_the_published_folds_give_the_published_mean(tmp_path, capsys):
     chosen, last = [95.0, 97.75, 94.75, 97.0, 94.25], [94.75, 97.25, 94.75, 96.75, 94.5]
     for fold, values in enumerate(zip(chosen, last), start=1):
         write_run(tmp_path / f"fold_{fold}", list(values))
-    summary = script.main([str(tmp_path)])
+    summary = run_folds.main([str(tmp_path)])
     assert json.loads((tmp_path / "folds.json").read_text()) == summary
     assert summary["chosen"]["mean"] == pytest.approx(95.75) and summary["chosen"]["folds"] == chosen
     assert summary["last"]["mean"] == pytest.approx(95.6)
@@ -61,7 +66,7 @@ def test_averaged_weights_and_the_linear_model_are_summarised_where_all_folds_ha
         if fold == 1:
             results["validation_baseline_accuracy"] = 0.4
         (folder / "all_results.json").write_text(json.dumps(results))
-    summary = script.main([str(tmp_path)])
+    summary = run_folds.main([str(tmp_path)])
     assert summary["weight_average"] == {"folds": [0.5, 0.75], "mean": 0.625} and "baseline" not in summary
     assert "average of weights: 0.5000, 0.7500; mean 0.6250" in capsys.readouterr().out
 
@@ -81,13 +86,13 @@ def test_averaged_weights_and_the_linear_model_are_summarised_where_all_folds_ha
 def test_runs_that_do_not_belong_together_are_refused(tmp_path, damage, message):
     folders = [write_run(tmp_path / f"fold_{fold}", [0.1, 0.2]) for fold in (1, 2)]
     damage(folders[1])
-    with pytest.raises(FoldError, match=message):
+    with pytest.raises(DataError, match=message):
         summarize_folds(folders)
 
 
 def test_no_runs_is_one_sentence(tmp_path):
-    with pytest.raises(FoldError, match="expected folders fold_1, fold_2"):
-        script.main([str(tmp_path)])
+    with pytest.raises(DataError, match="expected folders fold_1, fold_2"):
+        run_folds.main([str(tmp_path)])
 
 
 def test_a_recipe_without_folds_is_refused(tmp_path):
@@ -128,10 +133,10 @@ def launched(monkeypatch) -> list[dict[str, str]]:
 
     def run(command):
         runs.append(dict(key[2:].split("=", 1) for key in command if key.startswith("--") and "=" in key))
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(run_folds.summarize, "main", lambda argv: {})
+    monkeypatch.setattr(run_folds, "launch", run)
+    monkeypatch.setattr(run_folds, "summarize", lambda *_: {})
     return runs
 
 
@@ -156,7 +161,7 @@ def test_the_data_says_which_folds_there_are_and_a_recipe_needs_name_none(fold_r
     "argv, error, words",
     [
         (["--eval_fold", "1"], RecipeError, "Expected the folds to hold out as --folds, got --eval_fold"),
-        (["--folds", "../1"], FoldError, "names can be folders', got '../1'"),
+        (["--folds", "../1"], RecipeError, "names can be folders', got '../1'"),
         (["--fold_column_name", "kit"], DataError, "clips.csv: expected a column 'kit', got audio, label, fold"),
     ],
 )
@@ -181,13 +186,42 @@ def test_one_command_runs_all_folds_and_what_is_finished_is_not_run_again(fold_r
         assert f"eval_fold: '{fold}'\n" in recipe and "learning_rate: 0.001" in recipe
 
 
+@pytest.mark.parametrize("option", [["--folds", "1"], ["--accelerate_config", "x"], ["--learning_rate", "1"]])
+def test_a_folder_of_runs_is_only_summarised(tmp_path, option):
+    write_run(tmp_path / "fold_1", [0.5])
+    with pytest.raises(CommandError, match="Expected --metric alone with the folder of runs"):
+        run_folds.main([str(tmp_path), *option])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["launcher", "training"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_fold_in_one_line(fold_recipe, number, moment):
+    """Ctrl-C as a terminal sends it, to all processes; SIGTERM to the one command."""
+    command = [sys.executable, "-m", "modeling_ast.commands.folds", str(fold_recipe), "--num_train_epochs", "10000"]
+    process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True)
+    try:
+        assert process.stdout.readline().startswith("Fold 1: ")
+        while moment == "training" and not list(fold_recipe.parent.glob("out/fold_1/checkpoint-*")):
+            time.sleep(0.1)
+        time.sleep(1)
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        errors = process.communicate(timeout=120)[1]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + number
+    told = [line for line in errors.splitlines() if line.startswith("Stopped by ")]
+    assert len(told) == 1 and "goes on" in told[0] and "Traceback" not in errors
+
+
 @pytest.mark.slow
 def test_a_fold_that_fails_is_named(fold_recipe, capfd):
-    with pytest.raises(FoldError, match="Fold 7 failed"):
+    with pytest.raises(CommandError, match="Fold 7 failed"):
         run_folds.main([str(fold_recipe), "--folds", "7"])
     assert "eval_fold to be one of 1, 2" in capfd.readouterr().err
 
 
 def test_a_summary_of_nothing_is_refused():
-    with pytest.raises(FoldError, match="Expected the folders of the folds' runs, got none"):
+    with pytest.raises(DataError, match="Expected the folders of the folds' runs, got none"):
         summarize_folds([])

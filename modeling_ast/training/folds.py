@@ -7,11 +7,44 @@ from pathlib import Path
 
 import numpy as np
 
+from modeling_ast.data.labels import DataError
 from modeling_ast.training.results import RESULTS_NAME
 
 
-class FoldError(ValueError):
-    """Runs of folds that do not belong together, or are not there."""
+def save_summary(output_dir: str | Path, metric: str = "accuracy") -> dict:
+    """Summarise the runs in the folders `fold_*` of one folder, and write it to `folds.json` there.
+
+    Returns:
+        What `summarize_folds` gives, and the names of the `folders`.
+
+    Raises:
+        DataError: No runs, or runs that do not belong together.
+    """
+    output_dir = Path(output_dir)
+    folders = sorted(output_dir.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
+    if not folders:
+        raise DataError(f"{output_dir}: expected folders fold_1, fold_2, ... in it, found none.")
+    summary = {**summarize_folds(folders, metric), "folders": [folder.name for folder in folders]}
+    (output_dir / "folds.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def describe_summary(summary: dict) -> str:
+    """A summary in some lines of text, each with a metric of the folds and their mean."""
+    metric = summary["metric"]
+    parts = {
+        "chosen": f"at epoch {summary['chosen']['epoch']:g}, the best on average, which is optimistic",
+        "last": f"at epoch {summary['last']['epoch']:g}, the last",
+        "weight_average": "of the average of weights",
+        "baseline": "of a linear model",
+    }
+    lines = []
+    for name, words in parts.items():
+        if name in summary:
+            of_folds = ", ".join(f"{value:.4f}" for value in summary[name]["folds"])
+            lines.append(f"{metric} {words}: {of_folds}; mean {summary[name]['mean']:.4f}")
+    lines.insert(2, f"{metric} of the mean of all epochs' predictions: mean {summary['cum_mean'][-1]:.4f}")
+    return "\n".join(lines)
 
 
 def summarize_folds(folders: Sequence[str | Path], metric: str = "accuracy") -> dict:
@@ -29,17 +62,17 @@ def summarize_folds(folders: Sequence[str | Path], metric: str = "accuracy") -> 
         same clips choose and report.
 
     Raises:
-        FoldError: No folders, a missing or unfinished run, or a metric that is not in it.
+        DataError: No folders, a missing or unfinished run, or a metric that is not in it.
 
     Source: the original's summary of ESC-50's five folds.
     """
     if not folders:
-        raise FoldError("Expected the folders of the folds' runs, got none.")
+        raise DataError("Expected the folders of the folds' runs, got none.")
     tables = [_read_results(Path(folder), metric) for folder in folders]
     epochs = [row["epoch"] for row in tables[0]]
     for folder, table in zip(folders, tables):
         if [row["epoch"] for row in table] != epochs:
-            raise FoldError(
+            raise DataError(
                 f"Expected the same epochs in all folds, but {folder} has {len(table)} of them and {folders[0]} has "
                 f"{len(epochs)}. Is one still running?"
             )
@@ -75,13 +108,13 @@ def _read_final(folder: Path) -> dict[str, float]:
 def _read_results(folder: Path, metric: str) -> list[dict[str, str]]:
     path = folder / RESULTS_NAME
     if not path.is_file():
-        raise FoldError(f"{path}: no such file. Has this fold been run?")
+        raise DataError(f"{path}: no such file. Has this fold been run?")
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise FoldError(f"{path}: not the results of a run ({error}).") from error
+        raise DataError(f"{path}: not the results of a run ({error}).") from error
     if not rows or not rows[0].get(metric) or not rows[0].get(f"cum_{metric}"):
         columns = ", ".join(rows[0]) if rows else "nothing"
-        raise FoldError(f"{path}: expected columns {metric} and cum_{metric}, got {columns}.")
+        raise DataError(f"{path}: expected columns {metric} and cum_{metric}, got {columns}.")
     return rows
