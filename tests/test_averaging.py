@@ -7,7 +7,7 @@ from conftest import make_tiny_config, random_model
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from modeling_ast import ASTForAudioClassification
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.training.arguments import ASTTrainingArguments
 from modeling_ast.training.averaging import RunningAverage, average_checkpoints
 from modeling_ast.training.sampling import PositionedRows
@@ -25,8 +25,8 @@ def make_weights(count: int, dtype: torch.dtype = torch.float32) -> list[dict[st
     ]
 
 
-def running_average(weights: list[dict[str, torch.Tensor]]) -> RunningAverage:
-    average = RunningAverage()
+def running_average(weights: list[dict[str, torch.Tensor]], decay: float | None = None) -> RunningAverage:
+    average = RunningAverage(decay)
     for each in weights:
         average.update(each)
     return average
@@ -73,6 +73,20 @@ def test_running_mean_is_the_mean(count):
     assert_mean(average.weights, weights, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("decay", [0.1, 0.9, 0.999])
+def test_exponential_average_is_what_it_says(decay):
+    weights = make_weights(20)
+    average = RunningAverage(decay)
+    expected = {name: tensor.double() for name, tensor in weights[0].items()}
+    for number, each in enumerate(weights):
+        average.update(each)
+        if number:
+            expected = {name: decay * mean + (1 - decay) * each[name].double() for name, mean in expected.items()}
+    assert average.count == 20
+    for name, tensor in average.weights.items():
+        torch.testing.assert_close(tensor, expected[name].float(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_mean_of_other_types_is_kept_in_float32(dtype):
     """bfloat16 would lose all digits of weights that differ as little as an epoch's from the last one's."""
@@ -103,16 +117,17 @@ def test_weights_are_left_as_they_were():
         assert all(torch.equal(each[name], other[name]) for name in each)
 
 
+@pytest.mark.parametrize("decay", [None, 0.9])
 @pytest.mark.parametrize("cut", [1, 3])
-def test_an_interrupted_average_goes_on_as_if_it_had_not_been(cut, tmp_path):
+def test_an_interrupted_average_goes_on_as_if_it_had_not_been(cut, decay, tmp_path):
     weights = make_weights(5)
-    running_average(weights[:cut]).save(tmp_path / "average.safetensors")
-    resumed = RunningAverage()
+    running_average(weights[:cut], decay).save(tmp_path / "average.safetensors")
+    resumed = RunningAverage(decay)
     resumed.load(tmp_path / "average.safetensors")
     assert resumed.count == cut
     for each in weights[cut:]:
         resumed.update(each)
-    uninterrupted = running_average(weights)
+    uninterrupted = running_average(weights, decay)
     assert resumed.count == uninterrupted.count == 5
     assert all(torch.equal(tensor, uninterrupted.weights[name]) for name, tensor in resumed.weights.items())
 
@@ -282,6 +297,45 @@ def test_an_interrupted_run_has_the_average_of_an_uninterrupted_one(tmp_path, up
     whole = make_trainer(tmp_path / "whole", weight_average_start=1, save_strategy="no")
     whole.train()
     settings = {"weight_average_start": 1, "save_strategy": "steps", "save_steps": update}
+    interrupted = make_trainer(tmp_path / "parts", **settings)
+    interrupted.add_callback(StopAt(update))
+    interrupted.train()
+    resumed = make_trainer(tmp_path / "parts", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / f"checkpoint-{update}"))
+    assert resumed.average.count == whole.average.count == 4
+    torch.testing.assert_close(resumed.average.weights, whole.average.weights, rtol=0, atol=0)
+
+
+class Weights(TrainerCallback):
+    """Keeps the weights after every update."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+
+def test_a_run_averages_its_updates_exponentially(tmp_path):
+    trainer, weights = make_trainer(tmp_path, ema_decay=0.7, save_strategy="no", num_train_epochs=2), Weights()
+    trainer.add_callback(weights)
+    trainer.train()
+    trainer.processing_class = ASTFeatureExtractor(max_length=64, num_mel_bins=32)
+    trainer.save_end({})
+    expected = weights.seen[0]
+    for each in weights.seen[1:]:
+        expected = {name: 0.7 * mean + 0.3 * each[name] for name, mean in expected.items()}
+    assert trainer.average.count == len(weights.seen) == 4
+    saved = ASTForAudioClassification.from_pretrained(tmp_path / "weight_average").state_dict()
+    torch.testing.assert_close(saved, expected)
+
+
+@pytest.mark.parametrize("update", [2, 3], ids=["after an epoch", "within one"])
+def test_an_interrupted_run_has_the_exponential_average_of_an_uninterrupted_one(tmp_path, update):
+    settings = {"ema_decay": 0.7, "num_train_epochs": 2}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    settings |= {"save_strategy": "steps", "save_steps": update}
     interrupted = make_trainer(tmp_path / "parts", **settings)
     interrupted.add_callback(StopAt(update))
     interrupted.train()

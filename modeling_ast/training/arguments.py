@@ -32,6 +32,7 @@ _INTERVALS = {
     # Partial sums of so many draws; larger ones only make every weight 0.5.
     "mixup_alpha": "[1, 1000]",
     **dict.fromkeys(("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"), "[0, inf)"),
+    "ema_decay": "(0, 1)",
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), "[0, 1)"),
     **dict.fromkeys(("num_train_epochs", "save_steps", "logging_steps"), "(0, inf)"),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), "[1, inf)"),
@@ -140,6 +141,14 @@ class ASTTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "First epoch, counted from 1, of the average of the epochs' weights."}
     )
     weight_average_end: int | None = field(default=None, metadata={"help": "Last epoch of it; the last one if unset."})
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keep an exponential average of the weights, of which each update keeps this share and takes the "
+            "rest from the model, such as 0.999; in (0, 1). It is evaluated at the end and saved in weight_average/. "
+            "Not together with weight_average_start."
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
@@ -187,6 +196,8 @@ class ASTTrainingArguments(TrainingArguments):
             raise ValueError(f"Expected optim adamw_torch with decoupled_weight_decay false, got {self.optim.value}.")
         if self.head_learning_rate_factor <= 0:
             raise ValueError(f"Expected head_learning_rate_factor above 0, got {self.head_learning_rate_factor}.")
+        if self.ema_decay is not None and self.weight_average_start is not None:
+            raise ValueError("Expected one average of the weights, got ema_decay and weight_average_start.")
         if self.weight_average_start is None and self.weight_average_end is not None:
             raise ValueError("weight_average_end has no effect without weight_average_start.")
         if self.weight_average_start is not None:
@@ -201,6 +212,11 @@ class ASTTrainingArguments(TrainingArguments):
         # `Trainer` takes a path or True (the last checkpoint of the folder); a command line gives text.
         if str(self.resume_from_checkpoint).lower() in ("true", "false", "none"):
             self.resume_from_checkpoint = str(self.resume_from_checkpoint).lower() == "true" or None
+
+    @property
+    def averages_weights(self) -> bool:
+        """Whether a second model comes out of the run: the average."""
+        return self.weight_average_start is not None or self.ema_decay is not None
 
     def _check_early_stopping(self) -> None:
         if self.early_stopping_patience is None:

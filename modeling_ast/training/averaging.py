@@ -1,39 +1,59 @@
-"""Averages of weights: over the epochs of a run while it goes on, or over saved checkpoints."""
+"""Averages of weights: over the epochs or updates of a run while it goes on, or over saved checkpoints."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
 
 
 class RunningAverage:
-    """The mean of all weights that it was shown; one copy of the model in memory, on the CPU.
+    """The mean of all weights that it was shown, or their exponential average; in float32.
+
+    Args:
+        decay: The share that the average keeps of itself at each update, in (0, 1); `None` takes the mean.
+        device: Where it is kept: one copy of the model in memory.
 
     Source: the weight averaging of PSLA and AST (Gong et al., 2021), which keeps all checkpoints and averages at the
         end; the mean is the same.
     """
 
-    def __init__(self):
-        self.count = 0
-        self.weights: dict[str, torch.Tensor] = {}
+    def __init__(self, decay: float | None = None, device: str | torch.device = "cpu"):
+        self.device = device
+        self._multi_avg_fn = None if decay is None else get_ema_multi_avg_fn(decay)
+        self._names: list[str] = []
+        self._averaged: AveragedModel | None = None
+
+    @property
+    def count(self) -> int:
+        """Sets of weights that it was shown."""
+        return 0 if self._averaged is None else int(self._averaged.n_averaged)
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The average."""
+        return (
+            {}
+            if self._averaged is None
+            else {name: tensor.detach() for name, tensor in zip(self._names, self._averaged.module)}
+        )
 
     def update(self, weights: dict[str, torch.Tensor]) -> None:
-        """Take in one more set of weights, in any floating-point type; the mean is kept in float32.
+        """Take in one more set of weights, in any floating-point type.
 
         Raises:
             ValueError: Other names or shapes than the first set's.
         """
-        weights = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in weights.items()}
+        if self._averaged is None:
+            self._begin(weights)
         shapes = {name: tensor.shape for name, tensor in weights.items()}
-        if self.count == 0:
-            self.weights, self.count = {name: tensor.clone() for name, tensor in weights.items()}, 1
-            return
         known = {name: tensor.shape for name, tensor in self.weights.items()}
         if different := sorted(name for name in shapes | known if shapes.get(name) != known.get(name)):
             name = different[0]
@@ -41,9 +61,7 @@ class RunningAverage:
                 f"Expected weights of the same names and shapes, but {name} is {_shape(known.get(name))} in the first "
                 f"model and {_shape(shapes.get(name))} in number {self.count + 1}."
             )
-        self.count += 1
-        for name, mean in self.weights.items():
-            mean += (weights[name] - mean) / self.count
+        self._averaged.update_parameters(self._module(weights[name] for name in self._names))
 
     def save(self, path: str | Path) -> None:
         """Into a safetensors file, so that an interrupted run goes on with it."""
@@ -51,11 +69,21 @@ class RunningAverage:
 
     def load(self, path: str | Path) -> None:
         with safe_open(path, framework="pt") as file:
-            self.count = int(file.metadata()["count"])
-        self.weights = load_file(path)
+            count = int(file.metadata()["count"])
+        self._begin(load_file(path))
+        self._averaged.n_averaged.fill_(count)
+
+    def _begin(self, weights: dict[str, torch.Tensor]) -> None:
+        self._names = list(weights)
+        self._averaged = AveragedModel(self._module(weights.values()), self.device, multi_avg_fn=self._multi_avg_fn)
+
+    def _module(self, tensors: Iterable[torch.Tensor]) -> nn.ParameterList:
+        """What `AveragedModel` takes; a sharded model's own module does not hold its weights."""
+        tensors = (tensor.detach().to(self.device, torch.float32) for tensor in tensors)
+        return nn.ParameterList(nn.Parameter(tensor, requires_grad=False) for tensor in tensors)
 
     def to_model(self, config: ASTConfig) -> ASTForAudioClassification:
-        """A model of its own that has the mean for weights."""
+        """A model of its own that has the average for weights."""
         model = ASTForAudioClassification(copy.deepcopy(config))
         model.load_state_dict(self.weights)
         return model

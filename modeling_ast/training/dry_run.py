@@ -79,7 +79,7 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset], output_dir: Path)
         rate = _evaluation_rate(trainer, trainer.eval_dataset)
     finally:
         metrics_logger.setLevel(level)
-    models = 1 if trainer.args.weight_average_start is None else 2  # the averaged one is evaluated too
+    models = 2 if trainer.args.averages_weights else 1  # the averaged one is evaluated too
     clips = evaluations * len(trainer.eval_dataset) + models * sum(map(len, held_out.values()))
     seconds += clips / rate
     logger.info(
@@ -194,13 +194,13 @@ def _report_space(trainer: ASTTrainer, output_dir: Path) -> None:
     weights = sum(each.numel() * each.element_size() for each in parameters)
     trained = sum(each.numel() * each.element_size() for each in parameters if each.requires_grad)
     # Adam remembers two numbers for each that is trained.
-    size = weights + 2 * trained + (weights if args.weight_average_start is not None else 0)
+    size = weights + 2 * trained + (weights if args.averages_weights else 0)
     saves = _times(args.save_strategy, trainer.state.save_steps, trainer)
     saves += args.save_strategy == "steps" and trainer.state.max_steps % trainer.state.save_steps > 0  # the last one
     # One more than stay, while it is written; the best one stays beside the newest.
     stay = max(args.save_total_limit, 2 if args.load_best_model_at_end else 1) if args.save_total_limit else saves
     kept = min(saves, stay + 1)
-    needed = kept * size + weights * (2 if args.weight_average_start is not None else 1)
+    needed = kept * size + weights * (2 if args.averages_weights else 1)
     place = next(folder for folder in (output_dir.resolve(), *output_dir.resolve().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     logger.info(

@@ -55,7 +55,9 @@ class ASTTrainer(ResumableTrainer):
         self.sampling_weights = sampling_weights
         self.clip_seconds = clip_seconds
         self.record = record
-        self.average = RunningAverage()
+        decay = self.args.ema_decay
+        # An average of every update stays where the weights are, which would take long to copy.
+        self.average = RunningAverage() if decay is None else RunningAverage(decay, self.args.device)
         # Sums of the losses of updates and their numbers, since the last evaluation and since the beginning.
         self.loss_sum, self.num_losses, self.last_rate = torch.zeros(()), 0.0, 0.0
         self.total_loss, self.total_losses = torch.zeros(()), 0.0
@@ -199,17 +201,19 @@ class ASTTrainer(ResumableTrainer):
             self.loss_sum, self.num_losses = torch.zeros(()), 0.0
         return metrics
 
-    def finish_epoch(self) -> None:
-        """Take the epoch's weights into the average, if it is one of those to average."""
+    def average_weights(self, ends_epoch: bool) -> None:
+        """Take the weights into the average: after each update, or after those epochs that are to be averaged."""
         args = self.args
-        if args.weight_average_start is None:
+        is_due = args.ema_decay is not None
+        if ends_epoch and args.weight_average_start is not None:
+            end = args.num_train_epochs if args.weight_average_end is None else args.weight_average_end
+            is_due = args.weight_average_start <= round(self.state.epoch) <= end
+        if not is_due:
             return
-        end = args.num_train_epochs if args.weight_average_end is None else args.weight_average_end
-        if args.weight_average_start <= round(self.state.epoch) <= end:
-            is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-            weights = self.accelerator.get_state_dict(self.model_wrapped) if is_sharded else self.model.state_dict()
-            if self.is_world_process_zero():
-                self.average.update(weights)
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        weights = self.accelerator.get_state_dict(self.model_wrapped) if is_sharded else self.model.state_dict()
+        if self.is_world_process_zero():
+            self.average.update(weights)
 
     # A run that diverged stops, and leaves the checkpoints from before.
 
@@ -282,8 +286,7 @@ class _EpochCallback(TrainerCallback):
         self.saves_at_end = waits and control.should_save
         if waits or control.should_log or control.should_evaluate:  # saving looks for itself
             self.trainer.check_loss()
-        if ends_epoch:
-            self.trainer.finish_epoch()
+        self.trainer.average_weights(ends_epoch)
         if waits:
             control.should_save = False
 
