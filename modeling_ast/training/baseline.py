@@ -1,5 +1,6 @@
 """A yardstick: what a linear model reaches on the plainest summary of the same features."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from tqdm.auto import tqdm
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.metrics import compute_metrics, multi_hot
 from modeling_ast.data.recipes import RecipeError
+from modeling_ast.data.sources import AudioSplits
+
+logger = logging.getLogger(__name__)
 
 
 def check_classes(rows: Dataset, label_names: list[str]) -> None:
@@ -38,6 +42,28 @@ def check_classes(rows: Dataset, label_names: list[str]) -> None:
             f"Expected training clips of two classes at least for linear_baseline, got {label_names[label]} alone. "
             "Leave it out, or add clips of something else."
         )
+
+
+def compare_with_baseline(
+    splits: AudioSplits, extractor: ASTFeatureExtractor, results: dict[str, float]
+) -> dict[str, float]:
+    """What a linear model reaches on the clips that are reported, as a metric; and log whether the network beats it.
+
+    Args:
+        splits: Of decoded clips.
+        extractor: Of the features.
+        results: Of the network.
+    """
+    if splits.train is None:
+        logger.info("No linear baseline: the data hold no clips that it could be trained on.")
+        return {}
+    name, rows = ("validation", splits.validation) if splits.test is None else ("test", splits.test)
+    baseline = linear_baseline(splits.train, rows, extractor, len(splits.label_names))
+    metric = "accuracy" if f"{name}_accuracy" in results else "mAP"
+    network, linear = results[f"{name}_{metric}"], baseline[metric]
+    verdict = "beats" if network > linear else "does not beat"
+    logger.info(f"{name} {metric}: the network reaches {network:.4f} and {verdict} a linear model's {linear:.4f}.")
+    return {f"{name}_baseline_{metric}": linear}
 
 
 def linear_baseline(

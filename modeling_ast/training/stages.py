@@ -1,0 +1,225 @@
+"""The stages of a run: its data, its model, its trainer, the training, the evaluation."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.data.bad_clips import BAD_CLIPS_NAME, BadClips
+from modeling_ast.data.collating import ASTDataCollator
+from modeling_ast.data.files import written_beside
+from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
+from modeling_ast.data.sources import AudioSplits
+from modeling_ast.data.splits import read_held_out, read_splits
+from modeling_ast.data.streams import decode
+from modeling_ast.training.arguments import Arguments
+from modeling_ast.training.baseline import check_classes
+from modeling_ast.training.building import build_model_and_extractor
+from modeling_ast.training.collator import AugmentingCollator
+from modeling_ast.training.output_dir import last_whole_checkpoint, prepare_output_dir
+from modeling_ast.training.results import EpochRecord
+from modeling_ast.training.sampling import class_balanced_weights, positioned, read_clip_seconds, sort_by_length
+from modeling_ast.training.trainer import ASTTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def read_data(arguments: Arguments) -> AudioSplits:
+    """The clips of a run, not decoded: those that are held out alone where it does not train.
+
+    Raises:
+        RecipeError, DataError: Keys or a data set that cannot be used.
+    """
+    model_args, data_args, _, training_args = arguments
+    multi_label = model_args.problem_type == "multi_label_classification"
+    with training_args.main_process_first(desc="reading the data set"):
+        if training_args.do_train or data_args.streaming:
+            splits = read_splits(data_args, multi_label)
+        else:
+            splits = read_held_out(model_args.model_name_or_path, data_args, multi_label)
+    sizes = {name: "a stream of" if data_args.streaming and name == "train" else len(rows) for name, rows in splits}
+    logger.info(
+        f"{data_args.dataset_name}: {len(splits.label_names)} labels, "
+        + ", ".join(f"{size} clips for {name}" for name, size in sizes.items())
+    )
+    if data_args.linear_baseline:
+        check_classes(splits.train, splits.label_names)
+    return splits
+
+
+def build(arguments: Arguments, splits: AudioSplits) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
+    """The model and the feature extractor of a run.
+
+    Raises:
+        RecipeError: Keys that the model to start from cannot be used with.
+    """
+    model_args, _, _, training_args = arguments
+    model, extractor = build_model_and_extractor(
+        model_args, splits.label_names, allow_fresh_head=training_args.do_train
+    )
+    if training_args.freeze_backbone:
+        model.audio_spectrogram_transformer.requires_grad_(False)
+    logger.info(
+        f"{model_args.model_name_or_path}: {model.num_parameters() / 1e6:.2f} million parameters, "
+        f"{model.config.max_length} frames, {model.config.num_tokens} tokens"
+    )
+    return model, extractor
+
+
+def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatureExtractor) -> dict[str, Any]:
+    """Let the splits give decoded clips, those that are held out in the order of their lengths where these are free.
+
+    Returns:
+        What `make_trainer` needs for a model that is trained.
+
+    Raises:
+        RecipeError, DataError, AudioError: Labels that cannot be drawn alike, or a clip whose length cannot be read.
+    """
+    model_args, data_args, augment_args, training_args = arguments
+    is_free, num_labels = extractor.padding == "longest", len(splits.label_names)
+    clip_seconds = sampling_weights = None
+    if is_free and training_args.do_train and not data_args.streaming:
+        seconds = read_clip_seconds(
+            splits.train, allow_bad=data_args.max_bad_clips > 0, ignore_length=splits.ignore_length
+        )
+        clip_seconds = seconds.clamp(max=0.01 * extractor.max_length)  # longer ones are cut
+    if training_args.class_balanced_sampling and training_args.do_train:
+        sampling_weights = class_balanced_weights(splits.train, num_labels)
+    for name, rows in splits:
+        rows = sort_by_length(rows, splits.ignore_length) if is_free and name != "train" else rows
+        noted = _bad_clips(arguments, splits) if name == "train" else None
+        setattr(splits, name, decode(rows, extractor.sampling_rate, noted, splits.ignore_length))
+    return {
+        "train_dataset": None if splits.train is None else positioned(splits.train),
+        "train_collator": AugmentingCollator(
+            extractor,
+            num_labels,
+            model_args.problem_type == "multi_label_classification",
+            augment=augment_args,
+            rows=None if data_args.streaming else splits.train,
+            seed=training_args.seed,
+        ),
+        "sampling_weights": sampling_weights,
+        "clip_seconds": clip_seconds,
+        "record": EpochRecord(training_args.output_dir, model_args.problem_type),
+    }
+
+
+def make_trainer(
+    arguments: Arguments,
+    splits: AudioSplits,
+    model: ASTForAudioClassification,
+    extractor: ASTFeatureExtractor,
+    thresholds: np.ndarray,
+    **training: Any,
+) -> ASTTrainer:
+    """A trainer, which also evaluates.
+
+    Args:
+        arguments: Of the run.
+        splits: Of decoded clips.
+        model: To train, or to evaluate.
+        extractor: Of its features.
+        thresholds: The score from which on each label counts as present, (num_labels,).
+        training: What `prepare_clips` gives, for a model that is trained.
+    """
+    problem_type = arguments[0].problem_type
+    multi_label = problem_type == "multi_label_classification"
+    return ASTTrainer(
+        model=model,
+        args=arguments[-1],
+        eval_dataset=splits.test if splits.validation is None else splits.validation,
+        data_collator=ASTDataCollator(extractor, len(splits.label_names), multi_label),
+        processing_class=extractor,
+        compute_metrics=lambda p: compute_metrics(
+            to_probabilities(p.predictions, problem_type), p.label_ids, problem_type, thresholds, splits.label_names
+        ),
+        **training,
+    )
+
+
+def train(trainer: ASTTrainer, arguments: Arguments, splits: AudioSplits) -> dict[str, float]:
+    """Train, from the beginning or from where it was interrupted, and save the model; not again where that is done.
+
+    Returns:
+        The metrics of the training; with `max_bad_clips` also the number of clips that could not be decoded.
+    """
+    _, data_args, _, training_args = arguments
+    logger.info(
+        f"{trainer.global_batch_size} clips an update: {training_args.per_device_train_batch_size} on each of "
+        f"{training_args.world_size * max(1, training_args.n_gpu)} device(s), "
+        f"{training_args.gradient_accumulation_steps} accumulation step(s)"
+    )
+    bad_clips = _bad_clips(arguments, splits)
+    if training_args.should_save:
+        prepare_output_dir(Path(training_args.output_dir), arguments)
+        bad_clips.forget_mended()
+    training_args.distributed_state.wait_for_everyone()  # before all of them look for checkpoints in it
+    metrics = _train_or_go_on(trainer)
+    if data_args.max_bad_clips:
+        metrics["train_bad_clips"] = len(bad_clips.read())
+        trainer.save_metrics("train", metrics)
+    trainer.log_metrics("train", metrics)
+    if metrics.get("train_bad_clips"):
+        number = metrics["train_bad_clips"]
+        logger.warning(f"{number} training clip(s) could not be decoded: {bad_clips.path} names them.")
+    return metrics
+
+
+def evaluate(
+    trainer: ASTTrainer,
+    splits: AudioSplits,
+    folder: Path,
+    draw: Callable[[str, Path, np.ndarray, np.ndarray, list[dict]], None],
+    prefix: str = "",
+) -> dict[str, float]:
+    """Metrics on each held-out split, with a table of the classes in a folder.
+
+    Args:
+        trainer: Of the model.
+        splits: Of decoded clips.
+        folder: For the tables.
+        draw: Makes pictures of a split: gets its name, the folder, probabilities (clips, num_labels), labels and the
+            rows of the table.
+        prefix: Of the metrics' names.
+    """
+    results = {}
+    for name, rows in splits:
+        if name == "train":
+            continue
+        metrics = trainer.evaluate(rows, metric_key_prefix=prefix + name)
+        metrics.pop(f"{prefix}{name}_model_preparation_time", None)  # of a trainer that has not trained
+        trainer.log_metrics(prefix + name, metrics)
+        trainer.save_metrics(prefix + name, metrics)
+        results |= metrics
+        if trainer.is_world_process_zero():
+            folder.mkdir(parents=True, exist_ok=True)
+            logits, labels = trainer.last_evaluation.predictions, trainer.last_evaluation.label_ids
+            probabilities = to_probabilities(logits, trainer.model.config.problem_type)
+            classes = per_class_metrics(probabilities, labels, splits.label_names)
+            with written_beside(folder / f"per_class_{name}.csv") as unfinished:
+                write_per_class_csv(classes, unfinished)
+            draw(name, folder, probabilities, labels, classes)
+    return results
+
+
+def _train_or_go_on(trainer: ASTTrainer) -> dict[str, float]:
+    output_dir, resume = Path(trainer.args.output_dir), trainer.args.resume_from_checkpoint
+    checkpoint = last_whole_checkpoint(output_dir) if resume is True else resume
+    if resume is True and (metrics := trainer.load_end()) is not None:
+        logger.info(f"{output_dir} holds the trained model: what is left is its evaluation.")
+        return metrics
+    if resume:
+        logger.info(f"Continuing from {checkpoint}." if checkpoint else "No checkpoint yet: from the beginning.")
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.save_end(metrics)
+    return metrics
+
+
+def _bad_clips(arguments: Arguments, splits: AudioSplits) -> BadClips:
+    _, data_args, _, training_args = arguments
+    path = Path(training_args.output_dir) / BAD_CLIPS_NAME
+    return BadClips(path, data_args.max_bad_clips, splits.ignore_length)
