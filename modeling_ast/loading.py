@@ -1,6 +1,8 @@
 """A folder or a Hub name to a model and its feature extractor: the one way in which whoever uses a model loads it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +47,27 @@ def load_model(
     hub_options = {
         key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options
     }
-    try:
+    with as_model_error(name):
         model, missing = load_trained(name, model_class, **options)
         if missing:
             raise ValueError(f"expected a trained AST, but weights are missing, such as {missing[0]}.")
         extractor = ASTFeatureExtractor.from_pretrained(name, **hub_options)
         check_mel_bins(model, extractor)
+    return model, extractor
+
+
+@contextmanager
+def as_model_error(name: str | os.PathLike) -> Iterator[None]:
+    """Around what reads a model: whatever the libraries make of it is one error that names it.
+
+    Raises:
+        ModelError: In place of another error.
+    """
+    try:
+        yield
     except (ValueError, OSError, TypeError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())  # the libraries' messages have several lines
         raise ModelError(f"{name} cannot be used: {reason}") from error
-    return model, extractor
 
 
 def check_mel_bins(model: ASTForAudioClassification | ASTModel, extractor: ASTFeatureExtractor) -> None:

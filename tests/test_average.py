@@ -9,6 +9,8 @@ from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands import average as average_checkpoints
+from modeling_ast.commands.command_line import CommandError
+from modeling_ast.loading import ModelError
 
 
 def run(*arguments) -> None:
@@ -45,11 +47,11 @@ def test_what_cannot_be_averaged_is_refused(tmp_path, folders):
         ([folders[0], tmp_path / "wider"], "in the first model and"),
         ([tmp_path / "nothing"], "nothing"),
     ):
-        with pytest.raises((ValueError, OSError), match=words):
+        with pytest.raises(ModelError, match=words):
             run(*arguments, "--output_dir", tmp_path / "average")
         assert not (tmp_path / "average").exists()
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(folders):
-    with pytest.raises(ValueError, match="new or empty folder"):
+    with pytest.raises(CommandError, match="new or empty folder"):
         run(*folders, "--output_dir", folders[0])

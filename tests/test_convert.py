@@ -20,9 +20,9 @@ from test_conversion import (
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.commands.command_line import CommandError
 from modeling_ast.commands.convert import main
 from modeling_ast.data.labels import DataError
+from modeling_ast.loading import ModelError
 
 NAMES = ["dog", "Male speech, man speaking", "rain", "sea waves", "Ding-dong"]
 GEOMETRY = ["--num_mel_bins", str(BINS), "--max_length", str(FRAMES)]
@@ -144,7 +144,7 @@ def test_errors_are_words_and_leave_no_folder(original, deit, labels, tmp_path, 
         files[name] = tmp_path / f"{name}.csv"
         files[name].write_text(f"index,mid,display_name\n{rows}\n")
     geometry = GEOMETRY[:2] if "--max_length" in arguments else GEOMETRY
-    with pytest.raises((SystemExit, CommandError, DataError)) as error:
+    with pytest.raises((SystemExit, DataError, ModelError)) as error:
         convert(*(files.get(argument, argument) for argument in arguments), *geometry)
     message = f"{error.value}\n{capsys.readouterr().err}".replace("\n", " ")
     assert re.search(words, message), message

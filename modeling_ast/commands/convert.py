@@ -9,22 +9,19 @@ The folder holds the model, with its label names, and the feature extractor.
 import argparse
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-
 from modeling_ast import ASTConfig, ASTFeatureExtractor, load_imagenet_checkpoint, load_original_checkpoint
-from modeling_ast.commands.command_line import run_command, told
+from modeling_ast.commands.command_line import Parser, run_command
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes
 from modeling_ast.data.labels import read_label_table
+from modeling_ast.loading import as_model_error
 
 GEOMETRY = ("frequency_stride", "time_stride", "num_mel_bins", "max_length")
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "regression")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("source", help="the original's .pth file; with --imagenet DeiT weights or " + ", ".join(SIZES))
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--imagenet", action="store_true", help="the source is a DeiT: positions adapted, fresh head")
@@ -51,22 +48,30 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def convert(args: argparse.Namespace) -> None:
+def main(argv: list[str] | None = None) -> None:
+    """Convert, and write the folder.
+
+    Raises:
+        DataError: A label table that cannot be read.
+        ModelError: Weights that cannot be used, or not with these options.
+    """
+    args = parse_arguments(argv)
     id2label = dict(enumerate(read_label_table(args.labels).names)) if args.labels else None
     geometry = {key: getattr(args, key) for key in GEOMETRY if getattr(args, key) is not None}
     statistics = {key: getattr(args, key) for key in ("mean", "std") if getattr(args, key) is not None}
-    if args.imagenet:
-        size = SIZES[args.source] if args.source in SIZES else imagenet_sizes(args.source)
-        labels = {"num_labels": args.num_labels} if id2label is None else {"id2label": id2label}
-        config = ASTConfig(layer_norm_eps=1e-6, head_layer_norm_eps=1e-5, **size, **geometry, **labels)
-        config.label2id = {name: index for index, name in config.id2label.items()}
-        model = load_imagenet_checkpoint(args.source, config)
-    else:
-        model = load_original_checkpoint(args.source, id2label=id2label, **geometry)
-    model.config.problem_type = args.problem_type
-    extractor = ASTFeatureExtractor(
-        num_mel_bins=model.config.num_mel_bins, max_length=model.config.max_length, **statistics
-    )
+    with as_model_error(args.source):
+        if args.imagenet:
+            size = SIZES[args.source] if args.source in SIZES else imagenet_sizes(args.source)
+            labels = {"num_labels": args.num_labels} if id2label is None else {"id2label": id2label}
+            config = ASTConfig(layer_norm_eps=1e-6, head_layer_norm_eps=1e-5, **size, **geometry, **labels)
+            config.label2id = {name: index for index, name in config.id2label.items()}
+            model = load_imagenet_checkpoint(args.source, config)
+        else:
+            model = load_original_checkpoint(args.source, id2label=id2label, **geometry)
+        model.config.problem_type = args.problem_type
+        extractor = ASTFeatureExtractor(
+            num_mel_bins=model.config.num_mel_bins, max_length=model.config.max_length, **statistics
+        )
     model.save_pretrained(args.output)
     extractor.save_pretrained(args.output)
     print(
@@ -74,16 +79,6 @@ def convert(args: argparse.Namespace) -> None:
         f"{model.config.max_length} frames of {model.config.num_mel_bins} mel bins, strides "
         f"{model.config.frequency_stride} and {model.config.time_stride}, {model.config.problem_type}."
     )
-
-
-@told(ValueError, OSError, StrictDataclassError)
-def main(argv: list[str] | None = None) -> None:
-    """Convert, and write the folder.
-
-    Raises:
-        CommandError: Arguments or weights that cannot be used.
-    """
-    convert(parse_arguments(argv))
 
 
 if __name__ == "__main__":

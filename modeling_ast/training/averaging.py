@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from modeling_ast import ASTConfig, ASTForAudioClassification
+from modeling_ast.conversion import load_trained
+from modeling_ast.loading import as_model_error
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
 
 
@@ -96,28 +98,35 @@ def average_checkpoints(folders: Sequence[str | Path]) -> ASTForAudioClassificat
         folders: Of models of one kind, such as the checkpoints of a run.
 
     Raises:
-        ValueError: No folder, or models of different sizes, lengths, mel bins, strides or labels.
-        OSError: A folder without a model.
+        ValueError: No folder.
+        ModelError: A folder without a model, or one of other sizes, lengths, mel bins, strides or labels.
     """
     average = RunningAverage()
     model = None
     for folder in folders:
-        each = ASTForAudioClassification.from_pretrained(folder)
-        if model is not None and each.config.id2label != model.config.id2label:
-            raise ValueError(f"Expected models with the same labels in the same order, but {folder} has others.")
-        for key in (*GEOMETRY_KEYS, "problem_type"):
-            if model is not None and getattr(each.config, key) != getattr(model.config, key):
-                raise ValueError(
-                    f"Expected models with {key} {getattr(model.config, key)}, as the first, but {folder} has "
-                    f"{getattr(each.config, key)}."
-                )
-        average.update(each.state_dict())
+        with as_model_error(folder):
+            each, missing = load_trained(folder, ASTForAudioClassification)
+            if missing:
+                raise ValueError(f"expected a trained AST, but weights are missing, such as {missing[0]}.")
+            if model is not None:
+                _check_alike(each.config, model.config)
+            average.update(each.state_dict())
         model = model or each
     if model is None:
         raise ValueError("Expected the folders of models to average, got none.")
     model.load_state_dict(average.weights)
     model.config.thresholds = None  # those of the first model's scores
     return model
+
+
+def _check_alike(config: ASTConfig, first: ASTConfig) -> None:
+    if config.id2label != first.id2label:
+        raise ValueError("expected models with the same labels in the same order, but it has others than the first.")
+    for key in (*GEOMETRY_KEYS, "problem_type"):
+        if getattr(config, key) != getattr(first, key):
+            raise ValueError(
+                f"expected models with {key} {getattr(first, key)}, as the first, but it has {getattr(config, key)}."
+            )
 
 
 def _shape(shape: torch.Size | None) -> str:
