@@ -50,7 +50,7 @@ def load_model(
     with as_model_error(name):
         model, missing = load_trained(name, model_class, **options)
         if missing:
-            raise ValueError(f"expected a trained AST, but weights are missing, such as {missing[0]}.")
+            raise ModelError(f"expected a trained AST, but weights are missing, such as {missing[0]}.")
         extractor = ASTFeatureExtractor.from_pretrained(name, **hub_options)
         check_mel_bins(model, extractor)
     return model, extractor

@@ -25,7 +25,10 @@ from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 from modeling_ast.commands import push as push_to_hub
 from modeling_ast.commands import train as run_audio_classification
 from modeling_ast.data import synthetic
+from modeling_ast.data.labels import DataError
 from modeling_ast.inference.pipeline import audio_tagger
+from modeling_ast.loading import ModelError
+from modeling_ast.training import publishing
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "modeling_ast"
@@ -342,11 +345,11 @@ def test_without_an_installed_package_its_requirements_are_unknown(hub, run_fold
     def refuse(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(push_to_hub, "requires", refuse)
-    with pytest.raises(push_to_hub.UploadError, match="which modeling_ast is not: pip install -e ."):
+    monkeypatch.setattr(publishing, "requires", refuse)
+    with pytest.raises(ImportError, match="which modeling_ast is not: pip install -e ."):
         push(run_folder, "me/birds", "--with_handler")
-    with pytest.raises(push_to_hub.UploadError, match="requirements of the installed package"):
-        push_to_hub.add_handler(tmp_path)
+    with pytest.raises(ImportError, match="requirements of the installed package"):
+        publishing.add_handler(tmp_path)
     assert hub.calls == []
 
 
@@ -385,10 +388,10 @@ def save_other_architecture(folder):
     [
         (shutil.rmtree, "not the folder of a finished model: it has no config.json"),
         (remove("preprocessor_config.json"), "it has no preprocessor_config.json"),
-        (remove("model.safetensors"), "cannot be loaded: .*model.safetensors"),
-        (write("model.safetensors", "no weights"), "cannot be loaded: .*header"),
-        (write("config.json", "{"), "cannot be loaded"),
-        (save_base_model, "not whole: its weights lack 4 tensors, such as classifier"),
+        (remove("model.safetensors"), "cannot be used: .*model.safetensors"),
+        (write("model.safetensors", "no weights"), "cannot be used: .*header"),
+        (write("config.json", "{"), "cannot be used"),
+        (save_base_model, "weights are missing, such as classifier"),
         (save_other_architecture, "Expected an Audio Spectrogram Transformer .*got wav2vec2"),
         (lambda folder: ASTFeatureExtractor(num_mel_bins=32).save_pretrained(folder), "one max_length .*64 .*1024"),
         (write("README.md", "---\n- a\n---\n"), "metadata of README.md cannot be read"),
@@ -407,14 +410,14 @@ def test_a_folder_that_cannot_be_shared_is_refused_before_the_hub_is_asked(hub, 
     assert hub.calls == []
 
 
-def test_who_calls_the_script_gets_one_kind_of_error(hub, run_folder, tmp_path):
-    with pytest.raises(push_to_hub.UploadError, match="not the folder of a finished model: it has no config.json"):
+def test_who_calls_it_gets_an_error_of_what_is_wrong(hub, run_folder, tmp_path):
+    with pytest.raises(ModelError, match="not the folder of a finished model: it has no config.json"):
         push(tmp_path / "nowhere", "me/birds")
-    with pytest.raises(push_to_hub.UploadError, match="nowhere is not the folder"):
-        push_to_hub.load_folder(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="nowhere is not the folder"):
+        publishing.load_folder(tmp_path / "nowhere")
     (run_folder / "README.md").write_text("---\n- a\n---\n")
-    with pytest.raises(push_to_hub.UploadError, match="metadata of README.md cannot be read"):
-        push_to_hub.finish_card(run_folder, "me/birds", None, False)
+    with pytest.raises(DataError, match="metadata of README.md cannot be read"):
+        publishing.finish_card(run_folder, "me/birds", None, False)
     assert hub.calls == []
 
 

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.data.files import written_beside
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RECIPE_NAME
 from modeling_ast.data.sources import FILE_SUFFIXES
 
@@ -165,16 +166,16 @@ def read_run(folder: Path) -> dict[str, Any]:
     """What a finished folder says of its run: `dataset`, `start` and `results`, as `write_model_card` takes them.
 
     Raises:
-        ValueError: The recipe or the results cannot be read.
+        DataError: The recipe or the results cannot be read.
     """
     recipe, results = _read_recipe(folder), {}
     try:
         if (folder / _ALL_RESULTS_NAME).is_file():
             results = json.loads((folder / _ALL_RESULTS_NAME).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder}: {_ALL_RESULTS_NAME} cannot be read ({error}).") from error
+        raise DataError(f"{folder}: {_ALL_RESULTS_NAME} cannot be read ({error}).") from error
     if not isinstance(results, dict):
-        raise ValueError(f"{folder}: expected names and values in {_ALL_RESULTS_NAME}.")
+        raise DataError(f"{folder}: expected names and values in {_ALL_RESULTS_NAME}.")
     return {"dataset": recipe.get("dataset_name"), "start": recipe.get("model_name_or_path"), "results": results}
 
 
@@ -186,9 +187,9 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
             recipe = yaml.load((folder / RECIPE_NAME).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{folder}: {RECIPE_NAME} cannot be read ({reason}).") from error
+        raise DataError(f"{folder}: {RECIPE_NAME} cannot be read ({reason}).") from error
     if not isinstance(recipe, dict):
-        raise ValueError(f"{folder}: expected names and values in {RECIPE_NAME}.")
+        raise DataError(f"{folder}: expected names and values in {RECIPE_NAME}.")
     return recipe
 
 
