@@ -11,6 +11,7 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 from transformers.utils import TensorType, logging
 
 from .fbank import fbank, frame_length, frame_shift
+from .samples import split_clips, to_float32, to_native
 
 logger = logging.get_logger(__name__)
 
@@ -184,31 +185,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             ValueError: Several channels, no clip, an empty or too short one, NaN or infinite samples, integers without
                 a known full scale.
         """
-        if isinstance(raw_speech, (torch.Tensor, np.ndarray)):
-            if raw_speech.ndim > 2 or (raw_speech.ndim == 2 and raw_speech.shape[1] <= 8 < raw_speech.shape[0]):
-                raise ValueError(
-                    "Expected one mono clip (samples,) or a batch of mono clips (batch, samples), got an array of "
-                    f"shape {tuple(raw_speech.shape)}, which looks like several channels. Average the channels first."
-                )
-            if isinstance(raw_speech, np.ndarray) and raw_speech.ndim == 2:
-                # (2, samples) and (samples, 2) are what decoders return for stereo, and Transformers' own extractor
-                # takes the former for two clips; a batch can be given as a list or as a tensor.
-                raise ValueError(
-                    "Expected a mono clip (samples,) or a list of them, got a 2-D numpy array of shape "
-                    f"{raw_speech.shape}, which may be stereo. Average the channels, or give a batch as a list of "
-                    "clips or as a torch tensor."
-                )
-            clips = list(raw_speech) if raw_speech.ndim == 2 else [raw_speech]
-        elif isinstance(raw_speech, Sequence) and not isinstance(raw_speech, (str, bytes)):
-            is_batch = not len(raw_speech) or isinstance(raw_speech[0], (torch.Tensor, np.ndarray, Sequence))
-            clips = list(raw_speech) if is_batch else [raw_speech]
-        else:
-            raise ValueError(
-                f"Expected a waveform (array, tensor or list of numbers) or a list of waveforms, got "
-                f"{type(raw_speech).__name__}. Read sound files with modeling_ast.load_waveform."
-            )
-        if not clips:
-            raise ValueError("Expected at least one clip, got an empty batch.")
+        clips = split_clips(raw_speech)
         return [self._to_waveform(clip, index, len(clips)) for index, clip in enumerate(clips)]
 
     def _to_waveform(self, clip: Any, index: int, num_clips: int) -> torch.Tensor:
@@ -454,38 +431,6 @@ def _check_padding(padding: Any) -> str:
     if padding not in PADDINGS:
         raise ValueError(f"Expected padding to be one of {', '.join(PADDINGS)}, got {padding!r}.")
     return padding
-
-
-def to_native(samples: np.ndarray) -> np.ndarray:
-    """Numbers as torch takes them: floating point in float32, integers in this machine's byte order.
-
-    torch takes neither arrays that run backwards, nor those of another byte order or of long doubles, nor, silently,
-    read-only ones.
-    """
-    native = np.float32 if samples.dtype.kind == "f" else samples.dtype.newbyteorder("=")
-    return np.require(samples, native, ["C", "W"])
-
-
-def to_float32(waveform: torch.Tensor, which: str) -> torch.Tensor:
-    """Integer PCM to float32 in [-1, 1]; floating point to float32 as it is.
-
-    Args:
-        waveform: Of any shape.
-        which: What to call it in errors.
-
-    Raises:
-        ValueError: Integers of another type, whose full scale is not known.
-    """
-    if waveform.is_floating_point():
-        return waveform.float()
-    if waveform.dtype == torch.uint8:  # WAV's 8-bit samples are unsigned, with silence at 128
-        return (waveform.float() - 128) / 128
-    if waveform.dtype in (torch.int8, torch.int16, torch.int32):
-        return (waveform.double() / -torch.iinfo(waveform.dtype).min).float()
-    raise ValueError(
-        f"Expected floats in [-1, 1] or PCM of type uint8, int8, int16 or int32, got {waveform.dtype} for {which}: "
-        "its full scale is not known."
-    )
 
 
 __all__ = ["ASTFeatureExtractor"]

@@ -12,7 +12,7 @@ from conftest import call_with_portable_fft, make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.fbank import fbank, mel_filters
-from modeling_ast.feature_extraction_ast import to_float32
+from modeling_ast.samples import to_float32
 
 SILENCE = -15.942385  # logarithm of the epsilon of float32
 

@@ -238,7 +238,7 @@ def test_pipeline_scores_do_not_depend_on_this_package(exchange, problem_type):
 
 def test_code_is_carried_along_in_flat_files(exchange):
     files = {path.name for path in (exchange.root / "with_code").glob("*.py")}
-    assert files == {"configuration_ast.py", "fbank.py", "feature_extraction_ast.py", "modeling_ast.py"}
+    assert files == {"configuration_ast.py", "fbank.py", "feature_extraction_ast.py", "modeling_ast.py", "samples.py"}
 
 
 def test_registration_for_carrying_code_did_not_outlive_its_test(exchange):

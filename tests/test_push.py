@@ -42,7 +42,7 @@ RUN_FILES = {
     "per_class_test.csv",
     "example.png",
 }
-CODE_FILES = {"configuration_ast.py", "fbank.py", "feature_extraction_ast.py", "modeling_ast.py"}
+CODE_FILES = {"configuration_ast.py", "fbank.py", "feature_extraction_ast.py", "modeling_ast.py", "samples.py"}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -13,8 +13,8 @@ import torch
 from modeling_ast.audio import FILE_RATES, AudioError, read_blocks
 from modeling_ast.data.download import shown_address
 from modeling_ast.data.labels import plain
-from modeling_ast.feature_extraction_ast import to_float32, to_native
 from modeling_ast.resampling import StreamResampler
+from modeling_ast.samples import to_float32, to_native
 
 # An array with more channels than this is refused: it is more likely a batch of clips.
 MAX_CHANNELS = 8
