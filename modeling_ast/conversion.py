@@ -1,6 +1,5 @@
 """Foreign weights to ours: the original's checkpoints, and ImageNet weights of distilled DeiT in three layouts."""
 
-import json
 import os
 import pickle
 import re
@@ -10,12 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
     cached_file,
     logging,
 )
@@ -214,63 +208,6 @@ def _load_deit(path_or_repo: str | os.PathLike) -> tuple[dict[str, torch.Tensor]
     return _from_timm(state_dict)
 
 
-def load_trained(
-    name: str | os.PathLike, model_class: type = ASTForAudioClassification, **options: Any
-) -> tuple[ASTForAudioClassification, list[str]]:
-    """An AST in Transformers' layout, from a folder or the Hub.
-
-    Args:
-        name: Folder or repository.
-        model_class: Whose `from_pretrained` loads it.
-        options: Of `from_pretrained`.
-
-    Returns:
-        The model, and the names of weights that are missing, which were drawn at random.
-
-    Raises:
-        ValueError: Its files are broken, its configuration cannot work, or its weights are not finite, integers or
-            complex.
-        OSError: No such folder or repository, or no weights in it.
-    """
-    try:
-        model, found = model_class.from_pretrained(name, output_loading_info=True, **options)
-        other = _find_other_numbers(name, options)
-    except OSError:
-        raise
-    except Exception as error:  # the libraries raise whatever a broken file makes them stumble over
-        raise ValueError(why_unreadable(error)) from error
-    if other:
-        raise ValueError(f"Expected floating-point weights in {name}, got {', '.join(other[:MAX_PROBLEMS])}.")
-    refuse_not_finite(model.state_dict(), name)
-    return model, sorted(found["missing_keys"])
-
-
-def _find_other_numbers(name: str | os.PathLike, options: Mapping[str, Any]) -> list[str]:
-    """Weights of a file that are integers or complex, which Transformers casts without a word."""
-    place = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
-
-    def find(file: str) -> str | None:
-        return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **place)
-
-    paths = []
-    for file, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
-        if path := find(file):
-            paths = [path]
-        elif path := find(index):  # weights in several files
-            paths = [find(part) for part in sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))]
-        if paths:
-            break
-    types = {}
-    for path in paths:
-        if path.endswith(".safetensors"):
-            with safe_open(path, "pt") as file:
-                types |= {key: file.get_slice(key).get_dtype() for key in file.keys()}
-        else:
-            tensors = torch.load(path, map_location="meta", weights_only=True)
-            types |= {key: str(tensor.dtype).removeprefix("torch.") for key, tensor in tensors.items()}
-    return [f"{key} of type {kind}" for key, kind in types.items() if not kind.upper().startswith(("F", "BF"))]
-
-
 def why_unreadable(error: Exception) -> str:
     """What is wrong with a file of weights, from the error that reading it raised.
 
@@ -347,7 +284,6 @@ def _find_weights(path_or_repo: str | os.PathLike) -> Path:
             if (path / name).is_file():
                 return path / name
         raise ValueError(f"Expected {' or '.join(_WEIGHT_FILES)} in {path}.")
-    from transformers.utils import cached_file
 
     repository = IMAGENET_REPOSITORIES.get(str(path_or_repo), str(path_or_repo))
     for name in _WEIGHT_FILES:

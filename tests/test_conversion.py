@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForAudioClassification, DeiTConfig, DeiTForImageClassificationWithTeacher
 
 from modeling_ast import ASTConfig, ASTForAudioClassification, load_imagenet_checkpoint, load_original_checkpoint
-from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, load_trained, strides_in_name
+from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, strides_in_name
+from modeling_ast.loading import load_trained
 from modeling_ast.modeling_ast import adapt_position_embeddings
 
 # A small network in timm's layout: two heads of 64 channels, and an MLP of a width that no rule would guess.

@@ -15,9 +15,9 @@ from modeling_ast import (
     load_original_checkpoint,
 )
 from modeling_ast.configuration_ast import SIZES
-from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, load_trained, strides_in_name
+from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, strides_in_name
 from modeling_ast.data.recipes import ModelArguments, RecipeError
-from modeling_ast.loading import is_ast
+from modeling_ast.loading import is_ast, load_trained
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
 
 logger = logging.getLogger(__name__)
