@@ -23,9 +23,9 @@ from transformers import AutoModelForAudioClassification
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel
 from modeling_ast.data import synthetic
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import compute_metrics
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.data.sources import DataError
 from modeling_ast.data.synthetic import CLASSES, generate_clip, synthetic_folder
 from modeling_ast.inference.calibration import (
     expected_calibration_error,

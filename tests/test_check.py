@@ -15,9 +15,8 @@ from helpers import end_of
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.check import main
 from modeling_ast.data.checks import ClipSummary, check_groups, check_spelling
-from modeling_ast.data.labels import SHIPPED_TABLES, read_label_table
+from modeling_ast.data.labels import SHIPPED_TABLES, DataError, read_label_table
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.data.sources import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "modeling_ast" / "commands" / "check.py"

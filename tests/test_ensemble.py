@@ -24,8 +24,8 @@ from modeling_ast import (
     load_waveform,
 )
 from modeling_ast.data import synthetic
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.data.sources import DataError
 from modeling_ast.data.synthetic import CLASSES, generate_clip, synthetic_folder
 from modeling_ast.inference.ensemble import predict
 from modeling_ast.loading import ModelError

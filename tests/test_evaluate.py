@@ -17,9 +17,10 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from modeling_ast import ASTFeatureExtractor, load_waveform
 from modeling_ast.commands import evaluate as evaluate_model
 from modeling_ast.commands import train as run_audio_classification
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import DivergedError
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.data.sources import DataError, load_splits
+from modeling_ast.data.sources import load_splits
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.predictions import class_figures, decide, label_thresholds
 from modeling_ast.loading import ModelError

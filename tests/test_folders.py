@@ -10,10 +10,11 @@ import soundfile
 
 from modeling_ast.audio import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, load_waveform
 from modeling_ast.commands import page as demo_app
+from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.prepare import index_clips
-from modeling_ast.data.sources import AudioSplits, load_splits
+from modeling_ast.data.sources import load_splits
 from modeling_ast.inference.sound_files import find_files
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,8 +16,8 @@ from modeling_ast.audio import AudioError
 from modeling_ast.commands import check as check_data
 from modeling_ast.commands import train as script
 from modeling_ast.data.collating import ASTDataCollator
+from modeling_ast.data.decoding import DecodeAudio
 from modeling_ast.data.recipes import ModelArguments, RecipeError
-from modeling_ast.data.sources import DecodeAudio
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.ensemble import predict
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments

@@ -18,8 +18,11 @@ import torch
 from datasets import Audio, ClassLabel, Dataset, Features, Value
 
 from modeling_ast import AudioError
-from modeling_ast.data import sources
-from modeling_ast.data.sources import AudioSplits, DataError, DecodeAudio, load_splits, read_folds
+from modeling_ast.data import lists
+from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.decoding import DecodeAudio
+from modeling_ast.data.labels import DataError
+from modeling_ast.data.sources import load_splits, read_folds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -770,7 +773,7 @@ def test_lists_are_files_and_nothing_is_waited_for(tmp_path, name):
 def test_a_misspelt_column_is_told_before_any_clip_is_looked_for(listed_clips, monkeypatch):
     (listed_clips / "train.csv").write_text(PLAIN)
     (listed_clips / "test.csv").write_text(PLAIN.replace("label", "lable"))
-    monkeypatch.setattr(sources, "_find_files", None)  # which would fail
+    monkeypatch.setattr(lists, "_find_files", None)  # which would fail
     with pytest.raises(DataError, match="test.csv: expected a column 'label', got audio, lable"):
         load_splits(str(listed_clips / "train.csv"), test_file=str(listed_clips / "test.csv"))
     with pytest.raises(DataError, match="train.csv: expected a column 'kind', got audio, label"):

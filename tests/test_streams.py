@@ -17,10 +17,13 @@ from modeling_ast.commands import check as check_data
 from modeling_ast.commands import statistics as compute_fbank_stats
 from modeling_ast.commands import train as run_audio_classification
 from modeling_ast.data import sources, streams
+from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.decoding import decode
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.data.sources import AudioSplits, DataError, load_splits
+from modeling_ast.data.sources import load_splits
 from modeling_ast.data.statistics import pooled_statistics
-from modeling_ast.data.streams import decode, load_streamed_splits
+from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.training.sampling import positioned
 
 pytestmark = pytest.mark.usefixtures("one_thread")

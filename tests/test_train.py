@@ -24,9 +24,9 @@ from transformers.integrations import integration_utils
 from modeling_ast import ASTFeatureExtractor, load_waveform
 from modeling_ast.commands import train as script
 from modeling_ast.data import synthetic
+from modeling_ast.data.decoding import decode
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import load_splits
-from modeling_ast.data.streams import decode
 from modeling_ast.data.synthetic import CLASSES, CLIPS_PER_CLASS, generate_clip, synthetic_folder
 from modeling_ast.modeling_ast import ASTPlainLayer
 from modeling_ast.training.arguments import parse_arguments

@@ -24,10 +24,12 @@ from sklearn.metrics import precision_recall_fscore_support
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.audio import AudioError
 from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
+from modeling_ast.data.decoding import DecodeAudio
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import accuracy, f1, multi_hot, positive_labels, to_probabilities
 from modeling_ast.data.recipes import RECIPE_NAME, BatchArguments, RecipeError, parse_data_arguments
-from modeling_ast.data.sources import AudioSplits, DataError, DecodeAudio
 from modeling_ast.data.splits import read_held_out
 from modeling_ast.inference.calibration import (
     expected_calibration_error,

@@ -27,8 +27,8 @@ from modeling_ast.commands.command_line import run_command
 from modeling_ast.conversion import is_original_checkpoint
 from modeling_ast.data import checks
 from modeling_ast.data.checks import LEVELS, ClipSummary, Examination, Finding, audio_key
+from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.recipes import DataArguments, RecipeError
-from modeling_ast.data.sources import AudioSplits
 from modeling_ast.data.splits import read_folds, read_splits
 from modeling_ast.loading import is_ast
 from modeling_ast.training.arguments import Arguments, parse_arguments

@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 from modeling_ast import __version__
 from modeling_ast.audio import AudioError
 from modeling_ast.commands.command_line import device, run_command
+from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.recipes import RecipeError, parse_data_arguments
-from modeling_ast.data.sources import SPLITS
 from modeling_ast.data.splits import read_splits
 from modeling_ast.inference.embeddings import (
     LEVELS,

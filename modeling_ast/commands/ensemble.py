@@ -23,10 +23,11 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_original_checkpoint
 from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.clip_tables import SPLITS, AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
+from modeling_ast.data.decoding import DecodeAudio
 from modeling_ast.data.metrics import compute_metrics, multi_hot
 from modeling_ast.data.recipes import DataArguments, ModelArguments, RecipeError, parse_data_arguments
-from modeling_ast.data.sources import SPLITS, AudioSplits, DecodeAudio
 from modeling_ast.data.splits import read_evaluation_splits, read_label_names, read_splits
 from modeling_ast.inference.ensemble import (
     fingerprint_model,

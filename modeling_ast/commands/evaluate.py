@@ -24,12 +24,13 @@ from datasets import Dataset, concatenate_datasets
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.clip_tables import SPLITS, AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
+from modeling_ast.data.decoding import DecodeAudio
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import plain
 from modeling_ast.data.metrics import compute_metrics, multi_hot
 from modeling_ast.data.recipes import RecipeError, parse_data_arguments
-from modeling_ast.data.sources import SPLITS, AudioSplits, DecodeAudio
 from modeling_ast.data.splits import read_evaluation_splits, was_trained_on
 from modeling_ast.inference.ensemble import predict
 from modeling_ast.inference.predictions import (

@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.command_line import run_command
+from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.decoding import DecodeAudio
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.data.sources import AudioSplits, DecodeAudio
 from modeling_ast.data.splits import read_splits
 from modeling_ast.data.statistics import batch_moments, mean_of_batch_moments, pooled_statistics, recipe_lines
 from modeling_ast.training.arguments import NOT_TRAINING, ASTTrainingArguments, AugmentArguments, parse_arguments

@@ -24,7 +24,7 @@ from transformers import pipeline, set_seed
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import run_command
-from modeling_ast.data.sources import AudioSplits
+from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.plots import plot_tags
 from modeling_ast.inference.predictions import label_thresholds

@@ -19,7 +19,8 @@ from modeling_ast.data.download import Archive
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.labels import DataError, find_control, read_rows
-from modeling_ast.data.sources import load_splits, read_data_json
+from modeling_ast.data.lists import read_data_json
+from modeling_ast.data.sources import load_splits
 from modeling_ast.data.synthetic import LISTS
 
 SAMPLING_RATE = 16000  # Hz, of the FLAC cache where nothing else is said

@@ -11,8 +11,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTConfig
 from modeling_ast.data import sources
+from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, RecipeError, read_recipe
-from modeling_ast.data.sources import AudioSplits, load_splits
+from modeling_ast.data.sources import load_splits
 from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.loading import is_ast
 

@@ -7,18 +7,11 @@ from typing import Any
 from datasets import Audio, Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from modeling_ast.data.bad_clips import BadClips, ReplacedRows
+from modeling_ast.data.clip_tables import SPLITS, AudioSplits, name_splits
 from modeling_ast.data.folders import look_into
+from modeling_ast.data.label_columns import class_names, label_name
 from modeling_ast.data.labels import DataError, composed, read_label_table
-from modeling_ast.data.sources import (
-    SPLITS,
-    AudioSplits,
-    DecodeAudio,
-    class_names,
-    label_name,
-    name_splits,
-    refuse_sound_files,
-)
+from modeling_ast.data.sources import refuse_sound_files
 
 SHUFFLE_BUFFER = 1000  # clips, not decoded
 
@@ -111,29 +104,6 @@ def load_streamed_splits(
         raise DataError(f"{dataset_name}: {error.__cause__}") from error
     train = rows["train"].shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
     return AudioSplits(train, held_out["validation"], held_out.get("test"), label_names)
-
-
-def decode(
-    rows: Dataset | IterableDataset,
-    sampling_rate: int,
-    bad_clips: BadClips | None = None,
-    ignore_length: bool = False,
-) -> Dataset | IterableDataset | ReplacedRows:
-    """Rows with `waveform` and `labels`, read when asked for, of a table or of a stream.
-
-    Args:
-        rows: With `audio`, not decoded, and `labels`.
-        sampling_rate: Of the waveforms, in Hz.
-        bad_clips: Where clips that cannot be decoded are noted. In a table another clip stands in for each of them, a
-            stream goes on without. `None`, or a limit of 0, raises an error when one is asked for.
-        ignore_length: As for `load_waveform`.
-    """
-    bad_clips = bad_clips if bad_clips is not None and bad_clips.limit else None
-    if isinstance(rows, IterableDataset):
-        to_waveforms = DecodeAudio(sampling_rate, bad_clips, ignore_length)
-        return rows.map(to_waveforms, batched=True, batch_size=1, remove_columns=["audio"])
-    rows = rows.with_transform(DecodeAudio(sampling_rate, ignore_length=ignore_length))
-    return rows if bad_clips is None else ReplacedRows(rows, bad_clips)
 
 
 def _keep(stream: IterableDataset) -> Dataset:

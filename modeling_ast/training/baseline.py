@@ -14,9 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.metrics import compute_metrics, multi_hot
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.data.sources import AudioSplits
 
 logger = logging.getLogger(__name__)
 

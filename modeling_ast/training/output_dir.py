@@ -18,9 +18,9 @@ import yaml
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import remove_folder, remove_unfinished, written_beside
 from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, ModelArguments, RecipeError
-from modeling_ast.data.sources import SPLITS
 from modeling_ast.training.arguments import Arguments, ASTTrainingArguments, AugmentArguments, save_recipe
 
 logger = logging.getLogger(__name__)

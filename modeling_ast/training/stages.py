@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.data.bad_clips import BAD_CLIPS_NAME, BadClips
+from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
+from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips, decode
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
-from modeling_ast.data.sources import AudioSplits
 from modeling_ast.data.splits import read_held_out, read_splits
-from modeling_ast.data.streams import decode
 from modeling_ast.training.arguments import Arguments
 from modeling_ast.training.baseline import check_classes
 from modeling_ast.training.building import build_model_and_extractor

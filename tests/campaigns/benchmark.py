@@ -85,8 +85,8 @@ from transformers.models.audio_spectrogram_transformer import ASTForAudioClassif
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.data.collating import ASTDataCollator
+from modeling_ast.data.decoding import decode
 from modeling_ast.data.metrics import mean_average_precision
-from modeling_ast.data.streams import decode
 from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.sampling import positioned

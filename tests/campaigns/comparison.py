@@ -29,8 +29,8 @@ from transformers.models.audio_spectrogram_transformer import ASTForAudioClassif
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, load_waveform
 from modeling_ast.audio import read_samples
+from modeling_ast.data.class_folders import read_lists
 from modeling_ast.data.folders import find_sounds
-from modeling_ast.data.sources import read_lists
 from modeling_ast.data.synthetic import CLASSES, generate_clip
 from modeling_ast.fbank import fbank
 from modeling_ast.inference.agreement import agreement_measure, compare, graph_function, model_function

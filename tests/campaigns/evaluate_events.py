@@ -25,9 +25,9 @@ import torch
 from event_metrics import best_energy_gate, event_scores
 from splicing import BACKGROUND, sounding_part, splice
 
+from modeling_ast.data.decoding import decode
 from modeling_ast.data.recipes import RecipeError, parse_data_arguments
 from modeling_ast.data.splits import read_splits
-from modeling_ast.data.streams import decode
 from modeling_ast.inference.ensemble import label_order
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, audio_tagger

@@ -1,4 +1,7 @@
-"""Training clips that cannot be decoded: replaced by others, counted over all processes, and named in a file."""
+"""Rows to waveforms, when they are asked for.
+
+Training clips that cannot be decoded are replaced by others, counted over all processes, and named in a file.
+"""
 
 import csv
 import errno
@@ -9,9 +12,9 @@ import random
 import zlib
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
-from modeling_ast.audio import AudioError, read_blocks
+from modeling_ast.audio import AudioError, load_waveform, read_blocks
 from modeling_ast.data.files import written_beside
 
 logger = logging.getLogger(__name__)
@@ -96,6 +99,39 @@ class BadClips:
             file.write(lines)  # at once, since others may be writing too
 
 
+class DecodeAudio:
+    """Dataset transform: rows to `waveform` (float32 tensors of shape (samples,)) and `labels`, read when asked for.
+
+    Args:
+        sampling_rate: Of the waveforms, in Hz.
+        bad_clips: Where clips that cannot be decoded are noted, and left out; `None` raises an error.
+        ignore_length: As for `load_waveform`.
+    """
+
+    def __init__(self, sampling_rate: int, bad_clips: BadClips | None = None, ignore_length: bool = False):
+        self.sampling_rate, self.bad_clips, self.ignore_length = sampling_rate, bad_clips, ignore_length
+
+    def __call__(self, rows: dict[str, list]) -> dict[str, list]:
+        """
+        Raises:
+            AudioError: A clip cannot be decoded, or more of them than are allowed for.
+        """
+        decoded = {"waveform": [], "labels": []}
+        for audio, labels in zip(rows["audio"], rows["labels"]):
+            audio = audio or {"bytes": None, "path": None}
+            try:
+                source = audio["bytes"] or audio["path"]
+                waveform = load_waveform(source, self.sampling_rate, audio["path"], self.ignore_length)
+            except AudioError as error:
+                if self.bad_clips is None:
+                    raise
+                self.bad_clips.add(audio, error)
+                continue
+            decoded["waveform"].append(waveform)
+            decoded["labels"].append(labels)
+        return decoded
+
+
 class ReplacedRows:
     """Decoded rows, in which another one stands in for each that cannot be decoded, always the same one.
 
@@ -136,6 +172,29 @@ class ReplacedRows:
             f"{MAX_DRAWS} training clips in a row cannot be decoded: {self.bad_clips.path} names them. Is the data "
             "where it should be?"
         )
+
+
+def decode(
+    rows: Dataset | IterableDataset,
+    sampling_rate: int,
+    bad_clips: BadClips | None = None,
+    ignore_length: bool = False,
+) -> Dataset | IterableDataset | ReplacedRows:
+    """Rows with `waveform` and `labels`, read when asked for, of a table or of a stream.
+
+    Args:
+        rows: With `audio`, not decoded, and `labels`.
+        sampling_rate: Of the waveforms, in Hz.
+        bad_clips: Where clips that cannot be decoded are noted. In a table another clip stands in for each of them, a
+            stream goes on without. `None`, or a limit of 0, raises an error when one is asked for.
+        ignore_length: As for `load_waveform`.
+    """
+    bad_clips = bad_clips if bad_clips is not None and bad_clips.limit else None
+    if isinstance(rows, IterableDataset):
+        to_waveforms = DecodeAudio(sampling_rate, bad_clips, ignore_length)
+        return rows.map(to_waveforms, batched=True, batch_size=1, remove_columns=["audio"])
+    rows = rows.with_transform(DecodeAudio(sampling_rate, ignore_length=ignore_length))
+    return rows if bad_clips is None else ReplacedRows(rows, bad_clips)
 
 
 def _name_of(audio: dict[str, Any] | None) -> str:

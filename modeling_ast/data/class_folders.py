@@ -1,0 +1,146 @@
+"""Sound files in a folder a class, or in such folders below a folder a split."""
+
+import logging
+import os
+import unicodedata
+from pathlib import Path
+
+from datasets import Dataset
+
+from modeling_ast.audio import AUDIO_SUFFIXES
+from modeling_ast.data.clip_tables import SPLITS, name_splits, split_of
+from modeling_ast.data.folders import FolderContents, group_by_folder, visible, warn_left_out
+from modeling_ast.data.labels import DataError, open_text
+from modeling_ast.data.lists import ways_to_write
+from modeling_ast.data.synthetic import LISTS
+
+logger = logging.getLogger(__name__)
+
+
+def read_class_folders(folder: Path, found: FolderContents) -> dict[str, Dataset]:
+    """Sound files below a folder a class; the split from the lists of Speech Commands, or from a folder a split.
+
+    Raises:
+        DataError: The folders may be meant as splits or as classes, or they are neither.
+    """
+    if found.metadata:
+        raise DataError(_describe_metadata(folder, found.metadata))
+    if not found.sounds and found.archives:
+        raise DataError(
+            f"{folder}: expected sound files or Parquet files, found {found.describe()}, which are not read. Unpack "
+            "them (tar -xf), and list their sounds and labels in a CSV file."
+        )
+    if found.parquet:
+        logger.warning(
+            f"{folder}: the sounds in its folders are read, and not the {len(found.parquet)} Parquet file(s) beside "
+            f"them, such as {found.parquet[0]}."
+        )
+    warn_left_out(folder, found.others)
+    groups = dict.fromkeys(visible(entry.name for entry in os.scandir(folder) if entry.is_dir()), ())
+    groups |= group_by_folder(found.sounds)
+    if not (split_folders := _find_split_folders(folder, groups)):
+        return _read_classes(folder, groups, read_lists(folder))
+    places = (folder, *(folder / name for name in split_folders.values()))
+    if lists := [place / name for place in places for name in LISTS.values() if (place / name).is_file()]:
+        raise DataError(f"{folder}: expected {lists[0]} or folders {', '.join(split_folders.values())}, got both.")
+    return {
+        split: _read_classes(folder / name, group_by_folder(groups[name]), {})["train"]
+        for split, name in split_folders.items()
+    }
+
+
+def _describe_metadata(folder: Path, metadata: list[str]) -> str:
+    files = {split_of(Path(path).parent.name): path for path in metadata}
+    lists = [f"dataset_name {folder / files.get('train', metadata[0])}"]
+    lists += [f"{split}_file {folder / files[split]}" for split in SPLITS[1:] if split in files and "train" in files]
+    return (
+        f"{folder}: expected a sub-folder a class, found sound files whose labels {metadata[0]} tells (an "
+        f"AudioFolder). Read such a list itself: {', '.join(lists)}, audio_column_name file_name, and "
+        "its label_column_name."
+    )
+
+
+def _find_split_folders(folder: Path, groups: dict[str, list[str]]) -> dict[str, str]:
+    """The folder of each split; none where the folders are classes, one of which may be called `train` or `test`.
+
+    A split holds folders of sounds; a class holds sounds. What lies beside splits is passed over.
+
+    Args:
+        folder: Of them all.
+        groups: Its folders, each with the sounds below it.
+
+    Raises:
+        DataError: They may be meant as either.
+    """
+    named = [name for name in groups if split_of(name) is not None]
+    beside = [name for name in groups if groups[name] and name not in named and not name.startswith("_") and name]
+    nested = [name for name in named if groups[name] and all(os.sep in path for path in groups[name])]
+    if not named or (beside and not nested and len(named) == 1):
+        return {}
+    splits = name_splits(folder, sorted(named))
+    classes = {name for each in nested for name in group_by_folder(groups[each])}
+    if beside and not ("train" in splits and len(nested) > 1 and classes.isdisjoint(beside)):
+        raise DataError(
+            f"{folder}: expected folders of splits or of classes, got what may be both, {', '.join(named)} beside "
+            f"{', '.join(beside[:3])}. If {named[0]} is a split, move what is none elsewhere; if it is a class, "
+            "put its sounds into no folders of their own, or list all clips in a CSV file."
+        )
+    folders = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+    if others := sorted((folders | groups.keys()) - set(named)):
+        counts = [
+            f"{name or 'files'} ({len(groups[name])} of sounds)" if groups.get(name) else name for name in others
+        ]
+        logger.warning(f"{folder}: beside {', '.join(named)}, passed over as no split: {', '.join(counts)}.")
+    return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def _read_classes(folder: Path, groups: dict[str, list[str]], held_out: dict[str, str]) -> dict[str, Dataset]:
+    files = {split: {"audio": [], "label": []} for split in SPLITS}
+    for name, paths in sorted(groups.items()):
+        if name.startswith("_"):  # such as the _background_noise_ of Speech Commands
+            logger.warning(f"{folder / name} is not taken for a class: its name starts with '_'.")
+            continue
+        if name == "":
+            logger.warning(
+                f"{folder}: {len(paths)} sound file(s) in no class folder are left out, such as {paths[0]}."
+            )
+            continue
+        if not paths:
+            logger.warning(f"{folder / name} holds no sound files ({', '.join(AUDIO_SUFFIXES)}), and is no class.")
+        for path in paths:
+            split = files[held_out.pop(os.path.join(name, path), "train")]
+            split["audio"].append(os.path.join(folder, name, path))
+            # Some systems write an accent into its letter, others beside it.
+            split["label"].append(unicodedata.normalize("NFC", name))
+    if held_out:
+        raise DataError(
+            f"{folder}: held out by a list, but no sound file of a class: {', '.join(list(held_out)[:3])}."
+        )
+    if not any(columns["audio"] for columns in files.values()):
+        raise DataError(
+            f"{folder}: expected a sub-folder a class with sound files ({', '.join(AUDIO_SUFFIXES)}) in it, found "
+            "none."
+        )
+    try:
+        return {split: Dataset.from_dict(columns) for split, columns in files.items() if columns["audio"]}
+    except UnicodeEncodeError as error:
+        raise DataError(f"{folder}: expected names of files and folders in UTF-8, got {error.object!r}.") from error
+
+
+def read_lists(folder: Path) -> dict[str, str]:
+    """Split of each clip that `validation_list.txt` and `testing_list.txt` of a folder hold out, by relative path.
+
+    Raises:
+        DataError: A list names a file that is not there, or cannot be read (`open_text`).
+    """
+    held_out = {}
+    for split, list_name in LISTS.items():
+        if (path := folder / list_name).is_file():
+            with open_text(path) as file:
+                for number, line in enumerate(file, start=1):
+                    if name := line.strip():
+                        ways = (way for way in ways_to_write(name) if os.path.isfile(folder / way))
+                        if (way := next(ways, None)) is None:
+                            raise DataError(f"{path}, line {number}: no file {name!r}.")
+                        held_out[os.path.normpath(way)] = split
+    return held_out

@@ -1,0 +1,145 @@
+"""The clips of a data set as a table, whatever they are read from, and what its splits are called."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Audio, Dataset, Value
+
+from modeling_ast.data.labels import DataError
+
+SPLITS = ("train", "validation", "test")
+# What people call the three splits, in columns and folders.
+SPLIT_ALIASES = {
+    **{"train": "train", "training": "train"},
+    **{
+        "validation": "validation",
+        "valid": "validation",
+        "val": "validation",
+        "dev": "validation",
+        "eval": "validation",
+    },
+    **{"test": "test", "testing": "test"},
+}
+# A column that says where in its file a clip starts or ends: "start", "end_time", "Begin Time (s)", "offset".
+_PART = re.compile(
+    r"(t|time|segment|event)?_?(start|begin|onset|offset|end|stop)(_?(time|seconds|secs?|s|ms|samples?|frames?))*"
+)
+
+
+@dataclass
+class AudioSplits:
+    """Rows `{"audio": {"path", "bytes"}, "labels": int or list of int}` for training, choosing and reporting.
+
+    Data that are evaluated alone may lack any of the three; where they name no splits, all rows are in `train`.
+    """
+
+    train: Dataset | None
+    validation: Dataset | None
+    test: Dataset | None
+    label_names: list[str]
+    ignore_length: bool = False  # for `load_waveform`, of all clips
+
+    def __iter__(self) -> Iterable[tuple[str, Dataset]]:
+        return ((name, split) for name in SPLITS if (split := getattr(self, name)) is not None)
+
+
+@dataclass
+class Table:
+    """The clips of one split as they are: which columns hold what, and what to call a row in an error."""
+
+    rows: Dataset
+    source: str
+    audio_column: str = "audio"
+    label_column: str = "label"
+    unit: str = "row"
+    has_columns: bool = True  # that one may choose by their names
+    has_separators: bool = False  # between labels, also where one is expected
+
+    def where(self, row: int) -> str:
+        feature = self.rows.features[self.audio_column]
+        path = self.rows[int(row)][self.audio_column] if isinstance(feature, Value) else None
+        return f"{self.source}, {self.unit} {row + 1}" + (f" ({path})" if path else "")
+
+    def column(self, name: str) -> pa.Array:
+        return self.rows.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
+
+
+def suffix_of(name: str | Path) -> str:
+    """In lower case, as `CLIPS.CSV` is a list too."""
+    return Path(name).suffix.lower()
+
+
+def split_of(name: str) -> str | None:
+    return SPLIT_ALIASES.get(name.lower())
+
+
+def name_splits(source: str | Path, names: Iterable[str]) -> dict[str, str]:
+    """What the source calls each of the splits that it has, among other names.
+
+    Raises:
+        DataError: Two names of one split.
+    """
+    splits = {}
+    for name in names:
+        if (split := split_of(name)) is not None and splits.setdefault(split, name) != name:
+            raise DataError(f"{source}: expected one {split} split, got {splits[split]} and {name}.")
+    return splits
+
+
+def expect_columns(source: str | Path, found: list[str], needed: list[str], values: Sequence[Any] = ()) -> None:
+    """
+    Args:
+        values: Of the first row, where they are known.
+    """
+    for column in needed:
+        if column not in found:
+            hint = ""
+            if sum(value in ("0", "1", 0, 1) for value in values) > 1:
+                hint = " Is there a column a class? Write the names of a clip's classes into one, such as 'dog,cat'."
+            raise DataError(f"{source}: expected a column {column!r}, got {', '.join(found) or 'none'}.{hint}")
+        if found.count(column) > 1:
+            raise DataError(f"{source}: the column {column!r} is there {found.count(column)} times.")
+
+
+def refuse_parts(source: str | Path, others: Iterable[str]) -> None:
+    if parts := [name for name in others if _PART.fullmatch(re.sub(r"[^a-z]+", "_", name.lower()).strip("_"))]:
+        raise DataError(
+            f"{source}: expected whole files, got columns that seem to say which part of a file is the clip "
+            f"({', '.join(sorted(parts))}). Cut the parts into files of their own or, where each file is such a part "
+            "already, leave these columns out."
+        )
+
+
+def find_distinct(column: pa.Array) -> tuple[list[Any], np.ndarray]:
+    """The different values of a column, and which of them each row has."""
+    encoded = column.dictionary_encode(null_encoding="encode")
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
+
+
+def to_lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32), values)
+
+
+def filter_rows(rows: Dataset, is_wanted: np.ndarray) -> Dataset:
+    if rows.cache_files:  # on disk, perhaps with the sounds in it: an index, and no copy
+        return rows.select(np.flatnonzero(is_wanted))
+    # In memory, and small but for the paths: later reading a column through an index would take row by row.
+    return Dataset(rows.with_format("arrow")[:].filter(pa.array(is_wanted)), info=rows.info)
+
+
+def to_rows(table: Table, labels: pa.Array | None = None) -> Dataset:
+    rows = table.rows.select_columns([table.audio_column])
+    if table.audio_column != "audio":
+        rows = rows.rename_column(table.audio_column, "audio")
+    # Not decoded here: `datasets` would need torchcodec and FFmpeg.
+    try:
+        rows = rows.cast_column("audio", Audio(decode=False))
+        return rows if labels is None else rows.add_column("labels", labels)
+    except (pa.ArrowException, TypeError) as error:
+        kind = table.rows.features[table.audio_column]
+        raise DataError(f"{table.source}: expected sounds in {table.audio_column!r}, got {kind}.") from error

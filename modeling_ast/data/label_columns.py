@@ -1,0 +1,208 @@
+"""Labels of clips, as data write them, to the numbers of a model's outputs, without an object a clip."""
+
+import ast
+import json
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset
+
+from modeling_ast.data.clip_tables import Table, filter_rows, find_distinct, to_lists
+from modeling_ast.data.labels import DataError, composed, find_control, read_label_table
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Labels:
+    """The labels of each clip: `lengths[i]` of the `codes` belong to clip i, and a code is a number of `names`."""
+
+    names: list[str]
+    codes: np.ndarray
+    lengths: np.ndarray
+
+    def clip_of(self, code: int) -> int:
+        """The first clip with that label."""
+        return int(np.searchsorted(np.cumsum(self.lengths), np.argmax(self.codes == code), side="right"))
+
+
+def class_names(feature: Any) -> list[str] | None:
+    """Names of the classes of a label column, or of a column of lists of labels, if the data set tells them."""
+    feature = getattr(feature, "feature", feature)  # of a list: what it is a list of
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def label_name(value: Any, names: list[str] | None) -> str | None:
+    """What a label is called, as data have it: a name, or a class index, perhaps of a name; `None` where it is none.
+
+    Args:
+        value: As it stands in the data.
+        names: Of the classes, where the data tell them.
+    """
+    # -1 is what data sets on the Hub write where a label is not told; as an index it would be the last class.
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value in ("", "-1", -1):
+        return None
+    if names is None or isinstance(value, str):
+        return composed(str(value))
+    return composed(names[value]) if 0 <= value < len(names) else None
+
+
+def read_labels(table: Table, separator: str, multi_label: bool) -> Labels:
+    written = values = table.column(table.label_column)
+    is_text = pa.types.is_string(written.type) or pa.types.is_large_string(written.type)
+    if is_text and (lists := _parse_lists(table, written)) is not None:
+        values = lists
+    elif is_text and (multi_label or table.has_separators):
+        values = _split_text(written, separator)
+    lengths = np.ones(len(values), np.int64)
+    if any(is_one(values.type) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        lengths = pc.list_value_length(values).fill_null(0).to_numpy().astype(np.int64)
+        values = pc.list_flatten(values)
+    kind = values.type
+    if not any(is_one(kind) for is_one in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
+        raise DataError(f"{table.source}: expected text or whole numbers in {table.label_column!r}, got {kind}.")
+    found, codes = find_distinct(values)
+    names = class_names(table.rows.features[table.label_column])
+    found = [label_name(value, names) for value in found]
+    wrong = written.is_null().to_numpy(zero_copy_only=False) | (not multi_label and lengths != 1)
+    wrong[np.repeat(np.arange(len(lengths)), lengths)[np.array([name is None for name in found], bool)[codes]]] = True
+    if wrong.any():
+        number, expected = int(np.argmax(wrong)), "labels" if multi_label else "one label a clip"
+        raise DataError(
+            f"{table.where(number)}: expected {expected} in {table.label_column!r}, got {written[number].as_py()!r}."
+        )
+    is_multi_hot = len(lengths) > 1 and lengths[0] > 1 and (lengths == lengths[0]).all() and not names
+    if is_multi_hot and set(found) <= {"0", "1"}:
+        raise DataError(
+            f"{table.source}: expected lists of labels in {table.label_column!r}, got what looks like multi-hot "
+            "vectors."
+        )
+    labels = Labels(found, codes, lengths)
+    if (wrong := find_control(found)) is not None:
+        where = table.where(labels.clip_of(found.index(wrong)))
+        raise DataError(f"{where}: expected labels without control characters, got {wrong!r}.")
+    return labels
+
+
+def _split_text(column: pa.Array, separator: str) -> pa.Array:
+    """Lists of what stands between the separators, without spaces around and without empty ones."""
+    lists = pc.split_pattern(column, separator)
+    texts, owners = pc.utf8_trim_whitespace(pc.list_flatten(lists)), pc.list_parent_indices(lists)
+    is_label = pc.not_equal(texts, "")
+    lengths = np.bincount(owners.filter(is_label).to_numpy(), minlength=len(column))
+    return to_lists(texts.filter(is_label), lengths)
+
+
+# A list as a program writes it into a cell: of text in quotes, or of numbers. "[noise]" is a label.
+_LIST = re.compile(r"""\[\s*(['"].*['"]|[\d.][\d.,\s]*)?,?\s*\]""", re.DOTALL)
+
+
+def _parse_lists(table: Table, column: pa.Array) -> pa.Array | None:
+    """Lists of labels from a column of such lists as text, and `None` for any other column."""
+    if not pc.any(pc.starts_with(column, "[")).as_py():
+        return None
+    texts, codes = find_distinct(column)
+    if not any(_LIST.fullmatch(text) for text in texts if text):
+        return None
+    lists = [_parse_list(text) if text else [] for text in texts]
+    if None in lists:
+        wrong = lists.index(None)
+        raise DataError(
+            f"{table.where(np.argmax(codes == wrong))}: expected a list of labels in {table.label_column!r} as in "
+            f"other rows, such as ['dog', 'cat'], got {texts[wrong]!r}."
+        )
+    return pa.array([lists[code] for code in codes], pa.list_(pa.string()))
+
+
+def _parse_list(text: str) -> list[str] | None:
+    """As JSON or Python writes it."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        if re.search(r"""['"]\s*['"]""", text):  # of NumPy, without commas: Python would make one text of all
+            return None
+        try:
+            found = ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return None
+    is_list = isinstance(found, list) and all(isinstance(item, (str, int)) for item in found)
+    return [str(item).strip() for item in found] if is_list else None
+
+
+def find_label_names(table: Table, labels: Iterable[Labels]) -> list[str]:
+    names = class_names(table.rows.features[table.label_column])
+    if names is None:
+        # Class indices without names keep their order.
+        found = {name for split in labels for name in split.names}
+        names = sorted(found, key=lambda name: (int(name), name) if name.isdecimal() else (float("inf"), name))
+    if len(names) < 2:
+        raise DataError(
+            f"{table.source}: expected at least two labels in {table.label_column!r}, got "
+            f"{', '.join(names) or 'none'}."
+        )
+    return names
+
+
+def look_up(labels: Labels, index: dict[str, int], table: Table, among: str) -> pa.Array:
+    """The number of each label."""
+    for code, name in enumerate(labels.names):
+        if name not in index:
+            raise DataError(f"{table.where(labels.clip_of(code))}: the label {name!r} is not {among}.")
+    return pa.array(np.array([index[name] for name in labels.names], np.int64)[labels.codes])
+
+
+def index_model_labels(model_labels: Sequence[str], label_file: str | None) -> dict[str, int]:
+    """The output of a model for each way in which data may write its label."""
+    index = {composed(name): number for number, name in enumerate(model_labels)}
+    if label_file is not None:
+        table = read_label_table(label_file)
+        ways = {composed(way): composed(table.names[number]) for way, number in table.index_of().items()}
+        index = {way: index[name] for way, name in ways.items() if name in index}
+    return index
+
+
+def report_unknown(
+    labels: dict[str, Labels], index: dict[str, int], tables: dict[str, Table], source: str, leave_out: bool
+) -> None:
+    """Say which labels the model does not know.
+
+    Raises:
+        DataError: There are some, and they are not to be left out.
+    """
+    unknown, first, num_clips = set(), None, 0
+    for split, each in labels.items():
+        is_unknown = np.array([name not in index for name in each.names], bool)[each.codes]
+        clips = np.unique(np.repeat(np.arange(len(each.lengths)), each.lengths)[is_unknown])
+        unknown |= {each.names[code] for code in np.unique(each.codes[is_unknown])}
+        if len(clips):
+            first, num_clips = first or tables[split].where(clips[0]), num_clips + len(clips)
+    if not unknown:
+        return
+    names = ", ".join(sorted(unknown)[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+    what = f"{source}: {num_clips} clips have labels that the model does not know ({names})"
+    if not leave_out:
+        raise DataError(f"{what}, such as {first}. Rename them, or leave them out: leave_out_unknown_labels true.")
+    logger.warning(f"{what}: left out.")
+
+
+def look_up_known(labels: Labels, index: dict[str, int], multi_label: bool) -> tuple[pa.Array, np.ndarray]:
+    """The number of each label that has one, and how many a clip has; without several labels -1 stands for none."""
+    numbers = np.array([index.get(name, -1) for name in labels.names], np.int64)[labels.codes]
+    if not multi_label:
+        return pa.array(numbers), labels.lengths
+    owners = np.repeat(np.arange(len(labels.lengths)), labels.lengths)
+    return pa.array(numbers[numbers >= 0]), np.bincount(owners[numbers >= 0], minlength=len(labels.lengths))
+
+
+def keep_known(rows: Dataset) -> Dataset:
+    numbers = rows.select_columns(["labels"]).with_format("arrow")[:]["labels"].combine_chunks()
+    if not pa.types.is_integer(numbers.type):  # lists, of which an empty one is an answer too
+        return rows
+    is_known = numbers.to_numpy() >= 0
+    return rows if is_known.all() else filter_rows(rows, is_known)
