@@ -11,8 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from modeling_ast import ASTConfig, ASTForAudioClassification
-from modeling_ast.conversion import load_trained
-from modeling_ast.loading import as_model_error
+from modeling_ast.loading import as_model_error, load_trained
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
 
 

@@ -14,10 +14,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.configuration_ast import SIZES
-from modeling_ast.data.clip_tables import FILE_SUFFIXES
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RECIPE_NAME
+from modeling_ast.data.sources import FILE_SUFFIXES
 
 CARD_NAME = "README.md"
 _ALL_RESULTS_NAME = "all_results.json"  # as `Trainer.save_metrics` names it
