@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -23,21 +24,45 @@ from modeling_ast.data.files import (
     unfinished_folder,
     written_beside,
 )
+from modeling_ast.data.metrics import DivergedError
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.training.faults import GOES_ON, Stopped, loading, saving
+from modeling_ast.training.averaging import RunningAverage
+from modeling_ast.training.faults import GOES_ON, Stopped, StopRequest, loading, saving
+from modeling_ast.training.losses import TrainingLosses
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, checkpoint_step, last_whole_checkpoint
-from modeling_ast.training.results import RESULTS_NAME
+from modeling_ast.training.results import RESULTS_NAME, EpochRecord
 
 logger = logging.getLogger(__name__)
 
-_AVERAGE_NAME, _LOSS_NAME = "weight_average.safetensors", "epoch_loss.pt"
+_AVERAGE_NAME, _PROGRESS_NAME = "weight_average.safetensors", "epoch_loss.pt"
 _RESULTS_NAME, _ALL_RESULTS_NAME = "{}_results.json", "all_results.json"
 
 
 class ResumableTrainer(Trainer):
-    """`Trainer`, whose checkpoints are whole, and which goes on from them with all that it knew."""
+    """`Trainer`, whose checkpoints are whole, and which goes on from them with all that it knew.
+
+    Args:
+        record: Where each evaluation during training is written down.
+    """
+
+    def __init__(self, *args, record: EpochRecord | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.record = record
+        self.losses, self.last_rate = TrainingLosses(self.accelerator), 0.0
+        decay = self.args.ema_decay
+        # An average of every update stays where the weights are: to copy them each time would take long.
+        self.average = RunningAverage() if decay is None else RunningAverage(decay, self.args.device)
+        self.stop_request = StopRequest()
+        self._is_saving_checkpoint, self._resumed_from = False, None
+        self._stops_early = None  # the callback that ends a training without progress
+        self.add_callback(_CheckpointCallback(self))
+
+    @property
+    def global_batch_size(self) -> int:
+        return self._train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
 
     def _get_output_dir(self, trial) -> str:
+        """A checkpoint is written beside its place, into which it comes when it is whole."""
         folder = super()._get_output_dir(trial)
         return str(Path(folder) / UNFINISHED_FOLDER) if self._is_saving_checkpoint else folder
 
@@ -46,31 +71,27 @@ class ResumableTrainer(Trainer):
         self.check_loss()
         self._check_weights()
         checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        # Each process goes on with its own sums: with their mean it would round in another way.
-        losses = {"loss_sum": self._gather(self.loss_sum), "num_losses": self.num_losses, "last_rate": self.last_rate}
-        losses |= {"total_loss": self._gather(self.total_loss), "total_losses": self.total_losses}
-        losses |= {"global_batch_size": self.global_batch_size}
+        progress = {"last_rate": self.last_rate, "global_batch_size": self.global_batch_size, **self.losses.state()}
         try:
             with saving(checkpoint):
-                self._write_checkpoint(model, trial, checkpoint, losses)
+                self._write_checkpoint(model, trial, checkpoint, progress)
         except BaseException:
-            shutil.rmtree(
-                unfinished_folder(checkpoint).parent, ignore_errors=True
-            )  # which a full disk has no room for
+            # A full disk has no room for it.
+            shutil.rmtree(unfinished_folder(checkpoint).parent, ignore_errors=True)
             raise
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
         if self.args.should_save:
             self._remove_old_checkpoints(checkpoint.parent, self.args.save_total_limit)
 
-    def _write_checkpoint(self, model, trial, checkpoint: Path, losses: dict[str, Any]) -> None:
+    def _write_checkpoint(self, model, trial, checkpoint: Path, progress: dict[str, Any]) -> None:
         unfinished = unfinished_folder(checkpoint)
         if self.args.should_save:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            torch.save(losses, unfinished / _LOSS_NAME)
+            torch.save(progress, unfinished / _PROGRESS_NAME)
             if self.record is not None:
                 self.record.save_state(unfinished)
             if self.average.count:
@@ -92,7 +113,8 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._is_saving_checkpoint:  # it is uploaded while the run goes on, under its own name
+        """A checkpoint is uploaded while the run goes on, under its own name, which it has when it is whole."""
+        if not self._is_saving_checkpoint:
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _remove_old_checkpoints(self, run_dir: Path, limit: int | None) -> None:
@@ -108,8 +130,8 @@ class ResumableTrainer(Trainer):
             remove_folder(path)
 
     def _finalize_training(self, *args, **kwargs):
-        # With save_total_limit 1 the Trainer removes all but the best checkpoint here, while the trained model is in
-        # memory alone: `save_end` does it.
+        """With save_total_limit 1 the Trainer removes all but the best checkpoint here, while the trained model is in
+        memory alone: `save_end` does it."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args, **kwargs)
@@ -117,6 +139,7 @@ class ResumableTrainer(Trainer):
             self.args.save_total_limit = limit
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """The files of a model replace those of an earlier one when they are whole."""
         if self._is_saving_checkpoint or not self.args.should_save:
             super()._save(output_dir, state_dict)
             return
@@ -137,7 +160,7 @@ class ResumableTrainer(Trainer):
             _write_json(path, before | metrics)
 
     def save_state(self) -> None:
-        """As the Trainer's own: the history of the run into its folder."""
+        """As the Trainer's own, the history of the run into its folder, where it comes when it is whole."""
         if self.is_world_process_zero():
             with written_beside(Path(self.args.output_dir) / TRAINER_STATE_NAME, durable=True) as unfinished:
                 self.state.save_to_json(unfinished)
@@ -228,15 +251,17 @@ class ResumableTrainer(Trainer):
             output = self._train_until_stopped(resume_from_checkpoint, **kwargs)
         self.check_loss()
         # The Trainer's own forgets what came before the checkpoint of a resumed run.
-        output.metrics["train_loss"] = self._mean(self.total_loss) / max(self.total_losses, 1)
+        output.metrics["train_loss"] = self.losses.mean()
         return output
 
     def _run_epoch(self, **kwargs) -> None:
-        # Resumed where it had stopped early, before the trained model was saved: nothing is left to train.
-        if (
-            self._stops_early
-            and self._stops_early.early_stopping_patience_counter >= self.args.early_stopping_patience
-        ):
+        """Nothing, where a run is resumed after its last update, before the trained model was saved.
+
+        That update may be within an epoch (`max_steps`), or one after which the run stopped early.
+        """
+        stops_early, patience = self._stops_early, self.args.early_stopping_patience
+        has_stopped = stops_early is not None and stops_early.early_stopping_patience_counter >= patience
+        if has_stopped or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(**kwargs)
@@ -252,16 +277,15 @@ class ResumableTrainer(Trainer):
                 raise Stopped(request.number) from error
 
     def _load_progress(self, checkpoint: Path) -> None:
-        if (checkpoint / _LOSS_NAME).is_file():
-            losses = torch.load(checkpoint / _LOSS_NAME, weights_only=True)
-            if (before := losses.get("global_batch_size", self.global_batch_size)) != self.global_batch_size:
+        if (checkpoint / _PROGRESS_NAME).is_file():
+            progress = torch.load(checkpoint / _PROGRESS_NAME, weights_only=True)
+            if (before := progress.get("global_batch_size", self.global_batch_size)) != self.global_batch_size:
                 raise RecipeError(
                     f"Expected updates of {before} clips, as in {checkpoint}, got {self.global_batch_size}: the "
                     "number of processes, accumulation steps or clips on each has changed. Set global_batch_size."
                 )
-            self.loss_sum, self.num_losses = self._own(losses["loss_sum"]), losses["num_losses"]
-            self.last_rate = losses["last_rate"]
-            self.total_loss, self.total_losses = self._own(losses["total_loss"]), losses["total_losses"]
+            self.losses.load_state(progress)
+            self.last_rate = progress["last_rate"]
         else:
             logger.warning(f"{checkpoint} was not saved by this trainer: {RESULTS_NAME} and averages start anew.")
         if self.is_world_process_zero():
@@ -284,21 +308,82 @@ class ResumableTrainer(Trainer):
         return loading(checkpoint, is_of_this_run)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        """Weights that cannot be read: told in one sentence, with what to do."""
         with self._loading(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        """The optimiser's state that cannot be read: told in one sentence, with what to do."""
         with self._loading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint) -> None:
+        """The random state that cannot be read: told in one sentence, with what to do."""
         with self._loading(checkpoint):
             super()._load_rng_state(checkpoint)
 
-    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        if self.state.global_step >= self.state.max_steps:  # resumed at its end, which is within an epoch
-            return [], None
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+    # A run that diverged stops, and leaves the checkpoints from before.
+
+    def check_loss(self) -> None:
+        """Look at the losses since the beginning; all processes have to call it together.
+
+        Raises:
+            DivergedError: One of them was not finite.
+        """
+        if (update := self.losses.first_not_finite()) is not None:
+            self._raise_diverged(f"The loss of update {update}")
+
+    def _check_weights(self) -> None:
+        parameters = [getattr(each, "to_local", lambda each=each: each)() for each in self.model.parameters()]
+        is_bad = ~torch.stack([each.isfinite().all() for each in parameters]).all()
+        if self.accelerator.gather(is_bad.to(self.args.device).reshape(1)).any():
+            self._raise_diverged(f"A weight after update {self.state.global_step}")
+
+    def _raise_diverged(self, what: str) -> None:
+        checkpoint = last_whole_checkpoint(self.args.output_dir)
+        kept = f"{checkpoint} is from before" if checkpoint else "No checkpoint was saved before"
+        raise DivergedError(
+            f"{what} is no finite number: did the training diverge? Try a lower learning_rate, more warmup_steps, "
+            f"max_grad_norm 1, or bf16 in place of fp16, in another output_dir. {kept}."
+        )
+
+
+def ends_epoch(state: TrainerState) -> bool:
+    """Whether an update was the last one of its epoch."""
+    return math.isclose(state.epoch, round(state.epoch), abs_tol=1e-9)
+
+
+class _CheckpointCallback(TrainerCallback):
+    def __init__(self, trainer: ResumableTrainer):
+        self.trainer = trainer
+        self.saves_at_end = False
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        resumed_from = self.trainer._resumed_from
+        if resumed_from and state.best_global_step:  # also where the folder of the run has moved
+            best = Path(resumed_from).parent / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            state.best_model_checkpoint = str(best) if best.is_dir() else state.best_model_checkpoint
+        if resumed_from and (stops_early := self.trainer._stops_early):
+            known = state.stateful_callbacks[type(stops_early).__name__]
+            stops_early.early_stopping_patience_counter = known["attributes"]["early_stopping_patience_counter"]
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        control.should_save |= self.trainer.stop_request.number is not None
+        # A checkpoint of an epoch's last update waits until the epoch is averaged and evaluated.
+        waits = ends_epoch(state) or state.global_step >= state.max_steps
+        self.saves_at_end = waits and control.should_save
+        if waits or control.should_log or control.should_evaluate:  # saving looks for itself
+            self.trainer.check_loss()
+        if waits:
+            control.should_save = False
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        control.should_save |= self.saves_at_end
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        if (number := self.trainer.stop_request.number) is not None:
+            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            raise Stopped(number, f" after update {state.global_step}: {checkpoint} is saved. {GOES_ON}.")
 
 
 def _write_json(path: Path, values: dict[str, float]) -> None:
