@@ -342,6 +342,7 @@ def test_saved_recipe_gives_the_same_arguments(path, tmp_path):
         ["--random_crop", "--decoupled_weight_decay", "false", "--adam_beta1", "0.95", "--weight_decay", "5e-7"],
         ["--lr_step_factor=0.85", "--lr_step_first_epochs=5", "--lr_step_epochs=2", "--lr_scheduler_type=constant"],
         ["--weight_average_start", "2", "--weight_average_end", "4", "--num_train_epochs", "5"],
+        ["--ema_decay", "0.999"],
         ["--validation_file", "held out.csv", "--test_file", "test.json", "--label_file", "esc50"],
         ["--bf16", "false", "--disable_tqdm", "true", "--log_level", "error", "--report_to", "none"],
         ["--seed", "1", "--data_seed", "3", "--max_grad_norm", "0", "--save_total_limit", "1"],

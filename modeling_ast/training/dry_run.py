@@ -189,22 +189,20 @@ def _spread(rows: Dataset, number: int) -> Dataset:
 
 
 def _report_space(trainer: ASTTrainer, output_dir: Path) -> None:
-    """What the checkpoints take, beside what the disk has."""
+    """What the checkpoints take at most, beside what the disk has."""
     args, parameters = trainer.args, list(trainer.model.parameters())
     weights = sum(each.numel() * each.element_size() for each in parameters)
     trained = sum(each.numel() * each.element_size() for each in parameters if each.requires_grad)
     # Adam remembers two numbers for each that is trained.
     size = weights + 2 * trained + (weights if args.averages_weights else 0)
-    saves = _times(args.save_strategy, trainer.state.save_steps, trainer)
-    saves += args.save_strategy == "steps" and trainer.state.max_steps % trainer.state.save_steps > 0  # the last one
-    # One more than stay, while it is written; the best one stays beside the newest.
-    stay = max(args.save_total_limit, 2 if args.load_best_model_at_end else 1) if args.save_total_limit else saves
-    kept = min(saves, stay + 1)
+    kept = _times(args.save_strategy, trainer.state.save_steps, trainer) + (args.save_strategy == "steps")  # the last
+    if args.save_total_limit:  # the best one stays beside the newest, and there is one more while it is written
+        kept = min(kept, max(args.save_total_limit, 1 + args.load_best_model_at_end) + 1)
     needed = kept * size + weights * (2 if args.averages_weights else 1)
     place = next(folder for folder in (output_dir.resolve(), *output_dir.resolve().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free
     logger.info(
-        f"{kept} checkpoint(s) of {size / 1e9:.3g} GB at a time and the model: {needed / 1e9:.3g} GB of "
+        f"At most {kept} checkpoint(s) of {size / 1e9:.3g} GB at a time and the model: {needed / 1e9:.3g} GB of "
         f"{free / 1e9:.3g} GB that are free."
     )
     if needed > free:
