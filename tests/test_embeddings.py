@@ -22,7 +22,7 @@ from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.synthetic import CLASSES, generate_clip
 from modeling_ast.inference import embeddings as embeddings_module
 from modeling_ast.inference.embeddings import ASTEmbeddingPipeline, Embeddings, audio_embedder, write_npy
-from modeling_ast.inference.ensemble import fingerprint_model
+from modeling_ast.inference.predictions import fingerprint_model
 from modeling_ast.loading import ModelError
 
 ROOT = Path(__file__).resolve().parents[1]

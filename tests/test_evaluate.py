@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from modeling_ast import ASTFeatureExtractor, load_waveform
 from modeling_ast.commands import evaluate as evaluate_model
 from modeling_ast.commands import train as run_audio_classification
+from modeling_ast.commands.command_line import CommandError
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import DivergedError
 from modeling_ast.data.recipes import RecipeError
@@ -285,7 +286,7 @@ def test_clips_that_trained_the_model_are_said_to_flatter_it(sounds, tmp_path, c
 )
 def test_what_cannot_be_evaluated_is_one_sentence(model, sounds, tmp_path, options, words):
     clips = write_list(tmp_path, sounds)
-    with pytest.raises((RecipeError, DataError), match=words):
+    with pytest.raises((CommandError, RecipeError, DataError), match=words):
         run(model, clips, *(option.format(clips=clips) for option in options))
 
 
@@ -302,7 +303,8 @@ def test_models_that_cannot_be_evaluated_say_why(sounds, tmp_path):
 
 
 def test_scores_that_are_not_finite_are_refused_and_nothing_is_written(model, sounds, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate_model, "predict", lambda *args, **options: np.full((6, 3), np.nan))
+    diverged = np.full((6, 3), np.nan), np.arange(6) % 3
+    monkeypatch.setattr(evaluate_model, "predict", lambda *args, **options: diverged)
     with pytest.raises(DivergedError, match="Expected finite scores"):
         run(model, write_list(tmp_path, sounds), "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -323,5 +325,5 @@ def test_figures_of_a_label_are_empty_where_they_cannot_be_told():
 def test_the_command_ends_with_one_sentence_of_error(model, tmp_path):
     command = [sys.executable, evaluate_model.__file__, str(model), str(tmp_path / "nothing.csv")]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")

@@ -17,13 +17,13 @@ from modeling_ast.commands import check as check_data
 from modeling_ast.commands import train as script
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import DecodeAudio
+from modeling_ast.data.model_card import write_model_card
 from modeling_ast.data.recipes import ModelArguments, RecipeError
 from modeling_ast.data.synthetic import generate_clip
-from modeling_ast.inference.ensemble import predict
+from modeling_ast.inference.predictions import predict
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
 from modeling_ast.training.building import build_feature_extractor
 from modeling_ast.training.collator import AugmentingCollator
-from modeling_ast.training.model_card import write_model_card
 from modeling_ast.training.sampling import TrainingSampler, positioned, read_clip_seconds, sort_by_length
 from modeling_ast.training.trainer import ASTTrainer
 
@@ -109,16 +109,20 @@ def test_rolls_go_round_within_the_clips_own_frames():
     assert all(len(found) == 1 for found in shifts) and len({found[0] for found in shifts}) == 10
 
 
-def test_predictions_of_a_clip_do_not_depend_on_its_batch():
-    rows, model = make_rows(FRAMES), random_model(make_tiny_config(num_labels=3))
-    model.config.problem_type = "single_label_classification"
-    collate = ASTDataCollator(FREE, 3)
-    together, alone = (predict(model, rows, collate, batch_size=size) for size in (6, 1))
+def test_predictions_of_a_clip_do_not_depend_on_its_batch(tmp_path):
+    audio = []
+    for row in make_rows(FRAMES):
+        audio.append({"bytes": None, "path": str(tmp_path / f"{len(audio)}.wav")})
+        soundfile.write(audio[-1]["path"], row["waveform"].numpy(), 16000)
+    rows = Dataset.from_dict({"audio": audio, "labels": [0, 1, 2, 0, 1, 2]})
+    model = random_model(make_tiny_config(num_labels=3))
+    names = list(model.config.id2label.values())
+    together, alone = (predict(model, FREE, rows, names, batch_size=size)[0] for size in (6, 1))
     np.testing.assert_allclose(together, alone, atol=1e-5)
     shuffled = [5, 2, 0, 4, 1, 3]
-    np.testing.assert_allclose(
-        predict(model, [rows[i] for i in shuffled], collate, batch_size=3), alone[shuffled], atol=1e-5
-    )
+    logits, labels = predict(model, FREE, rows.select(shuffled), names, batch_size=3)
+    np.testing.assert_allclose(logits, alone[shuffled], atol=1e-5)
+    assert labels.tolist() == [2, 2, 0, 1, 1, 0]
 
 
 # Order

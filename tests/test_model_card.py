@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.training.model_card import read_run, write_model_card
+from modeling_ast.data.model_card import read_run, write_model_card
 
 RESULTS = {
     "validation_accuracy": 0.9,

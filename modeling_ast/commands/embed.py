@@ -37,7 +37,7 @@ from modeling_ast.inference.embeddings import (
     write_npy,
     write_parquet,
 )
-from modeling_ast.inference.ensemble import fingerprint_model
+from modeling_ast.inference.predictions import fingerprint_model
 from modeling_ast.inference.sound_files import find_files
 
 OUTPUT_SUFFIXES = (".parquet", ".npy")

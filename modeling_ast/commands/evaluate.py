@@ -19,30 +19,28 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import concatenate_datasets
 
-from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.commands.command_line import run_command
-from modeling_ast.data.clip_tables import SPLITS, AudioSplits
-from modeling_ast.data.collating import ASTDataCollator
-from modeling_ast.data.decoding import DecodeAudio
+from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import written_beside
-from modeling_ast.data.labels import plain
-from modeling_ast.data.metrics import compute_metrics, multi_hot
-from modeling_ast.data.recipes import RecipeError, parse_data_arguments
+from modeling_ast.data.metrics import compute_metrics, to_probabilities
+from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits, was_trained_on
-from modeling_ast.inference.ensemble import predict
 from modeling_ast.inference.predictions import (
+    choose_rows,
     class_figures,
+    class_table,
     decide,
     label_thresholds,
+    list_clips,
+    load_classifier,
+    predict,
     write_class_figures,
     write_predictions,
 )
-from modeling_ast.loading import ModelError, load_model
 
-logger = logging.getLogger("evaluate_model")
+logger = logging.getLogger(__name__)
 
 RESULTS_NAME, CLASSES_NAME, PREDICTIONS_NAME = "evaluation.json", "per_class.csv", "predictions.csv"
 # Keys of a recipe that have an effect here, besides those that say where the rows come from ...
@@ -62,12 +60,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         What is written to `evaluation.json`.
 
     Raises:
-        ModelError, RecipeError, DataError, AudioError, DivergedError: A model, arguments, data set or a sound file
-            that cannot be used, or a model whose scores are not finite.
+        CommandError, ModelError, RecipeError, DataError, AudioError, DivergedError: Options, a model, keys, a data set
+            or a sound file that cannot be used, or a model whose scores are not finite.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, keys = parse_command_line(argv)
-    model, extractor = load(args.model)
+    model, extractor = load_classifier(args.model, "single_label_classification")  # as in pipelines
     problem_type, label_names = model.config.problem_type, list(model.config.id2label.values())
     multi_label = problem_type == "multi_label_classification"
 
@@ -75,23 +73,24 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     keys = keys if recipe else [f"--dataset_name={args.data}", *keys]
     _, data_args, batch_args = parse_data_arguments(recipe, keys, "an evaluation", KEYS, WITHOUT)
     splits = read_evaluation_splits(data_args, multi_label, label_names)
-    chosen = choose(splits, args.split, data_args.dataset_name)
+    chosen = choose_rows(splits, args.split, data_args.dataset_name)
     if not chosen.keys().isdisjoint(("train", "all")) and was_trained_on(args.model, data_args.dataset_name):
         logger.warning(
             f"{args.model} was trained on {data_args.dataset_name}: on clips that trained it any model is better than "
             "on others." + (" --split test leaves them out." if len(chosen) > 1 else "")
         )
-    rows = concatenate_datasets(list(chosen.values()))
-    labels = multi_hot(rows["labels"], len(label_names)) if multi_label else np.array(rows["labels"])
-
-    probabilities = predict(
+    logits, labels = predict(
         model,
-        rows.with_transform(DecodeAudio(extractor.sampling_rate, ignore_length=splits.ignore_length)),
-        ASTDataCollator(extractor, len(label_names), multi_label),
+        extractor,
+        concatenate_datasets(list(chosen.values())),
+        label_names,
+        multi_label,
+        splits.ignore_length,
         batch_size=batch_args.per_device_eval_batch_size,
         num_workers=batch_args.dataloader_num_workers,
         description="Evaluating",
     )
+    probabilities = to_probabilities(logits, problem_type)
     thresholds = label_thresholds(label_names, model.config.thresholds)
     decisions = decide(probabilities, problem_type, thresholds)
     metrics = compute_metrics(probabilities, labels, problem_type, threshold=thresholds, label_names=label_names)
@@ -106,7 +105,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     output_dir = args.output_dir or default_folder(args.model, data_args.dataset_name, args.split)
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_predictions(output_dir / PREDICTIONS_NAME, describe(chosen), probabilities, decisions, labels, label_names)
+    write_predictions(output_dir / PREDICTIONS_NAME, list_clips(chosen), probabilities, decisions, labels, label_names)
     write_class_figures(output_dir / CLASSES_NAME, classes)
     with written_beside(output_dir / RESULTS_NAME) as unfinished:
         text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -116,10 +115,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """This script's own arguments, and keys of a recipe."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    """This command's own arguments, and keys of a recipe."""
+    parser = Parser(__doc__)
     parser.add_argument("model", metavar="MODEL", help="folder or name on the Hub")
     parser.add_argument("data", metavar="DATA", help="folder, list, Parquet, name on the Hub, or recipe (.yaml)")
     parser.add_argument("--split", choices=SPLITS, help="of the data; default: all clips")
@@ -128,46 +125,8 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     )
     args, keys = parser.parse_known_args(argv)
     if args.output_dir is not None and args.output_dir.is_file():
-        raise RecipeError(f"Expected output_dir to be a folder, got the file {args.output_dir}.")
+        raise CommandError(f"Expected output_dir to be a folder, got the file {args.output_dir}.")
     return args, keys
-
-
-def load(name: str) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
-    """A model and its feature extractor."""
-    model, extractor = load_model(name)
-    if model.config.problem_type == "regression":
-        raise ModelError(f"{name} cannot be used: expected a classifier, got a model for regression.")
-    if model.config.problem_type is None:  # as in pipelines
-        logger.warning(f"{name} does not say its problem_type, taken for single_label_classification.")
-        model.config.problem_type = "single_label_classification"
-    return model, extractor
-
-
-def choose(splits: AudioSplits, split: str | None, source: str) -> dict[str, Dataset]:
-    """The rows to evaluate, by split; those of data without splits are called "all"."""
-    available = dict(splits)
-    if available.keys() == {"train"}:
-        available = {"all": splits.train}
-    if split is not None and split not in available:
-        got = "clips without splits" if "all" in available else ", ".join(available)
-        raise RecipeError(
-            f"{source}: expected clips of the split {split}, got {got}. Of a list --split_column_name says which "
-            "column names it; without --split all clips are evaluated."
-        )
-    chosen = available if split is None else {split: available[split]}
-    sizes = ", ".join(f"{len(rows)} of {name}" for name, rows in chosen.items())
-    of_splits = "" if "all" in chosen else f" ({sizes})"
-    logger.info(f"{source}: {sum(map(len, chosen.values()))} clips{of_splits}, {len(splits.label_names)} labels")
-    return chosen
-
-
-def describe(chosen: dict[str, Dataset]) -> list[tuple[str, str]]:
-    """Path and split of each clip, where it has them."""
-    return [
-        (row["audio"]["path"] or "", "" if split == "all" else split)
-        for split, rows in chosen.items()
-        for row in rows.with_format(None)
-    ]
 
 
 def default_folder(model: str, source: str, split: str | None) -> Path:
@@ -181,15 +140,8 @@ def report(results: dict[str, Any], output_dir: Path) -> None:
     """Print the metrics, and those of each label."""
     for name, value in results["metrics"].items():
         print(f"{name:<26} {value:.6g}")
-    classes = results["labels"]
-    if len(classes) <= MAX_SHOWN:
-        columns = [name for name in classes[0] if name != "label"]
-        width = max(len(plain(row["label"])) for row in classes)
-        print(" ".join([" " * width, *(f"{column:>9}" for column in columns)]))
-        for row in classes:
-            values = (row[column] for column in columns)
-            cells = ("" if value is None else f"{value:.4g}" for value in values)
-            print(" ".join([plain(row["label"]).ljust(width), *(f"{cell:>9}" for cell in cells)]))
+    if len(results["labels"]) <= MAX_SHOWN:
+        print(class_table(results["labels"]))
     print(f"Saved in {output_dir}.")
 
 

@@ -32,8 +32,8 @@ from tqdm.auto import tqdm
 from modeling_ast.audio import AudioError
 from modeling_ast.commands.command_line import CommandError, device, run_command, told
 from modeling_ast.data.labels import DataError, plain
-from modeling_ast.inference.ensemble import fingerprint_model
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, audio_tagger
+from modeling_ast.inference.predictions import fingerprint_model
 from modeling_ast.inference.sound_files import find_files
 from modeling_ast.inference.tagging import FORMATS, ResultsFolder
 from modeling_ast.inference.timeline import Event, Timeline

@@ -25,6 +25,7 @@ from transformers import pipeline, set_seed
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.model_card import write_model_card
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.plots import plot_tags
 from modeling_ast.inference.predictions import label_thresholds
@@ -34,7 +35,6 @@ from modeling_ast.training.baseline import compare_with_baseline
 from modeling_ast.training.building import check_reporters
 from modeling_ast.training.dry_run import dry_run, nothing_written
 from modeling_ast.training.faults import GOES_ON as GOES_ON
-from modeling_ast.training.model_card import write_model_card
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, check_output_dir, claimed
 from modeling_ast.training.results import RESULTS_NAME
 from modeling_ast.training.stages import build, evaluate, make_trainer, prepare_clips, read_data, train

@@ -9,8 +9,9 @@ What was reached is told by clips that nothing was fitted or chosen on.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from scipy.special import expit, log_softmax, softmax
 from sklearn.metrics import precision_recall_curve
 
 from modeling_ast import ASTForAudioClassification
-from modeling_ast.data.metrics import positive_labels
+from modeling_ast.data.metrics import accuracy, f1, positive_labels, to_probabilities
+from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +233,100 @@ def expected_calibration_error(
     """
     confidence, share, counts = reliability(probabilities, labels, problem_type, num_bins)
     return float(np.average(np.abs(confidence - share), weights=counts))
+
+
+def calibrate(
+    model: ASTForAudioClassification,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    label_names: Sequence[str],
+    with_temperature: bool = True,
+    with_thresholds: bool = True,
+    target_precision: float | None = None,
+) -> dict[str, Any]:
+    """Find temperature and thresholds, and put them into the model.
+
+    Args:
+        model: Whose classifier and configuration change.
+        logits: Of shape (clips, num_labels), in the order of the names, of validation clips.
+        labels: Class indices or multi-hot.
+        label_names: Of the columns.
+        with_temperature: Whether to fit one.
+        with_thresholds: Whether to fit them.
+        target_precision: As for `fit_thresholds`.
+
+    Returns:
+        What was found, and which labels have no threshold.
+
+    Raises:
+        ValueError: As from `fit_temperature` and `fit_thresholds`.
+    """
+    problem_type = model.config.problem_type
+    results = {"problem_type": problem_type, "temperature": None, "target_precision": target_precision}
+    if with_temperature:
+        results["temperature"] = fit_temperature(logits, labels, problem_type)
+        fold_temperature(model, results["temperature"])
+    if not with_thresholds:
+        return results
+    probabilities = to_probabilities(logits / (results["temperature"] or 1), problem_type)
+    fitted = fit_thresholds(probabilities, labels, label_names, target_precision)
+    model.config.thresholds = fitted.thresholds
+    for key, reason in (
+        ("without_positives", "no validation clip has them"),
+        ("precision_not_reached", f"no score reaches a precision of {target_precision}"),
+    ):
+        results[key] = list(getattr(fitted, key))
+        if results[key]:
+            logger.warning(
+                f"{len(results[key])} of {len(label_names)} labels get no threshold, as {reason}; the metrics count "
+                f"them from {DEFAULT_THRESHOLD} on: {', '.join(results[key])}."
+            )
+    return results
+
+
+def measure_splits(
+    predictions: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    problem_type: str,
+    temperature: float,
+    before: np.ndarray,
+    after: np.ndarray,
+) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """How good scores and decisions are on each split, before a calibration and after it.
+
+    Args:
+        predictions: Logits of before and labels, by split.
+        problem_type: "single_label_classification" or "multi_label_classification".
+        temperature: By which logits are divided after.
+        before: The thresholds of before, (num_labels,).
+        after: Those of after.
+
+    Returns:
+        Metrics by split; and of the last split, which is the one to report, what `plot_reliability` draws.
+    """
+    results = {}
+    for split, (logits, labels) in predictions.items():  # validation, and test where there is one
+        results[split], curves = {"clips": len(logits)}, {}
+        for when, scaled, thresholds in (("before", logits, before), ("after", logits / temperature, after)):
+            probabilities = to_probabilities(scaled, problem_type)
+            results[split][when] = {
+                "nll": negative_log_likelihood(scaled, labels, problem_type),
+                "ece": expected_calibration_error(probabilities, labels, problem_type),
+                **_measure_decisions(probabilities, labels, problem_type, thresholds),
+            }
+            curves[f"{split}, {when}"] = reliability(probabilities, labels, problem_type)
+    return results, curves
+
+
+def _measure_decisions(
+    probabilities: np.ndarray, labels: np.ndarray, problem_type: str, thresholds: np.ndarray
+) -> dict[str, float]:
+    """The model's own decisions; of a single label also what its thresholds would decide."""
+    macro_f1, micro_f1 = f1(probabilities, labels, thresholds)
+    if problem_type == "multi_label_classification":
+        return {"macro_f1": macro_f1, "micro_f1": micro_f1}
+    of_best = dict(zip(("macro_f1", "micro_f1"), f1(probabilities, labels, None)))
+    at_thresholds = {"macro_f1_at_thresholds": macro_f1, "micro_f1_at_thresholds": micro_f1}
+    return {"accuracy": accuracy(probabilities, labels), **of_best, **at_thresholds}
 
 
 def _check(scores: np.ndarray, labels: np.ndarray, problem_type: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,17 +1,168 @@
-"""What a model says of clips whose labels are known: decisions, figures of each label, and a table of all clips."""
+"""Predictions for clips whose labels are known: decisions, figures of each label, and a table of all clips."""
 
 import csv
+import hashlib
+import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel, __version__
+from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.collating import ASTDataCollator
+from modeling_ast.data.decoding import DecodeAudio
 from modeling_ast.data.files import written_beside
-from modeling_ast.data.metrics import per_class_metrics, positive_labels
+from modeling_ast.data.labels import DataError, plain
+from modeling_ast.data.metrics import multi_hot, per_class_metrics, positive_labels
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
+from modeling_ast.loading import ModelError, load_model
+
+logger = logging.getLogger(__name__)
 
 CLASS_COLUMNS = ("label", "clips", "predicted", "precision", "recall", "F1", "AP", "AUC")
+# What says where a configuration comes from, and nothing about the model.
+_ORIGIN_KEYS = ("_name_or_path", "transformers_version")
+
+
+def load_classifier(name: str, problem_type: str) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
+    """A trained classifier and its feature extractor.
+
+    Args:
+        name: Folder or name on the Hub.
+        problem_type: Of a model that does not say its own.
+
+    Raises:
+        ModelError: A model that cannot be used, or one for regression.
+    """
+    model, extractor = load_model(name)
+    if model.config.problem_type == "regression":
+        raise ModelError(f"{name} cannot be used: expected a classifier, got a model for regression.")
+    if model.config.problem_type is None:
+        logger.warning(f"{name} does not say its problem_type, taken for {problem_type}.")
+        model.config.problem_type = problem_type
+    return model, extractor
+
+
+def choose_rows(splits: AudioSplits, split: str | None, source: str) -> dict[str, Dataset]:
+    """The rows of a data set to predict, by split; those of data without splits are called "all".
+
+    Args:
+        splits: The data set.
+        split: The one that is wanted; `None` means all.
+        source: What the data set is called, for messages.
+
+    Raises:
+        DataError: There is no such split.
+    """
+    available = dict(splits)
+    if available.keys() == {"train"}:
+        available = {"all": splits.train}
+    if split is not None and split not in available:
+        got = "clips without splits" if "all" in available else ", ".join(available)
+        raise DataError(
+            f"{source}: expected clips of the split {split}, got {got}. Of a list --split_column_name says which "
+            "column names it; without --split all clips are taken."
+        )
+    chosen = available if split is None else {split: available[split]}
+    sizes = ", ".join(f"{len(rows)} of {name}" for name, rows in chosen.items())
+    of_splits = "" if "all" in chosen else f" ({sizes})"
+    logger.info(f"{source}: {sum(map(len, chosen.values()))} clips{of_splits}, {len(splits.label_names)} labels")
+    return chosen
+
+
+def predict(
+    model: ASTForAudioClassification,
+    extractor: ASTFeatureExtractor,
+    rows: Dataset,
+    label_names: Sequence[str],
+    multi_label: bool = False,
+    ignore_length: bool = False,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    description: str = "Predicting",
+) -> tuple[np.ndarray, np.ndarray]:
+    """The logits of clips and their labels, on a GPU where there is one.
+
+    Args:
+        model: With these labels, in any order.
+        extractor: Its feature extractor.
+        rows: As `load_splits` gives them, not decoded yet.
+        label_names: Of the data.
+        multi_label: Whether the rows hold lists of labels.
+        ignore_length: As for `DecodeAudio`.
+        batch_size: Clips at a time.
+        num_workers: Processes that decode clips and compute features; 0 means this one.
+        description: In front of the progress bar.
+
+    Returns:
+        Logits, float32 (clips, num_labels), in the order of the names; and class indices, or multi-hot labels.
+
+    Raises:
+        ValueError: The model has other labels.
+        AudioError: A clip that cannot be decoded.
+    """
+    order = label_order(model.config.id2label, label_names)
+    labels = multi_hot(rows["labels"], len(label_names)) if multi_label else np.array(rows["labels"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device).eval()
+    batches = DataLoader(
+        rows.with_transform(DecodeAudio(extractor.sampling_rate, ignore_length=ignore_length)),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=ASTDataCollator(extractor, len(label_names), multi_label),
+    )
+    logits = []
+    with torch.inference_mode():
+        for batch in tqdm(batches, desc=description):
+            inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+            logits.append(model(**inputs).logits.float().cpu().numpy())
+    return np.concatenate(logits)[:, order], labels
+
+
+def label_order(id2label: dict[int, str], label_names: Sequence[str]) -> list[int]:
+    """Which output of a model stands for each label of the data.
+
+    Args:
+        id2label: Of the model.
+        label_names: Of the data.
+
+    Raises:
+        ValueError: Not the same labels.
+    """
+    indices = {label: index for index, label in id2label.items()}
+    differences = {
+        "the model alone has": [name for name in indices if name not in set(label_names)],
+        "the data alone have": [name for name in label_names if name not in indices],
+    }
+    words = [f"{who} {_first(names)}" for who, names in differences.items() if names]
+    if words:
+        raise ValueError(f"Expected the labels of the data, but {' and '.join(words)}.")
+    return [indices[name] for name in label_names]
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def fingerprint_model(model: ASTForAudioClassification | ASTModel, extractor: ASTFeatureExtractor) -> str:
+    """SHA-256 of all that a prediction depends on besides the clip: weights, settings, features, this version."""
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in _ORIGIN_KEYS}
+    digest = hashlib.sha256(_json([settings, extractor.to_dict(), __version__]))
+    for name, tensor in model.state_dict().items():
+        digest.update(_json([name, str(tensor.dtype), list(tensor.shape)]))
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, default=str).encode()
 
 
 def label_thresholds(label_names: Sequence[str], thresholds: Mapping[str, float] | None) -> np.ndarray:
@@ -30,6 +181,19 @@ def decide(probabilities: np.ndarray, problem_type: str, thresholds: np.ndarray)
     if problem_type == "single_label_classification":
         return probabilities.argmax(axis=1)[:, None] == np.arange(probabilities.shape[1])
     return probabilities >= thresholds
+
+
+def list_clips(chosen: Mapping[str, Dataset]) -> list[tuple[str, str]]:
+    """Path and split of each clip, as `write_predictions` takes them; a sound in a table may have no path.
+
+    Args:
+        chosen: Rows by split; those of data without splits by "all", which is left empty.
+    """
+    return [
+        (row["audio"]["path"] or "", "" if split == "all" else split)
+        for split, rows in chosen.items()
+        for row in rows.with_format(None)
+    ]
 
 
 def class_figures(
@@ -65,6 +229,18 @@ def class_figures(
             }
         )
     return rows
+
+
+def class_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What `class_figures` gives as a table to print."""
+    columns = [name for name in CLASS_COLUMNS if name != "label"]
+    width = max(len(plain(row["label"])) for row in rows)
+    lines = [" ".join([" " * width, *(f"{column:>9}" for column in columns)])]
+    for row in rows:
+        values = (row[column] for column in columns)
+        cells = ("" if value is None else f"{value:.4g}" for value in values)
+        lines.append(" ".join([plain(row["label"]).ljust(width), *(f"{cell:>9}" for cell in cells)]))
+    return "\n".join(lines)
 
 
 def write_class_figures(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:

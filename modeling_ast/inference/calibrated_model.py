@@ -1,0 +1,129 @@
+"""The folder of a calibrated model: the model, its card, and what its calibration changed."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.data.model_card import CARD_NAME, read_run, write_model_card
+from modeling_ast.data.recipes import RECIPE_NAME
+from modeling_ast.inference.figures import may_fail
+from modeling_ast.inference.result_plots import plot_reliability
+from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
+
+RESULTS_NAME, PICTURE_NAME = "calibration_results.json", "calibration.png"
+METRICS = {
+    **{"nll": "NLL", "ece": "ECE", "accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1"},
+    **{"macro_f1_at_thresholds": "macro F1 at thresholds", "micro_f1_at_thresholds": "micro F1 at thresholds"},
+}
+
+# One name, one meaning: F1 is that of the model's own decisions, here as everywhere.
+F1_WORDS = {
+    "single_label_classification": "Accuracy and F1 take the most probable label; at thresholds, F1 counts a label as "
+    "named from its threshold on, or from {} on.",
+    "multi_label_classification": "F1 counts a label as named from its threshold on, or from {} on.",
+}
+CARD_HEADING = "\n## Calibration\n"
+CARD_TEXT = """
+After training, on {clips} validation clips:
+
+{steps}
+
+The metrics further up are those of before. NLL is the negative log-likelihood, ECE the expected calibration error (15
+bins). {f1}
+
+{table}
+"""
+
+
+def write_calibrated_model(
+    source: str,
+    output_dir: Path,
+    model: ASTForAudioClassification,
+    extractor: ASTFeatureExtractor,
+    results: Mapping[str, Any],
+    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> None:
+    """Write the calibrated model, its card and what was found; the folder is there when it is whole.
+
+    Args:
+        source: The model of before, a folder or a name on the Hub, whose card, recipe and licence are taken over.
+        output_dir: New, or empty.
+        model: The calibrated model.
+        extractor: Its feature extractor.
+        results: What was found, and the metrics of each split before and after, as `measure_splits` gives them.
+        curves: What `plot_reliability` draws.
+    """
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as unfinished:
+        folder = Path(unfinished) / output_dir.name  # the card takes the model's name from its folder
+        model.save_pretrained(folder)
+        extractor.save_pretrained(folder)
+        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        (folder / RESULTS_NAME).write_text(text, encoding="utf-8")
+        with may_fail(PICTURE_NAME):
+            plot_reliability(curves, folder / PICTURE_NAME, output_dir.name)
+        for path in (Path(source) / RECIPE_NAME, *Path(source).glob("LICENSE*")):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+        _write_card(Path(source), folder, model, extractor, results)
+        if output_dir.is_dir():
+            output_dir.rmdir()  # empty
+        folder.replace(output_dir)
+
+
+def metrics_table(results: Mapping[str, Any]) -> str:
+    """The metrics of all splits, in Markdown."""
+    keys = [key for key in METRICS if key in results["validation"]["before"]]
+    lines = ["| clips | | " + " | ".join(METRICS[key] for key in keys) + " |", "|---|---|" + "---|" * len(keys)]
+    for split in ("validation", "test"):
+        for when in ("before", "after") if split in results else ():
+            cells = (f"{results[split][when][key]:.4f}" for key in keys)
+            lines.append(f"| {split} ({results[split]['clips']}) | {when} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _write_card(
+    source: Path,
+    folder: Path,
+    model: ASTForAudioClassification,
+    extractor: ASTFeatureExtractor,
+    results: Mapping[str, Any],
+) -> None:
+    """The model's own card under its new name, or a new one, and what was done since."""
+    card = folder / CARD_NAME
+    if (source / CARD_NAME).is_file():
+        text = (source / CARD_NAME).read_text(encoding="utf-8").partition(CARD_HEADING)[0]
+        old, new = source.resolve().name, folder.name
+        text = text.replace(f"\n# {old}\n", f"\n# {new}\n").replace(f'model="{old}"', f'model="{new}"')
+    else:
+        run = read_run(source) if source.is_dir() else {"dataset": None, "start": str(source), "results": {}}
+        write_model_card(folder, model, extractor, **run)
+        text = card.read_text(encoding="utf-8")
+    steps = []
+    if results["temperature"] is not None:
+        steps.append(f"- The logits were divided by a temperature of {results['temperature']:.4f}, in the classifier.")
+    if (thresholds := model.config.thresholds) is not None:
+        goal = "the best F1"
+        if results["target_precision"] is not None:
+            goal = f"a precision of {results['target_precision']}"
+        steps.append(
+            f"- {len(thresholds)} of {model.config.num_labels} labels have a threshold for {goal}, in `config.json`."
+        )
+    text = (
+        text.rstrip("\n")
+        + "\n"
+        + CARD_HEADING
+        + CARD_TEXT.format(
+            clips=results["validation"]["clips"],
+            steps="\n".join(steps),
+            f1=F1_WORDS[results["problem_type"]].format(DEFAULT_THRESHOLD),
+            table=metrics_table(results),
+        )
+    )
+    card.write_text(text, encoding="utf-8")
