@@ -9,12 +9,12 @@ import pytest
 import soundfile
 
 from modeling_ast.audio import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, load_waveform
-from modeling_ast.commands import page as demo_app
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.prepare import index_clips
 from modeling_ast.data.sources import load_splits
+from modeling_ast.inference.page import find_examples
 from modeling_ast.inference.sound_files import find_files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,7 +114,7 @@ def test_hidden_files_are_no_clips(tmp_path, hidden):
     assert sorted(find_sounds(tmp_path / "data")) == expected
     assert [file.path for file in find_files([tmp_path / "data"], tmp_path / "out")] == expected
     assert sorted(sum(index_clips(tmp_path / "data").values(), [])) == expected
-    assert list(map(str, demo_app.find_examples(tmp_path / "data"))) == expected
+    assert list(map(str, find_examples(tmp_path / "data"))) == expected
 
 
 WRITABLE = {

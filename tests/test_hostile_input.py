@@ -33,6 +33,7 @@ from modeling_ast.data.labels import DataError, read_label_table
 from modeling_ast.data.prepare import read_all_seconds, read_esc50, read_segments
 from modeling_ast.data.recipes import ModelArguments, RecipeError, read_recipe
 from modeling_ast.data.sources import load_splits
+from modeling_ast.inference.page import find_examples
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.sound_files import SoundFile
 from modeling_ast.inference.tagging import ResultsFolder
@@ -889,13 +890,10 @@ def test_long_tables_take_time_and_memory_by_their_length(tmp_path):
 
 
 def test_examples_with_names_that_cannot_be_shown_do_not_keep_all_from_the_page(tmp_path, capsys):
-    pytest.importorskip("gradio")
-    from modeling_ast.commands import page as demo_app
-
     for name in (b"<b>good<b>.wav", b"\xff latin.wav", b"red\x1b[31m.wav"):
         soundfile.write(tmp_path / "sound.wav", np.zeros(1600, np.float32), 16000)
         os.rename(tmp_path / "sound.wav", os.path.join(os.fsencode(tmp_path), name))
-    assert [path.name for path in demo_app.find_examples(tmp_path)] == ["<b>good<b>.wav"]
+    assert [path.name for path in find_examples(tmp_path)] == ["<b>good<b>.wav"]
     told = capsys.readouterr().err
     assert r"\udcff latin.wav is no example" in told and r"red\x1b[31m.wav is no example" in told
 
@@ -903,16 +901,16 @@ def test_examples_with_names_that_cannot_be_shown_do_not_keep_all_from_the_page(
 @pytest.mark.slow
 def test_page_shows_names_and_messages_as_text(folder, tmp_path):
     pytest.importorskip("gradio")
-    from modeling_ast.commands import page as demo_app
-    from modeling_ast.inference.page import Listener
+    from modeling_ast.inference import page_layout
+    from modeling_ast.inference.page import Tagger
 
-    listener = Listener(audio_tagger(folder, device="cpu"), tmp_path)
+    tagger = Tagger(audio_tagger(folder, device="cpu"), tmp_path)
     for name in (b"<img src=x onerror=alert(1)>.wav", b"\xff\x1b[31m.wav", b"n" * 251 + b".wav"):
         path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))
         soundfile.write(tmp_path / "sound.flac", 0.1 * np.ones(16000, np.float32), 16000)
         (tmp_path / "sound.flac").rename(path)
-        status = demo_app.show(listener, listener.hear(path, {}))[1]
+        status = page_layout.show(tagger, tagger.tag(path, {}))[1]
         status.encode()
         assert "<img" not in status and one_sentence(status)
-    message = demo_app.show_nothing("<script>alert(1)</script>\x1b[31m\udcff", is_error=True)[1]
+    message = page_layout.show_nothing("<script>alert(1)</script>\x1b[31m\udcff", is_error=True)[1]
     assert message == r'<p class="error">&lt;script&gt;alert(1)&lt;/script&gt;\x1b[31m\udcff</p>'

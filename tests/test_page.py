@@ -40,6 +40,7 @@ from modeling_ast.loading import ModelError
 
 pytest.importorskip("gradio", reason="needs gradio: pip install -e '.[demo]'")
 from modeling_ast.commands import page as demo_app
+from modeling_ast.inference import page_layout
 
 SCRIPT = Path(demo_app.__file__)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -125,7 +126,7 @@ def test_without_events_the_strongest_row_is_looked_into(tagger, sound):
     assert not tagged.events and stretch.score == tagged.timeline.scores.max()
     assert stretch.start in tagged.timeline.times and stretch.end in tagged.timeline.times
     assert tagger.draw_attention(tagged, 0).is_file()
-    assert "no score reaches" in demo_app.show(tagger, tagged)[1]
+    assert "no score reaches" in page_layout.show(tagger, tagged)[1]
 
 
 def test_pictures_and_files_are_there_until_forgotten(tagger, sound):
@@ -142,10 +143,10 @@ def test_pictures_and_files_are_there_until_forgotten(tagger, sound):
 
 def test_nothing_is_drawn_of_what_was_forgotten_meanwhile(tagger, sound):
     tagged = tagger.tag(sound, {})
-    assert demo_app.draw_attention(tagger, 0, tagged).is_file()
-    assert demo_app.draw_attention(tagger, None, tagged) is demo_app.draw_attention(tagger, 0, None) is None
+    assert page_layout.draw_attention(tagger, 0, tagged).is_file()
+    assert page_layout.draw_attention(tagger, None, tagged) is page_layout.draw_attention(tagger, 0, None) is None
     tagged.forget()
-    assert demo_app.draw_attention(tagger, 0, tagged) is None
+    assert page_layout.draw_attention(tagger, 0, tagged) is None
 
 
 @pytest.mark.parametrize("suffix", ("wav", "flac", "ogg", "mp3"))
@@ -236,46 +237,46 @@ def test_a_page_without_a_model_is_not_opened(tmp_path):
 
 def test_messages_and_names_are_text_not_html(tagger, sound):
     named = sound.rename(sound.with_name("<img src=x onerror=alert(1)>.flac"))
-    nothing = demo_app.show_nothing("<b>x</b>.wav: broken", is_error=True)
-    something = demo_app.show(tagger, tagger.tag(named, {}))
+    nothing = page_layout.show_nothing("<b>x</b>.wav: broken", is_error=True)
+    something = page_layout.show(tagger, tagger.tag(named, {}))
     assert "&lt;b&gt;x" in nothing[1] and "<b>" not in nothing[1]
     assert "&lt;img" in something[1] and "<img" not in something[1]
     assert len(nothing) == len(something)
 
 
 def test_windows_beyond_the_page_are_refused(tagger):
-    assert demo_app.choose_windows(tagger, None, None) == {"chunk_length_s": None}
-    assert demo_app.choose_windows(tagger, 10, 5)["stride_length_s"] == (2.5, 2.5)
+    assert page_layout.choose_windows(tagger, None, None) == {"chunk_length_s": None}
+    assert page_layout.choose_windows(tagger, 10, 5)["stride_length_s"] == (2.5, 2.5)
     for window, hop, words in ((11, None, "at most 10 s, got 11 s"), (None, 0.001, "at least 0.02 s"), (1, 2, "hop")):
         with pytest.raises(ValueError, match=words):
-            demo_app.choose_windows(tagger, window, hop)
+            page_layout.choose_windows(tagger, window, hop)
 
 
 def test_a_setting_is_a_number_or_empty():
     fields = {None: None, "": None, " ": None, "0": 0, "0.5": 0.5, " 0,5": 0.5}
-    assert {text: demo_app.read_setting("hop", text) for text in fields} == fields
+    assert {text: page_layout.read_setting("hop", text) for text in fields} == fields
     with pytest.raises(ValueError, match="^Expected a number as hop, got 'x'.$"):
-        demo_app.read_setting("hop", "x")
+        page_layout.read_setting("hop", "x")
 
 
 def test_a_regression_model_has_no_page(tagger, sound, monkeypatch):
     monkeypatch.setattr(tagger.classifier.model.config, "problem_type", "regression")
     with pytest.raises(ModelError, match="gives labels, got the regression model tiny"):
-        demo_app.build_page(tagger, "tiny", [sound])
+        page_layout.build_page(tagger, "tiny", [sound])
 
 
 def test_generated_examples_can_be_heard(tagger, tmp_path):
-    paths = demo_app.write_examples(tmp_path / "examples")
+    paths = app.write_examples(tmp_path / "examples")
     lengths = [tagger.tag(path, {}).timeline.seconds for path in paths]
     assert lengths == [4.0, 10.0, 60.0]
 
 
 def test_examples_are_the_sounds_of_a_folder(sound, tmp_path):
     (tmp_path / "notes.txt").write_text("no sound")
-    assert demo_app.find_examples(tmp_path) == [sound.resolve()]
+    assert app.find_examples(tmp_path) == [sound.resolve()]
     for nothing in (tmp_path / "none", tmp_path / "notes.txt"):
         with pytest.raises(DataError, match="Expected a folder with recordings"):
-            demo_app.find_examples(nothing)
+            app.find_examples(nothing)
 
 
 @pytest.mark.parametrize(
@@ -497,7 +498,7 @@ def wait_for_status(page, words: str) -> str:
 def upload(page, name: str, content: bytes) -> None:
     if page.locator("#audio button[aria-label=Clear]").count():
         page.click("#audio button[aria-label=Clear]")
-        wait_for_status(page, demo_app.WELCOME)
+        wait_for_status(page, page_layout.WELCOME)
     page.wait_for_selector("#audio input[type=file]", state="attached")
     page.set_input_files("#audio input[type=file]", {"name": name, "mimeType": "audio/wav", "buffer": content})
 
@@ -683,7 +684,7 @@ def test_work_ends_with_its_visitor(tagger, sound, tmp_path, monkeypatch, leave)
     monkeypatch.setattr(tagger, "hear", hear_for_ever)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     shutil.copy(sound, tmp_path / "another.flac")
-    page = demo_app.build_page(tagger, "tiny", [sound])
+    page = page_layout.build_page(tagger, "tiny", [sound])
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, allowed_paths=[str(tmp_path)])
     try:
         with visited(url, "visitor"):

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -13,9 +14,13 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 
-from modeling_ast.audio import AudioError, read_blocks
+from modeling_ast.audio import AUDIO_SUFFIXES, AudioError, read_blocks
+from modeling_ast.data.folders import find_sounds
+from modeling_ast.data.labels import DataError, plain
+from modeling_ast.data.synthetic import CLASSES, SAMPLING_RATE, generate_clip
 from modeling_ast.inference.explanations import explain_attention
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import plot_attention, plot_timeline
@@ -200,3 +205,35 @@ def _strongest_row_of(timeline: Timeline, event: Event) -> int:
     scores = timeline.scores[:, timeline.label_names.index(event.label)]
     rows = np.flatnonzero((timeline.times[:-1] >= event.start) & (timeline.times[1:] <= event.end))
     return int(rows[scores[rows].argmax()])
+
+
+# Examples
+
+
+def find_examples(folder: Path) -> list[Path]:
+    """The recordings in a folder and below, by name; one whose name is no UTF-8 would keep all from the page.
+
+    Raises:
+        DataError: No such folder, or none in it.
+    """
+    paths = sorted(Path(path).resolve() for path in find_sounds(folder))
+    for path in [path for path in paths if plain(str(path)) != str(path)]:
+        print(f"{plain(str(path))} is no example: its name cannot be shown.", file=sys.stderr)
+        paths.remove(path)
+    if not paths:
+        raise DataError(f"Expected a folder with recordings ({', '.join(AUDIO_SUFFIXES)}) as examples, got {folder}.")
+    return paths
+
+
+def write_examples(folder: Path) -> list[Path]:
+    """Three recordings of generated sounds, one behind the other, in a new folder."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    kinds = {"four sounds": 4, "all kinds": len(CLASSES), "a minute": 60}
+    paths = []
+    for name, count in kinds.items():
+        order = torch.randperm(len(CLASSES), generator=generator).repeat(-(-count // len(CLASSES)))[:count]
+        clips = [generate_clip(CLASSES[index], generator) for index in order]
+        paths.append(folder / f"{name}.wav")
+        soundfile.write(paths[-1], torch.cat(clips).numpy(), SAMPLING_RATE)
+    return paths
