@@ -181,7 +181,7 @@ SCRIPTS = {
     "evaluate_events": (evaluate_events, lambda model, folder: [model, "--output_dir", folder / "out", "--recipe"]),
     "extract_embeddings": (
         extract_embeddings,
-        lambda model, folder: ["--model", model, "--output", folder / "out.npy", "--recipe"],
+        lambda model, folder: ["--model", model, "--output", folder / "out.parquet", "--recipe"],
     ),
 }
 
@@ -204,4 +204,4 @@ def test_scripts_name_the_data_and_the_clip_that_they_cannot_use(model, tmp_path
         module.main([*argv, "--dataset_name", str(tmp_path / "nowhere.csv")])
     with pytest.raises(AudioError, match="got none" if name == "extract_embeddings" else r"\d.wav: cannot be decoded"):
         module.main(argv)
-    assert not list(tmp_path.glob("out*/*.json")) and not (tmp_path / "out.npy").exists()
+    assert not list(tmp_path.glob("out*/*.json")) and not (tmp_path / "out.parquet").exists()

@@ -1,6 +1,5 @@
 """Embeddings are what the model computes for the stretch of sound that they name, however it is batched and stored."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -16,12 +15,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from modeling_ast import ASTFeatureExtractor, AudioError, __version__, load_waveform
+from modeling_ast.commands.command_line import CommandError
 from modeling_ast.data import synthetic
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.synthetic import CLASSES, generate_clip
-from modeling_ast.inference import embeddings as embeddings_module
-from modeling_ast.inference.embeddings import ASTEmbeddingPipeline, Embeddings, audio_embedder, write_npy
+from modeling_ast.inference import embedding_tables
+from modeling_ast.inference.embeddings import LEVELS, ASTEmbeddingPipeline, Embeddings, audio_embedder
 from modeling_ast.inference.predictions import fingerprint_model
 from modeling_ast.loading import ModelError
 
@@ -195,7 +195,7 @@ def test_patches_of_a_long_recording_go_through_time_once(embedder, model, extra
     assert (starts[1:] < ends[:-1]).all() and starts[0] == 0 and len(sound) - ends[-1] < 1600 + 160
 
 
-@pytest.mark.parametrize("level", embeddings_module.LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_embeddings_do_not_depend_on_batches_workers_and_neighbours(embedder, sound, level):
     recordings = [sound, sound[4000:9000], sound[100:800], sound[::-1].copy()]
     alone = [embedder(recording, level=level, **WINDOWS) for recording in recordings]
@@ -210,7 +210,7 @@ def test_a_model_without_a_head_gives_the_same(embedder, model, extractor, folde
     extractor.save_pretrained(tmp_path)
     for path in (folder, tmp_path):
         loaded = audio_embedder(path, device="cpu", **WINDOWS)
-        for level in embeddings_module.LEVELS:
+        for level in LEVELS:
             close(loaded(sound, level=level).vectors, embedder(sound, level=level, **WINDOWS).vectors)
 
 
@@ -244,7 +244,7 @@ def run(*argv) -> int:
     return main([str(argument) for argument in argv])
 
 
-@pytest.mark.parametrize("level", embeddings_module.LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_parquet_holds_every_row_with_its_path_and_times(embedder, folder, sounds, tmp_path, level, capsys):
     output = tmp_path / "emb.parquet"
     options = ["--model", folder, "--level", level, "--window", 0.4, "--hop", 0.25, "--batch_size", 3]
@@ -286,25 +286,8 @@ def test_parquet_is_read_by_datasets(folder, sounds, tmp_path):
     np.testing.assert_array_equal(vectors, np.array(pq.read_table(output)["embedding"].to_pylist()))
 
 
-def test_npy_equals_parquet(folder, sounds, tmp_path):
-    files = [sounds / "long.wav", sounds / "b"]
-    for name in ("emb.parquet", "emb.npy"):
-        assert run(*files, "--model", folder, "--output", tmp_path / name, "--level", "patch") == 0
-    table = pq.read_table(tmp_path / "emb.parquet")
-    array = np.load(tmp_path / "emb.npy", mmap_mode="r")
-    assert array.dtype == np.float32
-    vectors = np.array(table["embedding"].to_pylist(), dtype=np.float32)
-    np.testing.assert_allclose(array, vectors, atol=1e-5)  # of two runs
-    with open(tmp_path / "emb.csv", newline="") as file:
-        index = list(csv.DictReader(file))
-    assert [row["path"] for row in index] == table["path"].to_pylist()
-    for column in ("start", "end"):
-        np.testing.assert_allclose([float(row[column]) for row in index], table[column].to_pylist(), atol=1e-6)
-
-
 def test_rows_are_written_while_they_come(tmp_path, monkeypatch):
-    """Not kept until the end: in groups of Parquet, and into the array's file."""
-    monkeypatch.setattr(embeddings_module, "ROWS_A_GROUP", 4)
+    monkeypatch.setattr(embedding_tables, "ROWS_A_GROUP", 4)
     sizes = []
 
     def items():
@@ -313,20 +296,15 @@ def test_rows_are_written_while_they_come(tmp_path, monkeypatch):
             vectors = np.full((3, 32), number, dtype=np.float32)
             yield {"path": f"{number}.wav"}, Embeddings(vectors, np.arange(3.0), np.arange(1.0, 4.0))
 
-    assert embeddings_module.write_parquet(tmp_path / "emb.parquet", items(), ["path"], 32, {}) == 6000
+    assert embedding_tables.write_parquet(tmp_path / "emb.parquet", items(), ["path"], 32, {}) == 6000
     file = pq.ParquetFile(tmp_path / "emb.parquet")
     assert file.metadata.num_rows == 6000 and file.metadata.num_row_groups > 1000
     assert file.read()["embedding"].to_pylist()[-1] == [1999.0] * 32
     assert sizes[1000] > 100_000
-    sizes.clear()
-    assert write_npy(tmp_path / "emb.npy", items(), ["path"], 32) == 6000
-    assert sizes[1000] > 300_000
-    assert np.load(tmp_path / "emb.npy")[:, 0].tolist() == np.repeat(np.arange(2000.0), 3).tolist()
 
 
-@pytest.mark.parametrize("name", ["emb.parquet", "emb.npy"])
-def test_what_was_interrupted_leaves_the_older_file_as_it_was(folder, sounds, tmp_path, monkeypatch, name):
-    options = ["--model", folder, "--output", tmp_path / name, "--level", "window"]
+def test_what_was_interrupted_leaves_the_older_file_as_it_was(folder, sounds, tmp_path, monkeypatch):
+    options = ["--model", folder, "--output", tmp_path / "emb.parquet", "--level", "window"]
     run(sounds / "b", *options)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("emb*")}
     forward, calls = ASTEmbeddingPipeline._forward, []
@@ -343,26 +321,9 @@ def test_what_was_interrupted_leaves_the_older_file_as_it_was(folder, sounds, tm
     assert {path.name: path.read_bytes() for path in tmp_path.glob("emb*")} == before
 
 
-def test_an_older_array_never_stands_beside_a_newer_index(folder, sounds, tmp_path, monkeypatch):
-    options = ["--model", folder, "--output", tmp_path / "emb.npy"]
-    run(sounds / "b", *options)
-    replace = Path.replace
-
-    def interrupted(self, target):
-        if Path(target).suffix == ".npy":
-            raise KeyboardInterrupt
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(sounds / "long.wav", *options)
-    assert [path.name for path in tmp_path.glob("emb*")] == ["emb.csv"]
-
-
 def test_nothing_is_written_where_no_recording_can_be_used(folder, sounds, tmp_path, capsys):
-    for output in (tmp_path / "emb.parquet", tmp_path / "emb.npy"):
-        with pytest.raises(AudioError, match="got none: nothing is written"):
-            run(sounds / "broken.wav", "--model", folder, "--output", output)
+    with pytest.raises(AudioError, match="got none: nothing is written"):
+        run(sounds / "broken.wav", "--model", folder, "--output", tmp_path / "emb.parquet")
     assert not list(tmp_path.glob("emb*"))
     assert "broken.wav: " in capsys.readouterr().err
 
@@ -393,12 +354,10 @@ def test_clips_of_a_recipe_come_with_split_and_label(embedder, folder, recipe, t
 
 
 def test_splits_and_rows_can_be_chosen(folder, recipe, tmp_path):
-    options = ["--model", folder, "--output", tmp_path / "emb.npy", "--split", "validation", "test"]
+    options = ["--model", folder, "--output", tmp_path / "emb.parquet", "--split", "validation", "test"]
     assert run("--max_eval_samples", 3, *options, "--recipe", recipe) == 0
-    with open(tmp_path / "emb.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["split"] for row in rows] == ["validation"] * 3 + ["test"] * 3
-    assert np.load(tmp_path / "emb.npy").shape == (6, 32)
+    table = pq.read_table(tmp_path / "emb.parquet")
+    assert table["split"].to_pylist() == ["validation"] * 3 + ["test"] * 3
 
 
 def test_clips_may_have_several_labels_and_no_name(folder, tmp_path):
@@ -416,9 +375,6 @@ def test_clips_may_have_several_labels_and_no_name(folder, tmp_path):
     rows = pq.read_table(tmp_path / "emb.parquet").to_pylist()
     assert [row["path"] for row in rows] == [f"row {number}" for number in range(9)]
     assert {tuple(row["labels"]) for row in rows} == {("siren", "bell, struck"), ("bell, struck",)}
-    assert run(*options, "--output", tmp_path / "emb.npy") == 0
-    with open(tmp_path / "emb.csv", newline="") as file:
-        assert [row["labels"].split(";") for row in csv.DictReader(file)] == [row["labels"] for row in rows]
 
 
 def test_a_linear_model_on_the_embeddings_tells_two_sounds_apart(embedder):
@@ -439,8 +395,8 @@ def test_a_linear_model_on_the_embeddings_tells_two_sounds_apart(embedder):
         ([], "Expected files or folders, or --recipe"),
         (["a.wav", "--fold", "1"], "Unknown: --fold. Keys of a recipe need --recipe"),
         (["a.wav", "--split", "test"], "--split together with --recipe"),
-        (["a.wav", "--output", "emb.csv"], "output to end in .parquet or .npy, in a folder that exists, got emb.csv"),
-        (["a.wav", "--output", "missing/emb.npy"], "in a folder that exists, got missing/emb.npy"),
+        (["a.wav", "--output", "emb.csv"], "output to end in .parquet, in a folder that exists, got emb.csv"),
+        (["a.wav", "--output", "missing/emb.parquet"], "in a folder that exists, got missing/emb.parquet"),
         (["a.wav", "--batch_size", "0"], "batch_size of at least 1"),
         (["a.wav", "--hop", "2"], "at most the window, 0.6649"),
         (["a.wav", "--window", "0.1"], "Expected a window of at least 0.175 s, which is one patch, got 0.1 s"),
@@ -452,9 +408,9 @@ def test_a_linear_model_on_the_embeddings_tells_two_sounds_apart(embedder):
 )
 def test_arguments_that_cannot_work_are_refused(folder, recipe, tmp_path, argv, words):
     argv = [str(recipe) if word == "RECIPE" else word for word in argv]
-    defaults = {"--model": folder, "--output": tmp_path / "emb.npy"}
+    defaults = {"--model": folder, "--output": tmp_path / "emb.parquet"}
     given = [word for option, value in defaults.items() if option not in argv for word in (option, value)]
-    with pytest.raises((RecipeError, ModelError)) as caught:
+    with pytest.raises((CommandError, RecipeError, ModelError)) as caught:
         run(*argv, *given)
     assert words in str(caught.value)
     assert not list(tmp_path.glob("emb*"))
@@ -469,13 +425,13 @@ def test_a_split_a_file_or_a_sound_that_there_is_not_is_refused(folder, tmp_path
             clip = generate_clip(kind, torch.Generator().manual_seed(number))
             soundfile.write(sounds / kind / f"{number}.wav", clip.numpy(), RATE)
     recipe.write_text(f"dataset_name: {sounds}\n")
-    options = ["--model", folder, "--output", tmp_path / "emb.npy"]
-    with pytest.raises(RecipeError, match="data with a split test, got train, validation"):
+    options = ["--model", folder, "--output", tmp_path / "emb.parquet"]
+    with pytest.raises(CommandError, match="data with a split test, got train, validation"):
         run("--recipe", recipe, "--split", "test", *options)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="No sound files"):
         run(tmp_path / "empty", *options)
     with pytest.raises(DataError, match="missing.wav: no such file"):
         run(sounds, tmp_path / "missing.wav", *options)
-    with pytest.raises(SystemExit):
+    with pytest.raises(CommandError, match="Expected a window of at least 0.175 s"):
         run(sounds, "--window", "-1", *options)

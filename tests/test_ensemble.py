@@ -277,7 +277,7 @@ def test_a_model_without_feature_extractor_is_refused(recipe, short, tmp_path):
     "features, settings, message",
     [
         ({"num_mel_bins": 64}, {}, "a feature extractor with the model's 32 mel bins, got one with 64"),
-        ({}, {"problem_type": "regression"}, "Expected a classifier, got a model for regression"),
+        ({}, {"problem_type": "regression"}, "expected a classifier, got a model for regression"),
     ],
 )
 def test_a_model_that_does_not_fit_or_has_no_probabilities_is_refused(recipe, tmp_path, features, settings, message):

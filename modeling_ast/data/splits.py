@@ -15,7 +15,7 @@ from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, RecipeError, read_recipe
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.streams import load_streamed_splits
-from modeling_ast.loading import is_ast
+from modeling_ast.loading import ModelError, is_ast
 
 
 def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
@@ -86,14 +86,14 @@ def read_label_names(model: str) -> list[str]:
     """What a trained model calls its outputs, in their order.
 
     Raises:
-        RecipeError: Not a trained AST in Transformers' layout.
+        ModelError: Not a trained AST in Transformers' layout.
     """
     try:
         if not is_ast(model):
             raise ValueError("expected a trained model, whose labels are known")
         return list(ASTConfig.from_pretrained(model).id2label.values())
     except (ValueError, OSError, StrictDataclassError) as error:
-        raise RecipeError(f"{model} cannot be used: {' '.join(str(error).split())}") from error
+        raise ModelError(f"{model} cannot be used: {' '.join(str(error).split())}") from error
 
 
 def was_trained_on(model: str, dataset_name: str) -> bool:
@@ -121,7 +121,8 @@ def read_held_out(model: str, data_args: DataArguments, multi_label: bool, alone
         alone: What clips are called that nothing holds out: "test" to evaluate, "validation" to calibrate.
 
     Raises:
-        RecipeError: A stream, or not a trained AST in Transformers' layout.
+        ModelError: Not a trained AST in Transformers' layout.
+        RecipeError: A stream.
         DataError: As from `load_splits`.
     """
     splits = read_evaluation_splits(data_args, multi_label, read_label_names(model))

@@ -1,33 +1,18 @@
-"""What the model hears as vectors: one a recording, one a window, or one a patch of time; and files of them."""
+"""Vectors of what a recording holds: one a recording, one a window, or one a patch of time."""
 
-import csv
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from modeling_ast import ASTModel
-from modeling_ast.data.files import written_beside
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, make_pipeline
 from modeling_ast.inference.recordings import Recording
 
 LEVELS = ("clip", "window", "patch")
-# What can be written of a recording beside its vectors.
-COLUMN_TYPES = {
-    "path": pa.string(),
-    "split": pa.string(),
-    "label": pa.string(),
-    "labels": pa.list_(pa.string()),
-}
-# Rows of a Parquet file that are in memory before they are written: 12 MB of base384's vectors.
-ROWS_A_GROUP = 4096
 
 
 @dataclass(frozen=True)
@@ -140,103 +125,3 @@ def audio_embedder(model: str | os.PathLike, **kwargs) -> ASTEmbeddingPipeline:
         TypeError, ValueError: As from the pipeline.
     """
     return make_pipeline("feature-extraction", model, ASTModel, ASTEmbeddingPipeline, kwargs)
-
-
-# Files
-
-Items = Iterable[tuple[Mapping[str, Any], Embeddings]]  # what is known of a recording, by column, and its vectors
-
-
-def write_parquet(
-    path: Path, items: Items, columns: Sequence[str], hidden_size: int, metadata: Mapping[str, Any]
-) -> int:
-    """Embeddings as a table that is written while they come; the file is there when it is whole.
-
-    Its columns are those named, `start` and `end` in seconds, and `embedding` (float32 lists of fixed size).
-
-    Args:
-        path: Of the file.
-        items: As they come.
-        columns: Out of `COLUMN_TYPES`; what each item says of its recording.
-        hidden_size: Of the vectors.
-        metadata: Where they come from; in the schema's metadata, as JSON, under `modeling_ast`.
-
-    Returns:
-        The number of rows.
-    """
-    fields = [
-        *((name, COLUMN_TYPES[name]) for name in columns),
-        ("start", pa.float64()),
-        ("end", pa.float64()),
-        ("embedding", pa.list_(pa.float32(), hidden_size)),
-    ]
-    schema = pa.schema(fields, metadata={"modeling_ast": json.dumps(metadata)})
-    num_rows = 0
-    with written_beside(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
-        for group in _groups(items):
-            parts = [embeddings for _, embeddings in group]
-            known = [[record[name] for record, part in group for _ in part.starts] for name in columns]
-            vectors = np.concatenate([part.vectors for part in parts])
-            arrays = [
-                *(pa.array(values, COLUMN_TYPES[name]) for name, values in zip(columns, known)),
-                pa.array(np.concatenate([part.starts for part in parts])),
-                pa.array(np.concatenate([part.ends for part in parts])),
-                pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), hidden_size),
-            ]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=ROWS_A_GROUP)
-            num_rows += len(vectors)
-    return num_rows
-
-
-def write_npy(path: Path, items: Items, columns: Sequence[str], hidden_size: int) -> int:
-    """Embeddings as one float32 array (rows, hidden_size), and a CSV file beside it that says what its rows are.
-
-    Written while they come; the array is there when both are whole. Several labels are joined by semicolons. The CSV
-    file has the name of the array with .csv in place of .npy.
-
-    Args:
-        path: Of the array; ends in .npy.
-        items: As they come.
-        columns: What each item says of its recording.
-        hidden_size: Of the vectors.
-
-    Returns:
-        The number of rows.
-    """
-    num_rows = 0
-    with written_beside(path) as unfinished, written_beside(path.with_suffix(".csv")) as unfinished_index:
-        with open(unfinished, "wb") as file, open(unfinished_index, "w", newline="", encoding="utf-8") as index:
-            table = csv.writer(index)
-            table.writerow([*columns, "start", "end"])
-            _write_npy_header(file, num_rows, hidden_size)
-            length = file.tell()
-            for record, embeddings in items:
-                known = [record[name] for name in columns]
-                known = [";".join(value) if isinstance(value, list) else value for value in known]
-                for start, end in zip(embeddings.starts, embeddings.ends):
-                    table.writerow([*known, f"{start:.6f}", f"{end:.6f}"])
-                file.write(embeddings.vectors.astype("<f4").tobytes())
-                num_rows += len(embeddings.vectors)
-            file.seek(0)
-            _write_npy_header(file, num_rows, hidden_size)
-            assert file.tell() == length  # numpy leaves room for any number of rows
-        path.unlink(missing_ok=True)  # an older array must not stand beside the new index
-    return num_rows
-
-
-def _write_npy_header(file, num_rows: int, hidden_size: int) -> None:
-    shape = (num_rows, hidden_size)
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-
-
-def _groups(items: Items) -> Iterator[list[tuple[Mapping[str, Any], Embeddings]]]:
-    """So many that they have rows enough to be written; the last group may have fewer."""
-    group, num_rows = [], 0
-    for item in items:
-        group.append(item)
-        num_rows += len(item[1].vectors)
-        if num_rows >= ROWS_A_GROUP:
-            yield group
-            group, num_rows = [], 0
-    if group:
-        yield group
