@@ -55,6 +55,39 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+def add_ignore_length(parser: argparse.ArgumentParser) -> None:
+    """The option of commands that read sound files."""
+    parser.add_argument(
+        "--ignore_length",
+        action="store_true",
+        help="read files whose headers announce more sound than they hold, or less, as far as they go",
+    )
+
+
+def add_running_options(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that run a model over many recordings."""
+    parser.add_argument("--batch_size", type=int, default=8, help="windows at a time; default: %(default)s")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that read files; default: 0, this one")
+    add_device(parser)
+    add_ignore_length(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option of commands that run a model where they are told to."""
+    parser.add_argument("--device", type=device, help="such as cpu or cuda:1; default: a GPU where there is one")
+
+
+def check_least(args: argparse.Namespace, **least: float) -> None:
+    """Check numbers by their lowest values.
+
+    Raises:
+        CommandError: One of them is lower.
+    """
+    for name, lowest in least.items():
+        if not getattr(args, name) >= lowest:  # nor NaN
+            raise CommandError(f"Expected {name} of at least {lowest}, got {getattr(args, name)}.")
+
+
 def device(text: str) -> str:
     """An option's value that names a device; argparse makes the sentence of what it raises."""
     import torch

@@ -15,7 +15,14 @@ import logging
 from pathlib import Path
 
 from modeling_ast import __version__
-from modeling_ast.commands.command_line import CommandError, Parser, device, run_command, told
+from modeling_ast.commands.command_line import (
+    CommandError,
+    Parser,
+    add_running_options,
+    check_least,
+    run_command,
+    told,
+)
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.recipes import RecipeError, parse_data_arguments
 from modeling_ast.data.splits import read_splits
@@ -83,14 +90,7 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     parser.add_argument("--level", choices=LEVELS, default="clip", help="what a row is; default: %(default)s")
     parser.add_argument("--window", type=float, metavar="SECONDS", help="default: the model's own length")
     parser.add_argument("--hop", type=float, metavar="SECONDS", help="default: two thirds of the window")
-    parser.add_argument("--batch_size", type=int, default=8, help="windows at a time; default: %(default)s")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that read; default: this one")
-    parser.add_argument("--device", type=device, help="such as cpu or cuda:0; default: a GPU where there is one")
-    parser.add_argument(
-        "--ignore_length",
-        action="store_true",
-        help="read files whose headers announce more sound than they hold, or less, as far as they go",
-    )
+    add_running_options(parser)
     parser.add_argument("--recipe", help="whose clips are embedded, in place of files")
     parser.add_argument("--split", nargs="+", choices=SPLITS, help="of the recipe's clips; default: all")
     args, rest = parser.parse_known_args(argv)
@@ -103,11 +103,7 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
             raise CommandError("Expected --split together with --recipe: files have no splits.")
     if args.output.suffix != ".parquet" or not args.output.absolute().parent.is_dir():
         raise CommandError(f"Expected output to end in .parquet, in a folder that exists, got {args.output}.")
-    if args.batch_size < 1 or args.num_workers < 0:
-        raise CommandError(
-            f"Expected batch_size of at least 1 and num_workers of at least 0, got {args.batch_size} and "
-            f"{args.num_workers}."
-        )
+    check_least(args, batch_size=1, num_workers=0)
     return args, rest
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from modeling_ast.audio import AudioError, read_blocks
-from modeling_ast.commands.command_line import run_command, told
+from modeling_ast.commands.command_line import CommandError, Parser, add_ignore_length, run_command, told
 from modeling_ast.inference.explanations import Occlusion, explain_attention, occlusion_map
 from modeling_ast.inference.plots import plot_attention, plot_occlusion
+from modeling_ast.inference.recordings import read_stretch
 from modeling_ast.loading import load_model
 
 FORMATS = (".png", ".jpg", ".pdf", ".svg")
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> Occlusion:
     Raises:
         AudioError: The file cannot be read, or ends before the stretch.
         ModelError: A model that cannot be used.
-        ValueError: Options or a label that cannot be used.
+        CommandError: Options or a label that cannot be used.
     """
     args = parse_options(argv)
     model, extractor = load_model(args.model)
@@ -61,11 +61,11 @@ def main(argv: list[str] | None = None) -> Occlusion:
         padding = "longest"
         print(f"Longer than the model's window of {window / rate:.2f} s: heard as a whole, with stretched positions.")
 
-    hearing = {"padding": padding, "start_seconds": args.start}
-    attention = explain_attention(model, extractor, waveform, **hearing)
+    reading = {"padding": padding, "start_seconds": args.start}
+    attention = explain_attention(model, extractor, waveform, **reading)
     attention.over_patches(args.layer)  # a layer that is not there is told before the long work
     sizes = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
-    occlusion = occlusion_map(model, extractor, waveform, args.label, **sizes, **hearing)
+    occlusion = occlusion_map(model, extractor, waveform, args.label, **sizes, **reading)
     beside = args.output.with_stem(f"{args.output.stem}_attention")
     plot_occlusion(occlusion, args.output, title=args.file.name)
     plot_attention(attention, beside, args.layer, args.heads, title=args.file.name)
@@ -76,20 +76,14 @@ def main(argv: list[str] | None = None) -> Occlusion:
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     """The command line, checked as far as it can be without the file and the model."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("file", type=Path, help="WAV, FLAC, OGG or MP3")
     parser.add_argument("--model", required=True, help="folder or name on the Hub")
     parser.add_argument("--label", help="default: the one with the highest score")
     parser.add_argument("--output", type=Path, help="picture to write; default: FILE's name, .png, in this folder")
     parser.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="of the stretch; default: 0")
     parser.add_argument("--end", type=float, metavar="SECONDS", help="of the stretch; default: the model's length on")
-    parser.add_argument(
-        "--ignore_length",
-        action="store_true",
-        help="read a file whose header announces more sound than it holds, or less, as far as it goes",
-    )
+    add_ignore_length(parser)
     parser.add_argument(
         "--layer", type=int, default=-1, help="whose attention; from 0, or from -1, the last, backwards"
     )
@@ -99,52 +93,14 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.output = args.output or Path(f"{args.file.stem}.png")
     if args.output.suffix not in FORMATS or not args.output.absolute().parent.is_dir() or args.output.is_dir():
-        raise ValueError(
+        raise CommandError(
             f"Expected output to be a file ({', '.join(FORMATS)}) in a folder that exists, got {args.output}."
         )
     if not 0 <= args.start < math.inf:
-        raise ValueError(f"Expected start of at least 0 seconds, got {args.start}.")
+        raise CommandError(f"Expected start of at least 0 seconds, got {args.start}.")
     if args.end is not None and not args.start < args.end < math.inf:
-        raise ValueError(f"Expected end behind start ({args.start} s), got {args.end}.")
+        raise CommandError(f"Expected end behind start ({args.start} s), got {args.end}.")
     return args
-
-
-def read_stretch(
-    path: Path,
-    sampling_rate: int,
-    start_seconds: float,
-    end_seconds: float | None,
-    window: int,
-    ignore_length: bool = False,
-) -> tuple[torch.Tensor, bool]:
-    """A part of a file, without holding the rest of it.
-
-    Args:
-        path: Of the file.
-        sampling_rate: Of the result, in Hz.
-        start_seconds: Where it begins.
-        end_seconds: Where it ends; `None` means after `window` samples, or with the file.
-        window: In samples.
-        ignore_length: As for `read_blocks`.
-
-    Returns:
-        The waveform (samples,), and whether the file goes on where `end_seconds` did not say that it ends.
-
-    Raises:
-        AudioError: The file cannot be read, or ends too early.
-    """
-    first = round(start_seconds * sampling_rate)
-    last = first + window if end_seconds is None else round(end_seconds * sampling_rate)
-    pieces, position = [], 0
-    for block in read_blocks(path, sampling_rate, ignore_length=ignore_length):
-        pieces.append(block[max(0, first - position) : max(0, last - position)])
-        position += len(block)
-        if position > last:
-            break
-    if position <= first or (end_seconds is not None and position < last):
-        wanted = start_seconds if position <= first else end_seconds
-        raise AudioError(f"{path}: ends after {position / sampling_rate:.2f} s, before {wanted:g} s.")
-    return torch.cat(pieces), end_seconds is None and position > last
 
 
 def report(occlusion: Occlusion) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from starlette.middleware import Middleware
 
-from modeling_ast.commands.command_line import CommandError, Parser, device, run_command
+from modeling_ast.commands.command_line import CommandError, Parser, add_device, run_command
 from modeling_ast.data.labels import plain
 from modeling_ast.inference.page import Tagger, find_examples, write_examples
 from modeling_ast.inference.page_guard import PageGuard, working_folder
@@ -95,7 +95,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         default=8192,
         help="of all uploads, of which the oldest are deleted; default: %(default)s",
     )
-    parser.add_argument("--device", type=device, help="such as cpu or cuda:1; default: a GPU where there is one")
+    add_device(parser)
     args = parser.parse_args(argv)
     if not 1 <= args.port <= 65535:
         raise CommandError(f"Expected port from 1 to 65535, got {args.port}.")

@@ -4,6 +4,7 @@ import io
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from threading import Timer
 from typing import Any, BinaryIO
 
@@ -79,6 +80,44 @@ def read_recording(source: Recording, sampling_rate: int, ignore_length: bool = 
         yield from _resample((source,), source_rate, sampling_rate, name)
     else:
         yield from read_blocks(source, sampling_rate, name, ignore_length=ignore_length)
+
+
+def read_stretch(
+    path: Path,
+    sampling_rate: int,
+    start_seconds: float,
+    end_seconds: float | None,
+    window: int,
+    ignore_length: bool = False,
+) -> tuple[torch.Tensor, bool]:
+    """A part of a file, without holding the rest of it.
+
+    Args:
+        path: Of the file.
+        sampling_rate: Of the result, in Hz.
+        start_seconds: Where it begins.
+        end_seconds: Where it ends; `None` means after `window` samples, or with the file.
+        window: In samples.
+        ignore_length: As for `read_blocks`.
+
+    Returns:
+        The waveform (samples,), and whether the file goes on where `end_seconds` did not say that it ends.
+
+    Raises:
+        AudioError: The file cannot be read, or ends too early.
+    """
+    first = round(start_seconds * sampling_rate)
+    last = first + window if end_seconds is None else round(end_seconds * sampling_rate)
+    pieces, position = [], 0
+    for block in read_blocks(path, sampling_rate, ignore_length=ignore_length):
+        pieces.append(block[max(0, first - position) : max(0, last - position)])
+        position += len(block)
+        if position > last:
+            break
+    if position <= first or (end_seconds is not None and position < last):
+        wanted = start_seconds if position <= first else end_seconds
+        raise AudioError(f"{path}: ends after {position / sampling_rate:.2f} s, before {wanted:g} s.")
+    return torch.cat(pieces), end_seconds is None and position > last
 
 
 def _resample(pieces: Iterable[Any], source_rate: int, sampling_rate: int, name: str) -> Iterator[torch.Tensor]:

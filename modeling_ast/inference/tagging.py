@@ -3,17 +3,25 @@
 import csv
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
 from modeling_ast import ASTFeatureExtractor
+from modeling_ast.audio import AudioError
 from modeling_ast.data.files import written_beside
-from modeling_ast.data.labels import DataError
+from modeling_ast.data.labels import DataError, plain
 from modeling_ast.inference.figures import may_fail
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.plots import plot_timeline
 from modeling_ast.inference.recordings import read_recording
 from modeling_ast.inference.sound_files import SoundFile
@@ -24,6 +32,79 @@ _FOLDERS = {"csv": ("timelines", ".csv"), "audacity": ("audacity", ".txt"), "png
 FORMATS = ("jsonl", *_FOLDERS)
 _TABLES = {"tags": ("label", "score"), "events": ("label", "start", "end", "score")}
 _MEND = "Give another --output_dir, or --overwrite to delete them and begin anew."
+
+
+def check_event_options(
+    classifier: ASTAudioClassificationPipeline, function_to_apply: str | None, options: Mapping[str, Any]
+) -> dict[str, float]:
+    """Check how events are to be found, before any recording is read.
+
+    Args:
+        classifier: A model that gives scores.
+        function_to_apply: The pipeline's keyword.
+        options: Of `Timeline.find_events`.
+
+    Returns:
+        The thresholds that were fitted to the model, by label.
+
+    Raises:
+        ValueError: Options that contradict each other or the model.
+    """
+    window = {"start": 0, "num_samples": 1, "logits": torch.zeros(1, classifier.model.config.num_labels)}
+    timeline = classifier.postprocess([window], function_to_apply=function_to_apply, return_timeline=True)["timeline"]
+    timeline.find_events(**options)
+    return timeline.thresholds
+
+
+def tag_files(
+    classifier: ASTAudioClassificationPipeline,
+    folder: "ResultsFolder",
+    files: Sequence[SoundFile],
+    event_options: Mapping[str, Any] | None,
+    retry: bool = False,
+    **options: Any,
+) -> int:
+    """Tag the files whose results the folder does not hold yet, and write the tables of all.
+
+    Args:
+        classifier: The pipeline.
+        folder: Of the results.
+        files: As `find_files` gives them.
+        event_options: Of `Timeline.find_events`; `None` where the model gives no events.
+        retry: Whether files that could not be used are tried again.
+        options: Of the pipeline.
+
+    Returns:
+        The number of files that were tagged now.
+    """
+    pending = folder.pending(files, retry)
+    results = classifier((file.path for file in pending), return_timeline=True, on_error="return", **options)
+    with tqdm(
+        total=len(files), initial=len(files) - len(pending), desc="Tagging", unit="file", miniters=0
+    ) as progress:
+
+        def show(index: int, seconds: float) -> None:  # within a long file
+            name = Path(pending[index].path).name
+            progress.set_postfix_str(plain(f"{name} {timedelta(seconds=round(seconds))}"), refresh=False)
+            progress.update(0)
+
+        classifier.on_window = show
+        for file, result in zip(pending, results, strict=True):
+            try:
+                if "error" in result:
+                    raise AudioError(result["error"])
+                timeline = result["timeline"]
+                if not np.isfinite(timeline.scores).all():  # which JSON cannot say
+                    raise AudioError(f"{file.path}: the model's scores are not finite.")
+                events = [] if event_options is None else timeline.find_events(**event_options)
+                extractor, ignore_length = classifier.feature_extractor, options.get("ignore_length", False)
+                folder.add(file, result["tags"], events, timeline, extractor, ignore_length)
+            except AudioError as error:
+                folder.add_error(file, str(error))
+                progress.write(plain(str(error)), file=sys.stderr)
+            progress.update()
+    folder.write_tables()
+    return len(pending)
 
 
 class ResultsFolder:
@@ -70,6 +151,20 @@ class ResultsFolder:
             text = json.dumps(settings, indent=2) + "\n"
             _write(self.settings_path, lambda unfinished: unfinished.write_text(text))
         self.entries = self._read_journal()  # by path
+
+    @classmethod
+    def reopen(cls, path: str | os.PathLike) -> "ResultsFolder":
+        """The results in a folder, under the settings that they have.
+
+        Raises:
+            DataError: No results, or something else in their place.
+        """
+        try:
+            settings = json.loads((Path(path) / "settings.json").read_bytes())
+            formats = settings.pop("formats")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise DataError(f"{path} holds no results whose events could be found again.") from error
+        return cls(path, settings, formats)
 
     def pending(self, files: Sequence[SoundFile], retry: bool = False) -> list[SoundFile]:
         """Those that have no results yet, in places that no other file has.
