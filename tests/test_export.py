@@ -18,7 +18,14 @@ from conftest import make_tiny_config, random_model
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.commands import export as export_script
 from modeling_ast.commands.command_line import CommandError
-from modeling_ast.inference.agreement import agreement_measure, compare, graph_function, model_function
+from modeling_ast.inference.agreement import (
+    agreement_measure,
+    compare,
+    comparison_table,
+    graph_function,
+    int8_warnings,
+    model_function,
+)
 from modeling_ast.inference.export import check_for_transformers_js, export_logits_onnx, export_onnx
 from modeling_ast.inference.quantization import quantize_onnx
 from modeling_ast.loading import ModelError
@@ -518,15 +525,13 @@ def test_answers_of_several_labels_are_those_at_the_thresholds():
         ("regression", None, 1.2, None),
     ],
 )
-def test_int8_that_answers_otherwise_or_is_slower_is_warned_of(problem_type, agreement, speed, words, capsys, caplog):
+def test_int8_that_answers_otherwise_or_is_slower_is_warned_of(problem_type, agreement, speed, words):
     name, _ = agreement_measure(make_tiny_config(problem_type=problem_type)) or (None, None)
     row = {"largest_difference": 0.0} if agreement is None else {"largest_difference": 0.0, "agreement": agreement}
     results = {kind: {**row, "clips_per_second": 10.0 * factor} for kind, factor in (("fp32", 1), ("int8", speed))}
-    export_script.report(results, "80 sound files", name, 1)
-    export_script.warn_of_int8(results, "80 sound files", name)
-    table = capsys.readouterr().out
+    table, warnings = comparison_table(results, name), int8_warnings(results, "80 sound files", name)
     assert (name or "largest difference") in table and f"{speed:.2f}x" in table
-    assert len(caplog.messages) == (words is not None) and all(words in message for message in caplog.messages)
+    assert len(warnings) == (words is not None) and all(words in warning for warning in warnings)
 
 
 # Errors

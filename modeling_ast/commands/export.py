@@ -36,27 +36,26 @@ computes its own features and a softmax; a model for which these are other ones 
 import argparse
 import logging
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.audio import AudioError, load_waveform
-from modeling_ast.commands.command_line import CommandError, run_command, told
+from modeling_ast.commands.command_line import CommandError, Parser, run_command, told
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.agreement import (
-    MIN_AGREEMENT,
     TOLERANCE,
     agreement_measure,
     compare,
+    comparison_table,
+    generate_clips,
     graph_function,
+    int8_warnings,
     logits_function,
     model_function,
+    read_clips,
 )
 from modeling_ast.inference.export import (
     check_for_transformers_js,
@@ -126,7 +125,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         measure, agreement = agreement_measure(model.config) or (None, None)
         results = compare(functions, batches, agreement)
         clips = f"{len(paths)} sound files" if paths else "generated sounds"
-        report(results, clips, measure, args.num_threads)
+        print(f"Compared on {clips}, {args.num_threads} thread(s), torch {torch.__version__}:")
+        print(comparison_table(results, measure))
         difference = results["fp32"]["largest_difference"]
         if not difference <= TOLERANCE:  # nor NaN
             raise ModelError(
@@ -139,7 +139,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         if args.transformers_js:
             save_transformers_js_config(model, extractor, args.output)
         if "int8" in outputs:
-            warn_of_int8(results, clips, measure)
+            for warning in int8_warnings(results, clips, measure):
+                logger.warning(warning)
     finally:
         for path in unfinished.values():
             path.unlink(missing_ok=True)
@@ -147,9 +148,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument("model", metavar="MODEL", help="folder, or name on the Hub")
     parser.add_argument(
         "output", metavar="OUTPUT.onnx", type=Path, help="file to write; with --transformers_js a folder"
@@ -225,52 +224,6 @@ def find_clips(sources: list[Path]) -> list[Path]:
             raise CommandError(f"Expected --check to name sound files or folders with some, got {source}.")
         paths += found
     return paths
-
-
-def read_clips(paths: list[Path], extractor: ASTFeatureExtractor) -> Iterator[list[np.ndarray]]:
-    """Sound files, each a batch of its own."""
-    for path in tqdm(paths, desc="Comparing"):
-        waveform = load_waveform(path, extractor.sampling_rate).numpy()
-        if len(waveform) < extractor.frame_length:
-            raise AudioError(f"{path}: expected at least 25 ms of sound, got {len(waveform)} samples.")
-        yield [waveform]
-
-
-def generate_clips(extractor: ASTFeatureExtractor, with_lengths: bool) -> Iterator[list[np.ndarray]]:
-    """Bursts of noise below, at and above the model's length, in batches of two; with lengths, of different ones."""
-    generator = np.random.default_rng(0)
-    for frames in (extractor.max_length // 2, extractor.max_length, extractor.max_length * 3 // 2):
-        longest = extractor.num_samples(frames)
-        clips = generator.standard_normal((2, longest)) * np.geomspace(0.3, 1e-4, longest)
-        shorter = max(longest * 2 // 3, extractor.frame_length) if with_lengths else longest
-        yield [clip[:length].astype(np.float32) for clip, length in zip(clips, (longest, shorter))]
-
-
-def report(results: dict[str, dict[str, float]], clips: str, measure: str | None, num_threads: int) -> None:
-    """Print a table, a row for the model and each graph."""
-    print(f"Compared on {clips}, {num_threads} thread(s), torch {torch.__version__}:")
-    print(f"{'':6}{'largest difference':>20}{measure or '':>17}{'clips/s':>9}{'against fp32':>14}")
-    for name, row in results.items():
-        agreement = f"{row['agreement']:.1%}" if measure else ""
-        print(
-            f"{name:6}{row['largest_difference']:>20.1e}{agreement:>17}{row['clips_per_second']:>9.2f}"
-            f"{relative_speed(results, name):>13.2f}x"
-        )
-
-
-def relative_speed(results: dict[str, dict[str, float]], name: str) -> float:
-    return results[name]["clips_per_second"] / results["fp32"]["clips_per_second"]
-
-
-def warn_of_int8(results: dict[str, dict[str, float]], clips: str, measure: str | None) -> None:
-    """Say where 8 bits change the answers or win no time."""
-    if measure and not results["int8"]["agreement"] >= MIN_AGREEMENT:
-        logger.warning(
-            f"int8: {measure} {results['int8']['agreement']:.1%} on {clips}, below {MIN_AGREEMENT:.0%}: prefer the "
-            "fp32 file where answers count, or measure on more of your own clips (--check)."
-        )
-    if (speed := relative_speed(results, "int8")) < 1:
-        logger.warning(f"int8: {speed:.2f} times the speed of fp32 on this machine: all that it saves is space.")
 
 
 if __name__ == "__main__":

@@ -63,36 +63,26 @@ def main(argv: list[str] | None = None) -> int:
         return report(folder, list(folder.entries.values()), 0)
     files = find_files(args.sources, args.output_dir)
     classifier = audio_tagger(args.model, device=args.device)
-    with_events = classifier.model.config.problem_type != "regression" or args.function_to_apply is not None
-    if not with_events:
-        refuse_event_options(args)
     with told(ValueError):
         windows = classifier.window_keywords(args.window, args.hop)
-        thresholds = check_event_options(classifier, args.function_to_apply, event_options) if with_events else None
+        thresholds = check_event_options(classifier, args.function_to_apply, event_options)
+    with_events = thresholds is not None
+    if not with_events:
+        print(f"{args.model} is a regression model: it gives numbers over time, and no events.", file=sys.stderr)
+        if "audacity" in (args.formats or ()):
+            raise CommandError(f"No effect on {args.model}, which gives no events: formats audacity.")
+    scoring = {name: getattr(args, name) for name in ("top_k", "function_to_apply", "aggregate")}
+    reading = {name: getattr(args, name) for name in ("ignore_length", "batch_size", "num_workers")}
     settings = {
         "model": args.model,
         "fingerprint": fingerprint_model(classifier.model, classifier.feature_extractor),
-        **{name: getattr(args, name) for name in ("window", "hop", "top_k", "function_to_apply", "aggregate")},
-        **event_options,
-        "thresholds": thresholds,
+        **{"window": args.window, "hop": args.hop, **scoring, **event_options, "thresholds": thresholds},
         "sampling_rate": classifier.feature_extractor.sampling_rate,
     }
     formats = args.formats or ["jsonl", "csv", *(["audacity"] if with_events else [])]
     folder = ResultsFolder(args.output_dir, settings, formats, args.overwrite)
-    num_new = tag_files(
-        classifier,
-        folder,
-        files,
-        event_options if with_events else None,
-        retry=args.retry,
-        top_k=args.top_k,
-        function_to_apply=args.function_to_apply,
-        aggregate=args.aggregate,
-        ignore_length=args.ignore_length,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        **windows,
-    )
+    options = {**windows, **scoring, **reading}
+    num_new = tag_files(classifier, folder, files, event_options if with_events else None, args.retry, **options)
     return report(folder, [folder.entries[file.path] for file in files], num_new)
 
 
@@ -101,7 +91,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add(
-        *("sources",),
+        "sources",
         nargs="*",
         type=Path,
         metavar="FILE|FOLDER|LIST",
@@ -119,12 +109,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--min_seconds", type=float, default=0.0, help="length of the shortest event; default: %(default)s")
     add("--merge_seconds", type=float, default=0.0, help="gaps that events bridge; default: %(default)s")
     add("--ignore", nargs="+", default=[], metavar="LABEL", help="labels without events, such as a background")
-    add(
-        "--formats",
-        nargs="+",
-        choices=FORMATS,
-        help="default: all but png; results.jsonl is written in any case",
-    )
+    add("--formats", nargs="+", choices=FORMATS, help="default: all but png; results.jsonl is written in any case")
     add_running_options(parser)
     add("--events_only", action="store_true", help="find events anew in the saved timelines, without the model")
     add("--retry", action="store_true", help="hear files that could not be used once more")
@@ -145,15 +130,6 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
             raise CommandError(f"Expected {name} between 0 and 1, got {getattr(args, name)}.")
     return args
-
-
-def refuse_event_options(args: argparse.Namespace) -> None:
-    """Refuse what has no effect on a regression model, which gives numbers over time and no events."""
-    given = [name for name in EVENT_OPTIONS if getattr(args, name)]
-    given += ["formats audacity"] if "audacity" in (args.formats or ()) else []
-    if given:
-        raise CommandError(f"No effect on {args.model}, a regression model, which gives no events: {given[0]}.")
-    print(f"{args.model} is a regression model: it gives numbers over time, and no events.", file=sys.stderr)
 
 
 def report(folder: ResultsFolder, entries: list[dict[str, Any]], num_new: int) -> int:

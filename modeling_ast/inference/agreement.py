@@ -3,12 +3,15 @@
 import copy
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.audio import AudioError, load_waveform
 from modeling_ast.data.scores import score_function, to_scores
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 
@@ -134,3 +137,55 @@ def compare(
         }
         for name, found in scores.items()
     }
+
+
+def comparison_table(results: Mapping[str, Mapping[str, float]], measure: str | None) -> str:
+    """What `compare` gives, a row for the model and each graph; `measure` is the name of `agreement_measure`."""
+    lines = [f"{'':6}{'largest difference':>20}{measure or '':>17}{'clips/s':>9}{'against fp32':>14}"]
+    for name, row in results.items():
+        agreement = f"{row['agreement']:.1%}" if measure else ""
+        lines.append(
+            f"{name:6}{row['largest_difference']:>20.1e}{agreement:>17}{row['clips_per_second']:>9.2f}"
+            f"{_relative_speed(results, name):>13.2f}x"
+        )
+    return "\n".join(lines)
+
+
+def int8_warnings(results: Mapping[str, Mapping[str, float]], clips: str, measure: str | None) -> list[str]:
+    """Where 8 bits change the answers, or win no time, in a sentence each."""
+    warnings = []
+    if measure and not results["int8"]["agreement"] >= MIN_AGREEMENT:
+        warnings.append(
+            f"int8: {measure} {results['int8']['agreement']:.1%} on {clips}, below {MIN_AGREEMENT:.0%}: prefer the "
+            "fp32 file where answers count, or measure on more of your own clips (--check)."
+        )
+    if (speed := _relative_speed(results, "int8")) < 1:
+        warnings.append(f"int8: {speed:.2f} times the speed of fp32 on this machine: all that it saves is space.")
+    return warnings
+
+
+def _relative_speed(results: Mapping[str, Mapping[str, float]], name: str) -> float:
+    return results[name]["clips_per_second"] / results["fp32"]["clips_per_second"]
+
+
+def read_clips(paths: Iterable[Path], extractor: ASTFeatureExtractor) -> Iterator[list[np.ndarray]]:
+    """Sound files, each a batch of its own, to compare on.
+
+    Raises:
+        AudioError: A file that cannot be read, or is shorter than a frame.
+    """
+    for path in tqdm(paths, desc="Comparing"):
+        waveform = load_waveform(path, extractor.sampling_rate).numpy()
+        if len(waveform) < extractor.frame_length:
+            raise AudioError(f"{path}: expected at least 25 ms of sound, got {len(waveform)} samples.")
+        yield [waveform]
+
+
+def generate_clips(extractor: ASTFeatureExtractor, with_lengths: bool) -> Iterator[list[np.ndarray]]:
+    """Bursts of noise below, at and above the model's length, in batches of two; with lengths, of different ones."""
+    generator = np.random.default_rng(0)
+    for frames in (extractor.max_length // 2, extractor.max_length, extractor.max_length * 3 // 2):
+        longest = extractor.num_samples(frames)
+        clips = generator.standard_normal((2, longest)) * np.geomspace(0.3, 1e-4, longest)
+        shorter = max(longest * 2 // 3, extractor.frame_length) if with_lengths else longest
+        yield [clip[:length].astype(np.float32) for clip, length in zip(clips, (longest, shorter))]

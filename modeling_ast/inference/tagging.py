@@ -36,20 +36,25 @@ _MEND = "Give another --output_dir, or --overwrite to delete them and begin anew
 
 def check_event_options(
     classifier: ASTAudioClassificationPipeline, function_to_apply: str | None, options: Mapping[str, Any]
-) -> dict[str, float]:
+) -> dict[str, float] | None:
     """Check how events are to be found, before any recording is read.
 
     Args:
-        classifier: A model that gives scores.
+        classifier: The pipeline.
         function_to_apply: The pipeline's keyword.
         options: Of `Timeline.find_events`.
 
     Returns:
-        The thresholds that were fitted to the model, by label.
+        The thresholds that were fitted to the model, by label; `None` of a regression model, which gives no events.
 
     Raises:
         ValueError: Options that contradict each other or the model.
     """
+    if classifier.model.config.problem_type == "regression" and function_to_apply is None:
+        if given := [name for name, value in options.items() if value]:
+            name = classifier.model.name_or_path
+            raise ValueError(f"No effect on {name}, a regression model, which gives no events: {given[0]}.")
+        return None
     window = {"start": 0, "num_samples": 1, "logits": torch.zeros(1, classifier.model.config.num_labels)}
     timeline = classifier.postprocess([window], function_to_apply=function_to_apply, return_timeline=True)["timeline"]
     timeline.find_events(**options)
