@@ -325,8 +325,7 @@ def test_the_saved_folder_keeps_the_length_of_a_clip(trained, folder):
 def test_evaluation_does_not_depend_on_the_batch(trained, folder, tmp_path, monkeypatch):
     output_dir, results, _ = trained
     monkeypatch.setattr(script, "tag_example", lambda *args: None)
-    monkeypatch.setattr(script, "plot_per_class", lambda *args: None)
-    monkeypatch.setattr(script, "plot_confusion_matrix", lambda *args: None)
+    monkeypatch.setattr(script, "plot_classes", lambda *args: None)
     own = {"model_name_or_path": output_dir, "do_train": "false", "per_device_eval_batch_size": 1}
     dropped = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     monkeypatch.setattr("test_free_length.COMMON", {key: value for key, value in COMMON.items() if key not in dropped})

@@ -28,6 +28,7 @@ from modeling_ast.data.decoding import decode
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.synthetic import CLASSES, CLIPS_PER_CLASS, generate_clip, synthetic_folder
+from modeling_ast.inference import result_plots
 from modeling_ast.modeling_ast import ASTPlainLayer
 from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.output_dir import prepare_output_dir
@@ -261,8 +262,12 @@ def test_pictures_that_fail_do_not_end_a_run(demo, tmp_path, monkeypatch, caplog
     def fail(*args, **options):
         raise ValueError("no room")
 
-    for name in ("plot_per_class", "plot_confusion_matrix", "plot_tags"):
-        monkeypatch.setattr(script, name, fail)
+    for module, name in (
+        (result_plots, "plot_per_class"),
+        (result_plots, "plot_confusion_matrix"),
+        (script, "plot_tags"),
+    ):
+        monkeypatch.setattr(module, name, fail)
     argv = ["--model_name_or_path", demo[0], "--dataset_name=synthetic", "--do_train=false", "--use_cpu=true"]
     results = run(*argv, "--dataloader_pin_memory=false", "--output_dir", tmp_path)
     assert results["test_accuracy"] == demo[1]["test_accuracy"]

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor
-from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_line import Parser, run_command
 from modeling_ast.conversion import is_original_checkpoint
 from modeling_ast.data import checks
 from modeling_ast.data.checks import LEVELS, ClipSummary, Examination, Finding, audio_key
@@ -81,12 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The script's own options, and the rest of the command line, which is a recipe's."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        usage="%(prog)s RECIPE [--key value ...] [--max_clips N] [--json FILE]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__, usage="%(prog)s RECIPE [--key value ...] [--max_clips N] [--json FILE]")
     parser.add_argument("--max_clips", type=int, metavar="N", help="listen to so many clips alone, drawn at random")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings, with the names of all clips")
     options, rest = parser.parse_known_args(argv)

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from modeling_ast.audio import AudioError
-from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_line import Parser, run_command
 from modeling_ast.data import prepare
 from modeling_ast.data.download import fetch, unpack
 from modeling_ast.data.labels import DataError, read_paper_eval_ids
@@ -36,18 +36,16 @@ DATA_SETS = {
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="data_set", required=True)
     for name, (folder, *_) in DATA_SETS.items():
-        command = commands.add_parser(name, allow_abbrev=False)
+        command = commands.add_parser(name, doc=f"Make the manifest of {name}.")
         command.add_argument("--data_dir", type=Path, default=Path("data"), help="where to (default: %(default)s)")
         origin = command.add_mutually_exclusive_group()
         origin.add_argument("--source", type=Path, help="local copy: a folder, used where it lies, or the archive")
         origin.add_argument("--url", help="fetch from there instead; the checksum stays the same")
         command.add_argument("--output", type=Path, help=f"manifest (default: {folder}.csv in --data_dir)")
-    command = commands.add_parser("audioset", allow_abbrev=False)
+    command = commands.add_parser("audioset", doc="Make a manifest of AudioSet.")
     segments = command.add_mutually_exclusive_group(required=True)
     segments.add_argument("--segments", type=Path, help="Google's CSV file of segments")
     segments.add_argument("--json", type=Path, help="data file of the original AST")

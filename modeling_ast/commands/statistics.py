@@ -9,7 +9,6 @@ augmented and padded clips (mixup of one half, masks of up to 24 bins and 192 fr
 `--dataloader_num_workers`. Of a stream `--max_train_samples` takes the first clips; without it, all are read once.
 """
 
-import argparse
 import logging
 from functools import partial
 
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_line import Parser, run_command
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.decoding import DecodeAudio
 from modeling_ast.data.recipes import RecipeError
@@ -45,12 +44,7 @@ def main(argv: list[str] | None = None) -> tuple[float, float]:
     Raises:
         RecipeError, DataError, AudioError: Arguments, data set or a sound file that cannot be used.
     """
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        usage="%(prog)s RECIPE [--key value ...] [--original]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__, usage="%(prog)s RECIPE [--key value ...] [--original]")
     parser.add_argument("--original", action="store_true", help="as the original did: augmented and padded clips")
     options, recipe_argv = parser.parse_known_args(argv)
     model_args, data_args, _, training_args = parse_arguments([*recipe_argv, NOT_TRAINING])

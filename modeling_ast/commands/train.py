@@ -19,7 +19,6 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from transformers import pipeline, set_seed
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
@@ -29,7 +28,7 @@ from modeling_ast.data.model_card import write_model_card
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.plots import plot_tags
 from modeling_ast.inference.predictions import label_thresholds
-from modeling_ast.inference.result_plots import plot_confusion_matrix, plot_per_class, plot_training_curves
+from modeling_ast.inference.result_plots import plot_classes, plot_training_curves
 from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.baseline import compare_with_baseline
 from modeling_ast.training.building import check_reporters
@@ -95,7 +94,7 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
 
     results = train(trainer, arguments, splits) if training_args.do_train else {}
     # The epoch was chosen on the validation clips; the test clips are looked at once.
-    draw = partial(draw_classes, splits.label_names)
+    draw = partial(plot_classes, splits.label_names)
     results |= evaluate(trainer, splits, output_dir, draw)
     average_folder = output_dir / AVERAGE_FOLDER
     if training_args.do_train and average_folder.is_dir():
@@ -109,7 +108,10 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
             results |= compare_with_baseline(splits, extractor, results)
         trainer.save_metrics("baseline", {key: value for key, value in results.items() if "baseline" in key})
         if training_args.do_train:
-            draw_curves(output_dir)
+            table, picture = output_dir / RESULTS_NAME, output_dir / "training_curves.png"
+            if table.is_file():  # not without evaluations during training
+                with may_fail(picture):
+                    plot_training_curves(table, picture)
             names = data_args.dataset_name, model_args.model_name_or_path
             write_model_card(output_dir, model, extractor, *names, results, repo_id=trainer.hub_model_id)
         tag_example(str(output_dir) if training_args.do_train else model, output_dir, splits, extractor)
@@ -117,31 +119,6 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return results
-
-
-def draw_classes(
-    label_names: list[str],
-    split: str,
-    folder: Path,
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    classes: list[dict],
-) -> None:
-    """Pictures of the classes' scores, and of what is taken for what."""
-    if any(row["AP"] is not None for row in classes):
-        with may_fail(folder / f"per_class_{split}.png"):
-            plot_per_class(classes, folder / f"per_class_{split}.png")
-    has_one_label = labels.ndim == 1 or (labels.sum(axis=1) == 1).all()
-    if has_one_label and len(classes) <= 100:  # beyond, nothing can be read in it
-        with may_fail(folder / f"confusion_{split}.png"):
-            plot_confusion_matrix(probabilities, labels, label_names, folder / f"confusion_{split}.png")
-
-
-def draw_curves(output_dir: Path) -> None:
-    results, picture = output_dir / RESULTS_NAME, output_dir / "training_curves.png"
-    if results.is_file():  # not without evaluations during training
-        with may_fail(picture):
-            plot_training_curves(results, picture)
 
 
 def tag_example(

@@ -3,18 +3,46 @@
 import csv
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modeling_ast.data.metrics import positive_labels
-from modeling_ast.inference.figures import MAX_NAME, MAX_TITLE, new_figure, save_figure
+from modeling_ast.inference.figures import MAX_NAME, MAX_TITLE, may_fail, new_figure, save_figure
 from modeling_ast.inference.lettering import drawable
 
 # More classes than this are not all named: only the best and the worst.
 MAX_BARS, NUM_EXTREMES = 60, 25
 # A confusion matrix with more classes has no room for names.
 MAX_NAMES = 100
+
+
+def plot_classes(
+    label_names: Sequence[str],
+    split: str,
+    folder: Path,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    classes: list[dict[str, Any]],
+) -> None:
+    """Draw the classes' scores on some clips, and what is taken for what, as far as that can be read.
+
+    Args:
+        label_names: Of the model.
+        split: Name of the clips, for those of the pictures: `per_class_*.png`, `confusion_*.png`.
+        folder: To draw into. A picture that cannot be drawn is told and left out.
+        probabilities: Of shape (clips, num_labels).
+        labels: Class indices (clips,) or multi-hot (clips, num_labels).
+        classes: As from `data.metrics.per_class_metrics`.
+    """
+    if any(row["AP"] is not None for row in classes):
+        with may_fail(folder / f"per_class_{split}.png"):
+            plot_per_class(classes, folder / f"per_class_{split}.png")
+    has_one_label = labels.ndim == 1 or (labels.sum(axis=1) == 1).all()
+    if has_one_label and len(classes) <= MAX_NAMES:
+        with may_fail(folder / f"confusion_{split}.png"):
+            plot_confusion_matrix(probabilities, labels, label_names, folder / f"confusion_{split}.png")
 
 
 def plot_training_curves(
