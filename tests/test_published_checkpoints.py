@@ -109,8 +109,8 @@ def test_the_comparison_accepts_the_right_logits_alone(local):
         compare(Published("local", 12, 128, published.logits), folder, waveform)
 
 
-def test_the_readme_lists_every_checkpoint():
-    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+def test_the_readme_of_the_recipes_lists_every_checkpoint():
+    readme = (Path(__file__).resolve().parents[1] / "configs" / "README.md").read_text(encoding="utf-8")
     for published in CHECKPOINTS:
         assert f"`{published.name}`" in readme
 

@@ -180,7 +180,7 @@ def make_speech_commands(folder: Path, words: list[str]) -> None:
 
 
 def make_mixed_lengths(folder: Path) -> None:
-    """The manifest that README makes, of short and long clips that are the same in each split."""
+    """The manifest that configs/README.md makes, of short and long clips that are the same in each split."""
     rows = [["audio", "label", "split"]]
     for number, kind in enumerate(CLASSES):
         write_clip(folder / "data" / f"{kind}.wav", number, 1 + 4 * (number % 2))
