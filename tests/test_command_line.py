@@ -88,6 +88,18 @@ def test_a_signal_within_a_command_is_one_line_behind_what_is_put_away(monkeypat
     assert said.startswith(f"Stopped by {name}. The same command with --resume_from_checkpoint true goes on")
 
 
+def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path):
+    code = ENTRY_POINT[2].replace("'modeling-ast'", "'modeling-ast', 'recipe', 'demo'")
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 128 + signal.SIGPIPE
+
+
 def raising(error: Exception):
     def main():
         raise error

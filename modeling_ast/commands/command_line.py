@@ -9,6 +9,7 @@ import errno
 import importlib
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -144,6 +145,7 @@ def run_command(name: str) -> NoReturn:
         goes_on = getattr(module, "GOES_ON", "")
         _raise_signals()
         result = module.main()
+        sys.stdout.flush()
         stop_at_once()
     except KeyboardInterrupt as stop:
         stop_at_once()
@@ -152,6 +154,8 @@ def run_command(name: str) -> NoReturn:
         sys.exit(128 + number)
     except Exception as error:
         stop_at_once()
+        if isinstance(error, BrokenPipeError) and _is_read_no_more():
+            sys.exit(128 + signal.SIGPIPE)
         sentence = fault_sentence(error, goes_on)
         if sentence is None:
             raise
@@ -232,6 +236,16 @@ def fault_sentence(error: Exception, goes_on: str = "") -> str | None:
     if isinstance(error, RuntimeError) and any(words in message for words in _LOST_PROCESS):
         return _join("error: Another process of this run has ended, and none goes on without it.", goes_on)
     return None
+
+
+def _is_read_no_more() -> bool:
+    """Whether who read what this process prints has enough, such as `head`; nothing more is printed then."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _remedy(error: Exception) -> str | None:

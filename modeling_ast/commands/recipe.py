@@ -2,6 +2,8 @@
 
     modeling-ast recipe
     modeling-ast recipe esc50 > my.yaml
+
+A recipe's head says its task, what to expect, and how the data are prepared.
 """
 
 from pathlib import Path
