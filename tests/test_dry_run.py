@@ -130,8 +130,8 @@ def test_too_small_a_disk_is_told_before_the_run(recipe, tmp_path, monkeypatch, 
 
 @pytest.mark.slow
 def test_two_processes_agree_on_the_end_of_a_dry_run(recipe, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script.__file__]
-    command += [recipe, "--output_dir", tmp_path / "run", "--dry_run", "true"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "modeling_ast.commands.train", recipe, "--output_dir", tmp_path / "run", "--dry_run", "true"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("This was a dry run") == 1 and not (tmp_path / "run").exists()

@@ -716,13 +716,14 @@ def test_folder_of_a_run_that_is_still_going_on_is_refused(recipe, tmp_path, mon
     said = []
 
     def start_another(trainer):
-        command = [sys.executable, script.__file__, recipe, "--output_dir", tmp_path / "run", "--max_steps=4"]
+        command = [sys.executable, "-m", "modeling_ast.commands.train", recipe]
+        command += ["--output_dir", tmp_path / "run", "--max_steps=4"]
         said.append(subprocess.run(command, capture_output=True, text=True))
 
     with monkeypatch.context() as patch:
         before_update(patch, 3, start_another)
         run(recipe, tmp_path / "run", "--max_steps=4")
-    assert said[0].returncode == 1
+    assert said[0].returncode == 2
     assert said[0].stderr.strip().splitlines()[-1].startswith(f"error: Another run is writing to {tmp_path / 'run'}")
     assert not list((tmp_path / "run").glob("_*"))
 
