@@ -323,7 +323,7 @@ def test_figures_of_a_label_are_empty_where_they_cannot_be_told():
 
 @pytest.mark.slow
 def test_the_command_ends_with_one_sentence_of_error(model, tmp_path):
-    command = [sys.executable, evaluate_model.__file__, str(model), str(tmp_path / "nothing.csv")]
+    command = [sys.executable, "-m", "modeling_ast.commands.evaluate", str(model), str(tmp_path / "nothing.csv")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")

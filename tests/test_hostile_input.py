@@ -824,6 +824,7 @@ import resource, sys
 from pathlib import Path
 from modeling_ast import load_original_checkpoint
 from modeling_ast.data.download import unpack
+from modeling_ast.data.recipes import read_recipe
 from modeling_ast.inference.pipeline import audio_tagger
 
 path = Path(sys.argv[1])

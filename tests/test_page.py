@@ -413,14 +413,14 @@ from modeling_ast.commands.command_line import main; main()"""
 @pytest.mark.slow
 def test_without_gradio_one_sentence_says_what_to_install():
     done = run_script("--model", "x", before="import sys; sys.modules['gradio'] = None")
-    assert done.returncode == 1
-    assert done.stderr.strip() == "error: the page needs Gradio, which is not installed: pip install -e '.[demo]'"
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: gradio is not installed: pip install 'modeling_ast[demo]'"
 
 
 @pytest.mark.slow
 def test_without_a_model_one_sentence_says_so(tmp_path):
     done = run_script("--model", str(tmp_path))
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert re.search(rf"^error: {re.escape(str(tmp_path))} cannot be used: ", done.stderr, re.MULTILINE)
 
 
@@ -621,7 +621,7 @@ def test_no_other_files_are_served(url, path):
 def test_a_port_that_is_taken_is_named(url, model):
     port = url.rstrip("/").rpartition(":")[2]
     done = run_script("--model", str(model), "--port", port)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"error: 127.0.0.1:{port} cannot be opened; --port chooses another."
 
 
@@ -670,7 +670,7 @@ def as_file(path: str) -> dict:
 def test_work_ends_with_its_visitor(tagger, sound, tmp_path, monkeypatch, leave):
     has_begun, has_ended = threading.Event(), threading.Event()
 
-    def hear_for_ever(path, windows, threshold, report):
+    def tag_for_ever(path, windows, threshold, report):
         if path.endswith("another.flac"):
             return Tagger.tag(tagger, path, windows, threshold, report)
         try:
@@ -681,7 +681,7 @@ def test_work_ends_with_its_visitor(tagger, sound, tmp_path, monkeypatch, leave)
         finally:
             has_ended.set()
 
-    monkeypatch.setattr(tagger, "hear", hear_for_ever)
+    monkeypatch.setattr(tagger, "tag", tag_for_ever)
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     shutil.copy(sound, tmp_path / "another.flac")
     page = page_layout.build_page(tagger, "tiny", [sound])
