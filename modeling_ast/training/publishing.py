@@ -86,7 +86,7 @@ def add_handler(staged: Path) -> None:
             "pip install -e ."
         ) from error
     package = Path(modeling_ast.__file__).parent
-    shutil.copytree(package, staged / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(package, staged / package.name, ignore=shutil.ignore_patterns("__pycache__", "py.typed"))
     shutil.copyfile(package / "inference" / "handler.py", staged / "handler.py")
     (staged / "requirements.txt").write_text("\n".join(needed) + "\n", encoding="utf-8")
 
