@@ -17,8 +17,8 @@ from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
 from modeling_ast.audio import _opened, read_blocks, read_samples, read_seconds, to_waveform
-from modeling_ast.data.checks import Examination
 from modeling_ast.data.decoding import decode
+from modeling_ast.data.examination import Examination
 from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.splits import read_splits
 from modeling_ast.data.statistics import pooled_statistics

@@ -14,7 +14,8 @@ from helpers import end_of
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.check import main
-from modeling_ast.data.checks import ClipSummary, check_groups, check_spelling
+from modeling_ast.data.examination import ClipSummary
+from modeling_ast.data.label_checks import check_groups, check_spelling
 from modeling_ast.data.labels import SHIPPED_TABLES, DataError, read_label_table
 from modeling_ast.data.recipes import RecipeError
 

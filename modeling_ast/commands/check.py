@@ -22,15 +22,13 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from modeling_ast import ASTConfig, ASTFeatureExtractor
+from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.command_line import Parser, run_command
-from modeling_ast.conversion import is_original_checkpoint
-from modeling_ast.data import checks
-from modeling_ast.data.checks import LEVELS, ClipSummary, Examination, Finding, audio_key
+from modeling_ast.data import label_checks, sound_checks
 from modeling_ast.data.clip_tables import AudioSplits
-from modeling_ast.data.recipes import DataArguments, RecipeError
-from modeling_ast.data.splits import read_folds, read_splits
-from modeling_ast.loading import is_ast
+from modeling_ast.data.examination import LEVELS, ClipSummary, Examination, Finding, in_order, read_all_folds
+from modeling_ast.data.recipes import RecipeError
+from modeling_ast.data.splits import read_splits
 from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.building import build_model_and_extractor
 from modeling_ast.training.sampling import class_balanced_weights
@@ -60,17 +58,14 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     splits = read_splits(data_args, model_args.problem_type == "multi_label_classification")
     _, extractor = build_model_and_extractor(model_args, splits.label_names)
-    model_label_names = read_model_labels(model_args.model_name_or_path)
+    model_label_names = label_checks.read_model_labels(model_args.model_name_or_path)
 
     folds = read_all_folds(data_args)
     examination = Examination(dict(splits), extractor, folds, options.max_clips, splits.ignore_length)
     loader = DataLoader(examination, batch_size=None, num_workers=training_args.dataloader_num_workers)
     clips = list(tqdm(loader, desc="Listening", unit="clip", disable=training_args.disable_tqdm))
-    findings = [
-        *check_clips(clips, splits, extractor, arguments),
-        *check_labels(splits, model_label_names, arguments),
-    ]
-    findings = checks.in_order(findings)
+    of_clips = check_clips(clips, splits, extractor, arguments)
+    findings = in_order([*of_clips, *check_labels(splits, model_label_names, arguments)])
     status = max((LEVELS.index(finding.level) for finding in findings), default=0)
     report(data_args.dataset_name, splits, clips, findings)
     if options.json is not None:
@@ -92,57 +87,39 @@ def parse_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]
     return options, rest
 
 
-def read_model_labels(name: str) -> list[str] | None:
-    """Label names of the model to start from, in the order of its outputs, as `check_label_names` takes them."""
-    if is_ast(name):
-        return list(ASTConfig.from_pretrained(name).id2label.values())
-    return [] if Path(name).is_file() and is_original_checkpoint(name) else None
-
-
-def read_all_folds(data_args: DataArguments) -> dict[str | bytes, frozenset[str]]:
-    """In which folds each clip stands."""
-    if data_args.fold_column_name is None:
-        return {}
-    rows, names = read_folds(data_args)
-    folds = {}
-    for row, name in zip(rows, names):
-        folds.setdefault(audio_key(row["audio"]), set()).add(name)
-    return {key: frozenset(names) for key, names in folds.items()}
-
-
 def check_clips(
     clips: list[ClipSummary], splits: AudioSplits, extractor: ASTFeatureExtractor, arguments: Arguments
 ) -> Iterator[Finding]:
     """What the sounds say."""
     augment_args = arguments[2]
-    yield from checks.check_files(clips)
+    yield from sound_checks.check_files(clips)
     heard = [clip for clip in clips if not clip.fault]
     training = [clip for clip in heard if clip.split == "train"]
-    yield from checks.check_rates(heard, extractor.sampling_rate)
-    yield from checks.check_channels(heard)
-    yield from checks.check_levels(heard)
-    yield from checks.check_duplicates(heard, splits.label_names)
-    yield from checks.check_groups([clip for clip in clips if clip.split == "train"], splits.label_names)
+    yield from sound_checks.check_rates(heard, extractor.sampling_rate)
+    yield from sound_checks.check_channels(heard)
+    yield from sound_checks.check_levels(heard)
+    yield from label_checks.check_duplicates(heard, splits.label_names)
+    yield from label_checks.check_groups([clip for clip in clips if clip.split == "train"], splits.label_names)
     is_padded = extractor.padding == "max_length"
-    yield from checks.check_lengths(heard, extractor.max_length, augment_args.random_crop, is_padded)
-    yield from checks.check_statistics(training, extractor)
+    yield from sound_checks.check_lengths(heard, extractor.max_length, augment_args.random_crop, is_padded)
+    yield from sound_checks.check_statistics(training, extractor)
     masks = augment_args.freq_mask_bins, augment_args.time_mask_frames
-    yield from checks.check_masks(training, *masks, extractor.num_mel_bins, extractor.max_length, is_padded)
+    yield from sound_checks.check_masks(training, *masks, extractor.num_mel_bins, extractor.max_length, is_padded)
 
 
 def check_labels(splits: AudioSplits, model_label_names: list[str] | None, arguments: Arguments) -> Iterator[Finding]:
     """What the labels say, of all clips, listened to or not."""
     model_args, _, _, training_args = arguments
-    labels = {name: checks.read_labels(rows) for name, rows in splits}
+    labels = {name: label_checks.read_labels(rows) for name, rows in splits}
     is_balanced = training_args.class_balanced_sampling
-    yield from checks.check_spelling(splits.label_names)
-    yield from checks.check_label_counts(labels, splits.label_names, is_balanced)
-    yield from checks.check_label_names(
+    yield from label_checks.check_spelling(splits.label_names)
+    yield from label_checks.check_label_counts(labels, splits.label_names, is_balanced)
+    yield from label_checks.check_label_names(
         splits.label_names, model_label_names, model_args.model_name_or_path, training_args.do_train
     )
     if is_balanced and any(labels["train"]):
         weights = class_balanced_weights(splits.train, len(splits.label_names))
-        yield from checks.check_sampling_weights(weights, splits.train, labels["train"], splits.label_names)
+        yield from label_checks.check_sampling_weights(weights, splits.train, labels["train"], splits.label_names)
 
 
 def report(dataset_name: str, splits: AudioSplits, clips: list[ClipSummary], findings: list[Finding]) -> None:
