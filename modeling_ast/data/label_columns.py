@@ -149,26 +149,62 @@ def find_label_names(table: Table, labels: Iterable[Labels]) -> list[str]:
     return names
 
 
-def look_up(labels: Labels, index: dict[str, int], table: Table, among: str) -> pa.Array:
-    """The number of each label."""
-    for code, name in enumerate(labels.names):
-        if name not in index:
-            raise DataError(f"{table.where(labels.clip_of(code))}: the label {name!r} is not {among}.")
-    return pa.array(np.array([index[name] for name in labels.names], np.int64)[labels.codes])
+@dataclass(frozen=True)
+class LabelIndex:
+    """Which label has which number.
+
+    Args:
+        names: The labels, in the order of their numbers.
+        numbers: The number of each way in which data may write a label.
+        place: Where the labels stand, for the sentence about one that does not.
+    """
+
+    names: list[str]
+    numbers: dict[str, int]
+    place: str
+
+    def describe_unknown(self, name: str, where: str) -> str:
+        return f"{where}: the label {name!r} is not {self.place}."
 
 
-def index_model_labels(model_labels: Sequence[str], label_file: str | None) -> dict[str, int]:
-    """The output of a model for each way in which data may write its label."""
-    index = {composed(name): number for number, name in enumerate(model_labels)}
+def index_labels(names: list[str] | None, label_file: str | None, source: str) -> LabelIndex:
+    """Number the labels of a data set to train on: as a label table has them, or else by their order.
+
+    Args:
+        names: Needed without a label table.
+        label_file: As `read_label_table` takes it.
+        source: The data set.
+    """
+    if label_file is None:
+        numbers = {composed(name): number for number, name in enumerate(names)}
+        return LabelIndex(names, numbers, f"among those of {source}")
+    table = read_label_table(label_file)
+    return LabelIndex(table.names, table.index_of(), f"in the label table {label_file}")
+
+
+def index_model_labels(model_labels: Sequence[str], label_file: str | None) -> LabelIndex:
+    """Number the labels of a trained model by its outputs; a label table tells in which other ways data write them."""
+    numbers = {composed(name): number for number, name in enumerate(model_labels)}
     if label_file is not None:
         table = read_label_table(label_file)
-        ways = {composed(way): composed(table.names[number]) for way, number in table.index_of().items()}
-        index = {way: index[name] for way, name in ways.items() if name in index}
-    return index
+        ways = {way: composed(table.names[number]) for way, number in table.index_of().items()}
+        numbers = {way: numbers[name] for way, name in ways.items() if name in numbers}
+    return LabelIndex(list(model_labels), numbers, "among those of the model")
+
+
+def refuse_unknown(labels: dict[str, Labels], index: LabelIndex, tables: dict[str, Table]) -> None:
+    """
+    Raises:
+        DataError: A label that has no number.
+    """
+    for split, each in labels.items():
+        for code, name in enumerate(each.names):
+            if name not in index.numbers:
+                raise DataError(index.describe_unknown(name, tables[split].where(each.clip_of(code))))
 
 
 def report_unknown(
-    labels: dict[str, Labels], index: dict[str, int], tables: dict[str, Table], source: str, leave_out: bool
+    labels: dict[str, Labels], index: LabelIndex, tables: dict[str, Table], source: str, leave_out: bool
 ) -> None:
     """Say which labels the model does not know.
 
@@ -177,7 +213,7 @@ def report_unknown(
     """
     unknown, first, num_clips = set(), None, 0
     for split, each in labels.items():
-        is_unknown = np.array([name not in index for name in each.names], bool)[each.codes]
+        is_unknown = np.array([name not in index.numbers for name in each.names], bool)[each.codes]
         clips = np.unique(np.repeat(np.arange(len(each.lengths)), each.lengths)[is_unknown])
         unknown |= {each.names[code] for code in np.unique(each.codes[is_unknown])}
         if len(clips):
@@ -191,13 +227,14 @@ def report_unknown(
     logger.warning(f"{what}: left out.")
 
 
-def look_up_known(labels: Labels, index: dict[str, int], multi_label: bool) -> tuple[pa.Array, np.ndarray]:
-    """The number of each label that has one, and how many a clip has; without several labels -1 stands for none."""
-    numbers = np.array([index.get(name, -1) for name in labels.names], np.int64)[labels.codes]
+def number_labels(labels: Labels, index: LabelIndex, multi_label: bool) -> pa.Array:
+    """The number of each clip's label, -1 for an unknown one; or with `multi_label` a list of those that are known."""
+    numbers = np.array([index.numbers.get(name, -1) for name in labels.names], np.int64)[labels.codes]
     if not multi_label:
-        return pa.array(numbers), labels.lengths
+        return pa.array(numbers)
+    is_known = numbers >= 0
     owners = np.repeat(np.arange(len(labels.lengths)), labels.lengths)
-    return pa.array(numbers[numbers >= 0]), np.bincount(owners[numbers >= 0], minlength=len(labels.lengths))
+    return to_lists(pa.array(numbers[is_known]), np.bincount(owners[is_known], minlength=len(labels.lengths)))
 
 
 def keep_known(rows: Dataset) -> Dataset:

@@ -6,7 +6,7 @@ Columns stay in Arrow from the file to the rows, so that two million clips fit i
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,25 +23,21 @@ from modeling_ast.data.clip_tables import (
     name_splits,
     refuse_parts,
     suffix_of,
-    to_lists,
     to_rows,
 )
 from modeling_ast.data.folders import look_into
 from modeling_ast.data.held_out import expect_files, find_folds, hold_out_fold, hold_out_some, split_by_column
 from modeling_ast.data.label_columns import (
     find_label_names,
+    index_labels,
     index_model_labels,
     keep_known,
-    look_up,
-    look_up_known,
+    number_labels,
     read_labels,
+    refuse_unknown,
     report_unknown,
 )
-from modeling_ast.data.labels import (
-    DataError,
-    composed,
-    read_label_table,
-)
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.lists import read_columns, read_json, read_table
 from modeling_ast.data.synthetic import synthetic_folder
 
@@ -117,8 +113,73 @@ def load_splits(
         DataError: No such data set, or not as described: a missing column, file or fold, no audio, no labels, a label
             that the table does not hold or the model does not know, columns that say which part of a file is a clip.
     """
+    files = {split: name for split, name in (("validation", validation_file), ("test", test_file)) if name is not None}
     if not 0 < validation_fraction < 1:
         raise DataError(f"Expected validation_fraction between 0 and 1, got {validation_fraction}.")
+    if leave_out_unknown_labels and model_labels is None:
+        raise DataError("leave_out_unknown_labels has an effect on the evaluation of a trained model alone.")
+    if audio_dir is not None and not any(suffix_of(name) in LIST_SUFFIXES for name in (dataset_name, *files.values())):
+        raise DataError(f"Expected a list ({', '.join(LIST_SUFFIXES)}) with audio_dir, got {dataset_name}.")
+    _check_held_out(fold_column_name, eval_fold, split_column_name, files if model_labels is None else {})
+
+    read = partial(_read, audio_column=audio_column_name, label_column=label_column_name, audio_dir=audio_dir)
+    _check_columns(files.values(), [audio_column_name, label_column_name])
+    held_out_by = fold_column_name or split_column_name
+    tables = read(
+        dataset_name,
+        max_missing=max_missing,
+        config_name=dataset_config_name,
+        held_out_by=held_out_by,
+        cache_dir=cache_dir,
+    )
+    tables |= {
+        split: _read_instead(read, name, split, dataset_name, split in tables, model_labels is not None)
+        for split, name in files.items()
+    }
+    needs_train = model_labels is None or held_out_by is not None
+    has_own_columns = (audio_column_name, label_column_name) != ("audio", "label")
+    _check_tables(tables, dataset_name, needs_train, has_own_columns)
+
+    labels = {split: read_labels(table, label_separator, multi_label) for split, table in tables.items()}
+    if model_labels is None:
+        label_names = find_label_names(tables["train"], labels.values()) if label_file is None else None
+        index = index_labels(label_names, label_file, dataset_name)
+        refuse_unknown(labels, index, tables)
+    else:
+        index = index_model_labels(model_labels, label_file)
+        report_unknown(labels, index, tables, dataset_name, leave_out_unknown_labels)
+
+    # Rows first and splits after: selecting from rows copies no audio, adding a column to a selection would.
+    rows = {split: to_rows(table, number_labels(labels[split], index, multi_label)) for split, table in tables.items()}
+    of_files = {split: rows[split] for split in files}
+    if eval_fold is not None:
+        rows |= hold_out_fold(rows["train"], tables["train"], fold_column_name, eval_fold) | of_files
+    elif split_column_name is not None:
+        rows = split_by_column(rows["train"], tables["train"], split_column_name) | of_files
+    if model_labels is not None:
+        known = {split: keep_known(part) for split, part in rows.items()}
+        rows = {split: part for split, part in known.items() if len(part)}
+        if not rows:
+            raise DataError(f"{dataset_name}: expected clips with labels of the model, got none.")
+    elif "train" not in rows:
+        raise DataError(f"{dataset_name}: expected clips to train on, got {', '.join(rows)} alone.")
+    elif "validation" not in rows:
+        rows |= hold_out_some(rows["train"], dataset_name, validation_fraction, seed)
+    if max_missing and suffix_of(dataset_name) in LIST_SUFFIXES:
+        for split in rows.keys() - {"train"}:
+            expect_files(rows[split], dataset_name, split)
+    return AudioSplits(*(rows.get(split) for split in SPLITS), index.names)
+
+
+def _check_held_out(
+    fold_column_name: str | None, eval_fold: int | str | None, split_column_name: str | None, files: dict[str, str]
+) -> None:
+    """Refuse two ways, or half of one, to say what is held out.
+
+    Args:
+        fold_column_name, eval_fold, split_column_name: As of `load_splits`.
+        files: Those of held-out clips, by split, unless they may replace what a column holds out.
+    """
     if eval_fold is not None and fold_column_name is None:
         raise DataError("Expected fold_column_name with eval_fold, got eval_fold alone.")
     if fold_column_name is not None and eval_fold is None:
@@ -126,40 +187,45 @@ def load_splits(
             "Expected eval_fold with fold_column_name, the fold to hold out, got fold_column_name alone. "
             "`modeling-ast folds` holds out each in turn, and needs none."
         )
-    if leave_out_unknown_labels and model_labels is None:
-        raise DataError("leave_out_unknown_labels has an effect on the evaluation of a trained model alone.")
     if eval_fold is not None and split_column_name is not None:
         raise DataError("Expected a fold or a split column, got both.")
-    files = {split: name for split, name in (("validation", validation_file), ("test", test_file)) if name is not None}
-    if files and model_labels is None and (eval_fold is not None or split_column_name is not None):
+    if files and (eval_fold is not None or split_column_name is not None):
         names = " and ".join(f"{split}_file" for split in files)
         raise DataError(f"Expected {names} or a fold or split column, got both.")
-    if audio_dir is not None and not any(suffix_of(name) in LIST_SUFFIXES for name in (dataset_name, *files.values())):
-        raise DataError(f"Expected a list ({', '.join(LIST_SUFFIXES)}) with audio_dir, got {dataset_name}.")
-    columns = [audio_column_name, label_column_name]
-    for name in files.values():  # a misspelt column is told before any clip is looked for
+
+
+def _check_columns(files: Iterable[str], columns: list[str]) -> None:
+    """Tell a misspelt column before any clip is looked for."""
+    for name in files:
         if suffix_of(name) in TABLE_SUFFIXES and Path(name).expanduser().is_file():
             next(read_columns(Path(name).expanduser(), columns), None)
 
-    read = partial(
-        _read,
-        audio_column=audio_column_name,
-        label_column=label_column_name,
-        audio_dir=audio_dir,
-        max_missing=max_missing,
-    )
-    held_out_by = fold_column_name or split_column_name
-    tables = read(dataset_name, config_name=dataset_config_name, held_out_by=held_out_by, cache_dir=cache_dir)
-    for split, name in files.items():
-        if split in tables and model_labels is None:
-            raise DataError(f"Expected the {split} clips from {dataset_name} or from {split}_file, got both.")
-        if split in tables:
-            logger.warning(f"{name} takes the place of the {split} clips of {dataset_name}.")
-        if suffix_of(name) not in FILE_SUFFIXES:
-            raise DataError(f"Expected {split}_file to be a file {', '.join(FILE_SUFFIXES)}, got {name}.")
-        tables[split] = read(name, max_missing=0)["train"]
-    has_columns = any(table.has_columns for table in tables.values())
-    if not has_columns and (audio_column_name, label_column_name) != ("audio", "label"):
+
+def _read_instead(
+    read: Callable[..., dict[str, Table]], name: str, split: str, dataset_name: str, is_there: bool, replaces: bool
+) -> Table:
+    """The held-out clips of a file.
+
+    Args:
+        read: Reads it.
+        name: The file.
+        split: Which of them.
+        dataset_name: What trains.
+        is_there: Whether that brings such a split itself.
+        replaces: Whether the file may take its place.
+    """
+    if is_there and not replaces:
+        raise DataError(f"Expected the {split} clips from {dataset_name} or from {split}_file, got both.")
+    if is_there:
+        logger.warning(f"{name} takes the place of the {split} clips of {dataset_name}.")
+    if suffix_of(name) not in FILE_SUFFIXES:
+        raise DataError(f"Expected {split}_file to be a file {', '.join(FILE_SUFFIXES)}, got {name}.")
+    return read(name, max_missing=0)["train"]
+
+
+def _check_tables(tables: dict[str, Table], dataset_name: str, needs_train: bool, has_own_columns: bool) -> None:
+    """Refuse empty splits, a missing one, and names of columns where there are none."""
+    if has_own_columns and not any(table.has_columns for table in tables.values()):
         raise DataError(
             f"{dataset_name}: a folder a class has no columns, nor has the original's JSON file, so that their names "
             "have no effect."
@@ -167,48 +233,8 @@ def load_splits(
     for split, table in tables.items():
         if len(table.rows) == 0:
             raise DataError(f"{table.source}: expected clips in split {split}, got none.")
-
-    if "train" not in tables and (model_labels is None or held_out_by is not None):
+    if needs_train and "train" not in tables:
         raise DataError(f"{dataset_name}: expected a split called train, got {', '.join(tables)}.")
-
-    # Rows first and splits after: selecting from rows copies no audio, adding a column to a selection would.
-    labels = {split: read_labels(table, label_separator, multi_label) for split, table in tables.items()}
-    if model_labels is not None:
-        label_names, index = list(model_labels), index_model_labels(model_labels, label_file)
-        report_unknown(labels, index, tables, dataset_name, leave_out_unknown_labels)
-    elif label_file is None:
-        label_names = find_label_names(tables["train"], labels.values())
-        index, among = {name: number for number, name in enumerate(label_names)}, f"among those of {dataset_name}"
-    else:
-        label_table = read_label_table(label_file)
-        label_names, index, among = label_table.names, label_table.index_of(), f"in the label table {label_file}"
-    index = {composed(name): number for name, number in index.items()}  # as `read_labels` gives them
-    rows = {}
-    for split, table in tables.items():
-        if model_labels is not None:
-            numbers, lengths = look_up_known(labels[split], index, multi_label)
-        else:
-            numbers, lengths = look_up(labels[split], index, table, among), labels[split].lengths
-        rows[split] = to_rows(table, to_lists(numbers, lengths) if multi_label else numbers)
-    of_files = {split: rows[split] for split in files}
-    if eval_fold is not None:
-        rows |= hold_out_fold(rows["train"], tables["train"], fold_column_name, eval_fold)
-    elif split_column_name is not None:
-        rows = split_by_column(rows["train"], tables["train"], split_column_name)
-    if model_labels is not None:
-        known = {split: keep_known(part) for split, part in (rows | of_files).items()}
-        rows = {split: part for split, part in known.items() if len(part)}
-        if not rows:
-            raise DataError(f"{dataset_name}: expected clips with labels of the model, got none.")
-        return AudioSplits(*(rows.get(split) for split in SPLITS), label_names)
-    if "train" not in rows:
-        raise DataError(f"{dataset_name}: expected clips to train on, got {', '.join(rows)} alone.")
-    if "validation" not in rows:
-        rows |= hold_out_some(rows["train"], dataset_name, validation_fraction, seed)
-    if max_missing and suffix_of(dataset_name) in LIST_SUFFIXES:
-        for split in rows.keys() - {"train"}:
-            expect_files(rows[split], dataset_name, split)
-    return AudioSplits(rows["train"], rows["validation"], rows.get("test"), label_names)
 
 
 def read_folds(

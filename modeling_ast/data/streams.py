@@ -9,8 +9,8 @@ from datasets.exceptions import DatasetGenerationError
 
 from modeling_ast.data.clip_tables import SPLITS, AudioSplits, name_splits
 from modeling_ast.data.folders import look_into
-from modeling_ast.data.label_columns import class_names, label_name
-from modeling_ast.data.labels import DataError, composed, read_label_table
+from modeling_ast.data.label_columns import LabelIndex, class_names, index_labels, label_name
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.sources import refuse_sound_files
 
 SHUFFLE_BUFFER = 1000  # clips, not decoded
@@ -47,36 +47,14 @@ def load_streamed_splits(
         DataError: No such data set, sound files in place of Parquet, a missing split or column, labels that nothing
             names, or a held-out clip without a label that they hold; a training clip without one when it is read.
     """
-    folder = Path(dataset_name).expanduser()
-    if folder.is_dir() and not (found := look_into(folder)).parquet:
-        raise DataError(
-            f"{dataset_name}: expected Parquet files to stream, found {found.describe()}. Leave streaming out to read "
-            "what lies on this disk."
-        )
-    try:
-        streams = load_dataset(str(folder) if folder.is_dir() else dataset_name, dataset_config_name, streaming=True)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        refuse_sound_files(dataset_name, error)
-        raise DataError(f"{dataset_name}: cannot be streamed ({' '.join(str(error).split())}).") from error
-    splits = {split: streams[own] for split, own in name_splits(dataset_name, streams).items()}
-    for name in ("train", "validation"):
-        if name not in splits:
-            raise DataError(f"{dataset_name}: expected splits train and validation, got {', '.join(streams)}.")
-    for column in (audio_column_name, label_column_name):
-        if column not in (splits["train"].features or {}):
-            found = ", ".join(splits["train"].features or {})
-            raise DataError(f"{dataset_name}: expected a column {column!r}, got {found}.")
+    splits = _open_splits(dataset_name, dataset_config_name, (audio_column_name, label_column_name))
     for name, limit in {"train": max_train_samples, **dict.fromkeys(SPLITS[1:], max_eval_samples)}.items():
         if limit is not None and name in splits:
             splits[name] = splits[name].take(limit)
     known_names = class_names(splits["train"].features[label_column_name])
-    if label_file is not None:
-        table = read_label_table(label_file)
-        label_names, index = table.names, table.index_of()
-    elif known_names is not None:
-        label_names, index = known_names, {composed(name): number for number, name in enumerate(known_names)}
-    else:
+    if known_names is None and label_file is None:
         raise DataError(f"{dataset_name}: a stream does not tell all its labels in advance; name them by label_file.")
+    index = index_labels(known_names, label_file, dataset_name)
     to_row = partial(
         _to_row,
         source=dataset_name,
@@ -95,19 +73,44 @@ def load_streamed_splits(
         )
         for name, stream in splits.items()
     }
+    held_out = {name: _keep(stream, dataset_name) for name, stream in rows.items() if name != "train"}
+    train = rows["train"].shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    return AudioSplits(train, held_out["validation"], held_out.get("test"), index.names)
+
+
+def _open_splits(dataset_name: str, config_name: str | None, columns: tuple[str, str]) -> dict[str, IterableDataset]:
+    """The streams of train, validation and perhaps test, which have these columns."""
+    folder = Path(dataset_name).expanduser()
+    if folder.is_dir() and not (found := look_into(folder)).parquet:
+        raise DataError(
+            f"{dataset_name}: expected Parquet files to stream, found {found.describe()}. Leave streaming out to read "
+            "what lies on this disk."
+        )
     try:
-        held_out = {name: _keep(stream) for name, stream in rows.items() if name != "train"}
+        streams = load_dataset(str(folder) if folder.is_dir() else dataset_name, config_name, streaming=True)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        refuse_sound_files(dataset_name, error)
+        raise DataError(f"{dataset_name}: cannot be streamed ({' '.join(str(error).split())}).") from error
+    splits = {split: streams[own] for split, own in name_splits(dataset_name, streams).items()}
+    for name in ("train", "validation"):
+        if name not in splits:
+            raise DataError(f"{dataset_name}: expected splits train and validation, got {', '.join(streams)}.")
+    for column in columns:
+        if column not in (splits["train"].features or {}):
+            found = ", ".join(splits["train"].features or {})
+            raise DataError(f"{dataset_name}: expected a column {column!r}, got {found}.")
+    return splits
+
+
+def _keep(stream: IterableDataset, dataset_name: str) -> Dataset:
+    """All rows of a stream, on disk."""
+    try:
+        return Dataset.from_generator(partial(iter, stream), features=stream.features)
     except DatasetGenerationError as error:
         refuse_sound_files(dataset_name, error)
         if isinstance(error.__cause__, DataError):
             raise error.__cause__ from error
         raise DataError(f"{dataset_name}: {error.__cause__}") from error
-    train = rows["train"].shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    return AudioSplits(train, held_out["validation"], held_out.get("test"), label_names)
-
-
-def _keep(stream: IterableDataset) -> Dataset:
-    return Dataset.from_generator(partial(iter, stream), features=stream.features)
 
 
 def _to_row(
@@ -116,7 +119,7 @@ def _to_row(
     audio_column: str,
     label_column: str,
     known_names: list[str] | None,
-    index: dict[str, int],
+    index: LabelIndex,
     multi_label: bool,
 ) -> dict[str, Any]:
     audio, value = row[audio_column], row[label_column]
@@ -130,7 +133,7 @@ def _to_row(
         raise DataError(
             f"{where}: expected lists of labels in {label_column!r}, got what looks like multi-hot vectors."
         )
-    if unknown := [name for name in names if name not in index]:
-        raise DataError(f"{where}: the label {unknown[0]!r} in {label_column!r} is not in the label table.")
-    numbers = [index[name] for name in names]
+    if unknown := [name for name in names if name not in index.numbers]:
+        raise DataError(index.describe_unknown(unknown[0], where))
+    numbers = [index.numbers[name] for name in names]
     return {"audio": audio, "labels": numbers if multi_label else numbers[0]}
