@@ -90,9 +90,7 @@ def test_a_label_table_names_what_the_stream_does_not(tmp_path):
     assert splits.label_names == ["hum", "hiss"]
     assert [row["labels"] for row in splits.validation] == [1, 0, 1, 0, 1, 0]
     table.write_text("index,mid,display_name\n0,/m/1,hum\n1,/m/0,rain\n")
-    with pytest.raises(
-        DataError, match=r"\(validation-0.wav\): the label 'hiss' is not in the label table"
-    ):
+    with pytest.raises(DataError, match=r"\(validation-0.wav\): the label 'hiss' is not in the label table"):
         load_streamed_splits(folder, label_file=str(table))
 
 

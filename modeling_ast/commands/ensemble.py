@@ -16,7 +16,7 @@ from pathlib import Path
 
 from modeling_ast.commands.command_line import CommandError, Parser, run_command
 from modeling_ast.data.clip_tables import SPLITS
-from modeling_ast.data.metrics import compute_metrics, to_probabilities
+from modeling_ast.data.metrics import METRICS, compute_metrics, to_probabilities
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits
 from modeling_ast.inference.ensemble import find_label_names, load_member
@@ -29,7 +29,6 @@ from modeling_ast.inference.predictions import (
     write_predictions,
 )
 
-COLUMNS = ("mAP", "mAUC", "d_prime", "accuracy", "macro_f1", "micro_f1", "classes_without_positives")
 # Keys of the recipe that have an effect here, besides those that say where the rows come from (but for these) ...
 KEYS = {"problem_type", "per_device_eval_batch_size", "dataloader_num_workers"}
 WITHOUT = {"validation_fraction", "max_train_samples", "streaming"}
@@ -111,7 +110,7 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
 
 def report(results: dict[str, dict[str, float]], path: Path) -> None:
     """Print a table and save it, a row a model."""
-    columns = [name for name in COLUMNS if any(name in metrics for metrics in results.values())]
+    columns = [name for name in METRICS if any(name in metrics for metrics in results.values())]
     width = max(len(name) for name in results)
     print(" ".join(["model".ljust(width), *(f"{column:>9}" for column in columns)]))
     for name, metrics in results.items():

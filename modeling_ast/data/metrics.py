@@ -19,6 +19,18 @@ from modeling_ast.data.scores import score_function, to_scores
 
 logger = logging.get_logger(__name__)
 
+COUNT_LEFT_OUT = "classes_without_positives"
+
+# What `compute_metrics` gives, in the order of tables: its words, and the Hub's identifier of those that it compares.
+METRICS = {
+    "accuracy": ("accuracy", "accuracy"),
+    "mAP": ("mAP", "mAP"),
+    "mAUC": ("mean AUC", "mAUC"),
+    "d_prime": ("d′", "d_prime"),
+    "macro_f1": ("macro F1", "f1"),
+    "micro_f1": ("micro F1", "f1"),
+    COUNT_LEFT_OUT: ("classes without positives, left out of the means", None),
+}
 # For `evaluate.load`: the same metrics as an `evaluate.Metric`, found without a network.
 AUDIO_TAGGING_METRIC = str(Path(__file__).parent / "audio_tagging")
 
@@ -204,7 +216,7 @@ def compute_metrics(
                 metrics["d_prime"] = d_prime(metrics["mAUC"])
         is_single = problem_type == "single_label_classification"
         metrics["macro_f1"], metrics["micro_f1"] = f1(probabilities, positives, None if is_single else threshold)
-    return metrics | {"classes_without_positives": int((~has_positives).sum())}
+    return metrics | {COUNT_LEFT_OUT: int((~has_positives).sum())}
 
 
 def per_class_metrics(

@@ -16,23 +16,15 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.metrics import METRICS
 from modeling_ast.data.recipes import RECIPE_NAME
 from modeling_ast.data.sources import FILE_SUFFIXES
 
 CARD_NAME = "README.md"
 _ALL_RESULTS_NAME = "all_results.json"  # as `Trainer.save_metrics` names it
 
-# Metrics as `compute_metrics` calls them: the card's words, and the Hub's identifier of those that it compares.
-_METRICS = {
-    "accuracy": ("accuracy", "accuracy"),
-    "mAP": ("mAP", "mAP"),
-    "mAUC": ("mean AUC", "mAUC"),
-    "d_prime": ("d′", "d_prime"),
-    "macro_f1": ("macro F1", "f1"),
-    "micro_f1": ("micro F1", "f1"),
-    "loss": ("loss", None),
-    "classes_without_positives": ("classes without positives, left out of the means", None),
-}
+# Of `METRICS`, and the loss, which the Hub does not compare.
+_METRICS = {**METRICS, "loss": ("loss", None)}
 # `average_` is the model of averaged weights, `baseline_` the linear one.
 _RESULT = re.compile(rf"(average_)?(validation|test)_(baseline_)?({'|'.join(_METRICS)})")
 _FILE_SUFFIXES = (*FILE_SUFFIXES, ".pth", ".pt", ".bin", ".safetensors")

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
+from modeling_ast.data.metrics import COUNT_LEFT_OUT, METRICS
 from modeling_ast.data.recipes import (
     DataArguments,
     ModelArguments,
@@ -24,8 +25,8 @@ from modeling_ast.data.recipes import (
 # Behind the arguments of a tool that only looks at a recipe: its batches need not fit this machine's devices.
 NOT_TRAINING = "--do_train=false"
 
-# What the best epoch can be chosen by; the first is of the logits, the others are those of `data.metrics`.
-BEST_METRICS = ("loss", "accuracy", "mAP", "mAUC", "d_prime", "macro_f1", "micro_f1")
+# What the best epoch can be chosen by; the first is of the logits.
+BEST_METRICS = ("loss", *(name for name in METRICS if name != COUNT_LEFT_OUT))
 
 # What numbers can be, where that is not said in words below; a round bracket excludes its end.
 _INTERVALS = {
