@@ -173,7 +173,7 @@ def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--standard_operators",
         action="store_true",
-        help="no operators of onnxruntime's own, for other runtimes; slower in onnxruntime",
+        help="no operators of onnxruntime's own, for other runtimes",
     )
     parser.add_argument(
         "--check", nargs="+", type=Path, default=[], metavar="FILE|FOLDER", help="sounds to compare the scores on"

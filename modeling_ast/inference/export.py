@@ -183,8 +183,7 @@ def export_onnx(
             length. `None` means the extractor's own, with which scores equal the pipeline's.
         with_lengths: Whether there is a second input, `num_samples`, int64 (batch,), for clips of different lengths
             in one batch: each gets the scores that it gets alone.
-        standard_operators: Write attention out in ONNX's own operators, for other runtimes than onnxruntime; there it
-            is slower.
+        standard_operators: Write attention out in ONNX's own operators, for other runtimes than onnxruntime.
 
     Raises:
         ModelError: More than 1.5 GiB of weights, or a feature extractor that does not fit the model.
