@@ -18,6 +18,7 @@ from conftest import make_tiny_config, random_model
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.commands import export as export_script
 from modeling_ast.commands.command_line import CommandError
+from modeling_ast.inference import checked_export
 from modeling_ast.inference.agreement import (
     agreement_measure,
     compare,
@@ -545,7 +546,7 @@ def stub_export(monkeypatch, exported):
         def export(model, extractor, path, *options):
             Path(path).write_bytes((exported[0] / graph).read_bytes())
 
-        monkeypatch.setattr(export_script, "export_onnx", export)
+        monkeypatch.setattr(checked_export, "export_onnx", export)
 
     return write
 

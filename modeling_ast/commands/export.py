@@ -35,8 +35,6 @@ computes its own features and a softmax; a model for which these are other ones 
 
 import argparse
 import logging
-import os
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,27 +43,10 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import CommandError, Parser, run_command, told
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.feature_extraction_ast import PADDINGS
-from modeling_ast.inference.agreement import (
-    TOLERANCE,
-    agreement_measure,
-    compare,
-    comparison_table,
-    generate_clips,
-    graph_function,
-    int8_warnings,
-    logits_function,
-    model_function,
-    read_clips,
-)
-from modeling_ast.inference.export import (
-    check_for_transformers_js,
-    export_logits_onnx,
-    export_onnx,
-    require_onnx,
-    save_transformers_js_config,
-)
-from modeling_ast.inference.quantization import quantize_onnx
-from modeling_ast.loading import ModelError, load_model
+from modeling_ast.inference.agreement import comparison_table, generate_clips, int8_warnings, read_clips
+from modeling_ast.inference.checked_export import checked_export
+from modeling_ast.inference.export import check_for_transformers_js, require_onnx, save_transformers_js_config
+from modeling_ast.loading import load_model
 
 logger = logging.getLogger("export_onnx")
 
@@ -98,52 +79,25 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     model, extractor = load(args.model)
     padding = extractor.padding if args.padding is None else args.padding
     describe_padding(padding, extractor)
-    if paths:
-        batches = read_clips(paths, extractor)
-    else:
-        batches = generate_clips(extractor, args.with_lengths)
-
+    batches = read_clips(paths, extractor) if paths else generate_clips(extractor, args.with_lengths)
     if args.transformers_js:
         check_for_transformers_js(model, extractor, padding)
         outputs = {name: args.output / "onnx" / file for name, file in TRANSFORMERS_JS_FILES.items()}
     else:
         outputs = {"fp32": args.output, **({"int8": args.output.with_suffix(".int8.onnx")} if args.int8 else {})}
-    outputs["fp32"].parent.mkdir(parents=True, exist_ok=True)
-    unfinished = {name: path.with_suffix(f".{os.getpid()}.onnx") for name, path in outputs.items()}
-    try:
-        logger.info(f"Exporting {args.model}")
-        if args.transformers_js:
-            export_logits_onnx(model, extractor, unfinished["fp32"], args.standard_operators)
-            open_graph = partial(logits_function, extractor=extractor)
-        else:
-            export_onnx(model, extractor, unfinished["fp32"], padding, args.with_lengths, args.standard_operators)
-            open_graph = graph_function
-        if "int8" in outputs:
-            quantize_onnx(unfinished["fp32"], unfinished["int8"])
-        functions = {"model": model_function(model, extractor, padding)}
-        functions |= {name: open_graph(path, num_threads=args.num_threads) for name, path in unfinished.items()}
-        measure, agreement = agreement_measure(model.config) or (None, None)
-        results = compare(functions, batches, agreement)
-        clips = f"{len(paths)} sound files" if paths else "generated sounds"
+    clips = f"{len(paths)} sound files" if paths else "generated sounds"
+    logger.info(f"Exporting {args.model}")
+    options = args.with_lengths, args.standard_operators, args.transformers_js, args.num_threads
+    with checked_export(model, extractor, outputs, batches, padding, *options) as (results, measure):
         print(f"Compared on {clips}, {args.num_threads} thread(s), torch {torch.__version__}:")
         print(comparison_table(results, measure))
-        difference = results["fp32"]["largest_difference"]
-        if not difference <= TOLERANCE:  # nor NaN
-            raise ModelError(
-                f"Expected scores within {TOLERANCE} of the model's, got a difference of {difference:.2g}. Nothing is "
-                "written."
-            )
-        for name, path in outputs.items():
-            unfinished[name].replace(path)
-            print(f"Wrote {path}: {name}, {path.stat().st_size / 1e6:.1f} MB.")
-        if args.transformers_js:
-            save_transformers_js_config(model, extractor, args.output)
-        if "int8" in outputs:
-            for warning in int8_warnings(results, clips, measure):
-                logger.warning(warning)
-    finally:
-        for path in unfinished.values():
-            path.unlink(missing_ok=True)
+    for name, path in outputs.items():
+        print(f"Wrote {path}: {name}, {path.stat().st_size / 1e6:.1f} MB.")
+    if args.transformers_js:
+        save_transformers_js_config(model, extractor, args.output)
+    if "int8" in outputs:
+        for warning in int8_warnings(results, clips, measure):
+            logger.warning(warning)
     return results
 
 
@@ -162,7 +116,7 @@ def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--padding",
         choices=PADDINGS,
-        help="max_length: pad or cut every clip to the model's length; longest: hear it at its own. Default: the "
+        help="max_length: pad or cut every clip to the model's length; longest: take it at its own. Default: the "
         "feature extractor's, with which scores equal the pipeline's",
     )
     parser.add_argument(
@@ -209,10 +163,10 @@ def describe_padding(padding: str, extractor: ASTFeatureExtractor) -> None:
     if padding == "max_length":
         logger.info(
             f"padding max_length: every clip is padded or cut to {extractor.max_length} frames ({seconds:.2f} s). "
-            "--padding longest hears each at its own length."
+            "--padding longest takes each at its own length."
         )
     else:
-        logger.info(f"padding longest: every clip is heard at its own length; the model's is {seconds:.2f} s.")
+        logger.info(f"padding longest: every clip is taken at its own length; the model's is {seconds:.2f} s.")
 
 
 def find_clips(sources: list[Path]) -> list[Path]:
