@@ -10,19 +10,15 @@ once and for all with --flac_cache FOLDER.
 """
 
 import argparse
-import dataclasses
 import os
 from collections import Counter
 from pathlib import Path
 
-from modeling_ast.audio import AudioError
 from modeling_ast.commands.command_line import Parser, run_command
 from modeling_ast.data import prepare
-from modeling_ast.data.download import fetch, unpack
 from modeling_ast.data.labels import DataError, read_paper_eval_ids
-from modeling_ast.data.prepare import ARCHIVES, MIN_SECONDS, Manifest
+from modeling_ast.data.prepare import MIN_SECONDS, Manifest
 
-FLAC_RATES = range(100, 655351)  # Hz
 # Name of its folder and manifest, a file by which it is known, what reads it, and what trains on it.
 DATA_SETS = {
     "esc50": ("esc50", "meta/esc50.csv", prepare.read_esc50, "modeling-ast folds configs/esc50.yaml"),
@@ -33,6 +29,7 @@ DATA_SETS = {
         "accelerate launch scripts/run_audio_classification.py configs/speech_commands_v2.yaml",
     ),
 }
+AUDIOSET_TRAINING = "accelerate launch scripts/run_audio_classification.py configs/audioset_full.yaml"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -73,7 +70,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.sampling_rate is not None and args.flac_cache is None:
         parser.error("--sampling_rate has no effect without --flac_cache.")
     args.sampling_rate = prepare.SAMPLING_RATE if args.sampling_rate is None else args.sampling_rate
-    if args.sampling_rate not in FLAC_RATES:
+    if args.sampling_rate not in prepare.FLAC_RATES:
         parser.error(f"Expected --sampling_rate of 100 to 655350 Hz, as FLAC has them, got {args.sampling_rate}.")
     return args
 
@@ -97,38 +94,20 @@ def main(argv: list[str] | None = None) -> Path:
 def prepare_data_set(args: argparse.Namespace) -> Path:
     name, marker, read, command = DATA_SETS[args.data_set]
     output = args.output or args.data_dir / f"{name}.csv"
-    root = prepare.find_root(find_folder(args, args.data_dir / name), marker).resolve()
+    unpacked = args.data_dir / name
+    if unpacked.is_dir() and not (args.source and args.source.is_dir()):
+        print(f"{unpacked} is there already, and is not unpacked again.")
+    root = prepare.find_root(prepare.obtain(args.data_set, unpacked, args.source, args.url), marker).resolve()
     manifest = read(root)
     if args.flac_cache is not None:
-        paths = prepare.cache_as_flac(manifest.paths, root, args.flac_cache, args.num_workers, args.sampling_rate)
-        for path in paths:
-            if isinstance(path, AudioError):
-                raise path
-        manifest = manifest.with_paths(paths)
+        manifest, broken = prepare.cache_clips(manifest, root, args.flac_cache, args.num_workers, args.sampling_rate)
+        if broken:
+            raise broken[0][1]
     prepare.write_manifest(output, manifest)
     print(f"Wrote {output}, {len(manifest.rows):,} clips:\n{prepare.summarize(manifest)}")
     is_the_recipes = os.path.abspath(output) == os.path.abspath(f"data/{name}.csv")
     print(f"To train: {command}" + ("" if is_the_recipes else f" --dataset_name {os.path.abspath(output)}"))
     return output
-
-
-def find_folder(args: argparse.Namespace, unpacked: Path) -> Path:
-    """The data set's folder: the local copy, or unpacked from a local or fetched archive."""
-    if args.source is not None and not args.source.exists():
-        raise DataError(f"{args.source}: no such file or folder.")
-    if args.source is not None and args.source.is_dir():
-        return args.source
-    if unpacked.is_dir():
-        print(f"{unpacked} is there already, and is not unpacked again.")
-    if args.source is not None:
-        return unpack(args.source, unpacked)
-    archive = ARCHIVES[args.data_set]
-    if args.url:
-        archive = dataclasses.replace(archive, url=args.url)
-    if not unpacked.is_dir():
-        unpack(fetch(archive, args.data_dir), unpacked)
-    prepare.expect_clips(unpacked, archive.num_clips)
-    return unpacked
 
 
 def prepare_audioset(args: argparse.Namespace) -> Path:
@@ -141,17 +120,10 @@ def prepare_audioset(args: argparse.Namespace) -> Path:
     clips = prepare.index_clips(args.audio_dir)
     journal = args.output.with_name(f"{args.output.name}.checked")
     manifest, left_out = prepare.match_clips(segments, clips, journal, args.min_seconds, args.num_workers)
-    found = manifest.paths
     if args.flac_cache is not None:
-        root = args.audio_dir.resolve()
-        cached = prepare.cache_as_flac(found, root, args.flac_cache, args.num_workers, args.sampling_rate)
-        left_out += [
-            (prepare.clip_id(Path(path).stem), path, f"unreadable: {result}")
-            for path, result in zip(found, cached)
-            if isinstance(result, AudioError)
-        ]
-        manifest = manifest.with_paths(cached)
-        manifest.rows = [row for row in manifest.rows if not isinstance(row[0], AudioError)]
+        cache = args.flac_cache, args.num_workers, args.sampling_rate
+        manifest, broken = prepare.cache_clips(manifest, args.audio_dir.resolve(), *cache)
+        left_out += [(prepare.clip_id(Path(path).stem), path, f"unreadable: {error}") for path, error in broken]
     if args.split is not None:
         manifest = Manifest([*manifest.columns, "split"], [(*row, args.split) for row in manifest.rows])
     report = args.output.with_name(f"{args.output.stem}_left_out.csv")
@@ -170,8 +142,7 @@ def prepare_audioset(args: argparse.Namespace) -> Path:
         print(f"{len(ids):,} of the paper's {len(paper_ids):,} evaluation clips are there.")
     split = args.split or ("validation" if args.only_paper_eval else "train")
     option = "--dataset_name" if split == "train" else f"--{split}_file"
-    command = "scripts/run_audio_classification.py configs/audioset_full.yaml"
-    print(f"To train: accelerate launch {command} {option} {os.path.abspath(args.output)}")
+    print(f"To train: {AUDIOSET_TRAINING} {option} {os.path.abspath(args.output)}")
     return args.output
 
 

@@ -1,6 +1,7 @@
 """From what data sets are published as to a manifest: a CSV file of clips and labels, as `load_splits` reads it."""
 
 import csv
+import dataclasses
 import os
 import re
 from collections import Counter, defaultdict
@@ -15,7 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError, load_waveform, read_seconds
-from modeling_ast.data.download import Archive
+from modeling_ast.data.download import Archive, fetch, unpack
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.folders import find_sounds
 from modeling_ast.data.labels import DataError, find_control, read_rows
@@ -23,6 +24,7 @@ from modeling_ast.data.lists import read_data_json
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.synthetic import LISTS
 
+FLAC_RATES = range(100, 655351)  # Hz, that the format has
 SAMPLING_RATE = 16000  # Hz, of the FLAC cache where nothing else is said
 MIN_SECONDS = 0.025  # one frame of the features
 ARCHIVES = {
@@ -67,6 +69,31 @@ def find_root(folder: Path, name: str) -> Path:
     if not roots:
         raise DataError(f"{folder}: expected {name} in it, found none.")
     return roots[0]
+
+
+def obtain(data_set: str, unpacked: Path, source: Path | None = None, url: str | None = None) -> Path:
+    """The folder of a published data set.
+
+    Args:
+        data_set: One of `ARCHIVES`.
+        unpacked: Where its archive is unpacked, unless that was done before; the archive is fetched beside it.
+        source: A local copy: a folder, which is taken where it lies, or the archive.
+        url: Where to fetch the archive; its checksum stays the same.
+
+    Raises:
+        DataError: No such copy, or an archive that cannot be fetched or unpacked.
+    """
+    if source is not None and not source.exists():
+        raise DataError(f"{source}: no such file or folder.")
+    if source is not None:
+        return source if source.is_dir() else unpack(source, unpacked)
+    archive = ARCHIVES[data_set]
+    if url:
+        archive = dataclasses.replace(archive, url=url)
+    if not unpacked.is_dir():
+        unpack(fetch(archive, unpacked.parent), unpacked)
+    expect_clips(unpacked, archive.num_clips)
+    return unpacked
 
 
 def expect_clips(folder: Path, expected: int) -> None:
@@ -282,6 +309,22 @@ def cache_as_flac(
             raise DataError(f"{path} and {sources[target]} would be the same file of the cache, {target}.")
     cache_one = partial(_cache_one, sampling_rate)
     return list(in_threads(cache_one, list(zip(paths, targets)), "Writing FLAC", num_workers))
+
+
+def cache_clips(
+    manifest: Manifest, root: Path, cache: Path, num_workers: int, sampling_rate: int
+) -> tuple[Manifest, list[tuple[str, AudioError]]]:
+    """A manifest of the clips in a FLAC cache, which is filled, without those that cannot be read; and these.
+
+    Args:
+        manifest: Of clips anywhere.
+        root: As for `cache_as_flac`, with `cache`, `num_workers` and `sampling_rate`.
+    """
+    cached = cache_as_flac(manifest.paths, root, cache, num_workers, sampling_rate)
+    broken = [(path, each) for path, each in zip(manifest.paths, cached) if isinstance(each, AudioError)]
+    manifest = manifest.with_paths(cached)
+    manifest.rows = [row for row in manifest.rows if not isinstance(row[0], AudioError)]
+    return manifest, broken
 
 
 def _cache_one(sampling_rate: int, pair: tuple[str, str]) -> str | AudioError:
