@@ -474,19 +474,6 @@ def test_bad_clips_alone_end_the_run_whatever_the_limit(bad_clips, tmp_path, mon
     assert status == 2 and said.startswith("error: 50 training clips in a row cannot be decoded")
 
 
-@pytest.mark.slow
-def test_bad_clip_that_was_mended_counts_no_more(bad_clips, recipe, tmp_path):
-    clip = bad_clips.parent / "train-7.wav"
-    broken = clip.read_bytes()
-    argv = [bad_clips, tmp_path / "run", "--mixup_probability=0", "--max_bad_clips=2"]
-    assert ending(*argv)[0] == 2
-    clip.write_bytes((recipe.parent / "train-7.wav").read_bytes())
-    try:
-        assert run(*argv)["train_bad_clips"] == 2
-    finally:
-        clip.write_bytes(broken)
-
-
 def test_bad_clips_are_told_apart_by_what_they_hold_where_all_have_one_name(tmp_path):
     bad = BadClips(tmp_path / "folder" / "bad.csv", limit=4)
     for content in (b"1", b"2", b"1", None):

@@ -67,16 +67,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             stack.enter_context(nothing_written(training_args))
         elif training_args.do_train and training_args.should_save:
             stack.enter_context(claimed(output_dir))
-        return run(arguments, output_dir)
+        return run(arguments)
 
 
-def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
-    """Run what the arguments say.
-
-    Args:
-        arguments: Model, data, augmentation and training, as `parse_arguments` gives them.
-        run_dir: Where the run belongs; a dry run writes elsewhere.
-    """
+def run(arguments: Arguments) -> dict[str, float]:
+    """Run what the arguments say: model, data, augmentation and training, as `parse_arguments` gives them."""
     model_args, data_args, _, training_args = arguments
     output_dir = Path(training_args.output_dir)
     set_seed(training_args.seed)
@@ -87,12 +82,12 @@ def run(arguments: Arguments, run_dir: Path) -> dict[str, float]:
     trainer = make_trainer(arguments, splits, model, extractor, thresholds, **of_training)
     if training_args.dry_run:
         held_out = {name: rows for name, rows in splits if name != "train"}
-        results = dry_run(trainer, held_out, run_dir)
+        results = dry_run(trainer, held_out)
         if data_args.linear_baseline:
             logger.info("The linear baseline, for which all clips are read once more, is not in the estimate.")
         return results
 
-    results = train(trainer, arguments, splits) if training_args.do_train else {}
+    results = train(trainer, arguments) if training_args.do_train else {}
     # The epoch was chosen on the validation clips; the test clips are looked at once.
     draw = partial(plot_classes, splits.label_names)
     results |= evaluate(trainer, splits, output_dir, draw)

@@ -14,8 +14,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from modeling_ast.audio import AudioError, load_waveform, read_blocks
-from modeling_ast.data.files import written_beside
+from modeling_ast.audio import AudioError, load_waveform
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +34,10 @@ class BadClips:
     Args:
         path: The file; it is made with the first bad clip.
         limit: How many there may be.
-        ignore_length: As for `load_waveform`.
     """
 
-    def __init__(self, path: str | os.PathLike, limit: int, ignore_length: bool = False):
-        self.path, self.limit, self.ignore_length = os.fspath(path), limit, ignore_length
+    def __init__(self, path: str | os.PathLike, limit: int):
+        self.path, self.limit = os.fspath(path), limit
         self._size, self._known = 0, {}
 
     def add(self, audio: dict[str, Any] | None, error: AudioError) -> None:
@@ -79,14 +77,6 @@ class BadClips:
         except FileNotFoundError:
             self._size, self._known = 0, {}
         return self._known
-
-    def forget_mended(self) -> None:
-        """Take out of the file what can be decoded by now. No other process may be adding to it."""
-        bad = self.read()
-        still = {name: reason for name, reason in bad.items() if not _is_mended(name, self.ignore_length)}
-        if len(still) < len(bad):
-            with written_beside(self.path) as unfinished, open(unfinished, "wb") as file:
-                file.write(_lines(_HEADER, *still.items()))
 
     def _append(self, name: str, reason: str) -> None:
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
@@ -203,15 +193,6 @@ def _name_of(audio: dict[str, Any] | None) -> str:
         return path or "a row without a sound"
     # In tables of sounds the path is what the file was called, often no more than `audio.wav`.
     return f"{path or 'a sound'} ({len(content)} bytes, CRC-32 {zlib.crc32(content):08x})"
-
-
-def _is_mended(path: str, ignore_length: bool) -> bool:
-    try:
-        for _ in read_blocks(path, ignore_length=ignore_length):
-            pass
-    except AudioError:
-        return False
-    return True
 
 
 def _lines(*rows: tuple[str, str]) -> bytes:

@@ -2,12 +2,10 @@
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
@@ -36,13 +34,12 @@ def nothing_written(training_args: ASTTrainingArguments) -> Iterator[None]:
         yield
 
 
-def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset], output_dir: Path) -> dict[str, float]:
+def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset]) -> dict[str, float]:
     """Take a few updates and evaluate a few batches, as the run would, and tell what the whole of it takes.
 
     Args:
         trainer: Of the run, made within `nothing_written`.
         held_out: Decoded rows to evaluate, by the name of their split.
-        output_dir: Of the run, for the space that its disk has.
 
     Returns:
         `dry_run_updates` and `dry_run_evaluations` of the whole run, `dry_run_seconds_per_update`,
@@ -86,8 +83,6 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset], output_dir: Path)
         f"{evaluations} evaluation(s) while it trains and those at its end, of {clips} clips in all at {rate:.3g} "
         f"clips/s: about {_shown(clips / rate)}. Together about {_shown(seconds)}."
     )
-    if trainer.args.do_train:
-        _report_space(trainer, output_dir)
     if torch.cuda.is_available():
         logger.info(f"The GPU's memory was used up to {torch.cuda.max_memory_allocated() / 1e9:.1f} GB.")
     logger.info(NOTHING_WRITTEN)
@@ -150,22 +145,15 @@ class _Stopwatch(TrainerCallback):
 
 def _evaluations(trainer: ASTTrainer) -> int:
     """While a run trains."""
-    args = trainer.args
-    return _times(args.eval_strategy, trainer.state.eval_steps, trainer) + bool(args.eval_on_start)
-
-
-def _times(strategy: str, steps: int, trainer: ASTTrainer) -> int:
-    """How often a run does what it does every so many updates, or after each epoch."""
-    updates = trainer.state.max_steps
-    if strategy == "steps":
-        return updates // steps
-    if strategy == "best":  # at most: whenever an evaluation is the best one so far
-        return _evaluations(trainer)
-    if strategy != "epoch":
-        return 0
+    args, updates = trainer.args, trainer.state.max_steps
+    on_start = bool(args.eval_on_start)
+    if args.eval_strategy == "steps":
+        return on_start + updates // trainer.state.eval_steps
+    if args.eval_strategy != "epoch":
+        return on_start
     # A stream does not tell how long an epoch is.
     epoch = len(trainer.train_sampler) // trainer.global_batch_size if hasattr(trainer, "train_sampler") else updates
-    return math.ceil(updates / epoch)
+    return on_start + math.ceil(updates / epoch)
 
 
 def _evaluation_rate(trainer: ASTTrainer, rows: Dataset) -> float:
@@ -186,27 +174,6 @@ def _evaluation_rate(trainer: ASTTrainer, rows: Dataset) -> float:
 def _spread(rows: Dataset, number: int) -> Dataset:
     """So many rows at most, evenly spaced: of all classes and lengths, where rows are sorted by them."""
     return rows.select(range(0, len(rows), math.ceil(len(rows) / number)))
-
-
-def _report_space(trainer: ASTTrainer, output_dir: Path) -> None:
-    """What the checkpoints take at most, beside what the disk has."""
-    args, parameters = trainer.args, list(trainer.model.parameters())
-    weights = sum(each.numel() * each.element_size() for each in parameters)
-    trained = sum(each.numel() * each.element_size() for each in parameters if each.requires_grad)
-    # Adam remembers two numbers for each that is trained.
-    size = weights + 2 * trained + (weights if args.averages_weights else 0)
-    kept = _times(args.save_strategy, trainer.state.save_steps, trainer) + (args.save_strategy == "steps")  # the last
-    if args.save_total_limit:  # the best one stays beside the newest, and there is one more while it is written
-        kept = min(kept, max(args.save_total_limit, 1 + args.load_best_model_at_end) + 1)
-    needed = kept * size + weights * (2 if args.averages_weights else 1)
-    place = next(folder for folder in (output_dir.resolve(), *output_dir.resolve().parents) if folder.is_dir())
-    free = shutil.disk_usage(place).free
-    logger.info(
-        f"At most {kept} checkpoint(s) of {size / 1e9:.3g} GB at a time and the model: {needed / 1e9:.3g} GB of "
-        f"{free / 1e9:.3g} GB that are free."
-    )
-    if needed > free:
-        logger.warning("That is more than there is: set save_total_limit, or choose another output_dir.")
 
 
 def _shown(seconds: float) -> str:

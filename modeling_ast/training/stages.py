@@ -89,7 +89,7 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
         sampling_weights = class_balanced_weights(splits.train, num_labels)
     for name, rows in splits:
         rows = sort_by_length(rows, splits.ignore_length) if is_free and name != "train" else rows
-        noted = _bad_clips(arguments, splits) if name == "train" else None
+        noted = _bad_clips(arguments) if name == "train" else None
         setattr(splits, name, decode(rows, extractor.sampling_rate, noted, splits.ignore_length))
     return {
         "train_dataset": None if splits.train is None else positioned(splits.train),
@@ -140,7 +140,7 @@ def make_trainer(
     )
 
 
-def train(trainer: ASTTrainer, arguments: Arguments, splits: AudioSplits) -> dict[str, float]:
+def train(trainer: ASTTrainer, arguments: Arguments) -> dict[str, float]:
     """Train, from the beginning or from where it was interrupted, and save the model; not again where that is done.
 
     Returns:
@@ -152,10 +152,9 @@ def train(trainer: ASTTrainer, arguments: Arguments, splits: AudioSplits) -> dic
         f"{training_args.world_size * max(1, training_args.n_gpu)} device(s), "
         f"{training_args.gradient_accumulation_steps} accumulation step(s)"
     )
-    bad_clips = _bad_clips(arguments, splits)
+    bad_clips = _bad_clips(arguments)
     if training_args.should_save:
         prepare_output_dir(Path(training_args.output_dir), arguments)
-        bad_clips.forget_mended()
     training_args.distributed_state.wait_for_everyone()  # before all of them look for checkpoints in it
     metrics = _train_or_go_on(trainer)
     if data_args.max_bad_clips:
@@ -218,7 +217,6 @@ def _train_or_go_on(trainer: ASTTrainer) -> dict[str, float]:
     return metrics
 
 
-def _bad_clips(arguments: Arguments, splits: AudioSplits) -> BadClips:
+def _bad_clips(arguments: Arguments) -> BadClips:
     _, data_args, _, training_args = arguments
-    path = Path(training_args.output_dir) / BAD_CLIPS_NAME
-    return BadClips(path, data_args.max_bad_clips, splits.ignore_length)
+    return BadClips(Path(training_args.output_dir) / BAD_CLIPS_NAME, data_args.max_bad_clips)
