@@ -1,4 +1,4 @@
-"""Mean and deviation of the training clips: every real frame once, or as the original computed them."""
+"""Mean and deviation of the training clips: every real frame once."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,6 @@ from torchaudio.functional import resample
 from modeling_ast import AudioError
 from modeling_ast.commands.statistics import main
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.training.arguments import AugmentArguments
 
 SCRIPT = Path(__file__).resolve().parents[1] / "modeling_ast" / "commands" / "statistics.py"
 
@@ -87,39 +86,6 @@ def test_prints_lines_for_a_recipe_and_what_they_were_computed_on(folder, capsys
 def test_counts_the_training_clips_that_are_asked_for(folder, capsys):
     assert run(folder, "--max_train_samples=3") != run(folder)
     assert capsys.readouterr().out.startswith("# of 3 training clips")
-
-
-def test_original_without_augmentation_is_the_mean_over_padded_batches(folder, monkeypatch):
-    monkeypatch.setitem(main.__globals__, "ORIGINAL_AUGMENTATION", AugmentArguments())
-    padded = torch.zeros(len(CLIPS), MAX_LENGTH, MEL_BINS)
-    for row, spectrogram in zip(padded, spectrograms(folder)):
-        row[: len(spectrogram)] = spectrogram[:MAX_LENGTH]
-    assert run(folder, "--original") == pytest.approx((padded.mean().item(), padded.std().item()), rel=1e-5)
-
-    # Two batches of three and one of a single clip, which counts as much as they.
-    monkeypatch.setitem(main.__globals__, "ORIGINAL_BATCH_SIZE", 3)
-    batches = padded.split(3)
-    expected = [torch.stack([moment(batch) for batch in batches]).mean().item() for moment in (torch.mean, torch.std)]
-    assert run(folder, "--original") == pytest.approx(expected, rel=1e-5)
-    assert expected[1] < 0.99 * padded.std().item()
-
-
-def test_original_pads_also_where_the_recipe_does_not(folder):
-    assert run(folder, "--original", "--padding", "longest") == run(folder, "--original")
-
-
-def test_original_counts_masks_and_mixup_and_repeats_itself(folder, monkeypatch):
-    first = run(folder, "--original")
-    assert first == run(folder, "--original", "--dataloader_num_workers=2")
-    assert first != run(folder, "--original", "--seed=1")
-    plain, *others = AugmentArguments(), {"freq_mask_bins": 24}, {"time_mask_frames": 192}, {"mixup_probability": 0.5}
-    monkeypatch.setitem(main.__globals__, "ORIGINAL_AUGMENTATION", plain)
-    without = run(folder, "--original")
-    for other in others:  # each of which the original counts
-        monkeypatch.setitem(main.__globals__, "ORIGINAL_AUGMENTATION", AugmentArguments(**other))
-        mean, std = run(folder, "--original")
-        assert abs(mean - without[0]) > 1e-3 and abs(std - without[1]) > 1e-3
-        assert "mixup_probability" in other or mean > without[0]  # masks pull towards 0
 
 
 def test_clip_that_is_too_short_is_named(folder, tmp_path):

@@ -1,7 +1,6 @@
 """Mean and standard deviation of the log-mel features of a data set: the recipe's `mean` and `std`."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -101,19 +100,3 @@ def pooled_statistics(
     total = len(rows) if isinstance(rows, Dataset) else None
     clips = tqdm(loader, desc="Features", unit="clip", total=total, disable=disable_tqdm)
     return sum(clips, FbankStatistics())
-
-
-def batch_moments(rows: list[dict[str, Any]], collate: Callable) -> tuple[float, float]:
-    """Mean and unbiased standard deviation of the `input_values` of a batch, padding and masks included."""
-    input_values = collate(rows)["input_values"]
-    return input_values.mean().item(), input_values.std().item()
-
-
-def mean_of_batch_moments(moments: list[tuple[float, float]]) -> tuple[float, float]:
-    """The mean of the batches' means and the mean of their deviations, a smaller last batch counting as much.
-
-    Not the deviation of the whole, which is larger than the mean of its parts'. Source: the original's
-    `get_norm_stats.py`.
-    """
-    means, stds = zip(*moments)
-    return sum(means) / len(means), sum(stds) / len(stds)
