@@ -6,13 +6,11 @@ import json
 import os
 import pickle
 import re
-import stat
 import struct
 import subprocess
 import sys
 import tarfile
 import time
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -351,33 +349,22 @@ def test_sizes_of_published_models_are_far_from_the_limits():
 # Archives
 
 
-def zip_of(*members: tuple[str, bytes], mode: int = stat.S_IFREG | 0o644, **options) -> bytes:
+def zip_of(*members: tuple[str, bytes]) -> bytes:
     file = io.BytesIO()
-    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", **options) as archive:
-        warnings.simplefilter("ignore")  # of a name that is there twice
+    with zipfile.ZipFile(file, "w") as archive:
         for name, content in members:
-            member = zipfile.ZipInfo(name)
-            member.external_attr, member.compress_type = mode << 16, archive.compression
-            archive.writestr(member, content)
+            archive.writestr(name, content)
     return file.getvalue()
 
 
-def tar_of(*members: tuple[str, bytes], kind: bytes = tarfile.REGTYPE, mode: str = "w:gz") -> bytes:
+def tar_of(*members: tuple[str, bytes], kind: bytes = tarfile.REGTYPE, mode: str = "w:gz", link: str = "") -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode) as archive:
         for name, content in members:
             member = tarfile.TarInfo(name)
-            member.type, member.size = kind, len(content)
+            member.type, member.size, member.linkname = kind, len(content), link
             archive.addfile(member, io.BytesIO(content))
     return file.getvalue()
-
-
-def tar_header(**fields) -> bytes:
-    """A member in a plain TAR file whose header says more than there is."""
-    member = tarfile.TarInfo("a.wav")
-    for name, value in fields.items():
-        setattr(member, name, value)
-    return member.tobuf() + b"x" * 512
 
 
 def zip_with_method(number: int) -> bytes:
@@ -393,47 +380,20 @@ def zip_that_needs_a_password() -> bytes:
     return bytes(content)
 
 
-def zip_of_one_place(times: int) -> bytes:
-    """Many members that are the same bytes of the file."""
-    content = zip_of(("a.wav", bytes(1000)))
-    start, end = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
-    entry, last = content[start:end], bytearray(content[end:])
-    struct.pack_into("<HHI", last, 8, times, times, len(entry) * times)
-    return content[:start] + entry * times + bytes(last)
-
-
-DEFLATED = {"compression": zipfile.ZIP_DEFLATED}
-TWICE = (("a.wav", b"x"), ("a.wav", b"y"))
 ARCHIVES = {
-    "zip of zeros": (lambda: zip_of(("a.wav", bytes(70 << 20)), **DEFLATED), "more than 67,108,864 bytes would come"),
-    "zip of empty files": (lambda: zip_of(*((f"{i}.wav", b"") for i in range(17_000))), "bytes would come out"),
-    "zip of one place": (lambda: zip_of_one_place(50_000), "bytes would come out|is there twice"),
-    "tar of zeros": (lambda: tar_of(("a.wav", bytes(70 << 20))), "more than 67,108,864 bytes would come out"),
-    "tar of a member without end": (lambda: tar_header(size=1 << 60), "bytes would come out"),
-    "tar of a name of 2 GB": (lambda: tar_header(type=tarfile.GNUTYPE_LONGNAME, size=2 << 30), "a header of 2,147"),
-    "tar of settings of 2 GB": (lambda: tar_header(type=tarfile.XHDTYPE, size=2 << 30), "a header of 2,147,483,648"),
-    "zip of a name twice": (lambda: zip_of(*TWICE), "'a.wav' is there twice"),
-    "zip of a name spelled twice": (lambda: zip_of(("a/b.wav", b""), ("a/./b.wav", b"")), "is there twice"),
-    "tar of a name twice": (lambda: tar_of(*TWICE), "'a.wav' is there twice"),
-    "zip of a line end": (lambda: zip_of(("a\n\x1b[31m.wav", b"x")), r"'a\\n\\x1b\[31m.wav' has control characters"),
-    "tar of a line end": (lambda: tar_of(("a\r.wav", b"x")), "has control characters"),
-    "tar of no UTF-8": (lambda: tar_of(("a\udcff.wav", b"x")), "has control characters"),
-    "zip of a folder in a file": (lambda: zip_of(("a", b"x"), ("a/b.wav", b"y")), "a broken archive"),
-    "tar of a folder in a file": (lambda: tar_of(("a", b"x"), ("a/b.wav", b"y")), "a broken archive"),
-    "zip of a long name": (lambda: zip_of(("n" * 300, b"x")), "a broken archive, or no room .*too long"),
-    "zip of a device": (lambda: zip_of(("a", b""), mode=stat.S_IFBLK | 0o666), "is a link or device"),
-    "tar of a device": (lambda: tar_of(("a", b""), kind=tarfile.CHRTYPE), "is a link or device"),
-    "zip with a password": (zip_that_needs_a_password, "a broken archive.*(password|encrypted)"),
-    "zip of an unknown method": (lambda: zip_with_method(77), "a broken archive.*compression"),
-    "half a tar.xz": (
-        lambda: tar_of(("a", os.urandom(10_000)), mode="w:xz")[:5000],
-        "a broken archive|expected a ZIP",
+    "zip of a folder in a file": (lambda: zip_of(("a", b"x"), ("a/b.wav", b"y")), "cannot be unpacked"),
+    "tar of a folder in a file": (lambda: tar_of(("a", b"x"), ("a/b.wav", b"y")), "cannot be unpacked"),
+    "zip of a long name": (lambda: zip_of(("n" * 300, b"x")), "cannot be unpacked .*too long"),
+    "tar of a device": (lambda: tar_of(("a", b""), kind=tarfile.CHRTYPE), "is a special file"),
+    "tar of a hard link to the outside": (
+        lambda: tar_of(("a", b""), kind=tarfile.LNKTYPE, link="../b"),
+        "would link to .* outside the destination",
     ),
-    "half a tar.bz2": (
-        lambda: tar_of(("a", os.urandom(9_000)), mode="w:bz2")[:5000],
-        "a broken archive|expected a ZIP",
-    ),
-    "half a tar": (lambda: tar_of(("a", os.urandom(10_000)), mode="w:")[:5000], "a broken archive"),
+    "zip with a password": (zip_that_needs_a_password, "cannot be unpacked.*(password|encrypted)"),
+    "zip of an unknown method": (lambda: zip_with_method(77), "cannot be unpacked.*compression"),
+    "half a tar.xz": (lambda: tar_of(("a", os.urandom(10_000)), mode="w:xz")[:5000], "cannot be unpacked"),
+    "half a tar.bz2": (lambda: tar_of(("a", os.urandom(9_000)), mode="w:bz2")[:5000], "cannot be unpacked"),
+    "half a tar": (lambda: tar_of(("a", os.urandom(10_000)), mode="w:")[:5000], "cannot be unpacked"),
 }
 
 
@@ -450,30 +410,6 @@ def test_archive_within_an_archive_stays_packed(tmp_path):
     (tmp_path / "archive").write_bytes(zip_of(("b.zip", zip_of(("../evil", b"x")))))
     folder = download.unpack(tmp_path / "archive", tmp_path / "here")
     assert [path.name for path in folder.iterdir()] == ["b.zip"]
-
-
-def test_download_without_end_is_stopped(tmp_path, monkeypatch):
-    class Endless(io.RawIOBase):
-        headers = {}
-
-        def read(self, size=-1):
-            return bytes(size)
-
-    monkeypatch.setattr(download, "MAX_DOWNLOAD", 5 << 20)
-    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *_, **__: Endless())
-    archive = download.Archive("a.zip", "http://localhost/a.zip", None, 1)
-    with pytest.raises(DataError, match="cannot be fetched .the server sent more than 5,242,880 bytes"):
-        download.fetch(archive, tmp_path)
-    assert (tmp_path / "a.zip.part").stat().st_size <= 7 << 20 and not (tmp_path / "a.zip").exists()
-
-
-@pytest.mark.parametrize("length", ["many", "-5", "9" * 5000, ""])
-def test_a_length_that_is_none_is_not_believed(tmp_path, monkeypatch, length):
-    response = io.BytesIO(b"content")
-    response.headers = {"Content-Length": length}
-    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *_, **__: response)
-    path = download.fetch(download.Archive("a.zip", "http://localhost/a.zip", None, 1), tmp_path)
-    assert path.read_bytes() == b"content"
 
 
 # Label tables
@@ -802,7 +738,6 @@ def test_a_small_file_takes_little_memory(saved, tmp_path):
         IN_NAME: torch_bytes({**original_weights(), PROJECTION: view_of_one(10**5, 10**5)}),
         "packed_8_12_0.pth": packed(torch_bytes({**original_weights(), PROJECTION: torch.zeros(2**14, 2**14)})),
         "text_8_12_0.pth": b"\x80\x02X\xff\xff\xff\x7f",
-        "archive.tar": tar_header(type=tarfile.GNUTYPE_LONGNAME, size=2**34),
         "recipe.yaml": LAUGHS.encode(),
     }
     for name, content in files.items():
@@ -823,16 +758,15 @@ def test_a_small_file_takes_little_memory(saved, tmp_path):
 import resource, sys
 from pathlib import Path
 from modeling_ast import load_original_checkpoint
-from modeling_ast.data.download import unpack
 from modeling_ast.data.recipes import read_recipe
 from modeling_ast.inference.pipeline import audio_tagger
 
 path = Path(sys.argv[1])
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, taken + 2**30))
-read = {".pth": load_original_checkpoint, ".yaml": read_recipe, "": audio_tagger}.get(path.suffix)
+read = {".pth": load_original_checkpoint, ".yaml": read_recipe, "": audio_tagger}[path.suffix]
 try:
-    unpack(path, path.parent / "here") if read is None else read(str(path))
+    read(str(path))
 except Exception as error:
     assert not isinstance(error.__cause__, MemoryError) or path.name.startswith("text"), error
     print("refused", type(error).__name__)
