@@ -16,7 +16,7 @@ from modeling_ast.data import synthetic
 from modeling_ast.data.recipes import DataArguments, ModelArguments
 from modeling_ast.modeling_ast import classification_loss
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
-from modeling_ast.training.sampling import PositionedRows
+from modeling_ast.training.rows import TrainingRows
 from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,7 +37,7 @@ def make_trainer(make):
 
     def build(model: ASTForAudioClassification | None = None, **settings) -> ASTTrainer:
         model = random_model(make_tiny_config()) if model is None else model
-        trainer = ASTTrainer(model=model, args=make(**settings), train_dataset=PositionedRows(range(8)))
+        trainer = ASTTrainer(model=model, args=make(**settings), train_dataset=TrainingRows(range(8)))
         trainer.create_optimizer()
         return trainer
 
@@ -127,8 +127,8 @@ def test_a_share_that_is_said_and_fits_is_taken(make):
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator pins")
 def test_on_a_cpu_nothing_is_pinned_and_the_argument_stays_as_it_was(tiny_model, tmp_path, recwarn):
     args = ASTTrainingArguments(output_dir=str(tmp_path), report_to="none")
-    rows = Dataset.from_dict({"input_values": [[0.0]], "labels": [0]})
-    trainer = ASTTrainer(model=tiny_model, args=args, train_dataset=PositionedRows(rows), eval_dataset=rows)
+    rows = Dataset.from_dict({"waveform": [[0.0]], "labels": [0]})
+    trainer = ASTTrainer(model=tiny_model, args=args, train_dataset=TrainingRows(rows), eval_dataset=rows)
     trainer.train_collator = trainer.data_collator
     for loader in (trainer.get_train_dataloader(), trainer.get_eval_dataloader()):
         next(iter(loader))

@@ -11,7 +11,7 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.loading import ModelError
 from modeling_ast.training.arguments import ASTTrainingArguments
 from modeling_ast.training.averaging import RunningAverage, average_checkpoints
-from modeling_ast.training.sampling import PositionedRows
+from modeling_ast.training.rows import TrainingRows
 from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -243,7 +243,9 @@ def make_trainer(folder, **settings) -> ASTTrainer:
     """Four epochs of 2 updates."""
     config = make_tiny_config()
     input_values = torch.randn(8, config.max_length, config.num_mel_bins, generator=torch.Generator().manual_seed(0))
-    rows = Dataset.from_dict({"input_values": input_values.numpy(), "labels": [0, 1, 2, 3] * 2}).with_format("torch")
+    rows = Dataset.from_dict(
+        {"waveform": [0.0] * 8, "input_values": input_values.numpy(), "labels": [0, 1, 2, 3] * 2}
+    ).with_format("torch")
     settings = {"save_strategy": "epoch", "num_train_epochs": 4, "learning_rate": 1e-3} | settings
     arguments = ASTTrainingArguments(
         str(folder),
@@ -255,7 +257,7 @@ def make_trainer(folder, **settings) -> ASTTrainer:
         **settings,
     )
     return ASTTrainer(
-        model=random_model(config), args=arguments, train_dataset=PositionedRows(rows), train_collator=stack
+        model=random_model(config), args=arguments, train_dataset=TrainingRows(rows), train_collator=stack
     )
 
 

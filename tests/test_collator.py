@@ -17,7 +17,8 @@ from modeling_ast.training import collator as collator_module
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
 from modeling_ast.training.augment import clip_generator, mask, mix, roll
 from modeling_ast.training.collator import AugmentingCollator
-from modeling_ast.training.sampling import PositionedRows, TrainingSampler
+from modeling_ast.training.rows import TrainingRows
+from modeling_ast.training.sampling import TrainingSampler
 from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,10 +51,12 @@ def at_positions(row: dict, count: int) -> list[dict]:
     return [{**row, "position": position} for position in range(count)]
 
 
-def collate(batch, augment=None, extractor=EXTRACTOR, num_labels=3, **options) -> dict[str, torch.Tensor]:
+def collate(batch, augment=None, extractor=EXTRACTOR, num_labels=3, rows=None, **options) -> dict[str, torch.Tensor]:
+    """Without rows to draw partners from, these come from the batch."""
     if augment is None:
         return ASTDataCollator(extractor, num_labels, **options)(batch)
-    return AugmentingCollator(extractor, num_labels, augment=augment, **options)(batch)
+    collator = AugmentingCollator(extractor, num_labels, augment=augment, **options)
+    return collator(batch if rows is None else [collator.prepare(row, rows) for row in batch])
 
 
 def features(batch, augment=None, **options) -> torch.Tensor:
@@ -530,10 +533,9 @@ def test_roll_by_more_than_the_clip_works():
 def test_draws_of_a_clip_depend_on_its_position_and_on_nothing_else():
     """Not on the clips beside it, their order, or where the batch begins."""
     rows = make_rows(*[16000] * 6, labels=[0, 1, 2] * 2)
-    collator = AugmentingCollator(EXTRACTOR, 3, augment=EVERYTHING, rows=rows)
-    whole = collator(rows)
+    whole = collate(rows, EVERYTHING, rows=rows)
     for order in ([5, 4, 3, 2, 1, 0], [2], [4, 0]):
-        part = collator([rows[index] for index in order])
+        part = collate([rows[index] for index in order], EVERYTHING, rows=rows)
         torch.testing.assert_close(part["input_values"], whole["input_values"][order], atol=1e-4, rtol=0)
         assert torch.equal(part["labels"], whole["labels"][order])
 
@@ -578,14 +580,13 @@ class Decode:
 def test_batches_do_not_depend_on_the_number_of_workers():
     rows = make_rows(*[LONG] * 8, labels=[0, 1] * 4)
     dataset = Dataset.from_dict({"number": list(range(8))}).with_transform(Decode(rows))
-    collator = AugmentingCollator(EXTRACTOR, 3, augment=EVERYTHING, rows=dataset)
+    collator = AugmentingCollator(EXTRACTOR, 3, augment=EVERYTHING)
+    rows = TrainingRows(dataset, collator.prepare)
     epochs = []
     for num_workers in (0, 2):
         torch.manual_seed(num_workers)
         sampler = TrainingSampler(8, 4, seed=0)
-        loader = DataLoader(
-            PositionedRows(dataset), batch_size=4, sampler=sampler, collate_fn=collator, num_workers=num_workers
-        )
+        loader = DataLoader(rows, batch_size=4, sampler=sampler, collate_fn=collator, num_workers=num_workers)
         epochs.append(list(loader))
     for alone, by_workers in zip(*epochs, strict=True):
         assert torch.equal(alone["input_values"], by_workers["input_values"])
@@ -602,7 +603,7 @@ def test_trainer_augments_training_and_nothing_else(tmp_path):
     trainer = ASTTrainer(
         model=random_model(make_tiny_config(num_labels=3)),
         args=ASTTrainingArguments(str(tmp_path), per_device_train_batch_size=8, use_cpu=True, report_to="none"),
-        train_dataset=PositionedRows(dataset),
+        train_dataset=TrainingRows(dataset),
         eval_dataset=dataset,
         data_collator=plain,
         train_collator=AugmentingCollator(EXTRACTOR, 3, augment=MASKS),

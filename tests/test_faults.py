@@ -28,7 +28,6 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from modeling_ast import AudioError, load_waveform
 from modeling_ast.commands import train as script
 from modeling_ast.commands.command_line import fault_sentence
-from modeling_ast.data import decoding
 from modeling_ast.data.decoding import BadClips
 from modeling_ast.data.files import (
     files_written_beside,
@@ -463,7 +462,7 @@ def test_bad_clip_that_is_held_out_and_missing_ends_the_run_before_it_begins(bad
 
 def test_bad_clips_alone_end_the_run_whatever_the_limit(bad_clips, tmp_path, monkeypatch):
     clips = {clip: clip.read_bytes() for clip in bad_clips.parent.glob("train-*.wav")}
-    monkeypatch.setattr(decoding, "MAX_DRAWS", 50)
+    monkeypatch.setattr("modeling_ast.training.rows.MAX_DRAWS", 50)
     try:
         for clip in clips:
             clip.write_bytes(b"no sound")

@@ -1129,8 +1129,9 @@ def test_a_training_clip_is_the_same_in_any_batch_and_mixes_labels_by_their_weig
         }
         for index, labels in enumerate(label_sets)
     ]
-    collate = AugmentingCollator(extractor, 5, multi_label, augment=augment, rows=rows, seed=seed % 1000)
-    together, alone = collate(rows), [collate([row]) for row in rows]
+    collate = AugmentingCollator(extractor, 5, multi_label, augment=augment, seed=seed % 1000)
+    prepared = [[collate.prepare(row, rows) for row in rows] for _ in range(2)]
+    together, alone = collate(prepared[0]), [collate([row]) for row in prepared[1]]
     for index, batch in enumerate(alone):
         frames = batch["input_values"].shape[1]
         assert_near(together["input_values"][index, :frames], batch["input_values"][0], 2e-5)

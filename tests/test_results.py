@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from modeling_ast.data.metrics import compute_metrics, to_probabilities
 from modeling_ast.training.arguments import ASTTrainingArguments
 from modeling_ast.training.results import RESULTS_NAME, EpochRecord
-from modeling_ast.training.sampling import PositionedRows
+from modeling_ast.training.rows import TrainingRows
 from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -195,9 +195,8 @@ def make_trainer(folder, **settings) -> ASTTrainer:
     config = make_tiny_config(problem_type=SINGLE)
     generator = torch.Generator().manual_seed(0)
     input_values = torch.randn(10, config.max_length, config.num_mel_bins, generator=generator)
-    rows = Dataset.from_dict({"input_values": input_values.numpy(), "labels": [0, 1, 2, 3, 4] * 2}).with_format(
-        "torch"
-    )
+    rows = {"waveform": [0.0] * 10, "input_values": input_values.numpy(), "labels": [0, 1, 2, 3, 4] * 2}
+    rows = Dataset.from_dict(rows).with_format("torch")
     settings = {
         "save_strategy": "epoch",
         "eval_strategy": "epoch",
@@ -217,7 +216,7 @@ def make_trainer(folder, **settings) -> ASTTrainer:
     return ASTTrainer(
         model=random_model(config),
         args=arguments,
-        train_dataset=PositionedRows(rows),
+        train_dataset=TrainingRows(rows),
         eval_dataset=rows,
         data_collator=stack,
         train_collator=stack,

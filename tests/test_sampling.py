@@ -13,7 +13,8 @@ from scipy.stats import chisquare
 
 from modeling_ast.data.labels import read_label_table
 from modeling_ast.data.sources import load_splits
-from modeling_ast.training.sampling import PositionedRows, PositionedStream, TrainingSampler, class_balanced_weights
+from modeling_ast.training.rows import TrainingRows, TrainingStream
+from modeling_ast.training.sampling import TrainingSampler, class_balanced_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -260,7 +261,7 @@ class Numbers:
 def test_rows_bring_their_position_along():
     dataset = Dataset.from_dict({"number": [10, 11, 12, 13]})
     transform = Numbers()
-    rows = PositionedRows(dataset.with_transform(transform))
+    rows = TrainingRows(dataset.with_transform(transform))
     assert len(rows) == 4
     batch = rows.__getitems__([(100, 3), (101, 0), (102, 3)])
     assert transform.calls == 1  # a batch is decoded at once
@@ -269,11 +270,11 @@ def test_rows_bring_their_position_along():
         (101, 10, [10.0, 10.0]),
         (102, 13, [13.0, 13.0]),
     ]
-    assert rows[(7, 1)]["labels"] == 11 and rows[(7, 1)]["position"] == 7
+    assert rows[1]["labels"] == 11
 
 
 def test_rows_of_a_selection_are_its_own():
-    rows = PositionedRows(Dataset.from_dict({"number": [10, 11, 12, 13]}).select([3, 1]).with_transform(Numbers()))
+    rows = TrainingRows(Dataset.from_dict({"number": [10, 11, 12, 13]}).select([3, 1]).with_transform(Numbers()))
     assert len(rows) == 2 and [row["labels"] for row in rows.__getitems__([(0, 0), (1, 1)])] == [13, 11]
 
 
@@ -282,19 +283,19 @@ def test_a_loader_gives_an_epoch_in_the_order_of_the_sampler():
     sampler = TrainingSampler(10, 4, seed=0)
     sampler.set_epoch(2)
     loader = torch.utils.data.DataLoader(
-        PositionedRows(dataset), batch_size=4, sampler=sampler, collate_fn=lambda rows: rows
+        TrainingRows(dataset), batch_size=4, sampler=sampler, collate_fn=lambda rows: rows
     )
     assert [(row["position"], row["labels"]) for batch in loader for row in batch] == list(sampler)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_no_two_rows_of_a_stream_have_the_same_position(num_workers):
-    stream = PositionedStream(Dataset.from_dict({"number": list(range(30))}).to_iterable_dataset(num_shards=3))
+    stream = TrainingStream(Dataset.from_dict({"waveform": list(range(30))}).to_iterable_dataset(num_shards=3))
     loader = torch.utils.data.DataLoader(stream, batch_size=4, num_workers=num_workers, collate_fn=lambda rows: rows)
     epochs = []
     for epoch in (0, 1, 0):
         stream.set_epoch(epoch)
-        epochs.append([(row["position"], row["number"]) for batch in loader for row in batch])
+        epochs.append([(row["position"], row["waveform"]) for batch in loader for row in batch])
         assert sorted(number for _, number in epochs[-1]) == list(range(30))
     assert len({position for epoch in epochs[:2] for position, _ in epoch}) == 60
     assert epochs[2] == epochs[0]

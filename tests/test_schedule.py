@@ -9,7 +9,7 @@ from conftest import make_tiny_config, random_model
 from torch.optim.lr_scheduler import LinearLR, MultiStepLR
 
 from modeling_ast.training.arguments import ASTTrainingArguments, parse_arguments
-from modeling_ast.training.sampling import PositionedRows
+from modeling_ast.training.rows import TrainingRows
 from modeling_ast.training.schedule import step_schedule
 from modeling_ast.training.trainer import ASTTrainer
 
@@ -38,7 +38,7 @@ def make_trainer(num_clips: int, arguments: ASTTrainingArguments) -> ASTTrainer:
     trainer = ASTTrainer(
         model=random_model(make_tiny_config()),
         args=arguments,
-        train_dataset=PositionedRows(range(num_clips)),
+        train_dataset=TrainingRows(range(num_clips)),
         eval_dataset=[],
     )
     num_updates = len(trainer.get_train_dataloader()) // arguments.gradient_accumulation_steps

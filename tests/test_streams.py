@@ -24,7 +24,7 @@ from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.statistics import pooled_statistics
 from modeling_ast.data.streams import load_streamed_splits
-from modeling_ast.training.sampling import positioned
+from modeling_ast.training.rows import TrainingStream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["hiss", "hum"]
@@ -71,7 +71,7 @@ def test_a_stream_gives_the_rows_of_the_table(folder, stream):
 
 @pytest.mark.slow  # `datasets` sleeps for five seconds an epoch
 def test_each_clip_of_a_stream_has_a_position_of_its_own_in_every_epoch(stream):
-    rows = positioned(decode(stream.train, 16000))
+    rows = TrainingStream(decode(stream.train, 16000))
     positions = []
     for epoch in (0, 1):
         rows.set_epoch(epoch)

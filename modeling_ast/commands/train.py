@@ -125,8 +125,8 @@ def tag_example(
     """
     rows = splits.validation if splits.test is None else splits.test
     index = len(rows) // 2
-    row, path = rows[index], rows.with_format(None)[index]["audio"]["path"]
-    waveform, numbers = row["waveform"], row["labels"]
+    row = rows[index]
+    waveform, numbers, path = row["waveform"], row["labels"], row["path"]
     labels = [splits.label_names[number] for number in (numbers if isinstance(numbers, list) else [numbers])]
     waveform = waveform[: extractor.num_samples(extractor.max_length)]  # as in training and evaluation
     classifier = pipeline("audio-classification", model=model, feature_extractor=extractor, device="cpu")

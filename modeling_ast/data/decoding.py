@@ -1,6 +1,6 @@
 """Rows to waveforms, when they are asked for.
 
-Training clips that cannot be decoded are replaced by others, counted over all processes, and named in a file.
+Training clips that cannot be decoded are counted over all processes, and named in a file.
 """
 
 import csv
@@ -8,10 +8,10 @@ import errno
 import io
 import logging
 import os
-import random
 import zlib
 from typing import Any
 
+import torch
 from datasets import Dataset, IterableDataset
 
 from modeling_ast.audio import AudioError, load_waveform
@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 BAD_CLIPS_NAME = "bad_clips.csv"
 _HEADER = ("audio", "reason")
-MAX_DRAWS = 1000  # of clips that cannot be decoded, one after the other: then there is hardly one that can
 # What says nothing of the clip that was to be read.
 _MACHINE_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 
@@ -90,11 +89,11 @@ class BadClips:
 
 
 class DecodeAudio:
-    """Dataset transform: rows to `waveform` (float32 tensors of shape (samples,)) and `labels`, read when asked for.
+    """Dataset transform: rows to `waveform` (float32 tensors of shape (samples,)), `labels` and `path`.
 
     Args:
         sampling_rate: Of the waveforms, in Hz.
-        bad_clips: Where clips that cannot be decoded are noted, and left out; `None` raises an error.
+        bad_clips: Where clips that cannot be decoded are noted, whose `waveform` is `None`; without it they raise.
         ignore_length: As for `load_waveform`.
     """
 
@@ -106,62 +105,19 @@ class DecodeAudio:
         Raises:
             AudioError: A clip cannot be decoded, or more of them than are allowed for.
         """
-        decoded = {"waveform": [], "labels": []}
-        for audio, labels in zip(rows["audio"], rows["labels"]):
-            audio = audio or {"bytes": None, "path": None}
-            try:
-                source = audio["bytes"] or audio["path"]
-                waveform = load_waveform(source, self.sampling_rate, audio["path"], self.ignore_length)
-            except AudioError as error:
-                if self.bad_clips is None:
-                    raise
-                self.bad_clips.add(audio, error)
-                continue
-            decoded["waveform"].append(waveform)
-            decoded["labels"].append(labels)
-        return decoded
+        audios = [audio or {"bytes": None, "path": None} for audio in rows["audio"]]
+        waveforms = [self._decode(audio) for audio in audios]
+        return {"waveform": waveforms, "labels": rows["labels"], "path": [audio["path"] for audio in audios]}
 
-
-class ReplacedRows:
-    """Decoded rows, in which another one stands in for each that cannot be decoded, always the same one.
-
-    Args:
-        rows: Decoded when asked for.
-        bad_clips: Where those that cannot be are noted.
-    """
-
-    def __init__(self, rows: Dataset, bad_clips: BadClips):
-        self.rows, self.bad_clips = rows, bad_clips
-        self.files = rows.with_format(None)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """
-        Raises:
-            AudioError: More clips than the limit cannot be decoded, or hardly any can.
-        """
+    def _decode(self, audio: dict[str, Any]) -> torch.Tensor | None:
         try:
-            return self.rows.__getitems__(indices)
-        except AudioError:
-            return [self._read_or_replace(index) for index in indices]
-
-    def _read_or_replace(self, index: int) -> dict[str, Any]:
-        draws = random.Random(index)
-        for _ in range(MAX_DRAWS):
-            try:
-                return self.rows[index]
-            except AudioError as error:
-                self.bad_clips.add(self.files[index]["audio"], error)
-            index = draws.randrange(len(self.rows))
-        raise AudioError(
-            f"{MAX_DRAWS} training clips in a row cannot be decoded: {self.bad_clips.path} names them. Is the data "
-            "where it should be?"
-        )
+            source = audio["bytes"] or audio["path"]
+            return load_waveform(source, self.sampling_rate, audio["path"], self.ignore_length)
+        except AudioError as error:
+            if self.bad_clips is None:
+                raise
+            self.bad_clips.add(audio, error)
+            return None
 
 
 def decode(
@@ -169,22 +125,21 @@ def decode(
     sampling_rate: int,
     bad_clips: BadClips | None = None,
     ignore_length: bool = False,
-) -> Dataset | IterableDataset | ReplacedRows:
-    """Rows with `waveform` and `labels`, read when asked for, of a table or of a stream.
+) -> Dataset | IterableDataset:
+    """Rows with `waveform`, `labels` and `path`, read when asked for, of a table or of a stream.
 
     Args:
         rows: With `audio`, not decoded, and `labels`.
         sampling_rate: Of the waveforms, in Hz.
-        bad_clips: Where clips that cannot be decoded are noted. In a table another clip stands in for each of them, a
-            stream goes on without. `None`, or a limit of 0, raises an error when one is asked for.
+        bad_clips: Where clips that cannot be decoded are noted; their `waveform` is `None`. `None`, or a limit of 0,
+            raises an error when one is asked for.
         ignore_length: As for `load_waveform`.
     """
     bad_clips = bad_clips if bad_clips is not None and bad_clips.limit else None
+    to_waveforms = DecodeAudio(sampling_rate, bad_clips, ignore_length)
     if isinstance(rows, IterableDataset):
-        to_waveforms = DecodeAudio(sampling_rate, bad_clips, ignore_length)
         return rows.map(to_waveforms, batched=True, batch_size=1, remove_columns=["audio"])
-    rows = rows.with_transform(DecodeAudio(sampling_rate, ignore_length=ignore_length))
-    return rows if bad_clips is None else ReplacedRows(rows, bad_clips)
+    return rows.with_transform(to_waveforms)
 
 
 def _name_of(audio: dict[str, Any] | None) -> str:

@@ -87,7 +87,7 @@ def hold_out_some(rows: Dataset, dataset_name: str, fraction: float, seed: int) 
 
 
 def expect_files(rows: Dataset, source: str, split: str) -> None:
-    paths = [audio["path"] for audio in rows.with_format(None)["audio"]]
+    paths = [audio["path"] for audio in rows["audio"]]
     if missing := [path for path in paths if not os.path.isfile(path)]:
         raise DataError(
             f"{source}: {len(missing)} of {len(paths)} files of the {split} split are not there, such as "

@@ -190,9 +190,7 @@ def list_clips(chosen: Mapping[str, Dataset]) -> list[tuple[str, str]]:
         chosen: Rows by split; those of data without splits by "all", which is left empty.
     """
     return [
-        (row["audio"]["path"] or "", "" if split == "all" else split)
-        for split, rows in chosen.items()
-        for row in rows.with_format(None)
+        (row["audio"]["path"] or "", "" if split == "all" else split) for split, rows in chosen.items() for row in rows
     ]
 
 

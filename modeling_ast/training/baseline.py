@@ -32,7 +32,7 @@ def check_classes(rows: Dataset, label_names: list[str]) -> None:
         RecipeError: All clips have one label, and the same.
     """
     found = set()
-    for row in rows.select_columns("labels").with_format(None):
+    for row in rows.select_columns("labels"):
         labels = row["labels"]
         found.add(tuple(labels) if isinstance(labels, list) else (labels,))
         if len(found) > 1:
@@ -77,7 +77,7 @@ def linear_baseline(
     Where every clip has exactly one label the regression is multinomial, else there is one a class.
 
     Args:
-        train: Decoded rows to fit on, of what `check_classes` takes.
+        train: Decoded rows to fit on, of what `check_classes` takes; those without a waveform are left out.
         evaluation: Decoded rows to report on.
         extractor: Of the features; only real frames count, at most `max_length` of them.
         num_labels: Number of labels.
@@ -106,6 +106,8 @@ def _summarise(
     """Features (clips, 2 * mel bins) and multi-hot labels (clips, num_labels)."""
     features, labels = [], []
     for row in tqdm(rows, desc="Features for the linear baseline"):
+        if row["waveform"] is None:
+            continue
         (waveform,) = extractor.to_waveforms([row["waveform"]])
         (frames,) = extractor.fbank([waveform[: extractor.num_samples(extractor.max_length)]])
         features.append(torch.cat((frames.mean(dim=0), frames.std(dim=0, correction=0))).numpy())

@@ -23,8 +23,6 @@ class AugmentingCollator(ASTDataCollator):
         num_labels: Number of labels.
         multi_label: Whether a clip may have several labels.
         augment: What is done.
-        rows: The decoded training rows, of which mixup draws its partners, uniformly; `None` where they cannot be
-            indexed (a stream): partners then come from the batch.
         seed: Of the augmentation.
     """
 
@@ -35,49 +33,57 @@ class AugmentingCollator(ASTDataCollator):
         multi_label: bool = False,
         *,
         augment: AugmentArguments,
-        rows: Sequence[dict[str, Any]] | None = None,
         seed: int = 0,
     ):
         super().__init__(extractor, num_labels, multi_label)
         self.augment = augment
-        self.rows = rows
         self.seed = seed
+
+    def prepare(self, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A row with what is drawn first, where it is read: the part of it that is taken, and what is mixed in.
+
+        Args:
+            row: Decoded, with its `position`, which seeds all of the clip's draws.
+            rows: The decoded rows of which mixup draws a partner, uniformly.
+
+        Returns:
+            The row with its `generator` and, with the recipe's probability, its `partner` and the own `weight` in it.
+        """
+        generator = clip_generator(self.seed, row["position"])
+        row = {**self._cropped(row, generator), "generator": generator}
+        probability = self.augment.mixup_probability
+        if probability > 0 and torch.rand((), generator=generator) < probability:
+            partner = rows[int(torch.randint(len(rows), (), generator=generator))]
+            row["weight"] = draw_mixing_weight(self.augment.mixup_alpha, generator)
+            row["partner"] = self._cropped(partner, generator)
+        return row
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: As `ASTDataCollator` takes them, each also with `position`, which seeds the clip's draws.
+            rows: As `prepare` gives them. Of a stream, which cannot be indexed, they are prepared here: partners then
+                come from the batch.
 
         Returns:
             As `ASTDataCollator` gives them; with mixup, `labels` are weights (batch, num_labels).
         """
-        generators = [clip_generator(self.seed, row["position"]) for row in rows]
-        waveforms = [self.cropped(row, generator) for row, generator in zip(rows, generators)]
-        labels = self.labels(rows)
+        rows = [row if "generator" in row else self.prepare(row, rows) for row in rows]
+        waveforms, labels = [remove_mean(row["waveform"]) for row in rows], self.labels(rows)
         if self.augment.mixup_probability > 0:
             labels = torch.stack([self.label_weights(row) for row in rows])
-            pairs = [self.partner(rows, generator) for generator in generators]
-            for index, (row, generator) in enumerate(zip(pairs, generators)):
-                if row is not None:
-                    weight = draw_mixing_weight(self.augment.mixup_alpha, generator)
-                    waveforms[index] = mix(waveforms[index], self.cropped(row, generator), weight)
-                    labels[index] = weight * labels[index] + (1 - weight) * self.label_weights(row)
-        return {**self.augmented_features(waveforms, generators), "labels": labels}
+        for index, row in enumerate(rows):
+            if "partner" in row:
+                partner, weight = row["partner"], row["weight"]
+                waveforms[index] = mix(waveforms[index], remove_mean(partner["waveform"]), weight)
+                labels[index] = weight * labels[index] + (1 - weight) * self.label_weights(partner)
+        return {**self.augmented_features(waveforms, [row["generator"] for row in rows]), "labels": labels}
 
-    def cropped(self, row: dict[str, Any], generator: torch.Generator) -> torch.Tensor:
-        """A training clip's waveform without its mean; a part of it where a random crop is wanted."""
-        waveform = row["waveform"]
-        if self.augment.random_crop:
-            samples = self.extractor.num_samples(self.extractor.max_length)
-            waveform = crop(waveform, samples, generator)
-        return remove_mean(waveform)
-
-    def partner(self, rows: list[dict[str, Any]], generator: torch.Generator) -> dict[str, Any] | None:
-        """With the recipe's probability, a row to mix in."""
-        if torch.rand((), generator=generator) >= self.augment.mixup_probability:
-            return None
-        candidates = rows if self.rows is None else self.rows
-        return candidates[int(torch.randint(len(candidates), (), generator=generator))]
+    def _cropped(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """A part of the clip where a random crop is wanted."""
+        if not self.augment.random_crop:
+            return row
+        samples = self.extractor.num_samples(self.extractor.max_length)
+        return {**row, "waveform": crop(row["waveform"], samples, generator)}
 
     def augmented_features(
         self, waveforms: list[torch.Tensor], generators: list[torch.Generator]

@@ -1,16 +1,16 @@
 """The order of training clips: shuffled, class-balanced, grouped by length; the same for any number of processes."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, IterableDataset
-from torch.utils.data import Sampler, get_worker_info
+from datasets import Dataset
+from torch.utils.data import Sampler
+from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError, read_seconds
-from modeling_ast.data.prepare import in_threads
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.augment import clip_generator
 
@@ -49,7 +49,7 @@ def read_clip_seconds(
     """Length of each clip in seconds, by the headers of the sound files.
 
     Args:
-        rows: With a column `audio` as `load_splits` gives it, decoded or not.
+        rows: With a column `audio` as `load_splits` gives it, not decoded.
         allow_bad: Whether a clip that cannot be read has a length of 0: another one will take its place.
         num_workers: Files that are read at once.
         ignore_length: As for `load_waveform`.
@@ -60,7 +60,6 @@ def read_clip_seconds(
     Raises:
         AudioError: A file cannot be read, and bad ones are not allowed.
     """
-    rows = rows.with_format(None)
 
     def read(index: int) -> float:
         audio = rows[index]["audio"] or {"bytes": None, "path": None}
@@ -71,7 +70,9 @@ def read_clip_seconds(
                 return 0.0
             raise
 
-    seconds = list(in_threads(read, range(len(rows)), "Lengths of the clips", num_workers))
+    with ThreadPool(num_workers) as pool:
+        seconds = pool.imap(read, range(len(rows)), chunksize=16)
+        seconds = list(tqdm(seconds, desc="Lengths of the clips", total=len(rows)))
     return torch.tensor(seconds, dtype=torch.float64)
 
 
@@ -166,47 +167,3 @@ class TrainingSampler(Sampler):
             order = group_by_length(order, self.clip_seconds, self.global_batch_size, generator)
         first = self.epoch * self.length
         return ((first + offset, index) for offset, index in enumerate(order.tolist()))
-
-
-class PositionedRows(torch.utils.data.Dataset):
-    """Rows asked for by the pairs of `TrainingSampler`; each brings its position along."""
-
-    def __init__(self, rows: Sequence[dict[str, Any]]):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, pair: tuple[int, int]) -> dict[str, Any]:
-        return self.__getitems__([pair])[0]
-
-    def __getitems__(self, pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        rows = self.rows.__getitems__([index for _, index in pairs])
-        return [{**row, "position": position} for (position, _), row in zip(pairs, rows)]
-
-
-def positioned(rows: Dataset | IterableDataset) -> "PositionedRows | PositionedStream":
-    """Decoded training rows, each with its position."""
-    return PositionedStream(rows) if isinstance(rows, IterableDataset) else PositionedRows(rows)
-
-
-class PositionedStream(torch.utils.data.IterableDataset):
-    """Rows of a stream, each with a position, as `PositionedRows` gives them.
-
-    A stream has no order that all workers share: positions, and so the augmentation, are the same again only with the
-    same number of workers.
-    """
-
-    def __init__(self, rows: IterableDataset):
-        self.rows = rows
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.rows.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for offset, row in enumerate(self.rows):
-            yield {**row, "position": (self.epoch << 40) + offset * count + number}

@@ -20,7 +20,8 @@ from modeling_ast.training.building import build_model_and_extractor
 from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.output_dir import last_whole_checkpoint, prepare_output_dir
 from modeling_ast.training.results import EpochRecord
-from modeling_ast.training.sampling import class_balanced_weights, positioned, read_clip_seconds, sort_by_length
+from modeling_ast.training.rows import TrainingRows, TrainingStream
+from modeling_ast.training.sampling import class_balanced_weights, read_clip_seconds, sort_by_length
 from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger(__name__)
@@ -91,16 +92,14 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
         rows = sort_by_length(rows, splits.ignore_length) if is_free and name != "train" else rows
         noted = _bad_clips(arguments) if name == "train" else None
         setattr(splits, name, decode(rows, extractor.sampling_rate, noted, splits.ignore_length))
+    multi_label = model_args.problem_type == "multi_label_classification"
+    collator = AugmentingCollator(extractor, num_labels, multi_label, augment=augment_args, seed=training_args.seed)
+    rows = None
+    if splits.train is not None:
+        rows = TrainingStream(splits.train) if data_args.streaming else TrainingRows(splits.train, collator.prepare)
     return {
-        "train_dataset": None if splits.train is None else positioned(splits.train),
-        "train_collator": AugmentingCollator(
-            extractor,
-            num_labels,
-            model_args.problem_type == "multi_label_classification",
-            augment=augment_args,
-            rows=None if data_args.streaming else splits.train,
-            seed=training_args.seed,
-        ),
+        "train_dataset": rows,
+        "train_collator": collator,
         "sampling_weights": sampling_weights,
         "clip_seconds": clip_seconds,
         "record": EpochRecord(training_args.output_dir, model_args.problem_type),

@@ -26,7 +26,7 @@ class ASTTrainer(ResumableTrainer):
     """A trainer whose training batches are made by a collator of their own and drawn in an order of their own.
 
     Args:
-        train_dataset: `PositionedRows`.
+        train_dataset: `TrainingRows` or a `TrainingStream`.
         train_collator: Makes training batches; `data_collator` makes the others.
         sampling_weights: Of the training clips, to draw with replacement; `None` shuffles.
         clip_seconds: Lengths of the training clips, to batch those of similar length; `None` mixes them.

@@ -89,7 +89,7 @@ from modeling_ast.data.decoding import decode
 from modeling_ast.data.metrics import mean_average_precision
 from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.collator import AugmentingCollator
-from modeling_ast.training.sampling import positioned
+from modeling_ast.training.rows import TrainingRows
 
 NUM_TRAIN_CLIPS = 1_953_082  # AudioSet's, of 10 s: configs/audioset_full.yaml
 # How far a loss and a gradient may be from stock's, and logits of a GPU, which rounds in another order.
@@ -192,12 +192,13 @@ def data(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
             "audio", Audio(decode=False)
         )
         rows = decode(rows, RATE)
-        collate = AugmentingCollator(extractor, NUM_LABELS, True, augment=AugmentArguments(**AUGMENTATION), rows=rows)
+        collate = AugmentingCollator(extractor, NUM_LABELS, True, augment=AugmentArguments(**AUGMENTATION))
         plain = ASTDataCollator(extractor, NUM_LABELS, True)
         order = [(index, index) for index in range(len(files))]
 
         def load(collator: Callable, rows=rows, order=order) -> torch.Tensor:
-            loader = DataLoader(positioned(rows), batch_size=8, sampler=order, collate_fn=collator)
+            prepare = getattr(collator, "prepare", None)
+            loader = DataLoader(TrainingRows(rows, prepare), batch_size=8, sampler=order, collate_fn=collator)
             return torch.cat([batch["input_values"] for batch in loader])
 
         def load_by_stock(files=files) -> torch.Tensor:
