@@ -22,7 +22,7 @@ from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.synthetic import CLASSES, generate_clip
 from modeling_ast.inference import embedding_tables
 from modeling_ast.inference.embeddings import LEVELS, ASTEmbeddingPipeline, Embeddings, audio_embedder
-from modeling_ast.inference.predictions import fingerprint_model
+from modeling_ast.inference.fingerprint import fingerprint_model
 from modeling_ast.loading import ModelError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -211,7 +211,7 @@ def test_a_picture_that_fails_leaves_the_other_results(recordings, model, tmp_pa
     def fail(*args, **options):
         raise ValueError("no room")
 
-    monkeypatch.setattr("modeling_ast.inference.tagging.plot_timeline", fail)
+    monkeypatch.setattr("modeling_ast.inference.plots.plot_timeline", fail)
     out, path = tmp_path / "out", recordings / GOOD[0]
     picture = out / "pictures" / f"{path.name}.png"
     assert tag(path, "--model", model, "--output_dir", out, "--formats", "csv", "png") == 0

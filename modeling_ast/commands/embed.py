@@ -28,7 +28,7 @@ from modeling_ast.data.recipes import RecipeError, parse_data_arguments
 from modeling_ast.data.splits import read_splits
 from modeling_ast.inference.embedding_tables import Clips, Files, embed, write_parquet
 from modeling_ast.inference.embeddings import LEVELS, audio_embedder
-from modeling_ast.inference.predictions import fingerprint_model
+from modeling_ast.inference.fingerprint import fingerprint_model
 from modeling_ast.inference.sound_files import find_files
 
 

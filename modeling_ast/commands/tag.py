@@ -32,8 +32,8 @@ from modeling_ast.commands.command_line import (
     told,
 )
 from modeling_ast.data.labels import plain
+from modeling_ast.inference.fingerprint import fingerprint_model
 from modeling_ast.inference.pipeline import audio_tagger
-from modeling_ast.inference.predictions import fingerprint_model
 from modeling_ast.inference.sound_files import find_files
 from modeling_ast.inference.tagging import FORMATS, ResultsFolder, check_event_options, tag_files
 
@@ -117,14 +117,13 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.events_only:
         used = {*EVENT_OPTIONS, "events_only", "output_dir"}
-        if idle := [
-            name
-            for name, value in vars(args).items()
-            if name not in used and value not in (parser.get_default(name), [])
-        ]:
+        given = [name for name, value in vars(args).items() if value not in (parser.get_default(name), [])]
+        if idle := [name for name in given if name not in used]:
             raise CommandError(f"No effect with --events_only, which hears nothing: {', '.join(idle)}.")
     elif not args.sources or args.model is None:
         raise CommandError("Expected recordings and --model, or --events_only.")
+    if "png" in (args.formats or ()):
+        import modeling_ast.inference.plots  # noqa: F401 - or say at once that matplotlib is missing
     check_least(args, top_k=1, min_seconds=0, merge_seconds=0, batch_size=1, num_workers=0)
     for name in ("threshold", "low_threshold"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:

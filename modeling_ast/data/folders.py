@@ -7,9 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from modeling_ast.audio import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES
 from modeling_ast.data.labels import DataError
 
@@ -81,6 +78,9 @@ def look_into(folder: Path) -> FolderContents:
 
 def _is_metadata(path: str) -> bool:
     """Whether it is a list of an AudioFolder: https://huggingface.co/docs/datasets/audio_dataset."""
+    import pyarrow as pa  # here, since `find_sounds` does without
+    import pyarrow.parquet as pq
+
     name = os.path.basename(path)
     try:
         if name == "metadata.parquet":

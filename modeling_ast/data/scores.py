@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.special import expit, softmax
 
 SCORE_FUNCTIONS = ("softmax", "sigmoid", "none")
 
@@ -27,4 +26,7 @@ def to_scores(logits: np.ndarray | torch.Tensor, function: str) -> np.ndarray | 
     if isinstance(logits, torch.Tensor):
         return logits.sigmoid() if function == "sigmoid" else logits.softmax(dim=-1)
     logits = np.asarray(logits, dtype=np.float32)
-    return expit(logits) if function == "sigmoid" else softmax(logits, axis=-1)
+    if function == "sigmoid":
+        return torch.from_numpy(logits).sigmoid().numpy()
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from matplotlib.figure import Figure  # the object interface needs no display
+
 from modeling_ast.audio import AudioError
 from modeling_ast.data.files import written_beside
 from modeling_ast.inference.lettering import drawable, letter
@@ -15,14 +17,12 @@ logger = logging.getLogger(__name__)
 MAX_NAME, MAX_TITLE = 40, 80
 
 
-def new_figure(width: float, height: float):
+def new_figure(width: float, height: float) -> Figure:
     """A figure of so many inches."""
-    from matplotlib.figure import Figure  # the object interface needs no display
-
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure, path: str | os.PathLike) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     """Write a figure into a picture file, whose suffix chooses the format."""
     letter(figure)
     with written_beside(path) as unfinished:

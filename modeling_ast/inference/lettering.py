@@ -4,6 +4,11 @@ import logging
 import unicodedata
 from functools import cache
 
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+
 logger = logging.getLogger(__name__)
 
 # Families that have many scripts, and are looked into first.
@@ -42,13 +47,11 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
 
 
-def letter(figure) -> None:
-    """Make every text of a figure of matplotlib text, in fonts that have its characters.
+def letter(figure: Figure) -> None:
+    """Make every text of a figure text, in fonts that have its characters.
 
     Called once all is drawn: a setting of the process would hold for other figures, too, and not for other threads.
     """
-    from matplotlib.text import Text
-
     for text in figure.findobj(Text):
         text.set_parse_math(False)
         if families := sorted({family for character in text.get_text() if (family := _family(character))}):
@@ -60,8 +63,6 @@ def _family(character: str) -> str | None:
     """The family of an installed font that has a character; "" of the usual one, `None` where none has it."""
     if character.isascii():
         return "" if character.isprintable() else None
-    from matplotlib import font_manager
-
     if ord(character) in _characters(font_manager.findfont(font_manager.FontProperties())):
         return ""
     return next((family for family, path in _fonts() if ord(character) in _characters(path)), None)
@@ -70,8 +71,6 @@ def _family(character: str) -> str | None:
 @cache
 def _fonts() -> list[tuple[str, str]]:
     """Families and paths of the installed fonts, the most promising first."""
-    from matplotlib import font_manager
-
     manager = font_manager.fontManager
     # Its list may be older than a font.
     for path in sorted(set(font_manager.findSystemFonts()) - {font.fname for font in manager.ttflist}):
@@ -90,8 +89,6 @@ def _fonts() -> list[tuple[str, str]]:
 
 @cache
 def _characters(path: str) -> frozenset[int]:
-    from matplotlib.ft2font import FT2Font
-
     return frozenset(FT2Font(path).get_charmap())
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.fbank import FRAME_SHIFT_MS, mel_bin_frequencies
@@ -172,8 +174,6 @@ def _mark_time(axes) -> None:
     if end - start <= 120:
         axes.set_xlabel("time (s)")
         return
-    from matplotlib.ticker import FuncFormatter, MultipleLocator
-
     is_long = end >= 3600
     steps = [15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400]
     axes.xaxis.set_major_locator(MultipleLocator(next((s for s in steps if end / s <= 12), end / 12)))
@@ -296,8 +296,6 @@ def _draw_map(axes, spectrogram: Spectrogram, cells: torch.Tensor, colours: tupl
         colours: Of values below and above 0.
         lowest: End of the scale; `None` means as far below 0 as the other end is above.
     """
-    from matplotlib.colors import ListedColormap, to_rgb
-
     highest = cells.nan_to_num().abs().max().item() or 1.0  # all 0 where a model ignores what it hears
     lowest = -highest if lowest is None else lowest
     values = np.linspace(lowest, highest, 257)

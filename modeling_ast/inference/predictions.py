@@ -1,8 +1,6 @@
 """Predictions for clips whose labels are known: decisions, figures of each label, and a table of all clips."""
 
 import csv
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel, __version__
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import DecodeAudio
@@ -27,8 +25,6 @@ from modeling_ast.loading import ModelError, load_model
 logger = logging.getLogger(__name__)
 
 CLASS_COLUMNS = ("label", "clips", "predicted", "precision", "recall", "F1", "AP", "AUC")
-# What says where a configuration comes from, and nothing about the model.
-_ORIGIN_KEYS = ("_name_or_path", "transformers_version")
 
 
 def load_classifier(name: str, problem_type: str) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
@@ -149,20 +145,6 @@ def label_order(id2label: dict[int, str], label_names: Sequence[str]) -> list[in
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def fingerprint_model(model: ASTForAudioClassification | ASTModel, extractor: ASTFeatureExtractor) -> str:
-    """SHA-256 of all that a prediction depends on besides the clip: weights, settings, features, this version."""
-    settings = {key: value for key, value in model.config.to_dict().items() if key not in _ORIGIN_KEYS}
-    digest = hashlib.sha256(_json([settings, extractor.to_dict(), __version__]))
-    for name, tensor in model.state_dict().items():
-        digest.update(_json([name, str(tensor.dtype), list(tensor.shape)]))
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, default=str).encode()
 
 
 def label_thresholds(label_names: Sequence[str], thresholds: Mapping[str, float] | None) -> np.ndarray:

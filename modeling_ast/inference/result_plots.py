@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from sklearn.metrics import confusion_matrix
 
 from modeling_ast.data.metrics import positive_labels
 from modeling_ast.inference.figures import MAX_NAME, MAX_TITLE, may_fail, new_figure, save_figure
@@ -143,8 +145,6 @@ def plot_confusion_matrix(
     Raises:
         ValueError: Clips with several labels or none, or another number of names than of columns.
     """
-    from sklearn.metrics import confusion_matrix
-
     positives = positive_labels(probabilities, labels)
     if not (positives.sum(axis=1) == 1).all():
         raise ValueError("Expected exactly one label a clip for a confusion matrix, got clips with several or none.")
@@ -183,8 +183,6 @@ def plot_reliability(
         path: Of the picture; the suffix chooses the format.
         title: Above all.
     """
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
-
     figure = new_figure(5, 6)
     shares, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     shares.plot((0, 1), (0, 1), color="grey", linestyle="--", linewidth=1)

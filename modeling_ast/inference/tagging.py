@@ -20,9 +20,7 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AudioError
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError, plain
-from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
-from modeling_ast.inference.plots import plot_timeline
 from modeling_ast.inference.recordings import read_recording
 from modeling_ast.inference.sound_files import SoundFile
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels, is_number, read_timeline
@@ -242,7 +240,11 @@ class ResultsFolder:
         settings = _parse(self.settings_path.read_bytes()) or {}
         if settings.get("thresholds") is None or "csv" not in self.formats:
             raise DataError(f"{self.path} holds no timelines that events could be found in (--formats csv).")
-        extractor = ASTFeatureExtractor.from_pretrained(settings["model"]) if "png" in self.formats else None
+        extractor = None
+        if "png" in self.formats:
+            import modeling_ast.inference.plots  # noqa: F401 - or say at once that matplotlib is missing
+
+            extractor = ASTFeatureExtractor.from_pretrained(settings["model"])
         found = {}
         for path, entry in self.entries.items():
             if "error" not in entry:
@@ -275,6 +277,9 @@ class ResultsFolder:
             text = audacity_labels(events).encode()
             _write(self.output_path(place, "audacity"), lambda unfinished: unfinished.write_bytes(text))
         if "png" in self.formats:
+            from modeling_ast.inference.figures import may_fail
+            from modeling_ast.inference.plots import plot_timeline
+
             pieces = read_recording(path, extractor.sampling_rate, ignore_length)
             picture = self.output_path(place, "png")
             with may_fail(picture):
