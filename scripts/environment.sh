@@ -25,18 +25,19 @@ make_environment() {
     }
 }
 
-# Makes .venv and installs this package into it, unless that is done already. Usage: prepare_environment [EXTRA]
+# Makes .venv and installs this package with an extra into it, unless that is done already.
+# Usage: prepare_environment EXTRA
 prepare_environment() {
-    local extra="${1:+[$1]}" stamp=".venv/installed${1:+-$1}" python wanted
+    local stamp=".venv/installed-$1" python wanted
     python="$(find_python)" || return 1
     wanted="$("$python" --version) $(cat setup.cfg pyproject.toml | cksum)"
-    # With an extra there is more in it than without.
+    # The extra test holds all the others.
     if grep -qsxF "$wanted" "$stamp" .venv/installed-test; then
         return 0
     fi
     echo "Installing into .venv (torch and its CUDA libraries are several gigabytes) ..."
     rm -f .venv/installed*
     make_environment "$python" .venv || return 1
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extra" || return 1
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$1]" || return 1
     echo "$wanted" >"$stamp"
 }

@@ -46,24 +46,24 @@ def installs(clone: Path, *extras: str) -> list[str]:
 
 
 def test_nothing_is_installed_twice(clone):
-    assert installs(clone, "", "") == ["."]
-    assert installs(clone, "test", "test", "", "test") == [".[test]"]
+    assert installs(clone, "train", "train") == [".[train]"]
+    assert installs(clone, "test", "test", "train", "test") == [".[test]"]
 
 
 def test_a_change_of_the_requirements_installs_again(clone):
     assert installs(clone, "test") == [".[test]"]
     with open(clone / "setup.cfg", "a") as file:
         file.write("# changed\n")
-    assert installs(clone, "") == ["."]
+    assert installs(clone, "train") == [".[train]"]
 
 
 def test_a_failed_installation_is_tried_again(clone):
     python = clone / "bin" / "python3"
     python.write_text(PYTHON.replace(">>pip.log ;;", ">>pip.log; exit 1 ;;"))
     with pytest.raises(subprocess.CalledProcessError):
-        installs(clone, "")
+        installs(clone, "train")
     python.write_text(PYTHON)
-    assert installs(clone, "") == ["."]
+    assert installs(clone, "train") == [".[train]"]
 
 
 def test_a_python_that_is_too_old_is_said(clone):
@@ -71,5 +71,5 @@ def test_a_python_that_is_too_old_is_said(clone):
     for name in ("python3.13", "python3.12", "python3.11"):
         shutil.copy(clone / "bin" / "python3", clone / "bin" / name)
     with pytest.raises(subprocess.CalledProcessError) as error:
-        installs(clone, "")
+        installs(clone, "train")
     assert b"Python 3.11 or newer is needed" in error.value.stderr

@@ -625,7 +625,7 @@ def test_too_many_weights_for_one_file_are_refused(monkeypatch, tmp_path):
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_missing_package_is_named(package, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)
-    words = rf"onnxruntime \(.*{package}.*\): pip install -e '.\[onnx\]'"
+    words = rf"onnxruntime \(.*{package}.*\): pip install 'modeling_ast\[onnx\]'"
     with pytest.raises(ImportError, match=words):
         export_onnx(*make_pair(), tmp_path / "ast.onnx")
     with pytest.raises(ImportError, match=words):

@@ -38,7 +38,7 @@ from modeling_ast.inference.page_guard import PageGuard, working_folder
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.loading import ModelError
 
-pytest.importorskip("gradio", reason="needs gradio: pip install -e '.[demo]'")
+pytest.importorskip("gradio", reason="needs gradio: pip install 'modeling_ast[demo]'")
 from modeling_ast.commands import page as demo_app
 from modeling_ast.inference import page_layout
 

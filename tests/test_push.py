@@ -346,7 +346,7 @@ def test_without_an_installed_package_its_requirements_are_unknown(hub, run_fold
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(publishing, "requires", refuse)
-    with pytest.raises(ImportError, match="which modeling_ast is not: pip install -e ."):
+    with pytest.raises(ImportError, match=r"which modeling_ast is not: pip install -e '.\[train\]'"):
         push(run_folder, "me/birds", "--with_handler")
     with pytest.raises(ImportError, match="requirements of the installed package"):
         publishing.add_handler(tmp_path)

@@ -391,5 +391,5 @@ def require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"The export needs onnx, onnxscript and onnxruntime ({error}): pip install -e '.[onnx]'"
+            f"The export needs onnx, onnxscript and onnxruntime ({error}): pip install 'modeling_ast[onnx]'"
         ) from error

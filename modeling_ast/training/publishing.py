@@ -83,7 +83,7 @@ def add_handler(staged: Path) -> None:
     except PackageNotFoundError as error:
         raise ImportError(
             "--with_handler writes the requirements of the installed package, which modeling_ast is not: "
-            "pip install -e ."
+            "pip install -e '.[train]'"
         ) from error
     package = Path(modeling_ast.__file__).parent
     shutil.copytree(package, staged / package.name, ignore=shutil.ignore_patterns("__pycache__", "py.typed"))
