@@ -8,8 +8,9 @@ import sys
 from modeling_ast import is_command
 
 if is_command:
-    from modeling_ast.commands.command_line import check_torchaudio, stop_at_once
+    from modeling_ast.commands.command_line import check_torchaudio, stop_at_once, tell_fault
 
     stop_at_once()
-    if sys.argv[0] == "-m":  # the file of the command imports Transformers before anything is called
+    if sys.argv[0] == "-m":  # the file of the command imports all that it needs before anything is called
+        sys.excepthook = tell_fault
         check_torchaudio()

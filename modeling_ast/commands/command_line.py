@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 NOTHING_DONE = 2
@@ -191,6 +192,15 @@ def stop_at_once() -> None:
         signal.signal(number, stop)
 
 
+def tell_fault(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """End this process with one sentence, as `sys.excepthook` of a command whose file cannot be imported."""
+    if (sentence := fault_sentence(error)) is None:
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        _tell(sentence)
+        sys.exit(NOTHING_DONE)
+
+
 @contextmanager
 def told(*kinds: type[Exception]) -> Iterator[None]:
     """Around what says in one sentence what is wrong with what it was given, by errors that others raise too.
@@ -206,7 +216,7 @@ def told(*kinds: type[Exception]) -> Iterator[None]:
         raise CommandError(" ".join(str(error).split())) from error
 
 
-def fault_sentence(error: Exception, goes_on: str = "") -> str | None:
+def fault_sentence(error: BaseException, goes_on: str = "") -> str | None:
     """What to tell the user of an error; `None` of one that is a fault of the programme and wants its traceback.
 
     Args:
