@@ -651,7 +651,7 @@ GOOD_LINE = f'{IDS[0]}, 30.000, 40.000, "/m/03l9g"\n'
         ),
         (
             esc50_with(lambda root: (root / "audio" / "1-3-A-0.wav").unlink()),
-            "esc50.csv, line 5: no file .*1-3-A-0.wav",
+            "esc50.csv: 1 of 9 files are not there, such as row 4: .*1-3-A-0.wav",
         ),
         (lambda folder: ["esc50", "--source", "nowhere"], "nowhere: no such file or folder"),
         (without_list, "words: expected validation_list.txt in it, found none"),

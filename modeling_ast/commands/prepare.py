@@ -14,10 +14,12 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
+
 from modeling_ast.commands.command_line import Parser, run_command
 from modeling_ast.data import prepare
 from modeling_ast.data.labels import DataError, read_paper_eval_ids
-from modeling_ast.data.prepare import MIN_SECONDS, Manifest
+from modeling_ast.data.prepare import MIN_SECONDS
 
 # Name of its folder and manifest, a file by which it is known, what reads it, and what trains on it.
 DATA_SETS = {
@@ -104,7 +106,7 @@ def prepare_data_set(args: argparse.Namespace) -> Path:
         if broken:
             raise broken[0][1]
     prepare.write_manifest(output, manifest)
-    print(f"Wrote {output}, {len(manifest.rows):,} clips:\n{prepare.summarize(manifest)}")
+    print(f"Wrote {output}, {len(manifest):,} clips:\n{prepare.summarize(manifest)}")
     is_the_recipes = os.path.abspath(output) == os.path.abspath(f"data/{name}.csv")
     print(f"To train: {command}" + ("" if is_the_recipes else f" --dataset_name {os.path.abspath(output)}"))
     return output
@@ -125,20 +127,20 @@ def prepare_audioset(args: argparse.Namespace) -> Path:
         manifest, broken = prepare.cache_clips(manifest, args.audio_dir.resolve(), *cache)
         left_out += [(prepare.clip_id(Path(path).stem), path, f"unreadable: {error}") for path, error in broken]
     if args.split is not None:
-        manifest = Manifest([*manifest.columns, "split"], [(*row, args.split) for row in manifest.rows])
+        manifest["split"] = args.split
     report = args.output.with_name(f"{args.output.stem}_left_out.csv")
-    prepare.write_csv(report, ["id", "audio", "reason"], left_out)
+    prepare.write_csv(report, pd.DataFrame(left_out, columns=["id", "audio", "reason"]))
     reasons = Counter(reason.partition(":")[0] for _, _, reason in left_out)
     counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())) or "none"
-    if not manifest.rows:
+    if manifest.empty:
         raise DataError(f"No clip of {len(segments):,} can be used ({counts}; see {report}). Is --audio_dir right?")
     prepare.write_manifest(args.output, manifest)
-    print(f"Wrote {args.output}, {len(manifest.rows):,} clips:\n{prepare.summarize(manifest, ',')}")
+    print(f"Wrote {args.output}, {len(manifest):,} clips:\n{prepare.summarize(manifest, ',')}")
     print(f"Left out of {len(segments):,}: {counts} (listed in {report}).")
     if several := sum(len(clips.get(name, ())) > 1 for name, _ in segments):
         print(f"{several:,} ids have several files; the first by name was taken.")
     if args.only_paper_eval:
-        ids = {prepare.clip_id(Path(path).stem) for path in manifest.paths}
+        ids = {prepare.clip_id(Path(path).stem) for path in manifest["audio"]}
         print(f"{len(ids):,} of the paper's {len(paper_ids):,} evaluation clips are there.")
     split = args.split or ("validation" if args.only_paper_eval else "train")
     option = "--dataset_name" if split == "train" else f"--{split}_file"

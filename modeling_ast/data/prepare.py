@@ -1,26 +1,29 @@
-"""From what data sets are published as to a manifest: a CSV file of clips and labels, as `load_splits` reads it."""
+"""From what data sets are published as to a manifest: a CSV file of clips and labels, as `load_splits` reads it.
 
-import csv
+A manifest is a table with the columns `audio` (the absolute path of a clip), `label` (or labels), and perhaps a third,
+`fold` or `split`.
+"""
+
 import dataclasses
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError, load_waveform, read_seconds
 from modeling_ast.data.download import Archive, fetch, unpack
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.folders import find_sounds
-from modeling_ast.data.labels import DataError, find_control, read_rows
-from modeling_ast.data.lists import read_data_json
+from modeling_ast.data.labels import DataError, find_control
+from modeling_ast.data.lists import read_data_json, read_table
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.synthetic import LISTS
 
@@ -39,21 +42,6 @@ ARCHIVES = {
         105829 + 6,
     ),
 }
-
-
-@dataclass
-class Manifest:
-    """Rows of a manifest: absolute path of a clip, its label or labels, and what else the columns say."""
-
-    columns: list[str]
-    rows: list[tuple[str, ...]]
-
-    @property
-    def paths(self) -> list[str]:
-        return [row[0] for row in self.rows]
-
-    def with_paths(self, paths: Iterable[str]) -> "Manifest":
-        return Manifest(self.columns, [(path, *row[1:]) for path, row in zip(paths, self.rows, strict=True)])
 
 
 # ESC-50 and Speech Commands
@@ -106,33 +94,25 @@ def expect_clips(folder: Path, expected: int) -> None:
         raise DataError(f"{folder}: expected {expected:,} sound files, found {found:,}. Delete it and run again.")
 
 
-def read_esc50(root: Path) -> Manifest:
+def read_esc50(root: Path) -> pd.DataFrame:
     """Manifest with the folds of a folder like ESC-50, with `meta/esc50.csv` and `audio`.
 
     Raises:
-        DataError: A column, a value or a clip is missing; and as from `read_rows`.
+        DataError: A value is missing, or a name leads elsewhere; and as from `read_table`.
     """
-    path = root / "meta" / "esc50.csv"
-    columns = ("filename", "category", "fold")
-    lines = read_rows(path)
-    _, names = next(lines, (0, []))
-    if missing := set(columns) - set(names):
-        raise DataError(f"{path}: expected a column {min(missing)!r}, got {', '.join(names) or 'an empty file'}.")
-    rows = []
-    for line, cells in lines:
-        row = [cells[names.index(column)] for column in columns]
-        if not all(row) or find_control(row):
-            raise DataError(f"{path}, line {line}: expected a filename, a category and a fold, got {row}.")
-        # A name such as ../../x.wav would be heard elsewhere, and its copy written elsewhere.
-        if os.path.basename(row[0]) != row[0] or not os.path.isfile(root / "audio" / row[0]):
-            raise DataError(f"{path}, line {line}: no file {row[0]} in {root / 'audio'}.")
-        rows.append((str(root / "audio" / row[0]), *row[1:]))
-    if not rows:
-        raise DataError(f"{path}: holds no rows.")
-    return Manifest(["audio", "label", "fold"], rows)
+    path, folder = root / "meta" / "esc50.csv", os.path.realpath(root / "audio")
+    manifest = read_table(path, ["filename", "category", "fold"], "../audio", max_missing=0).to_pandas()
+    manifest.columns = ["audio", "label", "fold"]
+    for audio, *cells in manifest.itertuples(index=False):
+        if not all(cells) or find_control(cells):
+            raise DataError(f"{path}: expected a category and a fold of {audio}, got {cells}.")
+        # A name such as ../../x.wav would be read elsewhere, and its copy written elsewhere.
+        if os.path.dirname(os.path.abspath(audio)) != folder:
+            raise DataError(f"{path}: expected files of {folder}, got {audio}.")
+    return manifest
 
 
-def read_speech_commands(root: Path) -> Manifest:
+def read_speech_commands(root: Path) -> pd.DataFrame:
     """Manifest with the splits of a folder like Speech Commands: a sub-folder a word, and the two lists.
 
     Raises:
@@ -143,7 +123,7 @@ def read_speech_commands(root: Path) -> Manifest:
             raise DataError(f"{root}: expected {name} in it, found none.")
     splits = load_splits(str(root))
     rows = [(row["audio"]["path"], splits.label_names[row["labels"]], split) for split, part in splits for row in part]
-    return Manifest(["audio", "label", "split"], rows)
+    return pd.DataFrame(rows, columns=["audio", "label", "split"], dtype=object)
 
 
 # AudioSet
@@ -252,7 +232,7 @@ def match_clips(
     journal: Path,
     min_seconds: float = MIN_SECONDS,
     num_workers: int = 16,
-) -> tuple[Manifest, list[tuple[str, str, str]]]:
+) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
     """The segments whose clip is there, readable and long enough, and the others.
 
     Args:
@@ -277,54 +257,42 @@ def match_clips(
             left_out.append((name, path, f"too short: {seconds:.3f} s"))
         else:
             rows.append((path, labels))
-    return Manifest(["audio", "label"], rows), left_out
+    return pd.DataFrame(rows, columns=["audio", "label"], dtype=object), left_out
 
 
 # FLAC cache
 
 
-def cache_as_flac(
-    paths: list[str], root: Path, cache_dir: Path, num_workers: int = 16, sampling_rate: int = SAMPLING_RATE
-) -> list[str | AudioError]:
+def cache_clips(
+    manifest: pd.DataFrame, root: Path, cache: Path, num_workers: int, sampling_rate: int
+) -> tuple[pd.DataFrame, list[tuple[str, AudioError]]]:
     """Write each clip once as mono FLAC of 16 bits; what is there already is taken.
 
     Args:
-        paths: Absolute paths of the clips, below `root`.
+        manifest: Of clips below `root`.
         root: The cache has the same folders below itself.
-        cache_dir: Of the cache.
+        cache: Its folder.
         num_workers: Clips that are converted at once.
         sampling_rate: Of the cache, in Hz.
 
     Returns:
-        The path in the cache of each clip, or what is wrong with the clip.
+        The manifest of the clips in the cache; and path and reason of those that cannot be read, and are not in it.
 
     Raises:
         DataError: Two clips differ in their ending alone, and would be the same file; or the cache has another rate.
     """
+    paths = manifest["audio"].tolist()
     # Not resolved: a clip may be a link to a file elsewhere.
-    targets = [str(cache_dir.resolve() / Path(os.path.relpath(path, root)).with_suffix(".flac")) for path in paths]
+    targets = [str(cache.resolve() / Path(os.path.relpath(path, root)).with_suffix(".flac")) for path in paths]
     sources = {}
     for path, target in zip(paths, targets):
         if sources.setdefault(target, path) != path:
             raise DataError(f"{path} and {sources[target]} would be the same file of the cache, {target}.")
     cache_one = partial(_cache_one, sampling_rate)
-    return list(in_threads(cache_one, list(zip(paths, targets)), "Writing FLAC", num_workers))
-
-
-def cache_clips(
-    manifest: Manifest, root: Path, cache: Path, num_workers: int, sampling_rate: int
-) -> tuple[Manifest, list[tuple[str, AudioError]]]:
-    """A manifest of the clips in a FLAC cache, which is filled, without those that cannot be read; and these.
-
-    Args:
-        manifest: Of clips anywhere.
-        root: As for `cache_as_flac`, with `cache`, `num_workers` and `sampling_rate`.
-    """
-    cached = cache_as_flac(manifest.paths, root, cache, num_workers, sampling_rate)
-    broken = [(path, each) for path, each in zip(manifest.paths, cached) if isinstance(each, AudioError)]
-    manifest = manifest.with_paths(cached)
-    manifest.rows = [row for row in manifest.rows if not isinstance(row[0], AudioError)]
-    return manifest, broken
+    cached = list(in_threads(cache_one, list(zip(paths, targets)), "Writing FLAC", num_workers))
+    broken = [(path, each) for path, each in zip(paths, cached) if isinstance(each, AudioError)]
+    is_whole = [not isinstance(each, AudioError) for each in cached]
+    return manifest.assign(audio=cached)[is_whole], broken
 
 
 def _cache_one(sampling_rate: int, pair: tuple[str, str]) -> str | AudioError:
@@ -357,46 +325,39 @@ def in_threads(function: Callable, items: Sequence, description: str, num_worker
 # What is written and said
 
 
-def write_csv(path: Path, columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
+def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table at once: a file that is there is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_beside(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+    with written_beside(path) as unfinished:
+        table.to_csv(unfinished, index=False, lineterminator="\n")
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
+def write_manifest(path: Path, manifest: pd.DataFrame) -> None:
     """Write a manifest. Paths of clips below its folder are relative to it, so that both can be moved together."""
     folder = os.path.join(os.path.realpath(path.parent), "")
-    write_csv(path, manifest.columns, ((row[0].removeprefix(folder), *row[1:]) for row in manifest.rows))
+    write_csv(path, manifest.assign(audio=manifest["audio"].str.removeprefix(folder)))
 
 
-def summarize(manifest: Manifest, separator: str | None = None) -> str:
+def summarize(manifest: pd.DataFrame, separator: str | None = None) -> str:
     """Clips and labels of each split or fold, and clips of each label.
 
     Args:
         manifest: What to count.
         separator: Between the labels of a clip; `None` where it has one.
     """
-    parts = defaultdict(Counter)
-    num_clips = Counter()
-    for _, label, *part in manifest.rows:
-        name = " ".join((*manifest.columns[2:], *part)) or "all"
-        num_clips[name] += 1
-        parts[name].update(label.split(separator) if separator else [label])
-    lines = []
-    for name, counts in parts.items():
-        least, most = min(counts.values()), max(counts.values())
+    parts = pd.Series("all", manifest.index)
+    if len(manifest.columns) > 2:
+        parts = manifest.columns[2] + " " + manifest.iloc[:, 2]
+    labels = (manifest["label"].str.split(separator) if separator else manifest["label"]).explode()
+    num_clips, lines = parts.value_counts(), []
+    for name, of_part in labels.groupby(parts, sort=False):
+        counts = of_part.value_counts()
+        least, most = counts.min(), counts.max()
         each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
         lines.append(f"  {name}: {num_clips[name]:,} clips of {len(counts):,} labels, {each} clips each")
-    counts = sum(parts.values(), Counter()).most_common()
+    counts = [f"{label} {count:,}" for label, count in Counter(labels).most_common()]
     if len(counts) > 50:
-        lines += [f"  most: {_join(counts[:5])}", f"  fewest: {_join(counts[-5:])}"]
+        lines += [f"  most: {', '.join(counts[:5])}", f"  fewest: {', '.join(counts[-5:])}"]
     else:
-        lines.append(f"  {_join(counts)}")
+        lines.append(f"  {', '.join(counts)}")
     return "\n".join(lines)
-
-
-def _join(counts: list[tuple[str, int]]) -> str:
-    return ", ".join(f"{label} {count:,}" for label, count in counts)

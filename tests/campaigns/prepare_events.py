@@ -19,6 +19,7 @@ try:
 except ImportError as error:
     sys.exit(str(error))
 
+import pandas as pd
 import soundfile
 import torch
 from splicing import BACKGROUND, background_noise, set_level, sounding_part
@@ -27,7 +28,7 @@ from tqdm.auto import tqdm
 from modeling_ast import load_waveform
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError, read_rows
-from modeling_ast.data.prepare import Manifest, summarize, write_manifest
+from modeling_ast.data.prepare import summarize, write_manifest
 
 SAMPLING_RATE = 16000
 LEVEL_DB = -25.0
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> Path:
             noise = set_level(noise, -75 + 10 * torch.rand((), generator=generator).item())
         name = clips_dir / f"{BACKGROUND}_{number:04d}.flac"
         written.append((write(name, noise), BACKGROUND, *parts[number % len(parts)]))
-    manifest = Manifest(columns, written)
+    manifest = pd.DataFrame(written, columns=columns)
     write_manifest(args.output, manifest)
     print(f"Wrote {args.output}, {len(written):,} clips:\n{summarize(manifest)}")
     return args.output
