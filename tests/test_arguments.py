@@ -143,8 +143,11 @@ def test_on_a_cpu_nothing_is_pinned_and_the_argument_stays_as_it_was(tiny_model,
     ("settings", "words"),
     [
         ({"early_stopping_threshold": 0.1}, "early_stopping_threshold has no effect without early_stopping_patience"),
-        ({"early_stopping_patience": 0}, "Expected early_stopping_patience of at least 1"),
-        ({"early_stopping_patience": 2, "early_stopping_threshold": -1.0}, "of at least 0, got 2 and -1.0"),
+        ({"early_stopping_patience": 0}, r"Expected early_stopping_patience in \[1, inf\), got 0"),
+        (
+            {"early_stopping_patience": 2, "early_stopping_threshold": -1.0},
+            r"threshold in \[0, inf\), got -1.0",
+        ),
         (
             {"early_stopping_patience": 2, "metric_for_best_model": "mAP"},
             "Expected eval_strategy epoch and metric_for_best_model with early_stopping_patience, got no and mAP",
@@ -174,14 +177,14 @@ def test_early_stopping_that_has_nothing_to_go_by_is_refused(make, settings, wor
             {"lr_step_factor": 0.5, "lr_scheduler_type": "constant", "warmup_steps": 10},
             "Expected lr_scheduler_type constant_with_warmup with warmup_steps, got constant",
         ),
-        ({"lr_step_factor": 0, "lr_scheduler_type": "constant"}, "Expected lr_step_factor above 0.* got 0, 0 and 1"),
+        ({"lr_step_factor": 0, "lr_scheduler_type": "constant"}, r"lr_step_factor in \(0, inf\), got 0"),
         (
             {"lr_step_factor": 0.5, "lr_step_first_epochs": -1, "lr_scheduler_type": "constant"},
-            "lr_step_first_epochs of at least 0.* got 0.5, -1 and 1",
+            r"lr_step_first_epochs in \[0, inf\), got -1",
         ),
         (
             {"lr_step_factor": 0.5, "lr_step_epochs": 0, "lr_scheduler_type": "constant"},
-            "lr_step_epochs of at least 1, got 0.5, 0 and 0",
+            r"lr_step_epochs in \[1, inf\), got 0",
         ),
         (
             {"ema_decay": 0.9, "weight_average_start": 1},
@@ -200,14 +203,14 @@ def test_early_stopping_that_has_nothing_to_go_by_is_refused(make, settings, wor
             {"weight_average_start": 2, "weight_average_end": 6, "num_train_epochs": 5},
             "over epochs of 1 to 5, got 2 to 6",
         ),
-        ({"head_learning_rate_factor": 0}, "Expected head_learning_rate_factor above 0, got 0"),
-        ({"head_learning_rate_factor": -2}, "Expected head_learning_rate_factor above 0, got -2"),
+        ({"head_learning_rate_factor": 0}, r"Expected head_learning_rate_factor in \(0, inf\), got 0"),
+        ({"head_learning_rate_factor": -2}, r"Expected head_learning_rate_factor in \(0, inf\), got -2"),
         (
             {"decoupled_weight_decay": False, "optim": "sgd"},
             "adamw_torch with decoupled_weight_decay false, got sgd",
         ),
         ({"remove_unused_columns": True}, "remove_unused_columns must stay false"),
-        ({"do_predict": True}, "do_predict has no effect"),
+        ({"do_predict": True}, "do_predict must stay false: every held-out split"),
         ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint must stay false: SIGTERM and Ctrl-C save"),
         ({"ignore_data_skip": True}, "ignore_data_skip must stay false"),
         ({"dataloader_in_order": False}, "dataloader_in_order must stay true"),
@@ -463,8 +466,8 @@ def test_freezing_trains_the_classifier_alone(tmp_path, tmp_path_factory, monkey
     ("settings", "words"),
     [
         ({"label_separator": ""}, "Expected a label_separator, got nothing"),
-        ({"max_train_samples": 0}, "Expected max_train_samples of at least 1, got 0"),
-        ({"max_eval_samples": -1}, "Expected max_eval_samples of at least 1, got -1"),
+        ({"max_train_samples": 0}, r"Expected max_train_samples in \[1, inf\), got 0"),
+        ({"max_eval_samples": -1}, r"Expected max_eval_samples in \[1, inf\), got -1"),
     ],
 )
 def test_keys_of_the_data_that_cannot_work_are_refused(settings, words):

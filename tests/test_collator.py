@@ -431,15 +431,15 @@ def test_no_augmentation_is_what_evaluation_gets():
 
 @pytest.mark.parametrize("name", ["freq_mask_bins", "time_mask_frames", "roll_frames", "max_noise"])
 def test_negative_augmentation_is_refused(name):
-    with pytest.raises(ValueError, match=f"Expected {name} of at least 0, got -1"):
+    with pytest.raises(ValueError, match=rf"Expected {name} in \[0, inf\), got -1"):
         AugmentArguments(**{name: -1})
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"mixup_probability": 8}, "mixup_probability between 0 and 1, got 8"),  # a known slip with the original
-        ({"mixup_probability": -0.1}, "mixup_probability between 0 and 1, got -0.1"),
+        ({"mixup_probability": 8}, r"mixup_probability in \[0, 1\], got 8"),  # a known slip with the original
+        ({"mixup_probability": -0.1}, r"mixup_probability in \[0, 1\], got -0.1"),
         ({"mixup_alpha": 0}, r"mixup_alpha in \[1, 1000\], got 0"),
         ({"original_noise_and_roll": True}, "no effect without max_noise or roll_frames"),
     ],

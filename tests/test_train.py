@@ -561,7 +561,7 @@ def command_line(monkeypatch, *argv) -> str:
             ["--weight_average_start=3", "--num_train_epochs=2"],
             "Expected weight averaging over epochs of 1 to 2, got 3",
         ),
-        (["--mixup_probability=1.5"], "Expected mixup_probability between 0 and 1, got 1.5"),
+        (["--mixup_probability=1.5"], r"Expected mixup_probability in \[0, 1\], got 1.5"),
         (["--label_file=nowhere.csv"], "nowhere.csv: no such label table"),
         (["--resume_from_checkpoint", "/nowhere"], "Expected resume_from_checkpoint to be true or.*/nowhere"),
         (["--hidden_size=33"], "num_attention_heads"),

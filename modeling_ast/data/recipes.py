@@ -191,12 +191,8 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        check_numbers(self, {})
-        for name in ("max_train_samples", "max_eval_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"Expected {name} of at least 1, got {getattr(self, name)}.")
-        if self.max_bad_clips < 0:
-            raise ValueError(f"Expected max_bad_clips of at least 0, got {self.max_bad_clips}.")
+        samples = dict.fromkeys(("max_train_samples", "max_eval_samples"), "[1, inf)")
+        check_numbers(self, {"max_bad_clips": "[0, inf)", **samples})
         if not self.label_separator:
             raise ValueError("Expected a label_separator, got nothing.")
         not_for_streams = (
