@@ -16,9 +16,10 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_wa
 from modeling_ast.audio import AudioError
 from modeling_ast.commands import check as check_data
 from modeling_ast.commands import train as script
+from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.model_card import write_model_card
-from modeling_ast.data.recipes import ModelArguments, RecipeError
+from modeling_ast.data.recipes import BatchArguments, ModelArguments, RecipeError
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.predictions import predict
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
@@ -118,11 +119,15 @@ def test_predictions_of_a_clip_do_not_depend_on_its_batch(tmp_path):
         soundfile.write(audio[-1]["path"], row["waveform"].numpy(), 16000)
     rows = Dataset.from_dict({"audio": audio, "labels": [0, 1, 2, 0, 1, 2]})
     model = random_model(make_tiny_config(num_labels=3))
-    names = list(model.config.id2label.values())
-    together, alone = (predict(model, FREE, rows, names, batch_size=size)[0] for size in (6, 1))
+    splits = AudioSplits(rows, None, None, list(model.config.id2label.values()))
+
+    def run(rows: Dataset, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        return predict(model, FREE, rows, splits, False, BatchArguments(batch_size), "Predicting")
+
+    together, alone = (run(rows, size)[0] for size in (6, 1))
     np.testing.assert_allclose(together, alone, atol=1e-5)
     shuffled = [5, 2, 0, 4, 1, 3]
-    logits, labels = predict(model, FREE, rows.select(shuffled), names, batch_size=3)
+    logits, labels = run(rows.select(shuffled), 3)
     np.testing.assert_allclose(logits, alone[shuffled], atol=1e-5)
     assert labels.tolist() == [2, 2, 0, 1, 1, 0]
 

@@ -21,11 +21,8 @@ from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_held_out
 from modeling_ast.inference.calibrated_model import metrics_table, write_calibrated_model
 from modeling_ast.inference.calibration import calibrate, measure_splits
-from modeling_ast.inference.predictions import label_thresholds, load_classifier, predict
+from modeling_ast.inference.predictions import KEYS, label_thresholds, load_classifier, predict
 from modeling_ast.loading import ModelError
-
-# Keys of the recipe that have an effect here, besides those that say where the rows come from.
-KEYS = {"problem_type", "per_device_eval_batch_size", "dataloader_num_workers"}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -43,7 +40,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, keys = parse_command_line(argv)
-    model_args, data_args, batch_args = parse_data_arguments(args.recipe, keys, "a calibration", KEYS)
+    effective = {"problem_type", *KEYS}
+    model_args, data_args, batch_args = parse_data_arguments(args.recipe, keys, "a calibration", effective)
     output_dir = choose_output_dir(args.model, args.output_dir)
     multi_label = model_args.problem_type == "multi_label_classification"
     splits = read_held_out(args.model, data_args, multi_label, alone="validation")
@@ -51,17 +49,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise DataError(f"{data_args.dataset_name}: expected clips to calibrate on, got test clips alone.")
     model, extractor = load_classifier(args.model, model_args.problem_type)
     predictions = {
-        name: predict(
-            model,
-            extractor,
-            rows,
-            splits.label_names,
-            multi_label,
-            splits.ignore_length,
-            batch_size=batch_args.per_device_eval_batch_size,
-            num_workers=batch_args.dataloader_num_workers,
-            description=name,
-        )
+        name: predict(model, extractor, rows, splits, multi_label, batch_args, description=name)
         for name, rows in splits
         if name != "train"
     }

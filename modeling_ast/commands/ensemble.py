@@ -10,9 +10,10 @@ each model and of the ensemble go to `ensemble_results.csv` in the output folder
 """
 
 import argparse
-import csv
 import logging
 from pathlib import Path
+
+import pandas
 
 from modeling_ast.commands.command_line import CommandError, Parser, run_command
 from modeling_ast.data.clip_tables import SPLITS
@@ -21,6 +22,8 @@ from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits
 from modeling_ast.inference.ensemble import find_label_names, load_member
 from modeling_ast.inference.predictions import (
+    KEYS,
+    WITHOUT,
     choose_rows,
     decide,
     label_thresholds,
@@ -29,10 +32,7 @@ from modeling_ast.inference.predictions import (
     write_predictions,
 )
 
-# Keys of the recipe that have an effect here, besides those that say where the rows come from (but for these) ...
-KEYS = {"problem_type", "per_device_eval_batch_size", "dataloader_num_workers"}
-WITHOUT = {"validation_fraction", "max_train_samples", "streaming"}
-# ... and those that a checkpoint of the original does not bring.
+# Keys of the recipe that say what a checkpoint of the original does not bring.
 FEATURE_KEYS = {"sampling_rate", "num_mel_bins", "mean", "std", "padding"}
 
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, keys = parse_command_line(argv)
     brings_features = not any(Path(name).is_file() for name in args.models)
-    effective = KEYS if brings_features else KEYS | FEATURE_KEYS
+    effective = {"problem_type", *KEYS, *(() if brings_features else FEATURE_KEYS)}
     model_args, data_args, batch_args = parse_data_arguments(args.recipe, keys, "an ensemble", effective, WITHOUT)
     problem_type = model_args.problem_type
     multi_label = problem_type == "multi_label_classification"
@@ -66,17 +66,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     results, total = {}, 0
     for name in args.models:
         model, extractor = load_member(name, model_args, label_names)
-        logits, labels = predict(
-            model,
-            extractor,
-            rows,
-            label_names,
-            multi_label,
-            data_args.ignore_length,
-            batch_size=batch_args.per_device_eval_batch_size,
-            num_workers=batch_args.dataloader_num_workers,
-            description=name,
-        )
+        logits, labels = predict(model, extractor, rows, splits, multi_label, batch_args, description=name)
         probabilities = to_probabilities(logits, model.config.problem_type)
         results[name] = compute_metrics(probabilities, labels, problem_type, label_names=label_names)
         total = total + probabilities
@@ -111,15 +101,9 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
 def report(results: dict[str, dict[str, float]], path: Path) -> None:
     """Print a table and save it, a row a model."""
     columns = [name for name in METRICS if any(name in metrics for metrics in results.values())]
-    width = max(len(name) for name in results)
-    print(" ".join(["model".ljust(width), *(f"{column:>9}" for column in columns)]))
-    for name, metrics in results.items():
-        cells = [f"{metrics[key]:.6g}" if key in metrics else "" for key in columns]
-        print(" ".join([name.ljust(width), *(f"{cell:>{max(9, len(key))}}" for key, cell in zip(columns, cells))]))
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["model", *columns])
-        writer.writeheader()
-        writer.writerows({"model": name, **metrics} for name, metrics in results.items())
+    table = pandas.DataFrame(list(results.values()), list(results), columns)
+    print(table.to_string(float_format="{:.6g}".format, na_rep=""))
+    table.to_csv(path, index_label="model", lineterminator="\r\n")
     print(f"Saved in {path.parent}.")
 
 

@@ -28,6 +28,8 @@ from modeling_ast.data.metrics import compute_metrics, to_probabilities
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits, was_trained_on
 from modeling_ast.inference.predictions import (
+    KEYS,
+    WITHOUT,
     choose_rows,
     class_figures,
     class_table,
@@ -43,10 +45,6 @@ from modeling_ast.inference.predictions import (
 logger = logging.getLogger(__name__)
 
 RESULTS_NAME, CLASSES_NAME, PREDICTIONS_NAME = "evaluation.json", "per_class.csv", "predictions.csv"
-# Keys of a recipe that have an effect here, besides those that say where the rows come from ...
-KEYS = {"per_device_eval_batch_size", "dataloader_num_workers"}
-# ... and those of the latter that have none.
-WITHOUT = {"validation_fraction", "max_train_samples", "streaming"}
 MAX_SHOWN = 50  # labels; of more the table is in the file alone
 
 
@@ -79,17 +77,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             f"{args.model} was trained on {data_args.dataset_name}: on clips that trained it any model is better than "
             "on others." + (" --split test leaves them out." if len(chosen) > 1 else "")
         )
-    logits, labels = predict(
-        model,
-        extractor,
-        concatenate_datasets(list(chosen.values())),
-        label_names,
-        multi_label,
-        splits.ignore_length,
-        batch_size=batch_args.per_device_eval_batch_size,
-        num_workers=batch_args.dataloader_num_workers,
-        description="Evaluating",
-    )
+    rows = concatenate_datasets(list(chosen.values()))
+    logits, labels = predict(model, extractor, rows, splits, multi_label, batch_args, description="Evaluating")
     probabilities = to_probabilities(logits, problem_type)
     thresholds = label_thresholds(label_names, model.config.thresholds)
     decisions = decide(probabilities, problem_type, thresholds)

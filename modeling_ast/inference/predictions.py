@@ -1,12 +1,12 @@
 """Predictions for clips whose labels are known: decisions, figures of each label, and a table of all clips."""
 
-import csv
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -19,11 +19,16 @@ from modeling_ast.data.decoding import DecodeAudio
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError, plain
 from modeling_ast.data.metrics import multi_hot, per_class_metrics, positive_labels
+from modeling_ast.data.recipes import BatchArguments
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 from modeling_ast.loading import ModelError, load_model
 
 logger = logging.getLogger(__name__)
 
+# Keys of a recipe that have an effect where clips are predicted, besides those that say where the rows come from ...
+KEYS = frozenset(("per_device_eval_batch_size", "dataloader_num_workers"))
+# ... and those of the latter that have none.
+WITHOUT = frozenset(("validation_fraction", "max_train_samples", "streaming"))
 CLASS_COLUMNS = ("label", "clips", "predicted", "precision", "recall", "F1", "AP", "AUC")
 
 
@@ -77,24 +82,20 @@ def predict(
     model: ASTForAudioClassification,
     extractor: ASTFeatureExtractor,
     rows: Dataset,
-    label_names: Sequence[str],
-    multi_label: bool = False,
-    ignore_length: bool = False,
-    batch_size: int = 32,
-    num_workers: int = 0,
-    description: str = "Predicting",
+    splits: AudioSplits,
+    multi_label: bool,
+    batch_args: BatchArguments,
+    description: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The logits of clips and their labels, on a GPU where there is one.
 
     Args:
         model: With these labels, in any order.
         extractor: Its feature extractor.
-        rows: As `load_splits` gives them, not decoded yet.
-        label_names: Of the data.
+        rows: Of the splits, not decoded yet.
+        splits: The data set.
         multi_label: Whether the rows hold lists of labels.
-        ignore_length: As for `DecodeAudio`.
-        batch_size: Clips at a time.
-        num_workers: Processes that decode clips and compute features; 0 means this one.
+        batch_args: How the clips are read.
         description: In front of the progress bar.
 
     Returns:
@@ -104,15 +105,15 @@ def predict(
         ValueError: The model has other labels.
         AudioError: A clip that cannot be decoded.
     """
-    order = label_order(model.config.id2label, label_names)
-    labels = multi_hot(rows["labels"], len(label_names)) if multi_label else np.array(rows["labels"])
+    order, num_labels = label_order(model.config.id2label, splits.label_names), len(splits.label_names)
+    labels = multi_hot(rows["labels"], num_labels) if multi_label else np.array(rows["labels"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
     batches = DataLoader(
-        rows.with_transform(DecodeAudio(extractor.sampling_rate, ignore_length=ignore_length)),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=ASTDataCollator(extractor, len(label_names), multi_label),
+        rows.with_transform(DecodeAudio(extractor.sampling_rate, ignore_length=splits.ignore_length)),
+        batch_size=batch_args.per_device_eval_batch_size,
+        num_workers=batch_args.dataloader_num_workers,
+        collate_fn=ASTDataCollator(extractor, num_labels, multi_label),
     )
     logits = []
     with torch.inference_mode():
@@ -213,22 +214,14 @@ def class_figures(
 
 def class_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """What `class_figures` gives as a table to print."""
-    columns = [name for name in CLASS_COLUMNS if name != "label"]
-    width = max(len(plain(row["label"])) for row in rows)
-    lines = [" ".join([" " * width, *(f"{column:>9}" for column in columns)])]
-    for row in rows:
-        values = (row[column] for column in columns)
-        cells = ("" if value is None else f"{value:.4g}" for value in values)
-        lines.append(" ".join([plain(row["label"]).ljust(width), *(f"{cell:>9}" for cell in cells)]))
-    return "\n".join(lines)
+    table = pandas.DataFrame(rows).set_index("label").rename(index=plain).rename_axis(None)
+    return table.to_string(float_format="{:.4g}".format, na_rep="")
 
 
 def write_class_figures(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
     """What `class_figures` gives as a CSV table; empty where a value cannot be told."""
-    with written_beside(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CLASS_COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    with written_beside(path) as unfinished:
+        pandas.DataFrame(rows).to_csv(unfinished, index=False, lineterminator="\r\n")
 
 
 def write_predictions(
@@ -253,13 +246,11 @@ def write_predictions(
         label_names: Of the columns.
     """
     names = np.array(label_names, dtype=object)
-    with written_beside(path) as unfinished:
-        # Names of files may hold bytes that are no UTF-8.
-        with open(unfinished, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "split", "truth", "prediction", "score", *(f"p_{name}" for name in names)])
-            for clip, row, named, present in zip(
-                clips, probabilities, decisions, positive_labels(probabilities, labels)
-            ):
-                truth, prediction = (";".join(names[each]) for each in (present, named))
-                writer.writerow([*clip, truth, prediction, *(f"{value:.6g}" for value in (row.max(), *row))])
+    table = pandas.DataFrame(clips, columns=["path", "split"])
+    table["truth"] = [";".join(names[present]) for present in positive_labels(probabilities, labels)]
+    table["prediction"] = [";".join(names[named]) for named in decisions]
+    table["score"] = probabilities.max(axis=1)
+    table = table.join(pandas.DataFrame(probabilities, columns=[f"p_{name}" for name in names]))
+    options = {"index": False, "float_format": "%.6g", "lineterminator": "\r\n"}
+    with written_beside(path) as unfinished:  # names of files may hold bytes that are no UTF-8
+        table.to_csv(unfinished, errors="backslashreplace", **options)
