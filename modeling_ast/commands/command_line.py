@@ -12,8 +12,6 @@ import re
 import select
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +33,7 @@ _REMEDIES = {
 }
 # Of a disk or a folder, not of a programme.
 _DISK_ERRORS = {
-    *(errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOTDIR),
+    *(errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
 }
 # What the backends of `torch.distributed` say in the processes that are left when another one ended.
 _LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
@@ -199,21 +197,6 @@ def tell_fault(kind: type[BaseException], error: BaseException, traceback: Trace
     else:
         _tell(sentence)
         sys.exit(NOTHING_DONE)
-
-
-@contextmanager
-def told(*kinds: type[Exception]) -> Iterator[None]:
-    """Around what says in one sentence what is wrong with what it was given, by errors that others raise too.
-
-    Raises:
-        CommandError: In place of an error of these kinds that is not of this package's own.
-    """
-    try:
-        yield
-    except kinds as error:
-        if type(error).__module__.startswith("modeling_ast."):
-            raise
-        raise CommandError(" ".join(str(error).split())) from error
 
 
 def fault_sentence(error: BaseException, goes_on: str = "") -> str | None:

@@ -21,7 +21,6 @@ from modeling_ast.commands.command_line import (
     add_running_options,
     check_least,
     run_command,
-    told,
 )
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.recipes import RecipeError, parse_data_arguments
@@ -48,8 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, rest = parse_command_line(argv)
     embedder = audio_embedder(args.model, device=args.device, level=args.level, on_error="return")
-    with told(ValueError):
+    try:
         windows = embedder.window_keywords(args.window, args.hop)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     if args.recipe is None:
         recordings = Files([file.path for file in find_files(rest, args.output)])
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from modeling_ast.commands.command_line import CommandError, Parser, add_ignore_length, run_command, told
+from modeling_ast.commands.command_line import CommandError, Parser, add_ignore_length, run_command
 from modeling_ast.inference.explanations import Occlusion, explain_attention, occlusion_map
 from modeling_ast.inference.plots import plot_attention, plot_occlusion
 from modeling_ast.inference.recordings import read_stretch
@@ -29,7 +29,6 @@ SIZES = {
 }
 
 
-@told(ValueError, OSError)
 def main(argv: list[str] | None = None) -> Occlusion:
     """Explain a file.
 
@@ -62,10 +61,13 @@ def main(argv: list[str] | None = None) -> Occlusion:
         print(f"Longer than the model's window of {window / rate:.2f} s: heard as a whole, with stretched positions.")
 
     reading = {"padding": padding, "start_seconds": args.start}
-    attention = explain_attention(model, extractor, waveform, **reading)
-    attention.over_patches(args.layer)  # a layer that is not there is told before the long work
     sizes = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
-    occlusion = occlusion_map(model, extractor, waveform, args.label, **sizes, **reading)
+    try:
+        attention = explain_attention(model, extractor, waveform, **reading)
+        attention.over_patches(args.layer)  # a layer that is not there is told before the long work
+        occlusion = occlusion_map(model, extractor, waveform, args.label, **sizes, **reading)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     beside = args.output.with_stem(f"{args.output.stem}_attention")
     plot_occlusion(occlusion, args.output, title=args.file.name)
     plot_attention(attention, beside, args.layer, args.heads, title=args.file.name)

@@ -39,13 +39,12 @@ from pathlib import Path
 
 import torch
 
-from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.commands.command_line import CommandError, Parser, run_command, told
-from modeling_ast.data.folders import find_sounds
+from modeling_ast.commands.command_line import Parser, check_least, run_command
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.agreement import comparison_table, generate_clips, int8_warnings, read_clips
 from modeling_ast.inference.checked_export import checked_export
 from modeling_ast.inference.export import check_for_transformers_js, require_onnx, save_transformers_js_config
+from modeling_ast.inference.sound_files import find_files
 from modeling_ast.loading import load_model
 
 logger = logging.getLogger("export_onnx")
@@ -54,7 +53,6 @@ logger = logging.getLogger("export_onnx")
 TRANSFORMERS_JS_FILES = {"fp32": "model.onnx", "int8": "model_quantized.onnx"}
 
 
-@told(OSError)
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Export a model, compare the graph with it, and report.
 
@@ -66,7 +64,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
     Raises:
         ModelError: A model that cannot be used, or a graph that does not give its scores.
-        CommandError, AudioError: Options, or a sound file, that cannot be used.
+        CommandError, DataError, AudioError: Options, sources or a sound file that cannot be used.
         ImportError: A package that the export needs is not installed.
     """
     args = parse_command_line(argv)
@@ -75,10 +73,18 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
     require_onnx()
     torch.set_num_threads(args.num_threads)
-    paths = find_clips(args.check)
-    model, extractor = load(args.model)
-    padding = extractor.padding if args.padding is None else args.padding
-    describe_padding(padding, extractor)
+    paths = [Path(file.path) for file in find_files(args.check, args.output)] if args.check else []
+    model, extractor = load_model(args.model)
+    if model.config.problem_type is None:
+        logger.warning(
+            f"{args.model} does not say its problem_type: its scores are a softmax, as in pipelines. For several "
+            "labels a clip write multi_label_classification into its config.json."
+        )
+    padding = args.padding or extractor.padding
+    seconds = extractor.num_samples(extractor.max_length) / extractor.sampling_rate
+    logger.info(
+        f"Clips are padded by {padding}; the model's length is {extractor.max_length} frames, {seconds:.2f} s."
+    )
     batches = read_clips(paths, extractor) if paths else generate_clips(extractor, args.with_lengths)
     if args.transformers_js:
         check_for_transformers_js(model, extractor, padding)
@@ -103,36 +109,29 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("model", metavar="MODEL", help="folder, or name on the Hub")
-    parser.add_argument(
-        "output", metavar="OUTPUT.onnx", type=Path, help="file to write; with --transformers_js a folder"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="folder, or name on the Hub")
+    add("output", metavar="OUTPUT.onnx", type=Path, help="file to write; with --transformers_js a folder")
+    add(
         "--transformers_js",
         action="store_true",
         help="write a folder for transformers.js, in float32 and in 8 bits, which computes features and scores itself",
     )
-    parser.add_argument("--int8", action="store_true", help="write OUTPUT.int8.onnx too, with 8-bit weights")
-    parser.add_argument(
+    add("--int8", action="store_true", help="write OUTPUT.int8.onnx too, with 8-bit weights")
+    add(
         "--padding",
         choices=PADDINGS,
         help="max_length: pad or cut every clip to the model's length; longest: take it at its own. Default: the "
         "feature extractor's, with which scores equal the pipeline's",
     )
-    parser.add_argument(
+    add(
         "--with_lengths",
         action="store_true",
         help="a second input num_samples, int64 (batch,), for clips of different lengths in one batch",
     )
-    parser.add_argument(
-        "--standard_operators",
-        action="store_true",
-        help="no operators of onnxruntime's own, for other runtimes",
-    )
-    parser.add_argument(
-        "--check", nargs="+", type=Path, default=[], metavar="FILE|FOLDER", help="sounds to compare the scores on"
-    )
-    parser.add_argument("--num_threads", type=int, default=1, help="of the comparison; default: %(default)s")
+    add("--standard_operators", action="store_true", help="no operators of onnxruntime's own, for other runtimes")
+    add("--check", nargs="+", type=Path, default=[], metavar="FILE|FOLDER", help="sounds to compare the scores on")
+    add("--num_threads", type=int, default=1, help="of the comparison; default: %(default)s")
     args = parser.parse_args(argv)
     if args.transformers_js:
         if args.with_lengths:
@@ -141,43 +140,8 @@ def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"Expected OUTPUT to be a new folder, not a file or a model's own folder, got {args.output}.")
     elif args.output.suffix != ".onnx" or args.output.is_dir():
         parser.error(f"Expected OUTPUT to be a file ending in .onnx, got {args.output}.")
-    if args.num_threads < 1:
-        parser.error(f"Expected --num_threads of at least 1, got {args.num_threads}.")
+    check_least(args, num_threads=1)
     return args
-
-
-def load(name: str) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
-    """A model and its feature extractor."""
-    model, extractor = load_model(name)
-    if model.config.problem_type is None:
-        logger.warning(
-            f"{name} does not say its problem_type: its scores are a softmax, as in pipelines. For several labels a "
-            "clip write multi_label_classification into its config.json."
-        )
-    return model, extractor
-
-
-def describe_padding(padding: str, extractor: ASTFeatureExtractor) -> None:
-    """Say what will happen to clips of other lengths than the model's."""
-    seconds = extractor.num_samples(extractor.max_length) / extractor.sampling_rate
-    if padding == "max_length":
-        logger.info(
-            f"padding max_length: every clip is padded or cut to {extractor.max_length} frames ({seconds:.2f} s). "
-            "--padding longest takes each at its own length."
-        )
-    else:
-        logger.info(f"padding longest: every clip is taken at its own length; the model's is {seconds:.2f} s.")
-
-
-def find_clips(sources: list[Path]) -> list[Path]:
-    """The sound files named, and those below the folders named."""
-    paths = []
-    for source in sources:
-        found = sorted(map(Path, find_sounds(source))) if source.is_dir() else [source]
-        if not found or not source.exists():
-            raise CommandError(f"Expected --check to name sound files or folders with some, got {source}.")
-        paths += found
-    return paths
 
 
 if __name__ == "__main__":

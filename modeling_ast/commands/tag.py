@@ -29,7 +29,6 @@ from modeling_ast.commands.command_line import (
     add_running_options,
     check_least,
     run_command,
-    told,
 )
 from modeling_ast.data.labels import plain
 from modeling_ast.inference.fingerprint import fingerprint_model
@@ -41,7 +40,6 @@ EVENT_OPTIONS = ("threshold", "low_threshold", "min_seconds", "merge_seconds", "
 GOES_ON = "The same command goes on from here."
 
 
-@told(OSError)
 def main(argv: list[str] | None = None) -> int:
     """Tag recordings.
 
@@ -63,9 +61,11 @@ def main(argv: list[str] | None = None) -> int:
         return report(folder, list(folder.entries.values()), 0)
     files = find_files(args.sources, args.output_dir)
     classifier = audio_tagger(args.model, device=args.device)
-    with told(ValueError):
+    try:
         windows = classifier.window_keywords(args.window, args.hop)
         thresholds = check_event_options(classifier, args.function_to_apply, event_options)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     with_events = thresholds is not None
     if not with_events:
         print(f"{args.model} is a regression model: it gives numbers over time, and no events.", file=sys.stderr)

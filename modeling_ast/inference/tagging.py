@@ -24,6 +24,7 @@ from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.recordings import read_recording
 from modeling_ast.inference.sound_files import SoundFile
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels, is_number, read_timeline
+from modeling_ast.loading import as_model_error
 
 # What can be written. There is a folder for each but the lines of `results.jsonl`, which always are.
 _FOLDERS = {"csv": ("timelines", ".csv"), "audacity": ("audacity", ".txt"), "png": ("pictures", ".png")}
@@ -235,7 +236,7 @@ class ResultsFolder:
         Raises:
             DataError: Results without events or timelines, or options that cannot work.
             AudioError: A recording that cannot be read any longer, which a picture needs.
-            OSError: A timeline that is not there, or a model whose feature extractor a picture needs.
+            ModelError: A model that is not there any longer, whose feature extractor a picture needs.
         """
         settings = _parse(self.settings_path.read_bytes()) or {}
         if settings.get("thresholds") is None or "csv" not in self.formats:
@@ -244,7 +245,8 @@ class ResultsFolder:
         if "png" in self.formats:
             import modeling_ast.inference.plots  # noqa: F401 - or say at once that matplotlib is missing
 
-            extractor = ASTFeatureExtractor.from_pretrained(settings["model"])
+            with as_model_error(settings["model"]):
+                extractor = ASTFeatureExtractor.from_pretrained(settings["model"])
         found = {}
         for path, entry in self.entries.items():
             if "error" not in entry:
@@ -252,7 +254,7 @@ class ResultsFolder:
                     table = self.output_path(entry["place"], "csv")
                     timeline = read_timeline(table, settings["sampling_rate"], settings["thresholds"])
                     found[path] = timeline, timeline.find_events(**options)
-                except ValueError as error:
+                except (ValueError, OSError) as error:  # of a timeline that is not there, or of the options
                     raise DataError(str(error)) from error
         for path, (timeline, events) in found.items():
             place = self.entries[path]["place"]
