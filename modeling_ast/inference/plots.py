@@ -50,25 +50,15 @@ def plot_tags(
     spectrogram = extractor.fbank(extractor.to_waveforms(waveform))[0][: extractor.max_length]  # (frames, mel bins)
     figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=(3, 1.4))
-    image = left.imshow(
-        spectrogram.T.numpy(),
-        origin="lower",
-        aspect="auto",
-        cmap="magma",
-        extent=(0, extractor.seconds(len(spectrogram)), 0, extractor.num_mel_bins),
-        vmin=float(spectrogram.quantile(0.05)) if spectrogram.numel() < 2**24 else None,
-    )
-    left.set(xlabel="time (s)", ylabel="mel bin")
-    figure.colorbar(image, ax=left, label="log energy", pad=0.01)
-    numbers = {label: number for number, label in enumerate(label_names)}
+    extent = (0, extractor.seconds(len(spectrogram)), 0, extractor.num_mel_bins)
+    frequencies = mel_bin_frequencies(extractor.sampling_rate, extractor.num_mel_bins)
+    _draw_log_mel(left, spectrogram, extent, frequencies)
+    left.set(xlabel="time (s)")
     title = drawable(title, MAX_TITLE)
     if labels:
-        names = ", ".join(drawable(label, MAX_NAME, numbers.get(label)) for label in labels)
-        title += f"\nlabel: {cut(names, MAX_TITLE)}"
+        title += f"\nlabel: {cut(', '.join(_names(labels, label_names)), MAX_TITLE)}"
     figure.suptitle(title, fontsize=10)
-    frequencies = mel_bin_frequencies(extractor.sampling_rate, extractor.num_mel_bins)
-    _mark_kilohertz(left, Spectrogram(spectrogram, torch.zeros(0), frequencies))
-    names = [cut(drawable(tag["label"], MAX_NAME, numbers.get(tag["label"])), 24) for tag in tags]
+    names = [cut(name, 24) for name in _names([tag["label"] for tag in tags], label_names)]
     colours = ["#4f81bd" if tag["label"] in labels else "#c0504d" for tag in tags]
     right.barh(range(len(tags)), [tag["score"] for tag in tags], color=colours)
     words = "predicted (blue: right)" if labels else "predicted"
@@ -108,22 +98,11 @@ def plot_timeline(
     shown = sorted(peaks, key=lambda label: (label not in with_events, -peaks[label]))[:MAX_TIMELINES]
     log_mel = _pool_spectrogram(waveform, extractor, int(timeline.boundaries[-1]))
     frequencies = mel_bin_frequencies(extractor.sampling_rate, extractor.num_mel_bins)
-    middles = (torch.arange(len(log_mel)) + 0.5) * timeline.seconds / len(log_mel)
     scores, times = _pool_scores(timeline.scores[:, [timeline.label_names.index(label) for label in shown]], timeline)
 
     figure = new_figure(12, 4.2 + 0.3 * len(shown))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 0.3 * len(shown) + 0.2))
-    image = above.imshow(
-        log_mel.T.numpy(),
-        origin="lower",
-        aspect="auto",
-        cmap="magma",
-        extent=(0, timeline.seconds, 0, extractor.num_mel_bins),
-        vmin=np.quantile(log_mel.numpy(), 0.05),
-    )
-    figure.colorbar(image, ax=above, label="log energy", pad=0.01)
-    _mark_kilohertz(above, Spectrogram(log_mel, middles, frequencies))
-    above.set(ylabel="mel bin")
+    _draw_log_mel(above, log_mel, (0, timeline.seconds, 0, extractor.num_mel_bins), frequencies)
     above.set_title(drawable(title, MAX_TITLE))
     is_share = scores.min() >= 0 and scores.max() <= 1
     limits = {"vmin": 0, "vmax": 1} if is_share else {}
@@ -132,8 +111,7 @@ def plot_timeline(
     for row, label in enumerate(shown):
         spans = [(event.start, event.end - event.start) for event in events if event.label == label]
         below.broken_barh(spans, (row + 0.2, 0.22), color="#c0504d", linewidth=0.5)
-    numbers = {label: number for number, label in enumerate(timeline.label_names)}
-    below.set_yticks(range(len(shown)), [drawable(label, MAX_NAME, numbers[label]) for label in shown])
+    below.set_yticks(range(len(shown)), _names(shown, timeline.label_names))
     below.set(xlim=(0, timeline.seconds), ylim=(len(shown) - 0.5, -0.5))
     below.set_title("scores (blue) and events (red)", fontsize=9, loc="left")
     for row in range(1, len(shown)):
@@ -196,17 +174,16 @@ def plot_occlusion(occlusion: Occlusion, path: str | os.PathLike, title: str = "
     """
     figure = new_figure(10, 6)
     above, below = figure.subplots(2, 1, sharex=True, sharey=True)
-    image = _draw_spectrogram(above, occlusion.spectrogram, "magma")
-    figure.colorbar(image, ax=above, label="log energy", pad=0.01)
-    _draw_spectrogram(below, occlusion.spectrogram, "gray")
-    image = _draw_map(below, occlusion.spectrogram, occlusion.drop, (AGAINST_COLOUR, FOR_COLOUR))
+    spectrogram = occlusion.spectrogram
+    extent = _extent(spectrogram, spectrogram.log_mel)
+    _draw_log_mel(above, spectrogram.log_mel, extent, spectrogram.frequencies)
+    _draw_cells(below, spectrogram.log_mel, extent, "gray")
+    image = _draw_map(below, spectrogram, occlusion.drop, (AGAINST_COLOUR, FOR_COLOUR))
     figure.colorbar(image, ax=below, label="fall of the log-odds\nwhen covered (nats)", pad=0.01)
-    for axes in (above, below):
-        axes.set(ylabel="mel bin")
-        _mark_kilohertz(axes, occlusion.spectrogram)
+    _mark_kilohertz(below, spectrogram.frequencies)
     words = f"{drawable(occlusion.label, 60)} (score {occlusion.score:.3f}): red speaks for it, blue against it"
     below.set_title(words, fontsize=10)
-    below.set(xlabel="time (s)")
+    below.set(xlabel="time (s)", ylabel="mel bin")
     below.ticklabel_format(axis="x", useOffset=False)
     figure.suptitle(drawable(title, MAX_TITLE))
     save_figure(figure, path)
@@ -235,7 +212,7 @@ def plot_attention(
     mean = figure.add_subplot(grid[0, :])
     image, share = _draw_attention(mean, attention, layer)
     figure.colorbar(image, ax=mean, label="attention a patch", pad=0.01)
-    _mark_kilohertz(mean, attention.spectrogram)
+    _mark_kilohertz(mean, attention.spectrogram.frequencies)
     words = (
         f"layer {layer % len(attention.weights)}, mean of the heads and both special tokens; on patches {share:.0%}"
     )
@@ -257,29 +234,39 @@ def plot_attention(
 
 def _draw_attention(axes, attention: Attention, layer: int, head: int | None = None) -> tuple[Any, float]:
     """The drawn map, and the share of the attention that goes to patches."""
-    _draw_spectrogram(axes, attention.spectrogram, "gray")
+    spectrogram = attention.spectrogram
+    extent = _extent(spectrogram, spectrogram.log_mel)
+    _draw_cells(axes, spectrogram.log_mel, extent, "gray")
     cells = attention.over_cells(layer, head)
-    image = _draw_map(axes, attention.spectrogram, cells, ("white", ATTENTION_COLOUR), lowest=0.0)
-    if len(cells) > len(attention.spectrogram.log_mel):  # a model may look at the padding, too
-        end = _extent(attention.spectrogram, attention.spectrogram.log_mel)[1]
-        axes.axvline(end, color="black", linestyle="--", linewidth=1)
+    image = _draw_map(axes, spectrogram, cells, ("white", ATTENTION_COLOUR), lowest=0.0)
+    if len(cells) > len(spectrogram.log_mel):  # a model may look at the padding, too
+        axes.axvline(extent[1], color="black", linestyle="--", linewidth=1)
     return image, attention.over_patches(layer, head).sum().item()
 
 
-def _draw_spectrogram(axes, spectrogram: Spectrogram, colours: str):
-    return axes.imshow(
-        spectrogram.log_mel.T.numpy(),
-        origin="lower",
-        aspect="auto",
-        cmap=colours,
-        extent=_extent(spectrogram, spectrogram.log_mel),
-        vmin=float(np.quantile(spectrogram.log_mel.numpy(), 0.05)),
-    )
+def _names(labels: Sequence[str], label_names: Sequence[str]) -> list[str]:
+    """As they can be drawn."""
+    numbers = {label: number for number, label in enumerate(label_names)}
+    return [drawable(label, MAX_NAME, numbers.get(label)) for label in labels]
 
 
-def _mark_kilohertz(axes, spectrogram: Spectrogram) -> None:
+def _draw_log_mel(axes, log_mel: torch.Tensor, extent: tuple, frequencies: torch.Tensor) -> None:
+    """A spectrogram (frames, mel bins) with what its axes and colours mean."""
+    image = _draw_cells(axes, log_mel, extent, "magma")
+    axes.figure.colorbar(image, ax=axes, label="log energy", pad=0.01)
+    axes.set(ylabel="mel bin")
+    _mark_kilohertz(axes, frequencies)
+
+
+def _draw_cells(axes, cells: torch.Tensor, extent: tuple, colours, **options: Any):
+    """Numbers (frames, mel bins) as colours, by default from the lowest twentieth on."""
+    options = options or {"vmin": np.quantile(cells.numpy(), 0.05)}
+    return axes.imshow(cells.T.numpy(), origin="lower", aspect="auto", cmap=colours, extent=extent, **options)
+
+
+def _mark_kilohertz(axes, frequencies: torch.Tensor) -> None:
     """On the right, beside mel bins on the left."""
-    hertz = spectrogram.frequencies.numpy()
+    hertz = frequencies.numpy()
     ticks = [kilohertz for kilohertz in KILOHERTZ_TICKS if hertz[0] < 1000 * kilohertz < hertz[-1]]
     right = axes.secondary_yaxis("right")
     right.set_yticks(np.interp([1000 * tick for tick in ticks], hertz, np.arange(len(hertz)) + 0.5), ticks)
@@ -301,16 +288,9 @@ def _draw_map(axes, spectrogram: Spectrogram, cells: torch.Tensor, colours: tupl
     values = np.linspace(lowest, highest, 257)
     below, above = (np.array(to_rgb(colour)) for colour in colours)
     hues = np.where(values[:, None] < 0, below, above)
-    return axes.imshow(
-        cells.T.numpy(),
-        origin="lower",
-        aspect="auto",
-        cmap=ListedColormap(np.column_stack((hues, 0.8 * np.abs(values) / highest))),
-        extent=_extent(spectrogram, cells),
-        vmin=lowest,
-        vmax=highest,
-        interpolation="nearest",
-    )
+    colour_map = ListedColormap(np.column_stack((hues, 0.8 * np.abs(values) / highest)))
+    options = {"vmin": lowest, "vmax": highest, "interpolation": "nearest"}
+    return _draw_cells(axes, cells, _extent(spectrogram, cells), colour_map, **options)
 
 
 def _extent(spectrogram: Spectrogram, cells: torch.Tensor) -> tuple[float, float, float, float]:

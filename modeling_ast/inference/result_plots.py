@@ -1,17 +1,17 @@
 """Pictures of how well a model does: over the epochs, by class, and how sure it is."""
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from sklearn.metrics import confusion_matrix
 
 from modeling_ast.data.metrics import positive_labels
-from modeling_ast.inference.figures import MAX_NAME, MAX_TITLE, may_fail, new_figure, save_figure
+from modeling_ast.inference.figures import MAX_NAME, may_fail, new_figure, save_figure
 from modeling_ast.inference.lettering import drawable
 
 # More classes than this are not all named: only the best and the worst.
@@ -47,51 +47,38 @@ def plot_classes(
             plot_confusion_matrix(probabilities, labels, label_names, folder / f"confusion_{split}.png")
 
 
-def plot_training_curves(
-    results_csv: str | os.PathLike, path: str | os.PathLike, metric: str | None = None, title: str = ""
-) -> None:
+def plot_training_curves(results_csv: str | os.PathLike, path: str | os.PathLike) -> None:
     """Draw the losses, a metric and the learning rate over the epochs, into a picture file.
+
+    The metric is `accuracy` where the table has it, else `mAP`.
 
     Args:
         results_csv: Table of a run with the column `epoch`, and what is there of `train_loss`, `validation_loss`,
             the metric, the same with the prefix `cum_` (of the mean of all epochs' predictions so far), and
             `learning_rate`. Cells may be empty.
         path: Of the picture; the suffix chooses the format.
-        metric: Column to draw; `None` means `accuracy` where the table has it, else `mAP`.
-        title: Above all.
-
-    Raises:
-        ValueError: A table without epochs or without the metric.
     """
-    with open(results_csv, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "epoch" not in rows[0]:
-        raise ValueError(f"Expected a column epoch and a row an epoch in {results_csv}.")
-    if metric is None:
-        metric = "accuracy" if any(row.get("accuracy") for row in rows) else "mAP"
-    if not any(row.get(metric) for row in rows):
-        raise ValueError(f"Expected values of {metric} in {results_csv}, got the columns {', '.join(rows[0])}.")
+    table = pandas.read_csv(results_csv).set_index("epoch").dropna(axis="columns", how="all")
+    metric = "accuracy" if "accuracy" in table else "mAP"
     panels = {
         "loss": {"train_loss": "training (augmented)", "validation_loss": "validation"},
-        drawable(metric, MAX_NAME): {metric: "this epoch", f"cum_{metric}": "mean of the epochs so far"},
+        metric: {metric: "this epoch", f"cum_{metric}": "mean of the epochs so far"},
         "learning rate": {"learning_rate": None},
     }
     figure = new_figure(12, 3.6)
     for axes, (name, columns) in zip(figure.subplots(1, len(panels)), panels.items()):
         for column, label in columns.items():
-            points = [(float(row["epoch"]), float(row[column])) for row in rows if row.get(column)]
-            if points:
-                axes.plot(*zip(*points), marker=".", label=label)
+            if column in table:
+                axes.plot(table[column].dropna(), marker=".", label=label)
         axes.set(xlabel="epoch", title=name)
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(axes.lines) > 1:
             axes.legend()
-    figure.suptitle(drawable(title, MAX_TITLE))
     save_figure(figure, path)
 
 
-def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike, title: str = "") -> None:
+def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
     """Draw the average precision of the classes, best first, into a picture file.
 
     Of more than 60 classes the curve of all, and the 25 best and the 25 worst by name. In brackets the number of
@@ -101,7 +88,6 @@ def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike, titl
         rows: What `modeling_ast.data.metrics.per_class_metrics` gives, of all classes in the model's order; those
             without positives are left out.
         path: Of the picture; the suffix chooses the format.
-        title: Above all.
 
     Raises:
         ValueError: No class has an average precision.
@@ -121,17 +107,12 @@ def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike, titl
         curve.grid(alpha=0.3)
         _draw_bars(best, rows[:NUM_EXTREMES], f"{NUM_EXTREMES} best")
         _draw_bars(worst, rows[-NUM_EXTREMES:], f"{NUM_EXTREMES} worst")
-    mean = float(np.mean([row["AP"] for row in rows]))
-    figure.suptitle(f"{drawable(title, MAX_TITLE)}: mAP {mean:.4f}" if title else f"mAP {mean:.4f}")
+    figure.suptitle(f"mAP {np.mean([row['AP'] for row in rows]):.4f}")
     save_figure(figure, path)
 
 
 def plot_confusion_matrix(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    label_names: Sequence[str],
-    path: str | os.PathLike,
-    title: str = "",
+    probabilities: np.ndarray, labels: np.ndarray, label_names: Sequence[str], path: str | os.PathLike
 ) -> None:
     """Draw which class was taken for which, into a picture file: clips, coloured by their share of the row.
 
@@ -140,7 +121,6 @@ def plot_confusion_matrix(
         labels: Class indices, or one-hot.
         label_names: Of the columns; up to 100 are written.
         path: Of the picture; the suffix chooses the format.
-        title: Above the matrix.
 
     Raises:
         ValueError: Clips with several labels or none, or another number of names than of columns.
@@ -162,7 +142,7 @@ def plot_confusion_matrix(
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the clips of the class", shrink=0.8)
-    axes.set(xlabel="predicted", ylabel="label", title=drawable(title, MAX_TITLE))
+    axes.set(xlabel="predicted", ylabel="label")
     if is_named:
         ticks = range(size)
         axes.set_xticks(ticks, names, rotation=90, fontsize=7)
