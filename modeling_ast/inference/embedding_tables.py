@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -124,31 +125,14 @@ def write_parquet(
         ("embedding", pa.list_(pa.float32(), hidden_size)),
     ]
     schema = pa.schema(fields, metadata={"modeling_ast": json.dumps(metadata)})
+    rows = (
+        {**known, "start": start, "end": end, "embedding": vector}
+        for known, part in items
+        for start, end, vector in zip(part.starts, part.ends, part.vectors)
+    )
     num_rows = 0
     with written_beside(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
-        for group in _groups(items):
-            parts = [embeddings for _, embeddings in group]
-            known = [[record[name] for record, part in group for _ in part.starts] for name in columns]
-            vectors = np.concatenate([part.vectors for part in parts])
-            arrays = [
-                *(pa.array(values, COLUMN_TYPES[name]) for name, values in zip(columns, known)),
-                pa.array(np.concatenate([part.starts for part in parts])),
-                pa.array(np.concatenate([part.ends for part in parts])),
-                pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), hidden_size),
-            ]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=ROWS_A_GROUP)
-            num_rows += len(vectors)
+        while group := list(islice(rows, ROWS_A_GROUP)):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+            num_rows += len(group)
     return num_rows
-
-
-def _groups(items: Items) -> Iterator[list[tuple[Mapping[str, Any], Embeddings]]]:
-    """So many that they have rows enough to be written; the last group may have fewer."""
-    group, num_rows = [], 0
-    for item in items:
-        group.append(item)
-        num_rows += len(item[1].vectors)
-        if num_rows >= ROWS_A_GROUP:
-            yield group
-            group, num_rows = [], 0
-    if group:
-        yield group
