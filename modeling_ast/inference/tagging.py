@@ -1,13 +1,13 @@
 """What is kept of many recordings, file by file, so that a run can stop anywhere and go on."""
 
 import csv
+import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -152,8 +152,7 @@ class ResultsFolder:
         elif self.journal.exists():
             raise DataError(f"{self.path} holds results without their settings. {_MEND}")
         else:
-            text = json.dumps(settings, indent=2) + "\n"
-            _write(self.settings_path, lambda unfinished: unfinished.write_text(text))
+            _write(self.settings_path, json.dumps(settings, indent=2) + "\n")
         self.entries = self._read_journal()  # by path
 
     @classmethod
@@ -260,10 +259,8 @@ class ResultsFolder:
             place = self.entries[path]["place"]
             self._write_events(path, place, timeline, events, extractor, ignore_length=True)  # it was heard
             self.entries[path] = {**self.entries[path], "events": _to_rows(events)}
-        text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in self.entries.values())
-        _write(self.journal, lambda unfinished: unfinished.write_text(text, encoding="ascii"))
-        text = json.dumps({**settings, **options}, indent=2, allow_nan=False) + "\n"
-        _write(self.settings_path, lambda unfinished: unfinished.write_text(text))
+        _write(self.journal, "".join(map(_to_line, self.entries.values())))
+        _write(self.settings_path, json.dumps({**settings, **options}, indent=2, allow_nan=False) + "\n")
         self.write_tables()
 
     def _write_events(
@@ -276,8 +273,7 @@ class ResultsFolder:
         ignore_length: bool,
     ) -> None:
         if "audacity" in self.formats:
-            text = audacity_labels(events).encode()
-            _write(self.output_path(place, "audacity"), lambda unfinished: unfinished.write_bytes(text))
+            _write(self.output_path(place, "audacity"), audacity_labels(events))
         if "png" in self.formats:
             from modeling_ast.inference.figures import may_fail
             from modeling_ast.inference.plots import plot_timeline
@@ -300,16 +296,16 @@ class ResultsFolder:
     def write_tables(self) -> None:
         """`tags.csv` and `events.csv` where csv is wanted, from all lines of `results.jsonl`."""
         for name, columns in _TABLES.items() if "csv" in self.formats else ():
-            rows = [
-                [path, *(row[column] for column in columns)]
-                for path, entry in self.entries.items()
-                for row in entry.get(name, ())
-            ]
-            _write(self.path / f"{name}.csv", partial(_write_table, [["path", *columns], *rows]))
+            table = io.StringIO()
+            writer = csv.writer(table)
+            writer.writerow(["path", *columns])
+            for path, entry in self.entries.items():
+                writer.writerows([path, *(row[column] for column in columns)] for row in entry.get(name, ()))
+            _write(self.path / f"{name}.csv", table.getvalue())
 
     def _append(self, entry: dict[str, Any]) -> dict[str, Any]:
         with open(self.journal, "a", encoding="ascii") as file:  # UTF-8 has no place for other bytes, but `\u` has
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
+            file.write(_to_line(entry))
         self.entries[entry["path"]] = entry
         return entry
 
@@ -414,14 +410,13 @@ def _places(place: str) -> Iterator[str]:
         yield Path(Path(first).with_stem(f"{Path(first).stem}-{number}"), *rest).as_posix()
 
 
-def _write_table(rows: Iterable[Sequence[Any]], path: Path) -> None:
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        csv.writer(file).writerows(rows)
+def _to_line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, allow_nan=False) + "\n"
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    with written_beside(_in_folder(path)) as unfinished:
-        write(unfinished)
+def _write(path: Path, text: str) -> None:
+    with written_beside(_in_folder(path)) as unfinished:  # names of files may hold bytes that are no UTF-8
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def _in_folder(path: Path) -> Path:
