@@ -5,7 +5,6 @@ Training clips that cannot be decoded are counted over all processes, and named 
 
 import csv
 import errno
-import io
 import logging
 import os
 import zlib
@@ -70,7 +69,7 @@ class BadClips:
         try:
             with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
                 if (size := os.fstat(file.fileno()).st_size) != self._size:
-                    # Not a line that was cut by a fault, nor the header, which two processes may both have begun with.
+                    # Not the header, which two processes may both have begun with.
                     rows = [row for row in csv.reader(file) if len(row) == 2 and row != [*_HEADER]]
                     self._size, self._known = size, dict(rows)
         except FileNotFoundError:
@@ -79,13 +78,9 @@ class BadClips:
 
     def _append(self, name: str, reason: str) -> None:
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-        with open(self.path, "a+b", buffering=0) as file:
-            file.seek(0)
-            content = file.read()
-            lines = _lines((name, reason)) if content else _lines(_HEADER, (name, reason))
-            if content and not content.endswith(b"\n"):  # the last line was cut by a fault
-                lines = (b'"\n' if content.count(b'"') % 2 else b"\n") + lines
-            file.write(lines)  # at once, since others may be writing too
+        with open(self.path, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+            writer.writerows([(name, reason)] if file.tell() else [_HEADER, (name, reason)])
 
 
 class DecodeAudio:
@@ -148,9 +143,3 @@ def _name_of(audio: dict[str, Any] | None) -> str:
         return path or "a row without a sound"
     # In tables of sounds the path is what the file was called, often no more than `audio.wav`.
     return f"{path or 'a sound'} ({len(content)} bytes, CRC-32 {zlib.crc32(content):08x})"
-
-
-def _lines(*rows: tuple[str, str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
