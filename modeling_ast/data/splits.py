@@ -3,8 +3,9 @@
 import dataclasses
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
@@ -24,23 +25,21 @@ def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
     Raises:
         DataError: As from `load_splits` and `load_streamed_splits`.
     """
-    settings = vars(data_args).copy()
-    limits = {"train": settings.pop("max_train_samples"), "other": settings.pop("max_eval_samples")}
-    del settings["linear_baseline"]
-    max_bad_clips, ignore_length = settings.pop("max_bad_clips"), settings.pop("ignore_length")
-    if settings.pop("streaming"):
-        keys = ("dataset_config_name", "audio_column_name", "label_column_name", "label_file")
-        own = {key: settings[key] for key in keys}
-        own |= {"max_train_samples": limits["train"], "max_eval_samples": limits["other"]}
-        splits = load_streamed_splits(settings["dataset_name"], multi_label=multi_label, **own)
-        splits.ignore_length = ignore_length
-        return splits
-    splits = load_splits(settings.pop("dataset_name"), multi_label=multi_label, max_missing=max_bad_clips, **settings)
-    splits.ignore_length = ignore_length
-    for name, rows in splits:
-        limit = limits["train" if name == "train" else "other"]
-        setattr(splits, name, _some(rows, limit))
+    if data_args.streaming:
+        splits = load_streamed_splits(**_keys_of(load_streamed_splits, data_args), multi_label=multi_label)
+    else:
+        keys = _keys_of(load_splits, data_args)
+        splits = load_splits(**keys, multi_label=multi_label, max_missing=data_args.max_bad_clips)
+        for name, rows in splits:
+            limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples
+            setattr(splits, name, _some(rows, limit))
+    splits.ignore_length = data_args.ignore_length
     return splits
+
+
+def _keys_of(load: Callable, data_args: DataArguments) -> dict[str, Any]:
+    """What the recipe says of the parameters of a function."""
+    return {key: getattr(data_args, key) for key in inspect.signature(load).parameters if hasattr(data_args, key)}
 
 
 def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
@@ -49,8 +48,7 @@ def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
     Raises:
         DataError: As from `modeling_ast.data.sources.read_folds`.
     """
-    keys = ("dataset_name", "fold_column_name", "dataset_config_name", "audio_column_name", "audio_dir")
-    return sources.read_folds(**{key: getattr(data_args, key) for key in keys})
+    return sources.read_folds(**_keys_of(sources.read_folds, data_args))
 
 
 def read_evaluation_splits(data_args: DataArguments, multi_label: bool, model_labels: Sequence[str]) -> AudioSplits:
@@ -64,14 +62,7 @@ def read_evaluation_splits(data_args: DataArguments, multi_label: bool, model_la
     """
     if data_args.streaming:
         raise RecipeError("Expected streaming: false; clips are evaluated from a table, not from a stream.")
-    keys = inspect.signature(load_splits).parameters.keys() & vars(data_args).keys()
-    settings = {key: getattr(data_args, key) for key in keys - {"dataset_name"}}
-    splits = load_splits(
-        data_args.dataset_name,
-        **settings,
-        multi_label=multi_label,
-        model_labels=model_labels,
-    )
+    splits = load_splits(**_keys_of(load_splits, data_args), multi_label=multi_label, model_labels=model_labels)
     splits.ignore_length = data_args.ignore_length
     for name, rows in splits:
         setattr(splits, name, _some(rows, data_args.max_eval_samples))
