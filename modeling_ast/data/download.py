@@ -4,9 +4,7 @@ import hashlib
 import http.client
 import os
 import re
-import shutil
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from modeling_ast.data.files import new_folder
 from modeling_ast.data.labels import DataError, plain
 
 CHUNK = 1 << 20  # bytes
@@ -127,24 +126,19 @@ def unpack(path: Path, folder: Path) -> Path:
     """
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for member in tqdm(archive.infolist(), desc=f"Unpacking {path.name}"):
-                    archive.extract(member, unfinished)
-        elif tarfile.is_tarfile(path):
-            with tarfile.open(path) as archive:
-                for member in tqdm(archive, desc=f"Unpacking {path.name}"):
-                    archive.extract(member, unfinished, filter="data")
-        else:
-            raise ValueError("expected a ZIP or TAR file")
-        unfinished.chmod(0o755)
-        unfinished.rename(folder)
+        with new_folder(folder) as unfinished:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    for member in tqdm(archive.infolist(), desc=f"Unpacking {path.name}"):
+                        archive.extract(member, unfinished)
+            elif tarfile.is_tarfile(path):
+                with tarfile.open(path) as archive:
+                    for member in tqdm(archive, desc=f"Unpacking {path.name}"):
+                        archive.extract(member, unfinished, filter="data")
+            else:
+                raise ValueError("expected a ZIP or TAR file")
     except Exception as error:  # zip, tar and each way of packing raise their own, and the disk its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: cannot be unpacked ({reason}).") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)  # of an interruption; the finished folder has another name
     return folder

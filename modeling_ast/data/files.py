@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,24 @@ def files_written_beside(folder: str | os.PathLike) -> Iterator[Path]:
         _wait_for_disk(folder)
     finally:
         shutil.rmtree(unfinished.parent, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """Where to write a folder that is not there yet, by several processes at once too: the first one gives the name.
+
+    Raises:
+        OSError: Another process was faster.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def remove_folder(folder: str | os.PathLike) -> None:

@@ -6,12 +6,12 @@ on them says that everything works, and nothing about how good it is.
 
 import math
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
+
+from modeling_ast.data.files import new_folder
 
 SAMPLING_RATE = 16000
 NUM_SAMPLES = SAMPLING_RATE
@@ -99,16 +99,11 @@ def synthetic_folder(seed: int = 0, cache_dir: str | os.PathLike | None = None) 
     folder = Path(cache_dir) / f"synthetic_v1_seed{seed}"
     if folder.is_dir():
         return folder
-    # Written beside and renamed, so that a folder that is there is complete.
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        _write_clips(unfinished, torch.Generator().manual_seed(seed))
-        unfinished.chmod(0o755)
-        unfinished.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(unfinished)
-        if not (isinstance(error, OSError) and folder.is_dir()):  # then another process was faster
+        with new_folder(folder) as unfinished:
+            _write_clips(unfinished, torch.Generator().manual_seed(seed))
+    except OSError:
+        if not folder.is_dir():  # else another process was faster
             raise
     return folder
 
