@@ -950,7 +950,7 @@ def entries_json(*entries):
             'clips.json: expected the format of the original, {"data',
         ),
         (text_json('{"data": []}'), {}, "clips.json: holds no entries"),
-        (entries_json({"wav": "a.wav"}), {}, r"clips.json, entry 2: expected wav and labels, .*got \('a.wav', None\)"),
+        (entries_json({"wav": "a.wav"}), {}, r"clips.json, entry 2: expected wav and labels, .*got .'wav': 'a.wav'"),
         (entries_json({"file": "a.wav"}), {}, "clips.json, entry 2: expected wav and labels"),
         (entries_json({"wav": "a.wav", "labels": 3}), {}, "clips.json, entry 2: expected wav and labels, both text"),
         (

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
@@ -17,7 +16,7 @@ from modeling_ast.configuration_ast import SIZES
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import METRICS
-from modeling_ast.data.recipes import RECIPE_NAME
+from modeling_ast.data.recipes import RECIPE_NAME, read_settings
 from modeling_ast.data.sources import FILE_SUFFIXES
 
 CARD_NAME = "README.md"
@@ -105,7 +104,7 @@ def write_model_card(
         repo_id: Where on the Hub the model will be, for the example; `None` means that it stays in the folder.
 
     Raises:
-        ValueError: The recipe cannot be read.
+        RecipeError: The recipe cannot be read.
     """
     config = model.config
     is_multi_label = config.problem_type == "multi_label_classification"
@@ -158,7 +157,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     """What a finished folder says of its run: `dataset`, `start` and `results`, as `write_model_card` takes them.
 
     Raises:
-        DataError: The recipe or the results cannot be read.
+        RecipeError, DataError: The recipe or the results cannot be read.
     """
     recipe, results = _read_recipe(folder), {}
     try:
@@ -172,17 +171,8 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def _read_recipe(folder: Path) -> dict[str, Any]:
-    """The keys of a run, as they are written; none where there is no recipe."""
-    try:
-        recipe = {}
-        if (folder / RECIPE_NAME).is_file():
-            recipe = yaml.load((folder / RECIPE_NAME).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{folder}: {RECIPE_NAME} cannot be read ({reason}).") from error
-    if not isinstance(recipe, dict):
-        raise DataError(f"{folder}: expected names and values in {RECIPE_NAME}.")
-    return recipe
+    """The keys of a run; none where there is no recipe."""
+    return read_settings(folder / RECIPE_NAME) if (folder / RECIPE_NAME).is_file() else {}
 
 
 def _choice_text(recipe: dict[str, Any], has_test: bool) -> str:

@@ -273,6 +273,22 @@ def read_recipe(path: str | Path) -> list[str]:
     return arguments
 
 
+def read_settings(path: str | Path) -> dict[str, str | list[str]]:
+    """What a run has saved as its recipe: keys and values, as they are written.
+
+    Raises:
+        RecipeError: It cannot be read.
+    """
+    try:
+        settings = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{path}: the recipe of an earlier run cannot be read ({reason}).") from error
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{path}: expected the recipe of an earlier run, got something else.")
+    return settings
+
+
 def parse_blocks(kinds: Sequence[type], keys: Sequence[str], description: str | None = None) -> tuple[Any, ...]:
     """A command line to blocks of arguments.
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from modeling_ast import ASTConfig
 from modeling_ast.data import sources
 from modeling_ast.data.clip_tables import AudioSplits
-from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, RecipeError, read_recipe
+from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, RecipeError, read_settings
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.loading import ModelError, is_ast
@@ -94,8 +94,7 @@ def was_trained_on(model: str, dataset_name: str) -> bool:
         RecipeError: The recipe cannot be read.
     """
     path = Path(model) / RECIPE_NAME
-    keys = read_recipe(path) if path.is_file() else []
-    trained_on = next((key.partition("=")[2] for key in keys if key.startswith("--dataset_name=")), None)
+    trained_on = read_settings(path).get("dataset_name") if path.is_file() else None
     return trained_on is not None and os.path.realpath(trained_on) == os.path.realpath(dataset_name)
 
 

@@ -1,8 +1,9 @@
 """Mean and standard deviation of the log-mel features of a data set: the recipe's `mean` and `std`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
+from operator import add
 from typing import Any
 
 import torch
@@ -25,13 +26,7 @@ class FbankStatistics:
     total_of_squares: float = 0.0
 
     def __add__(self, other: "FbankStatistics") -> "FbankStatistics":
-        return FbankStatistics(
-            self.clips + other.clips,
-            self.frames + other.frames,
-            self.cells + other.cells,
-            self.total + other.total,
-            self.total_of_squares + other.total_of_squares,
-        )
+        return FbankStatistics(*map(add, astuple(self), astuple(other)))
 
     @property
     def mean(self) -> float:

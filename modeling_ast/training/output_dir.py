@@ -20,7 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import remove_folder, remove_unfinished, written_beside
-from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, ModelArguments, RecipeError
+from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, ModelArguments, RecipeError, read_settings
 from modeling_ast.training.arguments import Arguments, ASTTrainingArguments, AugmentArguments, save_recipe
 
 logger = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def recipe_differences(recipe: Path, arguments: Arguments) -> dict[str, str]:
     Raises:
         RecipeError: The recipe cannot be read.
     """
-    saved, given = _read_settings(recipe), _settings(arguments)
+    saved, given = read_settings(recipe), _settings(arguments)
     differences = {}
     for key in sorted((saved.keys() | given.keys()) & (_OWN_KEYS - _FREE_KEYS | _MOVING_KEYS)):
         before, now = (settings.get(key, _default(key, arguments)) for settings in (saved, given))
@@ -236,25 +236,15 @@ def _check_writable(output_dir: Path) -> None:
 
 def _is_longer(recipe: Path, arguments: Arguments, key: str) -> bool:
     default = _default(key, arguments)
-    before, now = (float(settings.get(key, default)) for settings in (_read_settings(recipe), _settings(arguments)))
+    before, now = (float(settings.get(key, default)) for settings in (read_settings(recipe), _settings(arguments)))
     return before > 0 and now > before
 
 
-def _settings(arguments: Arguments) -> dict[str, str]:
+def _settings(arguments: Arguments) -> dict[str, str | list[str]]:
     """As a saved recipe has them, since it is one that they are compared with."""
     with tempfile.TemporaryDirectory() as folder:
         save_recipe(arguments, Path(folder) / RECIPE_NAME)
-        return _read_settings(Path(folder) / RECIPE_NAME)
-
-
-def _read_settings(recipe: Path) -> dict[str, str | list[str]]:
-    try:
-        settings = yaml.load(recipe.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RecipeError(f"{recipe}: the recipe of an earlier run cannot be read ({error}).") from error
-    if not isinstance(settings, dict):
-        raise RecipeError(f"{recipe}: expected the recipe of an earlier run, got something else.")
-    return settings
+        return read_settings(Path(folder) / RECIPE_NAME)
 
 
 def _default(key: str, arguments: Arguments) -> str | None:

@@ -58,7 +58,7 @@ def gather(
     """Everything to upload, in a new folder; a model card is written where there is none.
 
     Raises:
-        DataError: A recipe or results of the run that cannot be read.
+        RecipeError, DataError: A recipe or results of the run that cannot be read.
     """
     for saved in (model.config, extractor):
         vars(saved).pop("auto_map", None)  # of code that came with the weights it started from, and is not here
