@@ -1,14 +1,15 @@
 """Data sets from anywhere, all in the same rows: `audio` (not decoded) and `labels`.
 
-A data set is data, never a code path: what differs between two of them is said by the arguments of `load_splits`.
+A data set is data, never a code path: what differs between two of them is said by a `DataSource`.
 Columns stay in Arrow from the file to the rows, so that two million clips fit into memory as well as two thousand.
 """
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, Value, load_dataset
@@ -28,6 +29,8 @@ from modeling_ast.data.clip_tables import (
 from modeling_ast.data.folders import look_into
 from modeling_ast.data.held_out import expect_files, find_folds, hold_out_fold, hold_out_some, split_by_column
 from modeling_ast.data.label_columns import (
+    LabelIndex,
+    Labels,
     find_label_names,
     index_labels,
     index_model_labels,
@@ -48,35 +51,9 @@ LIST_SUFFIXES = (*TABLE_SUFFIXES, ".json")  # whose rows hold paths
 FILE_SUFFIXES = (*LIST_SUFFIXES, ".parquet")
 
 
-def load_splits(
-    dataset_name: str,
-    *,
-    dataset_config_name: str | None = None,
-    audio_column_name: str = "audio",
-    label_column_name: str = "label",
-    audio_dir: str | None = None,
-    label_separator: str = ",",
-    multi_label: bool = False,
-    fold_column_name: str | None = None,
-    eval_fold: int | str | None = None,
-    split_column_name: str | None = None,
-    validation_file: str | None = None,
-    test_file: str | None = None,
-    label_file: str | None = None,
-    validation_fraction: float = 0.1,
-    max_missing: int = 0,
-    seed: int = 0,
-    cache_dir: str | None = None,
-    model_labels: Sequence[str] | None = None,
-    leave_out_unknown_labels: bool = False,
-) -> AudioSplits:
-    """Rows of a data set and its label names.
-
-    With `model_labels` the data are to be evaluated alone: they need no training clips, nothing is drawn from them to
-    be held out, and `test_file` and `validation_file` replace clips that the data hold out themselves.
-
-    Where the data has no validation split of its own (split names, lists, a split column, a fold or a file), a part of
-    the training rows becomes one.
+@dataclass(frozen=True)
+class DataSource:
+    """Where the clips of a data set are, and how they are to be read.
 
     Args:
         dataset_name: "synthetic" (generated sounds); a folder with a sub-folder a class (with `validation_list.txt`
@@ -108,203 +85,212 @@ def load_splits(
         model_labels: What a trained model calls its outputs, in their order: the labels of the result.
         leave_out_unknown_labels: What happens to labels that are not among those of the model: an error, or they are
             left out, with the clip where it can have one label alone.
+    """
+
+    dataset_name: str
+    _: KW_ONLY
+    dataset_config_name: str | None = None
+    audio_column_name: str = "audio"
+    label_column_name: str = "label"
+    audio_dir: str | None = None
+    label_separator: str = ","
+    multi_label: bool = False
+    fold_column_name: str | None = None
+    eval_fold: int | str | None = None
+    split_column_name: str | None = None
+    validation_file: str | None = None
+    test_file: str | None = None
+    label_file: str | None = None
+    validation_fraction: float = 0.1
+    max_missing: int = 0
+    seed: int = 0
+    cache_dir: str | None = None
+    model_labels: Sequence[str] | None = None
+    leave_out_unknown_labels: bool = False
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Those of held-out clips, by split."""
+        files = {"validation": self.validation_file, "test": self.test_file}
+        return {split: name for split, name in files.items() if name is not None}
+
+    def load(self) -> AudioSplits:
+        """See `load_splits`."""
+        self._check()
+        tables = self._read_tables()
+        labels, index = self._read_labels(tables)
+        # Rows first and splits after: selecting from rows copies no audio, adding a column to a selection would.
+        rows = {
+            split: to_rows(table, number_labels(labels[split], index, self.multi_label))
+            for split, table in tables.items()
+        }
+        rows = self._hold_out(rows, tables["train"]) if "train" in tables else rows
+        rows = self._choose(rows)
+        if self.max_missing and suffix_of(self.dataset_name) in LIST_SUFFIXES:
+            for split in rows.keys() - {"train"}:
+                expect_files(rows[split], self.dataset_name, split)
+        return AudioSplits(*(rows.get(split) for split in SPLITS), index.names)
+
+    def _check(self) -> None:
+        """Refuse what makes no sense, and two ways, or half of one, to say what is held out."""
+        if not 0 < self.validation_fraction < 1:
+            raise DataError(f"Expected validation_fraction between 0 and 1, got {self.validation_fraction}.")
+        if self.leave_out_unknown_labels and self.model_labels is None:
+            raise DataError("leave_out_unknown_labels has an effect on the evaluation of a trained model alone.")
+        lists = [name for name in (self.dataset_name, *self.files.values()) if suffix_of(name) in LIST_SUFFIXES]
+        if self.audio_dir is not None and not lists:
+            raise DataError(f"Expected a list ({', '.join(LIST_SUFFIXES)}) with audio_dir, got {self.dataset_name}.")
+        if self.eval_fold is not None and self.fold_column_name is None:
+            raise DataError("Expected fold_column_name with eval_fold, got eval_fold alone.")
+        if self.fold_column_name is not None and self.eval_fold is None:
+            raise DataError(
+                "Expected eval_fold with fold_column_name, the fold to hold out, got fold_column_name alone. "
+                "`modeling-ast folds` holds out each in turn, and needs none."
+            )
+        if self.eval_fold is not None and self.split_column_name is not None:
+            raise DataError("Expected a fold or a split column, got both.")
+        is_held_out = self.eval_fold is not None or self.split_column_name is not None
+        if self.files and is_held_out and self.model_labels is None:  # else they may replace what a column holds out
+            names = " and ".join(f"{split}_file" for split in self.files)
+            raise DataError(f"Expected {names} or a fold or split column, got both.")
+
+    def _read_tables(self) -> dict[str, Table]:
+        columns = [self.audio_column_name, self.label_column_name]
+        for name in self.files.values():  # a misspelt column is told before any clip is looked for
+            if suffix_of(name) in TABLE_SUFFIXES and Path(name).expanduser().is_file():
+                next(read_columns(Path(name).expanduser(), columns), None)
+        held_out_by = self.fold_column_name or self.split_column_name
+        columns += filter(None, [held_out_by])
+        tables = self._read(self.dataset_name, columns, self.max_missing, self.dataset_config_name)
+        for split, name in self.files.items():
+            tables[split] = self._read_instead(name, split, split in tables)
+        if columns[:2] != ["audio", "label"] and not any(table.has_columns for table in tables.values()):
+            raise DataError(
+                f"{self.dataset_name}: a folder a class has no columns, nor has the original's JSON file, so that "
+                "their names have no effect."
+            )
+        for split, table in tables.items():
+            if len(table.rows) == 0:
+                raise DataError(f"{table.source}: expected clips in split {split}, got none.")
+        if "train" not in tables and (self.model_labels is None or held_out_by is not None):
+            raise DataError(f"{self.dataset_name}: expected a split called train, got {', '.join(tables)}.")
+        return tables
+
+    def _read_instead(self, name: str, split: str, is_there: bool) -> Table:
+        """The held-out clips of a file, which may replace those of the data set only where these are evaluated."""
+        if is_there and self.model_labels is None:
+            raise DataError(f"Expected the {split} clips from {self.dataset_name} or from {split}_file, got both.")
+        if is_there:
+            logger.warning(f"{name} takes the place of the {split} clips of {self.dataset_name}.")
+        if suffix_of(name) not in FILE_SUFFIXES:
+            raise DataError(f"Expected {split}_file to be a file {', '.join(FILE_SUFFIXES)}, got {name}.")
+        return self._read(name, [self.audio_column_name, self.label_column_name])["train"]
+
+    def _read(
+        self, name: str, columns: list[str], max_missing: int = 0, config_name: str | None = None
+    ) -> dict[str, Table]:
+        path = synthetic_folder(cache_dir=self.cache_dir) if name == "synthetic" else Path(name).expanduser()
+        is_local = path.is_absolute() or name.startswith(".") or suffix_of(path) in FILE_SUFFIXES
+        if is_local and not path.exists():
+            raise DataError(f"{name}: no such file or folder.")
+        if config_name is not None and path.exists():
+            raise DataError(f"Expected a data set on the Hub with dataset_config_name, got {name}.")
+        if path.exists() and not path.is_dir() and suffix_of(path) not in FILE_SUFFIXES:
+            raise DataError(f"{name}: expected a folder or a file {', '.join(FILE_SUFFIXES)}.")
+        audio_column, label_column = columns[:2]
+        if suffix_of(path) in TABLE_SUFFIXES:
+            return {
+                "train": Table(
+                    read_table(path, columns, self.audio_dir, max_missing), name, audio_column, label_column
+                )
+            }
+        if suffix_of(path) == ".json":
+            tables = {"train": read_json(path, self.audio_dir, max_missing)}
+        elif path.is_dir() and ((found := look_into(path)).are_classes or not found.parquet):
+            splits = read_class_folders(path, found)
+            tables = {split: Table(rows, name, has_columns=False) for split, rows in splits.items()}
+        else:
+            splits = _load_dataset(name, path, config_name)
+            tables = {split: Table(rows, name, audio_column, label_column) for split, rows in splits.items()}
+        for split, table in tables.items():
+            needed = [table.audio_column, table.label_column, *(columns[2:] if split == "train" else [])]
+            expect_columns(name, table.rows.column_names, needed)
+            if isinstance(table.rows.features[table.audio_column], Value):  # a path: the file may hold other clips too
+                refuse_parts(name, set(table.rows.column_names) - set(needed))
+        return tables
+
+    def _read_labels(self, tables: dict[str, Table]) -> tuple[dict[str, Labels], LabelIndex]:
+        """The labels of each split, and their numbers."""
+        labels = {split: read_labels(table, self.label_separator, self.multi_label) for split, table in tables.items()}
+        if self.model_labels is None:
+            names = find_label_names(tables["train"], labels.values()) if self.label_file is None else None
+            index = index_labels(names, self.label_file, self.dataset_name)
+            refuse_unknown(labels, index, tables)
+        else:
+            index = index_model_labels(self.model_labels, self.label_file)
+            report_unknown(labels, index, tables, self.dataset_name, self.leave_out_unknown_labels)
+        return labels, index
+
+    def _hold_out(self, rows: dict[str, Dataset], table: Table) -> dict[str, Dataset]:
+        """The splits by a fold or a column, where there is one; what files hold stays."""
+        of_files = {split: rows[split] for split in self.files}
+        if self.eval_fold is not None:
+            return rows | hold_out_fold(rows["train"], table, self.fold_column_name, self.eval_fold) | of_files
+        if self.split_column_name is not None:
+            return split_by_column(rows["train"], table, self.split_column_name) | of_files
+        return rows
+
+    def _choose(self, rows: dict[str, Dataset]) -> dict[str, Dataset]:
+        """What there is to evaluate, or to train on and to choose the epoch on."""
+        if self.model_labels is not None:
+            known = {split: keep_known(part) for split, part in rows.items()}
+            known = {split: part for split, part in known.items() if len(part)}
+            if not known:
+                raise DataError(f"{self.dataset_name}: expected clips with labels of the model, got none.")
+            return known
+        if "train" not in rows:
+            raise DataError(f"{self.dataset_name}: expected clips to train on, got {', '.join(rows)} alone.")
+        if "validation" not in rows:
+            return rows | hold_out_some(rows["train"], self.dataset_name, self.validation_fraction, self.seed)
+        return rows
+
+
+def load_splits(dataset_name: str, **settings: Any) -> AudioSplits:
+    """Rows of a data set and its label names.
+
+    With `model_labels` the data are to be evaluated alone: they need no training clips, nothing is drawn from them to
+    be held out, and `test_file` and `validation_file` replace clips that the data hold out themselves.
+
+    Where the data has no validation split of its own (split names, lists, a split column, a fold or a file), a part of
+    the training rows becomes one.
+
+    Args:
+        dataset_name: As of `DataSource`.
+        settings: The others of it.
 
     Raises:
         DataError: No such data set, or not as described: a missing column, file or fold, no audio, no labels, a label
             that the table does not hold or the model does not know, columns that say which part of a file is a clip.
     """
-    files = {split: name for split, name in (("validation", validation_file), ("test", test_file)) if name is not None}
-    if not 0 < validation_fraction < 1:
-        raise DataError(f"Expected validation_fraction between 0 and 1, got {validation_fraction}.")
-    if leave_out_unknown_labels and model_labels is None:
-        raise DataError("leave_out_unknown_labels has an effect on the evaluation of a trained model alone.")
-    if audio_dir is not None and not any(suffix_of(name) in LIST_SUFFIXES for name in (dataset_name, *files.values())):
-        raise DataError(f"Expected a list ({', '.join(LIST_SUFFIXES)}) with audio_dir, got {dataset_name}.")
-    _check_held_out(fold_column_name, eval_fold, split_column_name, files if model_labels is None else {})
-
-    read = partial(_read, audio_column=audio_column_name, label_column=label_column_name, audio_dir=audio_dir)
-    _check_columns(files.values(), [audio_column_name, label_column_name])
-    held_out_by = fold_column_name or split_column_name
-    tables = read(
-        dataset_name,
-        max_missing=max_missing,
-        config_name=dataset_config_name,
-        held_out_by=held_out_by,
-        cache_dir=cache_dir,
-    )
-    tables |= {
-        split: _read_instead(read, name, split, dataset_name, split in tables, model_labels is not None)
-        for split, name in files.items()
-    }
-    needs_train = model_labels is None or held_out_by is not None
-    has_own_columns = (audio_column_name, label_column_name) != ("audio", "label")
-    _check_tables(tables, dataset_name, needs_train, has_own_columns)
-
-    labels = {split: read_labels(table, label_separator, multi_label) for split, table in tables.items()}
-    if model_labels is None:
-        label_names = find_label_names(tables["train"], labels.values()) if label_file is None else None
-        index = index_labels(label_names, label_file, dataset_name)
-        refuse_unknown(labels, index, tables)
-    else:
-        index = index_model_labels(model_labels, label_file)
-        report_unknown(labels, index, tables, dataset_name, leave_out_unknown_labels)
-
-    # Rows first and splits after: selecting from rows copies no audio, adding a column to a selection would.
-    rows = {split: to_rows(table, number_labels(labels[split], index, multi_label)) for split, table in tables.items()}
-    of_files = {split: rows[split] for split in files}
-    if eval_fold is not None:
-        rows |= hold_out_fold(rows["train"], tables["train"], fold_column_name, eval_fold) | of_files
-    elif split_column_name is not None:
-        rows = split_by_column(rows["train"], tables["train"], split_column_name) | of_files
-    if model_labels is not None:
-        known = {split: keep_known(part) for split, part in rows.items()}
-        rows = {split: part for split, part in known.items() if len(part)}
-        if not rows:
-            raise DataError(f"{dataset_name}: expected clips with labels of the model, got none.")
-    elif "train" not in rows:
-        raise DataError(f"{dataset_name}: expected clips to train on, got {', '.join(rows)} alone.")
-    elif "validation" not in rows:
-        rows |= hold_out_some(rows["train"], dataset_name, validation_fraction, seed)
-    if max_missing and suffix_of(dataset_name) in LIST_SUFFIXES:
-        for split in rows.keys() - {"train"}:
-            expect_files(rows[split], dataset_name, split)
-    return AudioSplits(*(rows.get(split) for split in SPLITS), index.names)
+    return DataSource(dataset_name, **settings).load()
 
 
-def _check_held_out(
-    fold_column_name: str | None, eval_fold: int | str | None, split_column_name: str | None, files: dict[str, str]
-) -> None:
-    """Refuse two ways, or half of one, to say what is held out.
-
-    Args:
-        fold_column_name, eval_fold, split_column_name: As of `load_splits`.
-        files: Those of held-out clips, by split, unless they may replace what a column holds out.
-    """
-    if eval_fold is not None and fold_column_name is None:
-        raise DataError("Expected fold_column_name with eval_fold, got eval_fold alone.")
-    if fold_column_name is not None and eval_fold is None:
-        raise DataError(
-            "Expected eval_fold with fold_column_name, the fold to hold out, got fold_column_name alone. "
-            "`modeling-ast folds` holds out each in turn, and needs none."
-        )
-    if eval_fold is not None and split_column_name is not None:
-        raise DataError("Expected a fold or a split column, got both.")
-    if files and (eval_fold is not None or split_column_name is not None):
-        names = " and ".join(f"{split}_file" for split in files)
-        raise DataError(f"Expected {names} or a fold or split column, got both.")
-
-
-def _check_columns(files: Iterable[str], columns: list[str]) -> None:
-    """Tell a misspelt column before any clip is looked for."""
-    for name in files:
-        if suffix_of(name) in TABLE_SUFFIXES and Path(name).expanduser().is_file():
-            next(read_columns(Path(name).expanduser(), columns), None)
-
-
-def _read_instead(
-    read: Callable[..., dict[str, Table]], name: str, split: str, dataset_name: str, is_there: bool, replaces: bool
-) -> Table:
-    """The held-out clips of a file.
-
-    Args:
-        read: Reads it.
-        name: The file.
-        split: Which of them.
-        dataset_name: What trains.
-        is_there: Whether that brings such a split itself.
-        replaces: Whether the file may take its place.
-    """
-    if is_there and not replaces:
-        raise DataError(f"Expected the {split} clips from {dataset_name} or from {split}_file, got both.")
-    if is_there:
-        logger.warning(f"{name} takes the place of the {split} clips of {dataset_name}.")
-    if suffix_of(name) not in FILE_SUFFIXES:
-        raise DataError(f"Expected {split}_file to be a file {', '.join(FILE_SUFFIXES)}, got {name}.")
-    return read(name, max_missing=0)["train"]
-
-
-def _check_tables(tables: dict[str, Table], dataset_name: str, needs_train: bool, has_own_columns: bool) -> None:
-    """Refuse empty splits, a missing one, and names of columns where there are none."""
-    if has_own_columns and not any(table.has_columns for table in tables.values()):
-        raise DataError(
-            f"{dataset_name}: a folder a class has no columns, nor has the original's JSON file, so that their names "
-            "have no effect."
-        )
-    for split, table in tables.items():
-        if len(table.rows) == 0:
-            raise DataError(f"{table.source}: expected clips in split {split}, got none.")
-    if needs_train and "train" not in tables:
-        raise DataError(f"{dataset_name}: expected a split called train, got {', '.join(tables)}.")
-
-
-def read_folds(
-    dataset_name: str,
-    fold_column_name: str,
-    *,
-    dataset_config_name: str | None = None,
-    audio_column_name: str = "audio",
-    audio_dir: str | None = None,
-) -> tuple[Dataset, list[str]]:
+def read_folds(dataset_name: str, fold_column_name: str, **settings: Any) -> tuple[Dataset, list[str]]:
     """The clips of a list or of Parquet files, as rows with `audio`, and the fold of each.
 
     Args:
-        dataset_name: As of `load_splits`, and the others too.
+        dataset_name: As of `DataSource`.
         fold_column_name: Column with the number or the name of the fold.
-        dataset_config_name: Configuration of a Hub data set.
-        audio_column_name: Column with the sound.
-        audio_dir: Where the paths of a list start.
+        settings: Others of `DataSource`.
 
     Raises:
         DataError: No such data set or column, or a cell without a fold.
     """
-    table = _read(
-        dataset_name,
-        audio_column=audio_column_name,
-        label_column=fold_column_name,
-        audio_dir=audio_dir,
-        max_missing=sys.maxsize,
-        config_name=dataset_config_name,
-    )["train"]
+    source = DataSource(dataset_name, **settings)
+    columns = [source.audio_column_name, fold_column_name]
+    table = source._read(dataset_name, columns, sys.maxsize, source.dataset_config_name)["train"]
     folds, codes = find_folds(table, fold_column_name)
     return to_rows(table), [folds[code] for code in codes]
-
-
-def _read(
-    name: str,
-    *,
-    audio_column: str,
-    label_column: str,
-    audio_dir: str | None,
-    max_missing: int,
-    config_name: str | None = None,
-    held_out_by: str | None = None,
-    cache_dir: str | None = None,
-) -> dict[str, Table]:
-    path = synthetic_folder(cache_dir=cache_dir) if name == "synthetic" else Path(name).expanduser()
-    is_local = path.is_absolute() or name.startswith(".") or suffix_of(path) in FILE_SUFFIXES
-    if is_local and not path.exists():
-        raise DataError(f"{name}: no such file or folder.")
-    if config_name is not None and path.exists():
-        raise DataError(f"Expected a data set on the Hub with dataset_config_name, got {name}.")
-    if path.exists() and not path.is_dir() and suffix_of(path) not in FILE_SUFFIXES:
-        raise DataError(f"{name}: expected a folder or a file {', '.join(FILE_SUFFIXES)}.")
-    columns = [audio_column, label_column, *filter(None, [held_out_by])]
-    if suffix_of(path) in TABLE_SUFFIXES:
-        return {"train": Table(read_table(path, columns, audio_dir, max_missing), name, audio_column, label_column)}
-    if suffix_of(path) == ".json":
-        tables = {"train": read_json(path, audio_dir, max_missing)}
-    elif path.is_dir() and ((found := look_into(path)).are_classes or not found.parquet):
-        splits = read_class_folders(path, found)
-        tables = {split: Table(rows, name, has_columns=False) for split, rows in splits.items()}
-    else:
-        splits = _load_dataset(name, path, config_name)
-        tables = {split: Table(rows, name, audio_column, label_column) for split, rows in splits.items()}
-    for split, table in tables.items():
-        needed = [table.audio_column, table.label_column, *(columns[2:] if split == "train" else [])]
-        expect_columns(name, table.rows.column_names, needed)
-        if isinstance(table.rows.features[table.audio_column], Value):  # a path: the file may hold other clips too
-            refuse_parts(name, set(table.rows.column_names) - set(needed))
-    return tables
 
 
 def _load_dataset(name: str, path: Path, config_name: str | None) -> dict[str, Dataset]:

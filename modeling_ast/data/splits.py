@@ -14,7 +14,7 @@ from modeling_ast import ASTConfig
 from modeling_ast.data import sources
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, RecipeError, read_settings
-from modeling_ast.data.sources import load_splits
+from modeling_ast.data.sources import DataSource, load_splits
 from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.loading import ModelError, is_ast
 
@@ -28,7 +28,7 @@ def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
     if data_args.streaming:
         splits = load_streamed_splits(**_keys_of(load_streamed_splits, data_args), multi_label=multi_label)
     else:
-        keys = _keys_of(load_splits, data_args)
+        keys = _keys_of(DataSource, data_args)
         splits = load_splits(**keys, multi_label=multi_label, max_missing=data_args.max_bad_clips)
         for name, rows in splits:
             limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples
@@ -38,7 +38,7 @@ def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
 
 
 def _keys_of(load: Callable, data_args: DataArguments) -> dict[str, Any]:
-    """What the recipe says of the parameters of a function."""
+    """What the recipe says of the parameters of a function or a class."""
     return {key: getattr(data_args, key) for key in inspect.signature(load).parameters if hasattr(data_args, key)}
 
 
@@ -48,7 +48,8 @@ def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
     Raises:
         DataError: As from `modeling_ast.data.sources.read_folds`.
     """
-    return sources.read_folds(**_keys_of(sources.read_folds, data_args))
+    keys = ("dataset_name", "fold_column_name", "dataset_config_name", "audio_column_name", "audio_dir")
+    return sources.read_folds(**{key: getattr(data_args, key) for key in keys})
 
 
 def read_evaluation_splits(data_args: DataArguments, multi_label: bool, model_labels: Sequence[str]) -> AudioSplits:
@@ -62,7 +63,7 @@ def read_evaluation_splits(data_args: DataArguments, multi_label: bool, model_la
     """
     if data_args.streaming:
         raise RecipeError("Expected streaming: false; clips are evaluated from a table, not from a stream.")
-    splits = load_splits(**_keys_of(load_splits, data_args), multi_label=multi_label, model_labels=model_labels)
+    splits = load_splits(**_keys_of(DataSource, data_args), multi_label=multi_label, model_labels=model_labels)
     splits.ignore_length = data_args.ignore_length
     for name, rows in splits:
         setattr(splits, name, _some(rows, data_args.max_eval_samples))
