@@ -118,7 +118,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Where the rows come from; see `modeling_ast.data.sources.load_splits`."""
+    """Where the rows come from; see `modeling_ast.data.sources.DataSource`."""
 
     dataset_name: str = field(
         metadata={
