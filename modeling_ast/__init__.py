@@ -7,6 +7,7 @@ Importing this package registers its classes for `model_type` "audio-spectrogram
 import importlib
 import sys
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -17,12 +18,12 @@ is_command = PurePath(sys.argv[0]).stem == "modeling-ast" or any(
     for flag, name in zip(sys.orig_argv[:-1], sys.orig_argv[1:], strict=True)
 )
 
-if not is_command:
+if TYPE_CHECKING or not is_command:
     from .auto_classes import *  # noqa: F403
     from .auto_classes import __all__ as __all__
+else:
 
-
-def __getattr__(name: str):
-    if not is_command or name.startswith("__"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.auto_classes"), name)
+    def __getattr__(name: str):
+        if name.startswith("__"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.auto_classes"), name)

@@ -57,7 +57,7 @@ class AudioError(ValueError):
 
 
 def load_waveform(
-    source: str | os.PathLike | bytes | BinaryIO,
+    source: str | os.PathLike[str] | bytes | BinaryIO,
     sampling_rate: int = 16000,
     name: str | None = None,
     ignore_length: bool = False,
@@ -89,7 +89,7 @@ def load_waveform(
 
 
 def read_blocks(
-    source: str | os.PathLike | bytes | BinaryIO,
+    source: str | os.PathLike[str] | bytes | BinaryIO,
     sampling_rate: int = 16000,
     name: str | None = None,
     block_seconds: float = 10.0,
@@ -126,7 +126,7 @@ def read_blocks(
 
 
 def read_samples(
-    source: str | os.PathLike | bytes | BinaryIO, name: str | None = None, ignore_length: bool = False
+    source: str | os.PathLike[str] | bytes | BinaryIO, name: str | None = None, ignore_length: bool = False
 ) -> tuple[torch.Tensor, int]:
     """Read a sound file as it is.
 
@@ -145,7 +145,9 @@ def read_samples(
     return _concatenate(blocks), rates[0]
 
 
-def read_seconds(source: str | os.PathLike | bytes, name: str | None = None, ignore_length: bool = False) -> float:
+def read_seconds(
+    source: str | os.PathLike[str] | bytes, name: str | None = None, ignore_length: bool = False
+) -> float:
     """Length of a sound file in seconds, as its header says; a file that does not say it is decoded.
 
     Args:

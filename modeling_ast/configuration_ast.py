@@ -118,7 +118,7 @@ class ASTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_size(cls, size: str, **overrides) -> "ASTConfig":
+    def from_size(cls, size: str, **overrides: Any) -> "ASTConfig":
         """Configuration of one of the original's networks, with the original's epsilons (1e-6 body, 1e-5 head).
 
         Args:

@@ -50,7 +50,7 @@ _DEAD_HEAD = re.compile(r"(head|head_dist|cls_classifier|distillation_classifier
 
 
 def load_original_checkpoint(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     frequency_stride: int | None = None,
     time_stride: int | None = None,
@@ -133,7 +133,7 @@ def load_original_checkpoint(
     return _fill(ASTForAudioClassification(config), ours, unused, path)
 
 
-def load_imagenet_checkpoint(path_or_repo: str | os.PathLike, config: ASTConfig) -> ASTForAudioClassification:
+def load_imagenet_checkpoint(path_or_repo: str | os.PathLike[str], config: ASTConfig) -> ASTForAudioClassification:
     """A model that starts from the ImageNet weights of a distilled DeiT, as the original does.
 
     The three colour channels of the patch kernels are summed, the position table is adapted from the grid of the

@@ -34,7 +34,7 @@ class ModelError(ValueError):
 
 
 def load_model(
-    name: str | os.PathLike,
+    name: str | os.PathLike[str],
     model_class: type[ASTForAudioClassification] | type[ASTModel] = ASTForAudioClassification,
     trust_remote_code: bool | None = None,
     **options: Any,
@@ -81,7 +81,7 @@ def as_model_error(name: str | os.PathLike) -> Iterator[None]:
 
 
 def load_trained(
-    name: str | os.PathLike, model_class: type = ASTForAudioClassification, **options: Any
+    name: str | os.PathLike[str], model_class: type = ASTForAudioClassification, **options: Any
 ) -> tuple[ASTForAudioClassification, list[str]]:
     """An AST in Transformers' layout, from a folder or the Hub.
 

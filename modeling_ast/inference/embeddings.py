@@ -112,7 +112,7 @@ def _choose_columns(
     return columns[: len(stretches)][is_own], stretches[is_own]
 
 
-def audio_embedder(model: str | os.PathLike, **kwargs) -> ASTEmbeddingPipeline:
+def audio_embedder(model: str | os.PathLike[str], **kwargs: Any) -> ASTEmbeddingPipeline:
     """The pipeline of a folder or a Hub repository, of an AST with or without a head.
 
     Args:

@@ -327,7 +327,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         return {"tags": tags, "timeline": timeline} if return_timeline else tags
 
 
-def audio_tagger(model: str | os.PathLike, **kwargs) -> ASTAudioClassificationPipeline:
+def audio_tagger(model: str | os.PathLike[str], **kwargs: Any) -> ASTAudioClassificationPipeline:
     """The pipeline of a folder or a Hub repository, without more words.
 
     Args:

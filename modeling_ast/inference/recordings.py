@@ -27,7 +27,7 @@ _MAX_SILENT_SECONDS = 30.0
 _MAX_REDIRECTIONS = 10
 
 _SCHEMES = ("http://", "https://")
-Recording = str | os.PathLike | bytes | BinaryIO | np.ndarray | torch.Tensor | Mapping[str, Any]
+Recording = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | torch.Tensor | Mapping[str, Any]
 
 
 def recording_name(source: Recording) -> str:
