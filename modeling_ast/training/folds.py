@@ -1,11 +1,11 @@
 """Cross-validation: what the runs of all folds say together."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from modeling_ast.data.labels import DataError
 from modeling_ast.training.results import RESULTS_NAME
@@ -69,27 +69,28 @@ def summarize_folds(folders: Sequence[str | Path], metric: str = "accuracy") -> 
     if not folders:
         raise DataError("Expected the folders of the folds' runs, got none.")
     tables = [_read_results(Path(folder), metric) for folder in folders]
-    epochs = [row["epoch"] for row in tables[0]]
+    epochs = tables[0]["epoch"].tolist()
     for folder, table in zip(folders, tables):
-        if [row["epoch"] for row in table] != epochs:
+        if table["epoch"].tolist() != epochs:
             raise DataError(
                 f"Expected the same epochs in all folds, but {folder} has {len(table)} of them and {folders[0]} has "
                 f"{len(epochs)}. Is one still running?"
             )
-    values = np.array([[float(row[metric]) for row in table] for table in tables])  # (folds, epochs)
-    cumulative = np.array([[float(row[f"cum_{metric}"]) for row in table] for table in tables])
+    values, cumulative = (
+        np.array([table[name] for table in tables]) for name in (metric, f"cum_{metric}")
+    )  # (folds, epochs)
     mean = values.mean(axis=0)
     results = [_read_final(Path(folder)) for folder in folders]
     keys = {"weight_average": f"average_validation_{metric}", "baseline": f"validation_baseline_{metric}"}
     final = {name: [run[key] for run in results] for name, key in keys.items() if all(key in run for run in results)}
     return {
         "metric": metric,
-        "epochs": [float(epoch) for epoch in epochs],
+        "epochs": epochs,
         "mean": mean.tolist(),
         "cum_mean": cumulative.mean(axis=0).tolist(),
         **{
             name: {
-                "epoch": float(epochs[index]),
+                "epoch": epochs[index],
                 "folds": values[:, index].tolist(),
                 "mean": float(mean[index]),
             }
@@ -105,16 +106,15 @@ def _read_final(folder: Path) -> dict[str, float]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _read_results(folder: Path, metric: str) -> list[dict[str, str]]:
+def _read_results(folder: Path, metric: str) -> pd.DataFrame:
     path = folder / RESULTS_NAME
-    if not path.is_file():
-        raise DataError(f"{path}: no such file. Has this fold been run?")
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
+        table = pd.read_csv(path, float_precision="round_trip")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file. Has this fold been run?") from error
+    except ValueError as error:
         raise DataError(f"{path}: not the results of a run ({error}).") from error
-    if not rows or not rows[0].get(metric) or not rows[0].get(f"cum_{metric}"):
-        columns = ", ".join(rows[0]) if rows else "nothing"
-        raise DataError(f"{path}: expected columns {metric} and cum_{metric}, got {columns}.")
-    return rows
+    columns = [metric, f"cum_{metric}"]
+    if not set(columns) <= set(table) or table[columns].isna().any(axis=None):
+        raise DataError(f"{path}: expected columns {metric} and cum_{metric}, got {', '.join(table)}.")
+    return table.astype({"epoch": float})

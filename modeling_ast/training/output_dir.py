@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -85,18 +86,19 @@ def check_output_dir(output_dir: Path, arguments: Arguments) -> None:
         return
     differences = recipe_differences(output_dir / RECIPE_NAME, arguments)
     if not checkpoint:
-        others = f" Its recipe differs: {'; '.join(differences.values())}." if differences else ""
+        others = f" Its recipe differs: {_describe(differences)}." if differences else ""
         raise RecipeError(
             f"{output_dir} holds a run already.{others} Continue it with --resume_from_checkpoint true, replace it "
             "with --overwrite_output_dir true, or choose another --output_dir."
         )
     for key in _LENGTH_KEYS:
-        if key in differences and _is_longer(output_dir / RECIPE_NAME, arguments, key):
+        before, now = map(float, differences.get(key, (0, 0)))
+        if 0 < before < now:
             del differences[key]
     if differences:
         raise RecipeError(
             f"{output_dir} holds another run, which cannot be continued with this recipe: "
-            f"{'; '.join(differences.values())}. Give the values that it began with, choose another --output_dir, or "
+            f"{_describe(differences)}. Give the values that it began with, choose another --output_dir, or "
             "replace it with --overwrite_output_dir true and --resume_from_checkpoint false."
         )
 
@@ -167,11 +169,11 @@ def made_for_now(folder: Path) -> Iterator[None]:
                 each.rmdir()
 
 
-def recipe_differences(recipe: Path, arguments: Arguments) -> dict[str, str]:
+def recipe_differences(recipe: Path, arguments: Arguments) -> dict[str, tuple[Any, Any]]:
     """What the recipe of a run and given arguments say otherwise, of the keys that can move the result.
 
     Returns:
-        Key to "key: saved value, given value".
+        Key to the saved value and the given one; `None` for what is not said.
 
     Raises:
         RecipeError: The recipe cannot be read.
@@ -181,7 +183,7 @@ def recipe_differences(recipe: Path, arguments: Arguments) -> dict[str, str]:
     for key in sorted((saved.keys() | given.keys()) & (_OWN_KEYS - _FREE_KEYS | _MOVING_KEYS)):
         before, now = (settings.get(key, _default(key, arguments)) for settings in (saved, given))
         if before != now:
-            differences[key] = f"{key}: {_shown(before)} saved, {_shown(now)} given"
+            differences[key] = before, now
     return differences
 
 
@@ -194,7 +196,7 @@ def prepare_output_dir(output_dir: Path, arguments: Arguments) -> None:
         if not arguments[-1].resume_from_checkpoint:
             _remove_run(output_dir)
         elif differences := recipe_differences(output_dir / RECIPE_NAME, arguments):
-            logger.warning(f"The run is made longer ({'; '.join(differences.values())}).")
+            logger.warning(f"The run is made longer ({_describe(differences)}).")
             (output_dir / TRAINER_STATE_NAME).unlink(missing_ok=True)  # which says that the training has ended
         else:
             return  # what the run began with stays written down
@@ -234,12 +236,6 @@ def _check_writable(output_dir: Path) -> None:
         ) from error
 
 
-def _is_longer(recipe: Path, arguments: Arguments, key: str) -> bool:
-    default = _default(key, arguments)
-    before, now = (float(settings.get(key, default)) for settings in (read_settings(recipe), _settings(arguments)))
-    return before > 0 and now > before
-
-
 def _settings(arguments: Arguments) -> dict[str, str | list[str]]:
     """As a saved recipe has them, since it is one that they are compared with."""
     with tempfile.TemporaryDirectory() as folder:
@@ -254,6 +250,12 @@ def _default(key: str, arguments: Arguments) -> str | None:
             if field.name == key and field.default not in (dataclasses.MISSING, None):
                 return yaml.safe_dump(getattr(field.default, "value", field.default)).split("\n")[0]
     return None
+
+
+def _describe(differences: dict[str, tuple[Any, Any]]) -> str:
+    return "; ".join(
+        f"{key}: {_shown(before)} saved, {_shown(now)} given" for key, (before, now) in differences.items()
+    )
 
 
 def _shown(value: str | list[str] | None) -> str:

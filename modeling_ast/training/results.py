@@ -1,10 +1,10 @@
 """What a run did, a line an epoch: the metrics of its model and of the mean of all predictions so far."""
 
-import csv
 import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import compute_metrics
@@ -71,10 +71,6 @@ class EpochRecord:
             self._write()
 
     def _write(self) -> None:
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
         # Whoever reads meanwhile finds a whole file.
         with written_beside(self.folder / RESULTS_NAME) as unfinished:
-            with open(unfinished, "w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(self.rows)
+            pd.DataFrame(self.rows).to_csv(unfinished, index=False, lineterminator="\r\n")
