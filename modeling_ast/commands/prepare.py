@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import pandas as pd
+import pandas
 
 from modeling_ast.commands.command_line import Parser, run_command
 from modeling_ast.data import prepare
@@ -129,7 +129,7 @@ def prepare_audioset(args: argparse.Namespace) -> Path:
     if args.split is not None:
         manifest["split"] = args.split
     report = args.output.with_name(f"{args.output.stem}_left_out.csv")
-    prepare.write_csv(report, pd.DataFrame(left_out, columns=["id", "audio", "reason"]))
+    prepare.write_csv(report, pandas.DataFrame(left_out, columns=["id", "audio", "reason"]))
     reasons = Counter(reason.partition(":")[0] for _, _, reason in left_out)
     counts = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())) or "none"
     if manifest.empty:

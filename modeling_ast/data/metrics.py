@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pandas
 from scipy.special import ndtri
 from sklearn.metrics import average_precision_score, roc_auc_score
 from transformers.utils import logging
@@ -248,7 +248,7 @@ def per_class_metrics(
 
 def write_per_class_csv(rows: list[dict[str, Any]], path: str | os.PathLike) -> None:
     """What `per_class_metrics` gives, as a table with a header; empty where a value cannot be told."""
-    pd.DataFrame(rows).to_csv(path, index=False, lineterminator="\r\n")
+    pandas.DataFrame(rows).to_csv(path, index=False, lineterminator="\r\n")
 
 
 def _per_class(metric: Callable, scores: np.ndarray, positives: np.ndarray, is_defined: np.ndarray) -> np.ndarray:

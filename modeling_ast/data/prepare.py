@@ -15,7 +15,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pandas
 from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError, load_waveform, read_seconds
@@ -94,7 +94,7 @@ def expect_clips(folder: Path, expected: int) -> None:
         raise DataError(f"{folder}: expected {expected:,} sound files, found {found:,}. Delete it and run again.")
 
 
-def read_esc50(root: Path) -> pd.DataFrame:
+def read_esc50(root: Path) -> pandas.DataFrame:
     """Manifest with the folds of a folder like ESC-50, with `meta/esc50.csv` and `audio`.
 
     Raises:
@@ -112,7 +112,7 @@ def read_esc50(root: Path) -> pd.DataFrame:
     return manifest
 
 
-def read_speech_commands(root: Path) -> pd.DataFrame:
+def read_speech_commands(root: Path) -> pandas.DataFrame:
     """Manifest with the splits of a folder like Speech Commands: a sub-folder a word, and the two lists.
 
     Raises:
@@ -123,7 +123,7 @@ def read_speech_commands(root: Path) -> pd.DataFrame:
             raise DataError(f"{root}: expected {name} in it, found none.")
     splits = load_splits(str(root))
     rows = [(row["audio"]["path"], splits.label_names[row["labels"]], split) for split, part in splits for row in part]
-    return pd.DataFrame(rows, columns=["audio", "label", "split"], dtype=object)
+    return pandas.DataFrame(rows, columns=["audio", "label", "split"], dtype=object)
 
 
 # AudioSet
@@ -232,7 +232,7 @@ def match_clips(
     journal: Path,
     min_seconds: float = MIN_SECONDS,
     num_workers: int = 16,
-) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
+) -> tuple[pandas.DataFrame, list[tuple[str, str, str]]]:
     """The segments whose clip is there, readable and long enough, and the others.
 
     Args:
@@ -257,15 +257,15 @@ def match_clips(
             left_out.append((name, path, f"too short: {seconds:.3f} s"))
         else:
             rows.append((path, labels))
-    return pd.DataFrame(rows, columns=["audio", "label"], dtype=object), left_out
+    return pandas.DataFrame(rows, columns=["audio", "label"], dtype=object), left_out
 
 
 # FLAC cache
 
 
 def cache_clips(
-    manifest: pd.DataFrame, root: Path, cache: Path, num_workers: int, sampling_rate: int
-) -> tuple[pd.DataFrame, list[tuple[str, AudioError]]]:
+    manifest: pandas.DataFrame, root: Path, cache: Path, num_workers: int, sampling_rate: int
+) -> tuple[pandas.DataFrame, list[tuple[str, AudioError]]]:
     """Write each clip once as mono FLAC of 16 bits; what is there already is taken.
 
     Args:
@@ -325,27 +325,27 @@ def in_threads(function: Callable, items: Sequence, description: str, num_worker
 # What is written and said
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
+def write_csv(path: Path, table: pandas.DataFrame) -> None:
     """Write a table at once: a file that is there is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(path) as unfinished:
         table.to_csv(unfinished, index=False, lineterminator="\n")
 
 
-def write_manifest(path: Path, manifest: pd.DataFrame) -> None:
+def write_manifest(path: Path, manifest: pandas.DataFrame) -> None:
     """Write a manifest. Paths of clips below its folder are relative to it, so that both can be moved together."""
     folder = os.path.join(os.path.realpath(path.parent), "")
     write_csv(path, manifest.assign(audio=manifest["audio"].str.removeprefix(folder)))
 
 
-def summarize(manifest: pd.DataFrame, separator: str | None = None) -> str:
+def summarize(manifest: pandas.DataFrame, separator: str | None = None) -> str:
     """Clips and labels of each split or fold, and clips of each label.
 
     Args:
         manifest: What to count.
         separator: Between the labels of a clip; `None` where it has one.
     """
-    parts = pd.Series("all", manifest.index)
+    parts = pandas.Series("all", manifest.index)
     if len(manifest.columns) > 2:
         parts = manifest.columns[2] + " " + manifest.iloc[:, 2]
     labels = (manifest["label"].str.split(separator) if separator else manifest["label"]).explode()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pandas
 
 from modeling_ast.data.labels import DataError
 from modeling_ast.training.results import RESULTS_NAME
@@ -106,10 +106,10 @@ def _read_final(folder: Path) -> dict[str, float]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _read_results(folder: Path, metric: str) -> pd.DataFrame:
+def _read_results(folder: Path, metric: str) -> pandas.DataFrame:
     path = folder / RESULTS_NAME
     try:
-        table = pd.read_csv(path, float_precision="round_trip")
+        table = pandas.read_csv(path, float_precision="round_trip")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file. Has this fold been run?") from error
     except ValueError as error:

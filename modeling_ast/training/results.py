@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pandas
 
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import compute_metrics
@@ -73,4 +73,4 @@ class EpochRecord:
     def _write(self) -> None:
         # Whoever reads meanwhile finds a whole file.
         with written_beside(self.folder / RESULTS_NAME) as unfinished:
-            pd.DataFrame(self.rows).to_csv(unfinished, index=False, lineterminator="\r\n")
+            pandas.DataFrame(self.rows).to_csv(unfinished, index=False, lineterminator="\r\n")

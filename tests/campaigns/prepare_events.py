@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     sys.exit(str(error))
 
-import pandas as pd
+import pandas
 import soundfile
 import torch
 from splicing import BACKGROUND, background_noise, set_level, sounding_part
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> Path:
             noise = set_level(noise, -75 + 10 * torch.rand((), generator=generator).item())
         name = clips_dir / f"{BACKGROUND}_{number:04d}.flac"
         written.append((write(name, noise), BACKGROUND, *parts[number % len(parts)]))
-    manifest = pd.DataFrame(written, columns=columns)
+    manifest = pandas.DataFrame(written, columns=columns)
     write_manifest(args.output, manifest)
     print(f"Wrote {args.output}, {len(written):,} clips:\n{summarize(manifest)}")
     return args.output
