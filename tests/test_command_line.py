@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import end_of
+from tqdm.auto import tqdm
 
 from modeling_ast.commands import command_line, train
 from modeling_ast.commands.command_line import commands
@@ -86,6 +87,35 @@ def test_a_signal_within_a_command_is_one_line_behind_what_is_put_away(monkeypat
     name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     assert status == 128 + number and away == [number]
     assert said.startswith(f"Stopped by {name}. The same command with --resume_from_checkpoint true goes on")
+
+
+def test_nothing_is_drawn_below_the_sentence_that_a_command_ends_with(monkeypatch, capsys):
+    def main():
+        main.bar = tqdm(total=2, file=sys.stderr)
+        main.bar.update()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "main", main)
+    end_of("train")
+    main.bar.close()  # as Python does it in the end
+    assert capsys.readouterr().err.splitlines()[-1].startswith("Stopped by Ctrl-C.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_signal_after_the_work_changes_nothing(status):
+    """While Python puts its modules away."""
+    code = (
+        "import os, signal\n"
+        "from modeling_ast.commands import command_line, train\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, process=os.getpid()):\n"
+        "        [kill(process, number) for number in (2, 15)]\n"
+        "train.late = Late()\n"
+        f"train.main = lambda: {status}\n"
+        "command_line.run_command('train')\n"
+    )
+    assert run([sys.executable, "-c", code]) == (status, "", "")
 
 
 def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path):

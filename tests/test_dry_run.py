@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import fault_campaign as campaign
 import pytest
@@ -100,6 +101,9 @@ def test_signal_ends_a_dry_run(recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ASTTrainer, "training_step", training_step)
     with pytest.raises(Stopped, match="Stopped by SIGTERM. This was a dry run: nothing was written."):
+        run(recipe, tmp_path / "new" / "run")
+    monkeypatch.setattr(script, "read_data", mock.Mock(side_effect=KeyboardInterrupt))  # before there is a trainer
+    with pytest.raises(Stopped, match="Stopped by Ctrl-C. This was a dry run: nothing was written."):
         run(recipe, tmp_path / "new" / "run")
     assert not list(tmp_path.iterdir())
 

@@ -5,6 +5,7 @@ after Ctrl-C (130) and SIGTERM (143), as shells have it. Nothing heavy is import
 """
 
 import argparse
+import atexit
 import errno
 import importlib
 import os
@@ -136,6 +137,7 @@ def run_command(name: str) -> NoReturn:
             the module has a `GOES_ON`, that is told when a signal or the machine ends the command.
     """
     goes_on = ""
+    atexit.register(_ignore_signals)
     try:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
         check_torchaudio()
@@ -148,6 +150,7 @@ def run_command(name: str) -> NoReturn:
         stop_at_once()
     except KeyboardInterrupt as stop:
         stop_at_once()
+        _close_progress_bars()
         number = getattr(stop, "number", signal.SIGINT)
         _tell(str(stop) or " ".join(filter(None, (_stopped(number), goes_on))))
         sys.exit(128 + number)
@@ -155,6 +158,7 @@ def run_command(name: str) -> NoReturn:
         stop_at_once()
         if isinstance(error, BrokenPipeError) and _is_read_no_more():
             sys.exit(128 + signal.SIGPIPE)
+        _close_progress_bars()
         sentence = fault_sentence(error, goes_on)
         if sentence is None:
             raise
@@ -277,6 +281,19 @@ def _raise_signals() -> None:
 
     for number in _SIGNALS:
         signal.signal(number, stop)
+
+
+def _ignore_signals() -> None:
+    """At the very end, when what a command does is done, and Python takes seconds to put its modules away."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _close_progress_bars() -> None:
+    """Those that are not finished would be drawn once more, below the sentence that a command ends with."""
+    if "tqdm" in sys.modules:
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
 
 
 def _stopped(number: int) -> str:

@@ -190,7 +190,7 @@ class ResumableTrainer(Trainer):
                         remove_folder(path)
         self.accelerator.wait_for_everyone()
         if (number := self.stop_request.number) is not None:
-            raise Stopped(number, f" after the last update: {folder} holds the trained model. {GOES_ON}.")
+            raise Stopped(number, f" after the last update: {folder} holds the trained model. {GOES_ON}")
 
     def load_end(self) -> dict[str, float] | None:
         """Take up what `save_end` saved.
@@ -383,7 +383,7 @@ class _CheckpointCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs) -> None:
         if (number := self.trainer.stop_request.number) is not None:
             checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            raise Stopped(number, f" after update {state.global_step}: {checkpoint} is saved. {GOES_ON}.")
+            raise Stopped(number, f" after update {state.global_step}: {checkpoint} is saved. {GOES_ON}")
 
 
 def _write_json(path: Path, values: dict[str, float]) -> None:

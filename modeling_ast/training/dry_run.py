@@ -2,6 +2,7 @@
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,10 @@ def nothing_written(training_args: ASTTrainingArguments) -> Iterator[None]:
     with TemporaryDirectory() as folder:
         training_args.output_dir, training_args.report_to, training_args.push_to_hub = folder, [], False
         training_args.disable_tqdm = True
-        yield
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            raise Stopped(getattr(stop, "number", signal.SIGINT), f". {NOTHING_WRITTEN}") from stop
 
 
 def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset]) -> dict[str, float]:
@@ -125,7 +129,7 @@ class _Stopwatch(TrainerCallback):
         self.ended = time.perf_counter()
         self.updates += 1
         if (number := self.trainer.stop_request.number) is not None:
-            raise Stopped(number, f". {NOTHING_WRITTEN}")
+            raise Stopped(number)
         if self.updates == WARM_UP_UPDATES and state.max_steps > WARM_UP_UPDATES:
             self.passed, self.started, self.waited = self.updates, self.ended, 0.0
         is_long = self.ended - self.started >= MEASURED_SECONDS or self.updates >= MAX_UPDATES

@@ -12,7 +12,7 @@ import torch
 from modeling_ast.conversion import why_unreadable
 from modeling_ast.data.recipes import RecipeError
 
-GOES_ON = "The same command with --resume_from_checkpoint true goes on from what is saved"
+GOES_ON = "The same command with --resume_from_checkpoint true goes on from what is saved."
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What torch, pickle and JSON make of a file that is not what it should be.
 _UNREADABLE = (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, PickleError)
@@ -32,7 +32,7 @@ class Stopped(KeyboardInterrupt):
 
     def __init__(self, number: int, message: str | None = None):
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        super().__init__(f"Stopped by {name}{message or f'. {GOES_ON}.'}")
+        super().__init__(f"Stopped by {name}{message or f'. {GOES_ON}'}")
         self.number = number
 
 
@@ -77,7 +77,7 @@ def saving(what: str | os.PathLike) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-        raise SaveError(f"{what} cannot be saved ({reason}). What was saved before is whole. {GOES_ON}.") from error
+        raise SaveError(f"{what} cannot be saved ({reason}). What was saved before is whole. {GOES_ON}") from error
 
 
 @contextmanager
