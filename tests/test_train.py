@@ -237,9 +237,10 @@ def test_saved_recipe_gives_the_same_run_again(demo, tmp_path):
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_evaluation_alone_gives_the_same_metrics(demo, tmp_path):
+def test_evaluation_alone_gives_the_same_metrics_and_leaves_those_of_the_run(demo, tmp_path):
     """In batches that do not come out even."""
     folder, results = demo
+    own = shutil.copytree(folder, tmp_path / "run")
     argv = [
         "--model_name_or_path",
         folder,
@@ -250,12 +251,15 @@ def test_evaluation_alone_gives_the_same_metrics(demo, tmp_path):
         "--dataloader_pin_memory=false",
         "--per_device_eval_batch_size=3",
     ]
-    again = run(*argv, "--output_dir", tmp_path)
+    again = run(*argv, "--output_dir", own)
     assert again["test_accuracy"] == results["test_accuracy"]
     assert again["validation_accuracy"] == results["validation_accuracy"]
     assert again["test_loss"] == pytest.approx(results["test_loss"], abs=1e-5)
-    assert {path.name for path in tmp_path.iterdir()} >= {"test_results.json", "per_class_test.csv"}
-    assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "README.md").exists()
+    evaluation = own / "evaluation"
+    assert {path.name for path in evaluation.iterdir()} >= {"test_results.json", "per_class_test.csv"}
+    assert not (evaluation / "model.safetensors").exists() and not (evaluation / "README.md").exists()
+    files = [path for path in folder.iterdir() if path.is_file()]
+    assert all((own / path.name).read_bytes() == path.read_bytes() for path in files)
 
 
 def test_pictures_that_fail_do_not_end_a_run(demo, tmp_path, monkeypatch, caplog):

@@ -8,9 +8,10 @@ feature extractor (for `from_pretrained` and `pipeline`), the resolved recipe, m
 pictures; `results.csv` can be read while the run goes on. With `--resume_from_checkpoint true` the same command
 begins a run, goes on with it wherever it was interrupted, and finishes it. With `--do_train false` a trained model
 (`--model_name_or_path outputs/demo`) is evaluated: on the clips that the data hold out, or on all of them where they
-hold out none (but not on those that it was trained on). Exit status: 0, 2 after a fault that is told in one sentence,
-130 after Ctrl-C, 143 after SIGTERM. With `--dry_run true` it goes through everything but the work, writes nothing, and
-tells how long the run will take.
+hold out none (but not on those that it was trained on). Where `output_dir` holds a run, that goes to `evaluation` in
+it, and the run's own metrics stay. Exit status: 0, 2 after a fault that is told in one sentence, 130 after Ctrl-C, 143
+after SIGTERM. With `--dry_run true` it goes through everything but the work, writes nothing, and tells how long the
+run will take.
 """
 
 import logging
@@ -25,6 +26,7 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.model_card import write_model_card
+from modeling_ast.data.recipes import RECIPE_NAME
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.plots import plot_tags
 from modeling_ast.inference.predictions import label_thresholds
@@ -34,7 +36,7 @@ from modeling_ast.training.baseline import compare_with_baseline
 from modeling_ast.training.building import check_reporters
 from modeling_ast.training.dry_run import dry_run, nothing_written
 from modeling_ast.training.faults import GOES_ON as GOES_ON
-from modeling_ast.training.output_dir import AVERAGE_FOLDER, check_output_dir, claimed
+from modeling_ast.training.output_dir import AVERAGE_FOLDER, EVALUATION_FOLDER, check_output_dir, claimed
 from modeling_ast.training.results import RESULTS_NAME
 from modeling_ast.training.stages import build, evaluate, make_trainer, prepare_clips, read_data, train
 
@@ -61,6 +63,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.ERROR, format="%(message)s")
     output_dir = Path(training_args.output_dir)
     check_output_dir(output_dir, arguments)
+    if not training_args.do_train and (output_dir / RECIPE_NAME).is_file():
+        training_args.output_dir = str(output_dir / EVALUATION_FOLDER)  # the metrics of the run stay
     check_reporters(training_args.report_to)
     with ExitStack() as stack:
         if training_args.dry_run:

@@ -27,6 +27,7 @@ from modeling_ast.training.arguments import Arguments, ASTTrainingArguments, Aug
 logger = logging.getLogger(__name__)
 
 AVERAGE_FOLDER = "weight_average"
+EVALUATION_FOLDER = "evaluation"  # of a finished run, without training
 _CLAIM_NAME = "_running"  # by the underscore uploads leave it out
 _MAX_TRIES = 100  # to make or lock what others remove again at the same moment
 # All files that a run writes into its folder, whose others are the user's: only these go when a run is replaced.
@@ -219,7 +220,9 @@ def checkpoint_step(folder: str | Path) -> int:
 
 def _remove_run(output_dir: Path) -> None:
     for path in output_dir.iterdir():
-        if path.is_dir() and (re.fullmatch(r"checkpoint-\d+", path.name) or path.name == AVERAGE_FOLDER):
+        if path.is_dir() and (
+            re.fullmatch(r"checkpoint-\d+", path.name) or path.name in (AVERAGE_FOLDER, EVALUATION_FOLDER)
+        ):
             remove_folder(path)
         elif path.is_file() and re.fullmatch(_RUN_FILES, path.name):
             path.unlink()
