@@ -4,13 +4,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_original_checkpoint
 from modeling_ast.data.recipes import DataArguments, ModelArguments
 from modeling_ast.data.splits import read_label_names, read_splits
 from modeling_ast.inference.predictions import label_order, load_classifier
-from modeling_ast.loading import ModelError
+from modeling_ast.loading import ModelError, as_model_error
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +59,8 @@ def _load_original(
     name: str, model_args: ModelArguments, label_names: Sequence[str]
 ) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
     bins = {} if model_args.num_mel_bins is None else {"num_mel_bins": model_args.num_mel_bins}
-    try:
+    with as_model_error(name):
         model = load_original_checkpoint(name, **bins, id2label=dict(enumerate(label_names)))
-    except (ValueError, OSError, StrictDataclassError) as error:
-        raise ModelError(f"{name} cannot be used: {' '.join(str(error).split())}") from error
     keys = ("sampling_rate", "mean", "std", "padding")
     given = {key: getattr(model_args, key) for key in keys if getattr(model_args, key) is not None}
     config = model.config

@@ -4,7 +4,6 @@ The two are not the same. Attention says where a layer takes information from, f
 about one label, and measured on what the model answers: of the two it is the one to trust.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -198,7 +197,8 @@ def occlusion_map(
 
     Source: Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2.
     """
-    _check_sizes(window_frames, window_bins, step_frames, step_bins, batch_size, extractor.num_mel_bins)
+    sizes = {"window_frames": window_frames, "window_bins": window_bins, "batch_size": batch_size}
+    _check_sizes({**sizes, "step_frames": step_frames, "step_bins": step_bins}, extractor.num_mel_bins)
     spectrogram, features = _featurize(extractor, waveform, padding, start_seconds)
     frames, bins = spectrogram.log_mel.shape
     features = features.to(model.device)
@@ -214,7 +214,8 @@ def occlusion_map(
         for mel_bin in _starts(bins, window_bins, step_bins)
     ]
     total, count = torch.zeros(frames, bins), torch.zeros(frames, bins)
-    for batch in _batches(windows, batch_size):
+    for first in tqdm(range(0, len(windows), batch_size), desc="Covering", unit="batch"):
+        batch = windows[first : first + batch_size]
         covered = input_values.repeat(len(batch), 1, 1)
         for clip, (where_time, where_frequency) in zip(covered, batch):
             clip[:frames][where_time, where_frequency] = background[where_frequency]
@@ -265,16 +266,14 @@ def _label_index(id2label: dict[int, str], label: str | None, logits: torch.Tens
     return indices[label]
 
 
-def _check_sizes(
-    window_frames: int, window_bins: int, step_frames: int, step_bins: int, batch_size: int, num_mel_bins: int
-) -> None:
-    sizes = {"window_frames": window_frames, "window_bins": window_bins, "batch_size": batch_size}
-    for name, size in {**sizes, "step_frames": step_frames, "step_bins": step_bins}.items():
+def _check_sizes(sizes: dict[str, int], num_mel_bins: int) -> None:
+    for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"Expected {name} to be a whole number above 0, got {size!r}.")
-    if window_bins > num_mel_bins:
-        raise ValueError(f"Expected window_bins of at most {num_mel_bins}, all mel bins, got {window_bins}.")
-    for axis, step, window in (("frames", step_frames, window_frames), ("bins", step_bins, window_bins)):
+    if sizes["window_bins"] > num_mel_bins:
+        raise ValueError(f"Expected window_bins of at most {num_mel_bins}, all mel bins, got {sizes['window_bins']}.")
+    for axis in ("frames", "bins"):
+        step, window = sizes[f"step_{axis}"], sizes[f"window_{axis}"]
         if step > window:
             raise ValueError(
                 f"Expected step_{axis} of at most window_{axis} ({window}), or some cells would never be covered, "
@@ -286,10 +285,3 @@ def _starts(length: int, window: int, step: int) -> list[int]:
     """Where windows begin on an axis; the last one ends with it."""
     last = max(0, length - window)
     return [*range(0, last, step), last]
-
-
-def _batches(windows: list[tuple[slice, slice]], batch_size: int) -> Iterator[list[tuple[slice, slice]]]:
-    with tqdm(total=len(windows), desc="Covering", unit="window") as progress:
-        for start in range(0, len(windows), batch_size):
-            yield windows[start : start + batch_size]
-            progress.update(min(batch_size, len(windows) - start))

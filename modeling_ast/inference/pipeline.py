@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from numbers import Integral
 from typing import Any
@@ -25,6 +25,15 @@ from modeling_ast.loading import check_mel_bins, load_model
 _WINDOW_KEYS = ("chunk_length_s", "stride_length_s", "padding", "on_error", "ignore_length")
 _LOADING_KEYS = ("revision", "token", "dtype", "device_map", "trust_remote_code", "local_files_only")
 _RESULT_KEYS = ("top_k", "function_to_apply", "threshold", "aggregate", "return_timeline")
+# What some of them can be.
+_CHOICES = {
+    "padding": (None, *PADDINGS),
+    "function_to_apply": (None, *SCORE_FUNCTIONS),
+    "aggregate": ("mean", "max"),
+    "on_error": ("raise", "return"),
+    "ignore_length": (True, False),
+    "return_timeline": (True, False),
+}
 
 
 class ASTAudioClassificationPipeline(ChunkPipeline):
@@ -116,7 +125,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
                 meant = difflib.get_close_matches(key, _WINDOW_KEYS + _RESULT_KEYS, n=1)
                 hint = f" Is {meant[0]!r} meant?" if meant else ""
                 raise TypeError(f"{type(self).__name__} has no keyword {key!r}.{hint}")
-            _CHECKS[key](value)
+            _check_keyword(key, value)
         labels = self.model.config.id2label.values()
         if isinstance(threshold := kwargs.get("threshold"), Mapping):
             if unknown := [label for label in threshold if label not in labels]:
@@ -170,7 +179,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
     @staticmethod
     def _check_processes(batch_size: Any, num_workers: Any) -> None:
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not _is_whole(value, least):
                 raise ValueError(f"Expected {name} to be a whole number of at least {least}, got {value!r}.")
 
     def window_keywords(self, window: float | None = None, hop: float | None = None) -> dict[str, Any]:
@@ -400,45 +409,27 @@ def _choose(
     return [{"score": float(scores[index]), "label": names[index]} for index in chosen]
 
 
-def _check_choice(name: str, choices: tuple) -> Callable[[Any], None]:
-    def check(value: Any) -> None:
-        if not isinstance(value, (str, bool, type(None))) or value not in choices:
-            raise ValueError(f"Expected {name} to be one of {', '.join(map(str, choices))}, got {value!r}.")
-
-    return check
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
-def _check_top_k(value: Any) -> None:
-    if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
-        raise ValueError(f"Expected top_k to be a whole number above 0, or None for all labels, got {value!r}.")
-
-
-def _check_seconds(value: Any) -> None:
-    if value is not None and not (is_number(value) and value > 0):
-        raise ValueError(f"Expected chunk_length_s to be a number of seconds above 0, got {value!r}.")
-
-
-def _check_strides(value: Any) -> None:
-    strides = value if isinstance(value, (tuple, list)) else (value, value)
-    if value is not None and (len(strides) != 2 or not all(map(is_number, strides))):
-        raise ValueError(f"Expected stride_length_s to be a number of seconds, or two of them, got {value!r}.")
-
-
-def _check_threshold(value: Any) -> None:
-    values = value.values() if isinstance(value, Mapping) else (value,)
-    if value is not None and not all(map(is_number, values)):
-        raise ValueError(f"Expected threshold to be a finite number, or such numbers by label, got {value!r}.")
-
-
-_CHECKS = {
-    "top_k": _check_top_k,
-    "threshold": _check_threshold,
-    "chunk_length_s": _check_seconds,
-    "stride_length_s": _check_strides,
-    "padding": _check_choice("padding", (None, *PADDINGS)),
-    "function_to_apply": _check_choice("function_to_apply", (None, *SCORE_FUNCTIONS)),
-    "aggregate": _check_choice("aggregate", ("mean", "max")),
-    "on_error": _check_choice("on_error", ("raise", "return")),
-    "ignore_length": _check_choice("ignore_length", (True, False)),
-    "return_timeline": _check_choice("return_timeline", (True, False)),
-}
+def _check_keyword(key: str, value: Any) -> None:
+    """Refuse a value that a keyword of the pipeline cannot have."""
+    if choices := _CHOICES.get(key):
+        is_possible = isinstance(value, (str, bool, type(None))) and value in choices
+        words = f"one of {', '.join(map(str, choices))}"
+    elif value is None:
+        return
+    elif key == "top_k":
+        is_possible, words = _is_whole(value, 1), "a whole number above 0, or None for all labels"
+    elif key == "chunk_length_s":
+        is_possible, words = is_number(value) and value > 0, "a number of seconds above 0"
+    elif key == "stride_length_s":
+        strides = value if isinstance(value, (tuple, list)) else (value, value)
+        is_possible = len(strides) == 2 and all(map(is_number, strides))
+        words = "a number of seconds, or two of them"
+    else:
+        is_possible = all(map(is_number, value.values() if isinstance(value, Mapping) else (value,)))
+        words = "a finite number, or such numbers by label"
+    if not is_possible:
+        raise ValueError(f"Expected {key} to be {words}, got {value!r}.")
