@@ -59,6 +59,55 @@ class Page(gr.Blocks):
         raise gr.Error("Expected a recording that was uploaded here, got an address.", print_exception=False)
 
 
+class Visits:
+    """What the page does for its visitors, whose last recording alone is wanted."""
+
+    def __init__(self, tagger: Tagger):
+        self.tagger = tagger
+        self.wanted: dict[str, Event] = {}  # by visitor: set once what is tagged for them is wanted no more
+
+    def tag(self, path, window, hop, threshold, before, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+        """What the page shows of a recording, in place of the one before."""
+        self.leave(request)
+        is_stopped = self.wanted[request.session_hash] = Event()
+
+        def report(share, words="Hearing"):
+            if is_stopped.is_set():
+                raise Stopped
+            progress(share, desc=words)
+
+        if before is not None:
+            before.forget()
+        if path is None:
+            return show_nothing(WELCOME)
+        tagged = None
+        try:
+            # Gradio's component for numbers takes an empty one for 0.
+            windows = choose_windows(self.tagger, read_setting("window", window), read_setting("hop", hop))
+            tagged = self.tagger.tag(path, windows, read_setting("threshold", threshold), report)
+            return show(self.tagger, tagged, partial(report, words="Drawing"))
+        except (AudioError, ValueError) as error:
+            shown = show_nothing(str(error), is_error=True)
+        except Stopped:
+            shown = gr.skip()  # the page shows what came after it
+        finally:
+            if self.wanted.get(request.session_hash) is is_stopped:
+                del self.wanted[request.session_hash]
+        if tagged is not None:
+            tagged.forget()
+        return shown
+
+    def stop(self, request: gr.Request):
+        if request.session_hash not in self.wanted:
+            return gr.skip()
+        self.leave(request)
+        return show_nothing("Stopped.")
+
+    def leave(self, request: gr.Request) -> None:
+        if (is_stopped := self.wanted.pop(request.session_hash, None)) is not None:
+            is_stopped.set()
+
+
 def build_page(tagger: Tagger, model_name: str, examples: list[Path]) -> gr.Blocks:
     """The page.
 
@@ -74,48 +123,7 @@ def build_page(tagger: Tagger, model_name: str, examples: list[Path]) -> gr.Bloc
     if config.problem_type == "regression":
         raise ModelError(f"Expected a model that gives labels, got the regression model {model_name}.")
     own_window = tagger.classifier.window_cutter().length / extractor.sampling_rate
-
-    wanted: dict[str, Event] = {}  # by visitor: set once what is heard for them is wanted no more
-
-    def tag(path, window, hop, threshold, before, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-        stop(request)
-        is_stopped = wanted[request.session_hash] = Event()
-
-        def report(share, words="Hearing"):
-            if is_stopped.is_set():
-                raise Stopped
-            progress(share, desc=words)
-
-        if before is not None:
-            before.forget()
-        if path is None:
-            return show_nothing(WELCOME)
-        tagged = None
-        try:
-            # Gradio's component for numbers takes an empty one for 0.
-            windows = choose_windows(tagger, read_setting("window", window), read_setting("hop", hop))
-            tagged = tagger.tag(path, windows, read_setting("threshold", threshold), report)
-            return show(tagger, tagged, partial(report, words="Drawing"))
-        except (AudioError, ValueError) as error:
-            shown = show_nothing(str(error), is_error=True)
-        except Stopped:
-            shown = [gr.skip()] * len(outputs)  # they show what came after it
-        finally:
-            if wanted.get(request.session_hash) is is_stopped:
-                del wanted[request.session_hash]
-        if tagged is not None:
-            tagged.forget()
-        return shown
-
-    def stop(request: gr.Request):
-        if request.session_hash not in wanted:
-            return [gr.skip()] * len(outputs)
-        wanted.pop(request.session_hash).set()
-        return show_nothing("Stopped.")
-
-    def leave(request: gr.Request):
-        stop(request)
-
+    visits, private = Visits(tagger), {"api_visibility": "private"}
     with Page(title=f"AST: {model_name}", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.HTML(
             f"<h1>{html.escape(model_name)}</h1><p>Audio Spectrogram Transformer of {config.num_labels} labels. "
@@ -126,61 +134,68 @@ def build_page(tagger: Tagger, model_name: str, examples: list[Path]) -> gr.Bloc
         tagged = gr.State(None, delete_callback=lambda tagged: tagged and tagged.forget())
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                audio = gr.Audio(
-                    sources=["upload", "microphone"],
-                    type="filepath",
-                    label="Recording",
-                    editable=False,
-                    buttons=[],
-                    elem_id="audio",
-                )
-                names = gr.Dataset(
-                    components=["textbox"],
-                    samples=[[path.name] for path in examples],
-                    type="index",
-                    label="Examples",
-                    samples_per_page=8,
-                    elem_id="examples",
-                )
-                with gr.Accordion("Settings", open=False):
-                    with gr.Row():
-                        window = gr.Textbox(label="Window (s)", placeholder=f"{own_window:.2f}", min_width=90)
-                        hop = gr.Textbox(label="Hop (s)", placeholder="2/3 of it", min_width=90)
-                        threshold = gr.Textbox(label="Threshold", placeholder="the model's", min_width=90)
-                with gr.Row():
-                    again = gr.Button("Hear again", size="sm", min_width=90)
-                    halt = gr.Button("Stop", size="sm", min_width=90)
+                audio, names, settings, again, halt = _place_inputs(own_window, examples)
             with gr.Column(scale=3, min_width=320):
                 status = gr.HTML(f"<p>{WELCOME}</p>", elem_id="status")
                 tags = gr.Label(label="Labels", num_top_classes=TOP_K, visible=False, elem_id="tags")
         with gr.Column(visible=False) as results:
-            timeline = gr.Image(alt_text="Spectrogram over scores and events", elem_id="timeline", **PICTURE)
-            with gr.Row():
-                with gr.Column(scale=2, min_width=320):
-                    events = gr.Dataframe(label="Events", interactive=False, max_height=330, elem_id="events")
-                    with gr.Row():
-                        labels_file = gr.DownloadButton("Events for Audacity", size="sm", min_width=140)
-                        scores_file = gr.DownloadButton("All scores (CSV)", size="sm", min_width=140)
-                with gr.Column(scale=3, min_width=320):
-                    stretch = gr.Dropdown([], label="Attention in", elem_id="stretch")
-                    attention = gr.Image(alt_text="Attention over the spectrogram", elem_id="attention", **PICTURE)
+            *drawn, stretch, attention = _place_results()
 
-        outputs = [tagged, status, tags, results, timeline, events, labels_file, scores_file, stretch, attention]
-        inputs = [audio, window, hop, threshold, tagged]
-        names.click(lambda index: str(examples[index]), names, audio, api_visibility="private")
-        gr.on(
-            [audio.change, again.click],
-            tag,
-            inputs,
-            outputs,
-            show_progress_on=[status],
-            trigger_mode="multiple",
-            api_visibility="private",
-        )
-        halt.click(stop, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
-        page.unload(leave)
-        stretch.input(partial(draw_attention, tagger), [stretch, tagged], attention, api_visibility="private")
+        outputs = [tagged, status, tags, results, *drawn, stretch, attention]
+        inputs = [audio, *settings, tagged]
+        names.click(lambda index: str(examples[index]), names, audio, **private)
+        progress = {"show_progress_on": [status], "trigger_mode": "multiple"}
+        gr.on([audio.change, again.click], visits.tag, inputs, outputs, **progress, **private)
+        halt.click(visits.stop, None, outputs, queue=False, show_progress="hidden", **private)
+        page.unload(visits.leave)
+        stretch.input(partial(draw_attention, tagger), [stretch, tagged], attention, **private)
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=AT_ONCE)
+
+
+def _place_inputs(own_window: float, examples: list[Path]) -> tuple[Any, ...]:
+    """The recording, the examples, the settings and the two buttons."""
+    audio = gr.Audio(
+        sources=["upload", "microphone"],
+        type="filepath",
+        label="Recording",
+        editable=False,
+        buttons=[],
+        elem_id="audio",
+    )
+    names = gr.Dataset(
+        components=["textbox"],
+        samples=[[path.name] for path in examples],
+        type="index",
+        label="Examples",
+        samples_per_page=8,
+        elem_id="examples",
+    )
+    with gr.Accordion("Settings", open=False), gr.Row():
+        settings = [
+            gr.Textbox(label="Window (s)", placeholder=f"{own_window:.2f}", min_width=90),
+            gr.Textbox(label="Hop (s)", placeholder="2/3 of it", min_width=90),
+            gr.Textbox(label="Threshold", placeholder="the model's", min_width=90),
+        ]
+    with gr.Row():
+        buttons = [gr.Button(words, size="sm", min_width=90) for words in ("Hear again", "Stop")]
+    return audio, names, settings, *buttons
+
+
+def _place_results() -> tuple[Any, ...]:
+    """The picture of the recording, its events, the files, and the attention in a stretch of it."""
+    timeline = gr.Image(alt_text="Spectrogram over scores and events", elem_id="timeline", **PICTURE)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            events = gr.Dataframe(label="Events", interactive=False, max_height=330, elem_id="events")
+            with gr.Row():
+                files = [
+                    gr.DownloadButton(words, size="sm", min_width=140)
+                    for words in ("Events for Audacity", "All scores (CSV)")
+                ]
+        with gr.Column(scale=3, min_width=320):
+            stretch = gr.Dropdown([], label="Attention in", elem_id="stretch")
+            attention = gr.Image(alt_text="Attention over the spectrogram", elem_id="attention", **PICTURE)
+    return timeline, events, *files, stretch, attention
 
 
 def draw_attention(tagger: Tagger, number: int | None, tagged: TaggedRecording | None) -> Path | None:
