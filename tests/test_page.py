@@ -565,16 +565,16 @@ def test_page_shows_an_example_with_other_windows_and_stretches(page):
     check_results(page)
     page.click("text=Settings")
     page.get_by_label("Threshold").fill("1.5")
-    page.click("text=Hear again")
+    page.click("text=Tag again")
     assert "windows of 0.66 s, every 0.44 s; no score reaches" in wait_for_status(page, "no score")  # others are empty
     page.get_by_label("Threshold").fill("")
     page.get_by_label("Window (s)").fill("0.5")
     page.get_by_label("Hop (s)").fill("0.25")
-    page.click("text=Hear again")
+    page.click("text=Tag again")
     wait_for_status(page, "11 windows of 0.50 s, every 0.25 s")
     check_results(page)
     page.get_by_label("Hop (s)").fill("5")
-    page.click("text=Hear again")
+    page.click("text=Tag again")
     wait_for_status(page, "Expected a hop above 0 and of at most the window, 0.5 s, got 5 s.")
 
 
@@ -782,7 +782,7 @@ def test_page_refuses_a_recording_that_is_too_long_and_stops(page, tmp_path):
         for _ in range(60):
             file.write(np.zeros(60 * RATE))
     upload(page, "hour.flac", (tmp_path / "hour.flac").read_bytes())
-    page.wait_for_selector("text=Hearing")
+    page.wait_for_selector("text=Listening")
     page.click("button:has-text('Stop')")
     assert wait_for_status(page, "Stopped.") == "Stopped."
     page.click("#examples button:has-text('an example')")

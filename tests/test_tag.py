@@ -531,7 +531,7 @@ def test_events_are_found_again_as_by_hearing_again(recordings, tmp_path, opened
     ("formats", "arguments", "words"),
     [
         (["jsonl"], [], r"holds no timelines that events could be found in \(--formats csv\)"),
-        (["csv"], ["--window", 1], "No effect with --events_only, which hears nothing: window."),
+        (["csv"], ["--window", 1], "No effect with --events_only, which runs no model: window."),
         (["csv"], ["--ignore", "speech"], "Expected labels of the model, got 'speech'."),
         (None, [], "holds no results whose events could be found again."),
     ],

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> Occlusion:
     padding = None
     if len(waveform) > window:
         padding = "longest"
-        print(f"Longer than the model's window of {window / rate:.2f} s: heard as a whole, with stretched positions.")
+        print(f"Longer than the model's window of {window / rate:.2f} s: taken as a whole, with stretched positions.")
 
     reading = {"padding": padding, "start_seconds": args.start}
     sizes = {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}

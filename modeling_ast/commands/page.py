@@ -3,7 +3,7 @@
     modeling-ast page --model MODEL [--examples FOLDER] [--port 7860]
 
 The page shows the labels of a recording, the events in it, its spectrogram over the scores, and what the model attends
-to in an event. Recordings (WAV, FLAC, OGG, MP3, without ffmpeg) may be hours long; several are heard in turn, and no
+to in an event. Recordings (WAV, FLAC, OGG, MP3, without ffmpeg) may be hours long; several are tagged in turn, and no
 longer than their visitors stay. This machine alone can open the page, unless `--host` says otherwise. It loads nothing
 from elsewhere, and what was uploaded is deleted when it ends, or at the next start of a page where it was killed.
 """

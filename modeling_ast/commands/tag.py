@@ -3,15 +3,14 @@
     modeling-ast tag FILE|FOLDER|LIST ... --model MODEL --output_dir OUT [--key value ...]
     modeling-ast tag --events_only --output_dir OUT --threshold 0.3 [--min_seconds 1 ...]
 
-Recordings (WAV, FLAC, OGG, MP3) of any length are heard in overlapping windows. A LIST (.txt, .csv, .tsv) names one a
-line, or in a column path. OUT gets `results.jsonl`, a line a
-file; the tables `tags.csv` and `events.csv`; and file by file `timelines/` (scores over time, CSV), `audacity/`
-(labels to import), and `pictures/` (with `--formats png`).
+Recordings (WAV, FLAC, OGG, MP3) of any length are cut into overlapping windows. A LIST (.txt, .csv, .tsv) names one a
+line, or in a column path. OUT gets `results.jsonl`, a line a file; the tables `tags.csv` and `events.csv`; and file by
+file `timelines/` (scores over time, CSV), `audacity/` (labels to import), and `pictures/` (with `--formats png`).
 
 In a line of `results.jsonl`, `place` is what the file's own results are called in these folders, without the suffix,
 and `stamp` its size in bytes and time of change in nanoseconds, by which it is known again.
 
-The second command finds events anew in the saved timelines, with other thresholds, lengths and gaps; nothing is heard.
+The second command finds events anew in the saved timelines, with other thresholds, lengths and gaps.
 
 The same command again goes on where it was stopped, with new and changed files alone. Exit status: 0; 1 if some files
 cannot be used, 2 if nothing can be done.
@@ -99,7 +98,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--model", help="folder or name on the Hub")
     add("--output_dir", required=True, type=Path, help="of the results")
-    add("--window", type=float, metavar="SECONDS", help="heard at a time; default: the length the model was made for")
+    add("--window", type=float, metavar="SECONDS", help="of a window; default: what the model was made for")
     add("--hop", type=float, metavar="SECONDS", help="between windows; default: two thirds of the window")
     add("--top_k", type=int, default=5, help="tags a recording; default: %(default)s")
     add("--aggregate", choices=("mean", "max"), default="mean", help="tags from all windows; default: %(default)s")
@@ -112,14 +111,14 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--formats", nargs="+", choices=FORMATS, help="default: all but png; results.jsonl is written in any case")
     add_running_options(parser)
     add("--events_only", action="store_true", help="find events anew in the saved timelines, without the model")
-    add("--retry", action="store_true", help="hear files that could not be used once more")
+    add("--retry", action="store_true", help="try files again that could not be used")
     add("--overwrite", action="store_true", help="delete the results in the folder and begin anew")
     args = parser.parse_args(argv)
     if args.events_only:
         used = {*EVENT_OPTIONS, "events_only", "output_dir"}
         given = [name for name, value in vars(args).items() if value not in (parser.get_default(name), [])]
         if idle := [name for name in given if name not in used]:
-            raise CommandError(f"No effect with --events_only, which hears nothing: {', '.join(idle)}.")
+            raise CommandError(f"No effect with --events_only, which runs no model: {', '.join(idle)}.")
     elif not args.sources or args.model is None:
         raise CommandError("Expected recordings and --model, or --events_only.")
     if "png" in (args.formats or ()):
@@ -134,9 +133,9 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 def report(folder: ResultsFolder, entries: list[dict[str, Any]], num_new: int) -> int:
     """Say what has been done, and return the exit status."""
     broken = [entry["path"] for entry in entries if "error" in entry]
-    heard = [entry for entry in entries if "error" not in entry]
-    length = timedelta(seconds=round(sum(entry["seconds"] for entry in heard)))
-    num_events = sum(len(entry["events"]) for entry in heard)
+    tagged = [entry for entry in entries if "error" not in entry]
+    length = timedelta(seconds=round(sum(entry["seconds"] for entry in tagged)))
+    num_events = sum(len(entry["events"]) for entry in tagged)
     print(f"{len(entries)} file(s), {num_new} of them now: {length} of sound (h:mm:ss), {num_events} event(s).")
     if broken:
         print(f"{len(broken)} cannot be used (--retry tries again), such as {plain(broken[0])}.")

@@ -41,9 +41,9 @@ class ASTEmbeddingPipeline(ASTAudioClassificationPipeline):
     Results are `Embeddings`. One more keyword:
 
         level: What a row is. "clip": the recording; the mean over its windows, each by the time that it covers.
-            "window": a window; what the head sees of it (`pooler_output`), with the stretch that it hears, which
+            "window": a window; what the head sees of it (`pooler_output`), with the stretch that it covers, which
             overlaps with the next one's. "patch": a column of patches; the mean over frequency of
-            `last_hidden_state`, with the 175 ms that a column of 16 frames hears, every `time_stride` frames. Where
+            `last_hidden_state`, with the 175 ms that a column of 16 frames covers, every `time_stride` frames. Where
             windows overlap, a column is taken from the window that covers its centre, so that time is gone through
             once. Padding has no rows.
     """
@@ -94,7 +94,7 @@ class ASTEmbeddingPipeline(ASTAudioClassificationPipeline):
         return Embeddings(rows.astype(np.float32), starts, ends)
 
     def _locate_columns(self, begin: int, end: int) -> np.ndarray:
-        """The samples, from and to, that each column of patches without padding hears: int64 (columns, 2)."""
+        """The samples, from and to, that each column of patches without padding covers: int64 (columns, 2)."""
         config, extractor = self.model.config, self.feature_extractor
         frames = extractor.num_frames(end - begin)
         # A clip shorter than one patch is padded to one.

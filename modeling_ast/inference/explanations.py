@@ -16,7 +16,7 @@ from modeling_ast.fbank import mel_bin_frequencies
 
 @dataclass(frozen=True)
 class Spectrogram:
-    """One clip as the model hears it, without padding, and its axes.
+    """One clip as the model gets it, without padding, and its axes.
 
     `log_mel` is (frames, mel bins), before normalisation; `times` the middle of each frame in seconds; `frequencies`
     the middle of each mel bin in Hz.

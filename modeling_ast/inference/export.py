@@ -179,7 +179,7 @@ def export_onnx(
         model: Left as it is.
         extractor: Of the model.
         path: File to write.
-        padding: "max_length" pads or cuts each clip to the extractor's `max_length`; "longest" hears it at its own
+        padding: "max_length" pads or cuts each clip to the extractor's `max_length`; "longest" takes it at its own
             length. `None` means the extractor's own, with which scores equal the pipeline's.
         with_lengths: Whether there is a second input, `num_samples`, int64 (batch,), for clips of different lengths
             in one batch: each gets the scores that it gets alone.

@@ -22,7 +22,7 @@ PARAMETERS = ("top_k", "function_to_apply", "threshold", "aggregate")
 
 
 class EndpointHandler:
-    """Hears whole recordings, in windows, as `audio_tagger` does.
+    """Tags whole recordings, in windows, as `audio_tagger` does.
 
     Args:
         path: Folder of the model.

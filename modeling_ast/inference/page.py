@@ -33,7 +33,7 @@ BATCH_SIZE = 8
 MAX_STRETCHES = 100
 # Of a recording's name, in the names of files about it: room for the rest in the 255 bytes that file systems take.
 _MAX_STEM_BYTES = 200
-_TURN_SECONDS = 10.0  # of a recording, heard at the default overlap of windows, before others have their turn
+_TURN_SECONDS = 10.0  # of a recording, tagged at the default overlap of windows, before others have their turn
 
 
 class Stopped(Exception):  # noqa: N818, nothing is wrong

@@ -24,7 +24,7 @@ COLUMNS = ("label", "start (s)", "end (s)", "score")
 # Memory grows with the square of the window, and the number of windows with the inverse of the hop: a page that stands
 # still, or ends, is no use to the others who look at it. A model's own window may be longer.
 MAX_WINDOW_SECONDS, MIN_HOP_SECONDS = 10.0, 0.02
-# Recordings that are heard at once, in turn, and requests that wait; the next ones are told that the page is busy.
+# Recordings that are tagged at once, in turn, and requests that wait; the next ones are told that the page is busy.
 AT_ONCE, MAX_WAITING = 16, 100
 WELCOME = "Upload a recording, record one, or choose an example."
 # What was uploaded is looked at every hour, and deleted when it is a day old; all of it when the page ends.
@@ -71,7 +71,7 @@ class Visits:
         self.leave(request)
         is_stopped = self.wanted[request.session_hash] = Event()
 
-        def report(share, words="Hearing"):
+        def report(share, words="Listening"):
             if is_stopped.is_set():
                 raise Stopped
             progress(share, desc=words)
@@ -127,7 +127,7 @@ def build_page(tagger: Tagger, model_name: str, examples: list[Path]) -> gr.Bloc
     with Page(title=f"AST: {model_name}", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         gr.HTML(
             f"<h1>{html.escape(model_name)}</h1><p>Audio Spectrogram Transformer of {config.num_labels} labels. "
-            f"It hears {own_window:.2f} s at a time, and recordings of up to {tagger.max_seconds / 60:g} "
+            f"It takes {own_window:.2f} s at a time, and recordings of up to {tagger.max_seconds / 60:g} "
             "minutes.</p>",
             elem_id="title",
         )
@@ -177,7 +177,7 @@ def _place_inputs(own_window: float, examples: list[Path]) -> tuple[Any, ...]:
             gr.Textbox(label="Threshold", placeholder="the model's", min_width=90),
         ]
     with gr.Row():
-        buttons = [gr.Button(words, size="sm", min_width=90) for words in ("Hear again", "Stop")]
+        buttons = [gr.Button(words, size="sm", min_width=90) for words in ("Tag again", "Stop")]
     return audio, names, settings, *buttons
 
 

@@ -42,10 +42,10 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         classifier = pipeline("audio-classification", "outputs/demo", pipeline_class=ASTAudioClassificationPipeline)
         classifier("street.wav", return_timeline=True)
 
-    A recording no longer than the model's `max_length` is heard as by Transformers' own pipeline, with the same
-    scores (other ones where the extractor's padding is "longest", which Transformers ignores). A longer one is heard
-    in overlapping windows, batched through the model (`batch_size`), and read in blocks (in `num_workers` processes).
-    WAV, FLAC, OGG and MP3 need no ffmpeg.
+    A recording no longer than the model's `max_length` is tagged as by Transformers' own pipeline, with the same
+    scores (other ones where the extractor's padding is "longest", which Transformers ignores). A longer one is cut
+    into overlapping windows, batched through the model (`batch_size`), and read in blocks (in `num_workers`
+    processes). WAV, FLAC, OGG and MP3 need no ffmpeg.
 
     All keywords can be given when the pipeline is made, and again at a call:
 
@@ -59,7 +59,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
             sixth of the window on each side. Windows start every `chunk_length_s - left - right`, which is the hop of
             the timeline.
         padding: "max_length" or "longest" as in the feature extractor. `None`: a recording that fits into one window
-            of the model's own length gets the extractor's padding; all others are heard at their windows' own lengths.
+            of the model's own length gets the extractor's padding; all others stay at their windows' own lengths.
             With windows longer than the model's `max_length` only "longest" or `None` can be.
         aggregate: Score of a recording: "mean" over its windows, each by the time that it covers, or "max".
         return_timeline: Whether a result is a dictionary with `tags` (what is a result otherwise) and `timeline` (see
@@ -138,7 +138,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
     def window_cutter(self, chunk_length_s: float | None = None, stride_length_s: Any = None) -> WindowCutter:
         """What cuts a recording into the windows of these keywords.
 
-        The model's own window is the longest sound of which it hears all: `max_length` frames, and what is left over
+        The model's own window is the longest sound of which it takes all: `max_length` frames, and what is left over
         behind the last one.
 
         Raises:
@@ -186,7 +186,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         """What the pipeline calls a window and a hop.
 
         Args:
-            window: Seconds heard at once; `None` means the model's `max_length`.
+            window: Seconds taken at once; `None` means the model's `max_length`.
             hop: Seconds from the start of a window to the start of the next; `None` means the pipeline's own.
 
         Returns:
@@ -223,7 +223,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         features = self.feature_extractor(window.waveform, return_tensors="pt", padding=padding)
         if not torch.isfinite(features["input_values"]).all():
             raise ValueError(f"Expected floats in [-1, 1], got up to {window.waveform.abs().max():g}.")
-        if padding == "max_length":  # padding that the model hears, as the original does
+        if padding == "max_length":  # padding that the model attends to, as the original does
             features["attention_mask"] = torch.ones(features["input_values"].shape[:2], dtype=torch.long)
         return dict(features)
 

@@ -283,7 +283,7 @@ def _draw_map(axes, spectrogram: Spectrogram, cells: torch.Tensor, colours: tupl
         colours: Of values below and above 0.
         lowest: End of the scale; `None` means as far below 0 as the other end is above.
     """
-    highest = cells.nan_to_num().abs().max().item() or 1.0  # all 0 where a model ignores what it hears
+    highest = cells.nan_to_num().abs().max().item() or 1.0  # all 0 where a model ignores its input
     lowest = -highest if lowest is None else lowest
     values = np.linspace(lowest, highest, 257)
     below, above = (np.array(to_rgb(colour)) for colour in colours)

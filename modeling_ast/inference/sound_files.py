@@ -70,7 +70,7 @@ def find_files(sources: Iterable[str | os.PathLike], output_dir: str | os.PathLi
     if not found:
         raise DataError(
             f"No sound files ({', '.join(AUDIO_SUFFIXES)}) in {', '.join(map(str, sources))}, nor below. A file with "
-            "another suffix is heard when it is named itself."
+            "another suffix is taken when it is named itself."
         )
     return [SoundFile(path, _cut_name(place), _stamp(path)) for path, place in found.values()]
 
@@ -109,7 +109,7 @@ def _cut_name(place: str) -> str:
 
 
 def _stamp(path: str) -> list[int]:
-    if not os.path.exists(path):  # a link that leads nowhere, which hearing will report
+    if not os.path.exists(path):  # a link that leads nowhere, which reading it will report
         return [0, 0]
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns]

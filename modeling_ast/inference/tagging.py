@@ -122,8 +122,8 @@ class ResultsFolder:
 
     `place` is what the file's own results are called in `timelines/`, `audacity/` and `pictures/`, without their
     suffix; a line whose place leads out of these folders is refused. `stamp` is the file's size in bytes and its time
-    of change in nanoseconds: with another one it is another file, and heard again. Of several lines of a path the last
-    counts. Paths are kept exactly, whatever bytes they hold. The tables are UTF-8 and show other bytes as `\\udcXX`.
+    of change in nanoseconds: with another one it is another file, to be tagged anew. Of several lines of a path the
+    last counts. Paths are kept exactly, whatever bytes they hold; the UTF-8 tables show other bytes as `\\udcXX`.
 
     Args:
         path: Of the folder; it is made where there is none.
@@ -173,7 +173,7 @@ class ResultsFolder:
 
         Args:
             files: Of the run.
-            retry: Whether those that were broken are heard again.
+            retry: Whether those that were broken are tried again.
         """
         # Without regard to case: some file systems have none.
         taken, pending = {entry["place"].casefold() for entry in self.entries.values() if "place" in entry}, []
@@ -226,7 +226,7 @@ class ResultsFolder:
         )
 
     def find_again(self, options: Mapping[str, Any]) -> None:
-        """Find the events of all recordings anew, in their saved timelines; no recording is heard for it.
+        """Find the events of all recordings anew, in their saved timelines; no recording is read for it.
 
         Args:
             options: Of `Timeline.find_events`; they take the place of those in the settings.
@@ -256,7 +256,7 @@ class ResultsFolder:
                     raise DataError(str(error)) from error
         for path, (timeline, events) in found.items():
             place = self.entries[path]["place"]
-            self._write_events(path, place, timeline, events, extractor, ignore_length=True)  # it was heard
+            self._write_events(path, place, timeline, events, extractor, ignore_length=True)  # it was read
             self.entries[path] = {**self.entries[path], "events": _to_rows(events)}
         _write(self.journal, "".join(map(_to_line, self.entries.values())))
         _write(self.settings_path, json.dumps({**settings, **options}, indent=2, allow_nan=False) + "\n")
