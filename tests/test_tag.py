@@ -589,12 +589,16 @@ def plant(out: Path, **changes) -> None:
     (out / "results.jsonl").write_text(json.dumps({**entry, **changes}) + "\n")
 
 
-@pytest.mark.parametrize("place", ["../../victim", "x/../../../victim", "{outside}/victim", "", 7, None])
+@pytest.mark.parametrize(
+    "place", ["../../victim", "x/../../../victim", "{outside}/victim", "link/victim", "", 7, None]
+)
 def test_a_place_that_leads_out_of_the_folder_is_neither_written_nor_deleted(recordings, model, tmp_path, place):
     out, arguments = tmp_path / "out", [recordings / "street.wav", "--model", model, "--formats", "csv", "audacity"]
     tag(*arguments, "--output_dir", out)
     outside = tmp_path / "outside"
     outside.mkdir()
+    for folder in ("timelines", "audacity"):
+        (out / folder / "link").symlink_to(outside)
     victims = [tmp_path / "victim.csv", tmp_path / "victim.txt", outside / "victim.csv", outside / "victim.txt"]
     for victim in victims:
         victim.write_text("mine")

@@ -141,6 +141,7 @@ class ResultsFolder:
     ):
         self.path, self.formats = Path(path), [name for name in _FOLDERS if name in formats]
         self.journal, self.settings_path = self.path / "results.jsonl", self.path / "settings.json"
+        self._inside = {}  # whether a folder, its links followed, lies in that of its format
         settings = {**settings, "formats": self.formats}
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"Expected output_dir to be a folder, got the file {self.path}.")
@@ -338,10 +339,16 @@ class ResultsFolder:
         )
 
     def _is_place(self, place: Any) -> bool:
-        """Whether it names files in the folders of the formats."""
-        if not isinstance(place, str) or "\0" in place or not Path(place).name:
+        """Whether it names files in the folders of the formats, also where links lie in them."""
+        if not isinstance(place, str) or "\0" in place or not Path(place).name or ".." in Path(place).parts:
             return False
-        return not Path(place).is_absolute() and ".." not in Path(place).parts
+        return all(self._is_inside(self.output_path(place, format).parent, format) for format in _FOLDERS)
+
+    def _is_inside(self, parent: Path, format: str) -> bool:
+        if parent not in self._inside:  # the places of a hundred thousand files are in few folders
+            folder = Path(os.path.realpath(self.path), _FOLDERS[format][0])
+            self._inside[parent] = Path(os.path.realpath(parent)).is_relative_to(folder)
+        return self._inside[parent]
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         before = _parse(self.settings_path.read_bytes())
