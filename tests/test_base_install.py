@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from configparser import RawConfigParser
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from modeling_ast import ASTFeatureExtractor, __version__
 from modeling_ast.commands.command_line import commands
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "modeling_ast"
 MODULE_NAMES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 # By the extra that brings what they lack first; the other commands do without.
 COMMANDS = {
@@ -106,21 +108,42 @@ def base_install(tmp_path_factory) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
 
 
+@cache
+def imports(path: Path, everywhere: bool) -> set[str]:
+    """Names of what a file imports; inside functions too where `everywhere`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = f"modeling_ast.{node.module}" if node.level else node.module
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def packages_of(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"modeling_ast"}
+
+
 def test_what_is_imported_is_what_setup_cfg_lists():
-    imported = {extra: set() for extra in ("train", "onnx", "demo")}
-    for path in (ROOT / "modeling_ast").rglob("*.py"):
-        own = "demo" if path.stem.startswith("page") else "onnx" if "export" in path.stem else "train"
-        own = "onnx" if path.stem in ("agreement", "quantization") else own
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                imported[own] |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                imported[own].add(node.module.partition(".")[0])
-    listed = {extra: modules(packages) for extra, packages in requirements().items()}
-    needed = {extra: names - sys.stdlib_module_names - {"modeling_ast"} for extra, names in imported.items()}
-    for extra, names in needed.items():
-        assert names <= listed["base"] | listed[extra], extra
-    assert set().union(*needed.values()) == set().union(*(listed[name] for name in ("base", *needed)))
+    imported = set().union(*(imports(path, everywhere=True) for path in PACKAGE.rglob("*.py")))
+    listed = requirements()
+    assert packages_of(imported) == modules(listed["base"] | listed["train"] | listed["onnx"] | listed["demo"])
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_loads_no_more_than_its_extra_brings(command):
+    imported, seen = set(), set()
+    pending = {PACKAGE / "auto_classes.py", PACKAGE / "commands" / f"{command}.py"}
+    while pending:
+        seen.add(path := pending.pop())
+        imported |= imports(path, everywhere=False)
+        ours = {ROOT / f"{name.replace('.', '/')}.py" for name in imported if name.startswith("modeling_ast.")}
+        pending |= {file for file in ours - seen if file.is_file()}
+    extra = next((extra for extra, names in COMMANDS.items() if command in names), "base")
+    listed = requirements()
+    assert len(seen) > 10 and packages_of(imported) <= modules(listed["base"] | listed[extra])
 
 
 def test_a_base_install_runs_models_and_names_what_the_rest_needs(base_install, tmp_path):
