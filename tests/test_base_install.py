@@ -30,6 +30,8 @@ COMMANDS = {
     },
     "demo": {"page"},
 }  # fmt: skip
+# Modules that people import, and that run a model.
+LIBRARY = ("embeddings", "explanations", "handler", "pipeline", "streaming", "timeline")
 # Read by Python before all else: packages of the extras are there for nobody.
 SITE = """
 import sys
@@ -132,16 +134,18 @@ def test_what_is_imported_is_what_setup_cfg_lists():
     assert packages_of(imported) == modules(listed["base"] | listed["train"] | listed["onnx"] | listed["demo"])
 
 
-@pytest.mark.parametrize("command", commands())
-def test_a_command_loads_no_more_than_its_extra_brings(command):
+@pytest.mark.parametrize(
+    "module", [*(f"commands.{name}" for name in commands()), *map("inference.{}".format, LIBRARY)]
+)
+def test_no_more_is_loaded_than_the_extra_brings(module):
     imported, seen = set(), set()
-    pending = {PACKAGE / "auto_classes.py", PACKAGE / "commands" / f"{command}.py"}
+    pending = {PACKAGE / "auto_classes.py", PACKAGE / f"{module.replace('.', '/')}.py"}
     while pending:
         seen.add(path := pending.pop())
         imported |= imports(path, everywhere=False)
         ours = {ROOT / f"{name.replace('.', '/')}.py" for name in imported if name.startswith("modeling_ast.")}
         pending |= {file for file in ours - seen if file.is_file()}
-    extra = next((extra for extra, names in COMMANDS.items() if command in names), "base")
+    extra = next((extra for extra, names in COMMANDS.items() if module.removeprefix("commands.") in names), "base")
     listed = requirements()
     assert len(seen) > 10 and packages_of(imported) <= modules(listed["base"] | listed[extra])
 
