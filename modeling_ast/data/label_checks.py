@@ -240,39 +240,28 @@ def check_label_names(
         return
     fate = "Its head is dropped and a fresh one trained" if is_training else "It cannot be evaluated here"
     level = "warning" if is_training else "error"
+    mend = None
     if not theirs:
-        yield Finding(
-            "note" if is_training else level,
-            "label names",
-            f"{model} has no label names. {fate}.",
-            f"modeling-ast convert {model} FOLDER --labels CSV    # keeps a head of the same labels",
+        level = "note" if is_training else level
+        seen = f"{model} has no label names."
+        mend = f"modeling-ast convert {model} FOLDER --labels CSV    # keeps a head of the same labels"
+    elif all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
+        seen = f"{model} has {len(theirs)} outputs without names, the data {len(label_names)} labels."
+        if len(theirs) == len(label_names):
+            mend = "Write the names into the model's id2label (config.json) if its outputs mean these labels."
+        elif is_training:
+            level = "note"
+    else:
+        seen = (
+            f"{model} has other labels: {len(ours & theirs)} of the data's {len(ours)} are among its {len(theirs)}; "
+            f"missing there: {name_some(sorted(ours - theirs))}; missing here: {name_some(sorted(theirs - ours))}."
         )
-        return
-    if all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
-        same_number = len(theirs) == len(label_names)
-        yield Finding(
-            level if same_number or not is_training else "note",
-            "label names",
-            f"{model} has {len(theirs)} outputs without names, the data {len(label_names)} labels. {fate}.",
-            "Write the names into the model's id2label (config.json) if its outputs mean these labels."
-            if same_number
-            else None,
-        )
-        return
-    alike = {_plain(name) for name in ours} & {_plain(name) for name in theirs}
-    seen = (
-        f"{model} has other labels: {len(ours & theirs)} of the data's {len(ours)} are among its {len(theirs)}; "
-        f"missing there: {name_some(sorted(ours - theirs))}; missing here: {name_some(sorted(theirs - ours))}. {fate}."
-    )
-    is_meant = len(alike) < len(ours) / 2 and is_training  # another task, as in most fine-tuning
-    yield Finding(
-        "note" if is_meant else level,
-        "label names",
-        seen,
-        None
-        if is_meant
-        else "Spell the labels as the model does (label_file: PATH), if they are meant to be the same.",
-    )
+        alike = {_plain(name) for name in ours} & {_plain(name) for name in theirs}
+        if len(alike) < len(ours) / 2 and is_training:  # another task, as in most fine-tuning
+            level = "note"
+        else:
+            mend = "Spell the labels as the model does (label_file: PATH), if they are meant to be the same."
+    yield Finding(level, "label names", f"{seen} {fate}.", mend)
 
 
 def _plain(name: str) -> str:

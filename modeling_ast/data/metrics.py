@@ -124,16 +124,6 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     return _mean(average_precision(scores, labels), "a class with positive clips for mAP")
 
 
-def mean_roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """mAUC: the mean of `roc_auc` over the classes that have positives and negatives.
-
-    Raises:
-        DivergedError: As from `positive_labels`.
-        ValueError: No class has both; or as from `positive_labels`.
-    """
-    return _mean(roc_auc(scores, labels), "a class with positive and negative clips for mAUC")
-
-
 def d_prime(mean_auc: float) -> float:
     """How far apart, in deviations, two normal distributions are whose AUC is `mean_auc`; of 1 it is infinite.
 
