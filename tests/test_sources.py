@@ -22,6 +22,7 @@ from modeling_ast.data import lists
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.decoding import DecodeAudio
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.sources import load_splits, read_folds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -609,7 +610,7 @@ def test_folds_of_parquet_are_whole_numbers_too(listed_clips, folds):
     pq.write_table(pa.table(columns), listed_clips / "clips.parquet")
     splits = load_splits(str(listed_clips / "clips.parquet"), fold_column_name="fold", eval_fold=3)
     assert (len(splits.train), len(splits.validation)) == (6, 3)
-    rows, found = read_folds(str(listed_clips / "clips.parquet"), "fold")
+    rows, found = read_folds(DataArguments(str(listed_clips / "clips.parquet"), fold_column_name="fold"))
     assert len(rows) == 9 and found == ["1", "2", "3"] * 3
 
 
@@ -621,7 +622,7 @@ def test_fold_that_is_neither_a_whole_number_nor_a_name_is_named(listed_clips, f
     with pytest.raises(DataError, match=words):
         load_splits(str(listed_clips / "clips.csv"), fold_column_name="fold", eval_fold=1)
     with pytest.raises(DataError, match=words):
-        read_folds(str(listed_clips / "clips.csv"), "fold")
+        read_folds(DataArguments(str(listed_clips / "clips.csv"), fold_column_name="fold"))
 
 
 @pytest.mark.parametrize(

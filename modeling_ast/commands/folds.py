@@ -25,7 +25,7 @@ from psutil import Process
 from modeling_ast.commands.command_line import CommandError, Parser, run_command
 from modeling_ast.data.held_out import sort_folds
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.data.splits import read_folds
+from modeling_ast.data.sources import read_folds
 from modeling_ast.training.arguments import NOT_TRAINING, parse_arguments
 from modeling_ast.training.folds import describe_summary, save_summary
 

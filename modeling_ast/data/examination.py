@@ -16,7 +16,7 @@ from datasets import Dataset
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AudioError, read_samples, to_waveform
 from modeling_ast.data.recipes import DataArguments
-from modeling_ast.data.splits import read_folds
+from modeling_ast.data.sources import read_folds
 from modeling_ast.data.statistics import FbankStatistics, clip_statistics
 
 LEVELS = ("note", "warning", "error")

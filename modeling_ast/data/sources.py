@@ -7,7 +7,7 @@ Columns stay in Arrow from the file to the rows, so that two million clips fit i
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from modeling_ast.data.label_columns import (
 )
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.lists import read_columns, read_json, read_table
+from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.synthetic import synthetic_folder
 
 logger = logging.getLogger(__name__)
@@ -56,62 +57,33 @@ class DataSource:
     """Where the clips of a data set are, and how they are to be read.
 
     Args:
-        dataset_name: "synthetic" (generated sounds); a folder with a sub-folder a class (with `validation_list.txt`
-            and `testing_list.txt` where they are there), or with such folders below train, validation and test; a
-            list: a table of text (.csv, .tsv, .txt; see `read_rows`) or JSON lines (.jsonl), or a JSON file as the
-            original reads it, `{"data": [{"wav": path, "labels": "mid1,mid2"}, ...]}`, other keys ignored; a Parquet
-            file or a folder of them; else the name of a data set on the Hub.
-        dataset_config_name: Configuration of a Hub data set.
-        audio_column_name: Column with the sound: a path in a list, an audio feature elsewhere.
-        label_column_name: Column with the label or labels: names, class indices, or lists of either, also such lists
-            as text (`['a', 'b']`).
-        audio_dir: Where the paths of a list start, relative to the list; `None` means beside it, and for the
-            original's JSON file the working directory (as in the original) or else beside it.
-        label_separator: Between the labels of one clip in a list, if `multi_label`, and in the original's JSON file.
-            Display names may hold a comma ("Child speech, kid speaking"), so what a comma separates had better be
-            mids.
+        args: What a recipe says of them. A folder of classes may hold `validation_list.txt` and `testing_list.txt`, or
+            have such folders below train, validation and test; a JSON file is as the original reads it, `{"data":
+            [{"wav": path, "labels": "mid1,mid2"}, ...]}`, with paths from the working directory or else from beside
+            it. Labels are names, class indices, or lists of either, also such lists as text (`['a', 'b']`). Display
+            names may hold a comma ("Child speech, kid speaking"), so what a comma separates had better be mids.
         multi_label: Whether a clip may have several labels; `labels` is then a list.
-        fold_column_name: Column with the number or the name of the fold (a kit, a speaker).
-        eval_fold: The fold to hold out: validation. All others train.
-        split_column_name: Column that says train, validation or test.
-        validation_file: A list or a Parquet file of the clips to choose on; those of `dataset_name` then train.
-        test_file: The same for the clips to report on.
-        label_file: Label table, as `read_label_table` takes it: what the labels are called and their order. The data
-            may name them by mid, display name or index. `None` means the labels that the data holds, sorted.
-        validation_fraction: Share of the training rows to hold out where the data holds out none.
         max_missing: Files of training clips in a list that may not be there; their rows stay.
-        seed: Of that choice.
+        seed: Of the training rows that are held out where the data holds out none.
         cache_dir: For generated sounds; `None` means the user's cache.
         model_labels: What a trained model calls its outputs, in their order: the labels of the result.
-        leave_out_unknown_labels: What happens to labels that are not among those of the model: an error, or they are
-            left out, with the clip where it can have one label alone.
     """
 
-    dataset_name: str
-    _: KW_ONLY
-    dataset_config_name: str | None = None
-    audio_column_name: str = "audio"
-    label_column_name: str = "label"
-    audio_dir: str | None = None
-    label_separator: str = ","
+    args: DataArguments
     multi_label: bool = False
-    fold_column_name: str | None = None
-    eval_fold: int | str | None = None
-    split_column_name: str | None = None
-    validation_file: str | None = None
-    test_file: str | None = None
-    label_file: str | None = None
-    validation_fraction: float = 0.1
     max_missing: int = 0
     seed: int = 0
     cache_dir: str | None = None
     model_labels: Sequence[str] | None = None
-    leave_out_unknown_labels: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.args.dataset_name
 
     @property
     def files(self) -> dict[str, str]:
         """Those of held-out clips, by split."""
-        files = {"validation": self.validation_file, "test": self.test_file}
+        files = {"validation": self.args.validation_file, "test": self.args.test_file}
         return {split: name for split, name in files.items() if name is not None}
 
     def load(self) -> AudioSplits:
@@ -126,65 +98,65 @@ class DataSource:
         }
         rows = self._hold_out(rows, tables["train"]) if "train" in tables else rows
         rows = self._choose(rows)
-        if self.max_missing and suffix_of(self.dataset_name) in LIST_SUFFIXES:
+        if self.max_missing and suffix_of(self.name) in LIST_SUFFIXES:
             for split in rows.keys() - {"train"}:
-                expect_files(rows[split], self.dataset_name, split)
+                expect_files(rows[split], self.name, split)
         return AudioSplits(*(rows.get(split) for split in SPLITS), index.names)
 
     def _check(self) -> None:
         """Refuse what makes no sense, and two ways, or half of one, to say what is held out."""
-        if not 0 < self.validation_fraction < 1:
-            raise DataError(f"Expected validation_fraction between 0 and 1, got {self.validation_fraction}.")
-        if self.leave_out_unknown_labels and self.model_labels is None:
+        if not 0 < self.args.validation_fraction < 1:
+            raise DataError(f"Expected validation_fraction between 0 and 1, got {self.args.validation_fraction}.")
+        if self.args.leave_out_unknown_labels and self.model_labels is None:
             raise DataError("leave_out_unknown_labels has an effect on the evaluation of a trained model alone.")
-        lists = [name for name in (self.dataset_name, *self.files.values()) if suffix_of(name) in LIST_SUFFIXES]
-        if self.audio_dir is not None and not lists:
-            raise DataError(f"Expected a list ({', '.join(LIST_SUFFIXES)}) with audio_dir, got {self.dataset_name}.")
-        if self.eval_fold is not None and self.fold_column_name is None:
+        lists = [name for name in (self.name, *self.files.values()) if suffix_of(name) in LIST_SUFFIXES]
+        if self.args.audio_dir is not None and not lists:
+            raise DataError(f"Expected a list ({', '.join(LIST_SUFFIXES)}) with audio_dir, got {self.name}.")
+        if self.args.eval_fold is not None and self.args.fold_column_name is None:
             raise DataError("Expected fold_column_name with eval_fold, got eval_fold alone.")
-        if self.fold_column_name is not None and self.eval_fold is None:
+        if self.args.fold_column_name is not None and self.args.eval_fold is None:
             raise DataError(
                 "Expected eval_fold with fold_column_name, the fold to hold out, got fold_column_name alone. "
                 "`modeling-ast folds` holds out each in turn, and needs none."
             )
-        if self.eval_fold is not None and self.split_column_name is not None:
+        if self.args.eval_fold is not None and self.args.split_column_name is not None:
             raise DataError("Expected a fold or a split column, got both.")
-        is_held_out = self.eval_fold is not None or self.split_column_name is not None
+        is_held_out = self.args.eval_fold is not None or self.args.split_column_name is not None
         if self.files and is_held_out and self.model_labels is None:  # else they may replace what a column holds out
             names = " and ".join(f"{split}_file" for split in self.files)
             raise DataError(f"Expected {names} or a fold or split column, got both.")
 
     def _read_tables(self) -> dict[str, Table]:
-        columns = [self.audio_column_name, self.label_column_name]
+        columns = [self.args.audio_column_name, self.args.label_column_name]
         for name in self.files.values():  # a misspelt column is told before any clip is looked for
             if suffix_of(name) in TABLE_SUFFIXES and Path(name).expanduser().is_file():
                 next(read_columns(Path(name).expanduser(), columns), None)
-        held_out_by = self.fold_column_name or self.split_column_name
+        held_out_by = self.args.fold_column_name or self.args.split_column_name
         columns += filter(None, [held_out_by])
-        tables = self._read(self.dataset_name, columns, self.max_missing, self.dataset_config_name)
+        tables = self._read(self.name, columns, self.max_missing, self.args.dataset_config_name)
         for split, name in self.files.items():
             tables[split] = self._read_instead(name, split, split in tables)
         if columns[:2] != ["audio", "label"] and not any(table.has_columns for table in tables.values()):
             raise DataError(
-                f"{self.dataset_name}: a folder a class has no columns, nor has the original's JSON file, so that "
+                f"{self.name}: a folder a class has no columns, nor has the original's JSON file, so that "
                 "their names have no effect."
             )
         for split, table in tables.items():
             if len(table.rows) == 0:
                 raise DataError(f"{table.source}: expected clips in split {split}, got none.")
         if "train" not in tables and (self.model_labels is None or held_out_by is not None):
-            raise DataError(f"{self.dataset_name}: expected a split called train, got {', '.join(tables)}.")
+            raise DataError(f"{self.name}: expected a split called train, got {', '.join(tables)}.")
         return tables
 
     def _read_instead(self, name: str, split: str, is_there: bool) -> Table:
         """The held-out clips of a file, which may replace those of the data set only where these are evaluated."""
         if is_there and self.model_labels is None:
-            raise DataError(f"Expected the {split} clips from {self.dataset_name} or from {split}_file, got both.")
+            raise DataError(f"Expected the {split} clips from {self.name} or from {split}_file, got both.")
         if is_there:
-            logger.warning(f"{name} takes the place of the {split} clips of {self.dataset_name}.")
+            logger.warning(f"{name} takes the place of the {split} clips of {self.name}.")
         if suffix_of(name) not in FILE_SUFFIXES:
             raise DataError(f"Expected {split}_file to be a file {', '.join(FILE_SUFFIXES)}, got {name}.")
-        return self._read(name, [self.audio_column_name, self.label_column_name])["train"]
+        return self._read(name, [self.args.audio_column_name, self.args.label_column_name])["train"]
 
     def _read(
         self, name: str, columns: list[str], max_missing: int = 0, config_name: str | None = None
@@ -201,11 +173,11 @@ class DataSource:
         if suffix_of(path) in TABLE_SUFFIXES:
             return {
                 "train": Table(
-                    read_table(path, columns, self.audio_dir, max_missing), name, audio_column, label_column
+                    read_table(path, columns, self.args.audio_dir, max_missing), name, audio_column, label_column
                 )
             }
         if suffix_of(path) == ".json":
-            tables = {"train": read_json(path, self.audio_dir, max_missing)}
+            tables = {"train": read_json(path, self.args.audio_dir, max_missing)}
         elif path.is_dir() and ((found := look_into(path)).are_classes or not found.parquet):
             splits = read_class_folders(path, found)
             tables = {split: Table(rows, name, has_columns=False) for split, rows in splits.items()}
@@ -221,23 +193,25 @@ class DataSource:
 
     def _read_labels(self, tables: dict[str, Table]) -> tuple[dict[str, Labels], LabelIndex]:
         """The labels of each split, and their numbers."""
-        labels = {split: read_labels(table, self.label_separator, self.multi_label) for split, table in tables.items()}
+        labels = {
+            split: read_labels(table, self.args.label_separator, self.multi_label) for split, table in tables.items()
+        }
         if self.model_labels is None:
-            names = find_label_names(tables["train"], labels.values()) if self.label_file is None else None
-            index = index_labels(names, self.label_file, self.dataset_name)
+            names = find_label_names(tables["train"], labels.values()) if self.args.label_file is None else None
+            index = index_labels(names, self.args.label_file, self.name)
             refuse_unknown(labels, index, tables)
         else:
-            index = index_model_labels(self.model_labels, self.label_file)
-            report_unknown(labels, index, tables, self.dataset_name, self.leave_out_unknown_labels)
+            index = index_model_labels(self.model_labels, self.args.label_file)
+            report_unknown(labels, index, tables, self.name, self.args.leave_out_unknown_labels)
         return labels, index
 
     def _hold_out(self, rows: dict[str, Dataset], table: Table) -> dict[str, Dataset]:
         """The splits by a fold or a column, where there is one; what files hold stays."""
-        of_files = {split: rows[split] for split in self.files}
-        if self.eval_fold is not None:
-            return rows | hold_out_fold(rows["train"], table, self.fold_column_name, self.eval_fold) | of_files
-        if self.split_column_name is not None:
-            return split_by_column(rows["train"], table, self.split_column_name) | of_files
+        args, of_files = self.args, {split: rows[split] for split in self.files}
+        if args.eval_fold is not None:
+            return rows | hold_out_fold(rows["train"], table, args.fold_column_name, args.eval_fold) | of_files
+        if args.split_column_name is not None:
+            return split_by_column(rows["train"], table, args.split_column_name) | of_files
         return rows
 
     def _choose(self, rows: dict[str, Dataset]) -> dict[str, Dataset]:
@@ -246,12 +220,12 @@ class DataSource:
             known = {split: keep_known(part) for split, part in rows.items()}
             known = {split: part for split, part in known.items() if len(part)}
             if not known:
-                raise DataError(f"{self.dataset_name}: expected clips with labels of the model, got none.")
+                raise DataError(f"{self.name}: expected clips with labels of the model, got none.")
             return known
         if "train" not in rows:
-            raise DataError(f"{self.dataset_name}: expected clips to train on, got {', '.join(rows)} alone.")
+            raise DataError(f"{self.name}: expected clips to train on, got {', '.join(rows)} alone.")
         if "validation" not in rows:
-            return rows | hold_out_some(rows["train"], self.dataset_name, self.validation_fraction, self.seed)
+            return rows | hold_out_some(rows["train"], self.name, self.args.validation_fraction, self.seed)
         return rows
 
 
@@ -265,31 +239,28 @@ def load_splits(dataset_name: str, **settings: Any) -> AudioSplits:
     the training rows becomes one.
 
     Args:
-        dataset_name: As of `DataSource`.
-        settings: The others of it.
+        dataset_name: As of `DataArguments`.
+        settings: Others of it, and of `DataSource`.
 
     Raises:
         DataError: No such data set, or not as described: a missing column, file or fold, no audio, no labels, a label
             that the table does not hold or the model does not know, columns that say which part of a file is a clip.
     """
-    return DataSource(dataset_name, **settings).load()
+    own = {each.name for each in fields(DataSource)} & settings.keys()
+    own = {name: settings.pop(name) for name in own}
+    return DataSource(DataArguments(dataset_name, **settings), **own).load()
 
 
-def read_folds(dataset_name: str, fold_column_name: str, **settings: Any) -> tuple[Dataset, list[str]]:
+def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
     """The clips of a list or of Parquet files, as rows with `audio`, and the fold of each.
-
-    Args:
-        dataset_name: As of `DataSource`.
-        fold_column_name: Column with the number or the name of the fold.
-        settings: Others of `DataSource`.
 
     Raises:
         DataError: No such data set or column, or a cell without a fold.
     """
-    source = DataSource(dataset_name, **settings)
-    columns = [source.audio_column_name, fold_column_name]
-    table = source._read(dataset_name, columns, sys.maxsize, source.dataset_config_name)["train"]
-    folds, codes = find_folds(table, fold_column_name)
+    columns = [data_args.audio_column_name, data_args.fold_column_name]
+    source = DataSource(data_args)
+    table = source._read(data_args.dataset_name, columns, sys.maxsize, data_args.dataset_config_name)["train"]
+    folds, codes = find_folds(table, data_args.fold_column_name)
     return to_rows(table), [folds[code] for code in codes]
 
 

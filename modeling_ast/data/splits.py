@@ -3,18 +3,16 @@
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTConfig
-from modeling_ast.data import sources
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, RecipeError, read_settings
-from modeling_ast.data.sources import DataSource, load_splits
+from modeling_ast.data.sources import DataSource
 from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.loading import ModelError, is_ast
 
@@ -23,33 +21,19 @@ def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
     """The data set, cut to some clips, drawn at random, where the arguments say so.
 
     Raises:
-        DataError: As from `load_splits` and `load_streamed_splits`.
+        DataError: As from `DataSource` and `load_streamed_splits`.
     """
     if data_args.streaming:
-        splits = load_streamed_splits(**_keys_of(load_streamed_splits, data_args), multi_label=multi_label)
+        keys = inspect.signature(load_streamed_splits).parameters.keys() & vars(data_args).keys()
+        settings = {key: getattr(data_args, key) for key in keys}
+        splits = load_streamed_splits(**settings, multi_label=multi_label)
     else:
-        keys = _keys_of(DataSource, data_args)
-        splits = load_splits(**keys, multi_label=multi_label, max_missing=data_args.max_bad_clips)
+        splits = DataSource(data_args, multi_label, max_missing=data_args.max_bad_clips).load()
         for name, rows in splits:
             limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples
             setattr(splits, name, _some(rows, limit))
     splits.ignore_length = data_args.ignore_length
     return splits
-
-
-def _keys_of(load: Callable, data_args: DataArguments) -> dict[str, Any]:
-    """What the recipe says of the parameters of a function or a class."""
-    return {key: getattr(data_args, key) for key in inspect.signature(load).parameters if hasattr(data_args, key)}
-
-
-def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
-    """All clips of a data set with folds, and the fold of each.
-
-    Raises:
-        DataError: As from `modeling_ast.data.sources.read_folds`.
-    """
-    keys = ("dataset_name", "fold_column_name", "dataset_config_name", "audio_column_name", "audio_dir")
-    return sources.read_folds(**{key: getattr(data_args, key) for key in keys})
 
 
 def read_evaluation_splits(data_args: DataArguments, multi_label: bool, model_labels: Sequence[str]) -> AudioSplits:
@@ -59,11 +43,11 @@ def read_evaluation_splits(data_args: DataArguments, multi_label: bool, model_la
 
     Raises:
         RecipeError: A stream.
-        DataError: As from `load_splits`.
+        DataError: As from `DataSource`.
     """
     if data_args.streaming:
         raise RecipeError("Expected streaming: false; clips are evaluated from a table, not from a stream.")
-    splits = load_splits(**_keys_of(DataSource, data_args), multi_label=multi_label, model_labels=model_labels)
+    splits = DataSource(data_args, multi_label, model_labels=model_labels).load()
     splits.ignore_length = data_args.ignore_length
     for name, rows in splits:
         setattr(splits, name, _some(rows, data_args.max_eval_samples))
@@ -114,7 +98,7 @@ def read_held_out(model: str, data_args: DataArguments, multi_label: bool, alone
     Raises:
         ModelError: Not a trained AST in Transformers' layout.
         RecipeError: A stream.
-        DataError: As from `load_splits`.
+        DataError: As from `DataSource`.
     """
     splits = read_evaluation_splits(data_args, multi_label, read_label_names(model))
     enough = ("validation", "test") if alone == "test" else (alone,)
