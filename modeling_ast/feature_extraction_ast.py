@@ -1,6 +1,7 @@
 """Feature extractor of the Audio Spectrogram Transformer: waveforms to log-mel spectrograms of one length."""
 
 import difflib
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import TensorType, logging
 
+from .configuration_ast import ASTConfig
 from .fbank import fbank, frame_length, frame_shift
 from .samples import split_clips, to_float32, to_native
 
@@ -141,6 +143,15 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         """Seconds from the start of a frame to the start of the one that follows so many frames later."""
         return num_frames * self.frame_shift / self.sampling_rate
 
+    @staticmethod
+    def options_for(config: ASTConfig) -> dict[str, int]:
+        """The options that follow from a model: how many frames, and how many mel bins, it takes."""
+        return {
+            "max_length": config.max_length,
+            "num_mel_bins": config.num_mel_bins,
+            "min_length": config.patch_size,
+        }
+
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs):
         """As in Transformers; keys of a file that have no effect here are dropped, with a warning if unknown.
@@ -149,8 +160,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             TypeError: A keyword that looks like a misspelt option.
             ValueError: An option has a value that cannot work.
         """
-        features = {"sampling_rate", "num_mel_bins", "padding_value", "do_normalize", "mean", "std"}
-        known = features | {"max_length", "min_length", "padding", "return_attention_mask"}
+        known = inspect.signature(cls.__init__).parameters.keys() - {"self", "kwargs"}
         if "padding" not in feature_extractor_dict:  # of Transformers' own, which writes a false that it ignores
             feature_extractor_dict = {**feature_extractor_dict, "return_attention_mask": None}
         kept = {key: value for key, value in feature_extractor_dict.items() if key in known.union(_BOOKKEEPING_KEYS)}

@@ -229,7 +229,7 @@ def test_a_window_longer_than_the_clip_covers_all_of_it(tiny_model, extractor):
 def test_the_peak_is_the_middle_of_the_cells_that_share_it():
     drop = torch.zeros(20, 8)
     drop[4:9, 2:5] = 1.5
-    spectrogram = Spectrogram(torch.zeros(20, 8), torch.arange(20) / 100, 100.0 * torch.arange(8))
+    spectrogram = Spectrogram(torch.zeros(20, 8), torch.arange(20) / 100, 100.0 * torch.arange(8), 0.01)
     assert Occlusion(spectrogram, "", 0.0, drop).peak() == pytest.approx((0.06, 300.0, 1.5))
 
 

@@ -187,7 +187,7 @@ def spectrogram() -> Spectrogram:
     """48 frames, from one minute on, of 32 mel bins."""
     generator = torch.Generator().manual_seed(0)
     times = 60.0125 + 0.01 * torch.arange(48, dtype=torch.float64)
-    return Spectrogram(torch.randn(48, 32, generator=generator), times, 50.0 * 1.15 ** torch.arange(32))
+    return Spectrogram(torch.randn(48, 32, generator=generator), times, 50.0 * 1.15 ** torch.arange(32), 0.01)
 
 
 def test_occlusion_is_drawn_over_the_spectrogram_with_0_in_the_middle_of_the_colours(tmp_path, figures, spectrogram):
@@ -349,7 +349,7 @@ def draw(folder: Path, kinds: Iterable[str], label_names: list[str], title: str)
     timeline = Timeline(np.array([0, 4000, 8000]), probabilities[:2].astype(np.float32), label_names, 16000)
     events = [Event(label_names[0], 0, 0.2, 0.9)]
     tags = [{"label": name, "score": 0.5} for name in label_names]
-    map_ = Spectrogram(torch.randn(48, 32), 0.01 * torch.arange(48), 50.0 * 1.15 ** torch.arange(32))
+    map_ = Spectrogram(torch.randn(48, 32), 0.01 * torch.arange(48), 50.0 * 1.15 ** torch.arange(32), 0.01)
     attention = Attention(map_, torch.rand(1, 2, 2, 2, 4) / 10, num_frames=48, config=make_tiny_config())
     line = np.array([0.1, 0.9])
     results = write_results(folder / "results.csv", epochs(train_loss=[2, 1], mAP=[0.1, 0.2], cum_mAP=[0.1, 0.2]))

@@ -69,9 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             model = load_original_checkpoint(args.source, id2label=id2label, **geometry)
         model.config.problem_type = args.problem_type
-        extractor = ASTFeatureExtractor(
-            num_mel_bins=model.config.num_mel_bins, max_length=model.config.max_length, **statistics
-        )
+        extractor = ASTFeatureExtractor(**ASTFeatureExtractor.options_for(model.config), **statistics)
     model.save_pretrained(args.output)
     extractor.save_pretrained(args.output)
     print(

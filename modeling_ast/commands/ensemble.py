@@ -18,7 +18,7 @@ import pandas
 from modeling_ast.commands.command_line import CommandError, Parser, run_command
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.metrics import METRICS, compute_metrics, to_probabilities
-from modeling_ast.data.recipes import parse_data_arguments
+from modeling_ast.data.recipes import FEATURE_KEYS, parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits
 from modeling_ast.inference.ensemble import find_label_names, load_member
 from modeling_ast.inference.predictions import (
@@ -31,9 +31,6 @@ from modeling_ast.inference.predictions import (
     predict,
     write_predictions,
 )
-
-# Keys of the recipe that say what a checkpoint of the original does not bring.
-FEATURE_KEYS = {"sampling_rate", "num_mel_bins", "mean", "std", "padding"}
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -52,7 +49,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, keys = parse_command_line(argv)
     brings_features = not any(Path(name).is_file() for name in args.models)
-    effective = {"problem_type", *KEYS, *(() if brings_features else FEATURE_KEYS)}
+    effective = {"problem_type", *KEYS, *(() if brings_features else (*FEATURE_KEYS, "num_mel_bins"))}
     model_args, data_args, batch_args = parse_data_arguments(args.recipe, keys, "an ensemble", effective, WITHOUT)
     problem_type = model_args.problem_type
     multi_label = problem_type == "multi_label_classification"

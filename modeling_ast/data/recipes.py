@@ -57,6 +57,10 @@ def check_numbers(block: Any, intervals: Mapping[str, str]) -> None:
             raise ValueError(f"Expected {each.name} in {interval}, got {value}.")
 
 
+# What a recipe says of the features; the rest of their options follows from the model.
+FEATURE_KEYS = ("sampling_rate", "mean", "std", "padding")
+
+
 @dataclass
 class ModelArguments:
     """What the model and its feature extractor are. `None` keeps what the checkpoint or the size says."""
@@ -112,6 +116,10 @@ class ModelArguments:
         default="single_label_classification", metadata={"help": "One label a clip, or any number."}
     )
 
+    def given(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Those of these keys that have a value."""
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
     def __post_init__(self):
         check_numbers(self, dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), "[0, 1)"))
 
@@ -149,7 +157,7 @@ class DataArguments:
     )
     eval_fold: str | None = field(
         default=None,
-        metadata={"help": "The fold to hold out, needed with fold_column_name but by run_folds.py, which gives each."},
+        metadata={"help": "The fold to hold out, needed with fold_column_name (modeling-ast folds gives each)."},
     )
     split_column_name: str | None = field(
         default=None, metadata={"help": "Column that says train, validation or test."}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_original_checkpoint
-from modeling_ast.data.recipes import DataArguments, ModelArguments
+from modeling_ast.data.recipes import FEATURE_KEYS, DataArguments, ModelArguments
 from modeling_ast.data.splits import read_label_names, read_splits
 from modeling_ast.inference.predictions import label_order, load_classifier
 from modeling_ast.loading import ModelError, as_model_error
@@ -58,12 +58,9 @@ def load_member(
 def _load_original(
     name: str, model_args: ModelArguments, label_names: Sequence[str]
 ) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
-    bins = {} if model_args.num_mel_bins is None else {"num_mel_bins": model_args.num_mel_bins}
+    bins = model_args.given(["num_mel_bins"])
     with as_model_error(name):
         model = load_original_checkpoint(name, **bins, id2label=dict(enumerate(label_names)))
-    keys = ("sampling_rate", "mean", "std", "padding")
-    given = {key: getattr(model_args, key) for key in keys if getattr(model_args, key) is not None}
-    config = model.config
-    sizes = {"max_length": config.max_length, "num_mel_bins": config.num_mel_bins, "min_length": config.patch_size}
     logger.warning(f"{name} names no labels: its outputs are taken for those of the data, in their order.")
-    return model, ASTFeatureExtractor(**sizes, **given)
+    options = ASTFeatureExtractor.options_for(model.config) | model_args.given(FEATURE_KEYS)
+    return model, ASTFeatureExtractor(**options)

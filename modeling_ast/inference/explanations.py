@@ -19,12 +19,13 @@ class Spectrogram:
     """One clip as the model gets it, without padding, and its axes.
 
     `log_mel` is (frames, mel bins), before normalisation; `times` the middle of each frame in seconds; `frequencies`
-    the middle of each mel bin in Hz.
+    the middle of each mel bin in Hz; `frame_seconds` the step from frame to frame.
     """
 
     log_mel: torch.Tensor
     times: torch.Tensor
     frequencies: torch.Tensor
+    frame_seconds: float
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,8 @@ def _featurize(
     numbers = torch.arange(len(log_mel), dtype=torch.float64)
     middles = numbers * extractor.frame_shift + extractor.frame_length / 2  # samples
     frequencies = mel_bin_frequencies(extractor.sampling_rate, extractor.num_mel_bins)
-    return Spectrogram(log_mel, start_seconds + middles / extractor.sampling_rate, frequencies), features
+    times = start_seconds + middles / extractor.sampling_rate
+    return Spectrogram(log_mel, times, frequencies, extractor.seconds(1)), features
 
 
 def _log_odds(logits: torch.Tensor, index: int, problem_type: str | None) -> torch.Tensor:

@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.fbank import FRAME_SHIFT_MS, mel_bin_frequencies
+from modeling_ast.fbank import mel_bin_frequencies
 from modeling_ast.inference.explanations import Attention, Occlusion, Spectrogram
 from modeling_ast.inference.figures import MAX_NAME, MAX_TITLE, new_figure, save_figure
 from modeling_ast.inference.lettering import cut, drawable
@@ -295,5 +295,6 @@ def _draw_map(axes, spectrogram: Spectrogram, cells: torch.Tensor, colours: tupl
 
 def _extent(spectrogram: Spectrogram, cells: torch.Tensor) -> tuple[float, float, float, float]:
     """Seconds and mel bins of (frames, mel bins), each frame about its middle."""
-    start = float(spectrogram.times[0]) - FRAME_SHIFT_MS / 2000
-    return start, start + len(cells) * FRAME_SHIFT_MS / 1000, 0, cells.shape[1]
+    step = spectrogram.frame_seconds
+    start = float(spectrogram.times[0]) - step / 2
+    return start, start + len(cells) * step, 0, cells.shape[1]

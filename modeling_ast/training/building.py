@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
@@ -16,7 +15,7 @@ from modeling_ast import (
 )
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, strides_in_name
-from modeling_ast.data.recipes import ModelArguments, RecipeError
+from modeling_ast.data.recipes import FEATURE_KEYS, ModelArguments, RecipeError
 from modeling_ast.loading import is_ast, load_trained
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
 
@@ -87,8 +86,8 @@ def build_model(
     """
     name = arguments.model_name_or_path
     id2label = dict(enumerate(label_names))
-    network, geometry = _given(arguments, _NETWORK_KEYS), _given(arguments, GEOMETRY_KEYS)
-    settings = _given(arguments, _SETTING_KEYS)
+    network, geometry = arguments.given(_NETWORK_KEYS), arguments.given(GEOMETRY_KEYS)
+    settings = arguments.given(_SETTING_KEYS)
     labels = {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
     if not allow_fresh_head and not is_ast(name):
         raise ValueError("expected a trained model, whose labels are known")
@@ -100,7 +99,7 @@ def build_model(
             raise ValueError(f"expected trained weights, but some are missing, such as {missing[0]}")
     elif Path(name).is_file() and is_original_checkpoint(name):
         # Strides of the arguments adapt a checkpoint whose name says its own; they are those of one that says none.
-        own = {} if strides_in_name(name) else _given(arguments, ("frequency_stride", "time_stride"))
+        own = {} if strides_in_name(name) else arguments.given(("frequency_stride", "time_stride"))
         original = load_original_checkpoint(name, **own)
         model = ASTForAudioClassification(ASTConfig(**{**original.config.to_dict(), **settings}))
         model.load_state_dict(original.state_dict())
@@ -135,15 +134,10 @@ def build_feature_extractor(arguments: ModelArguments, config: ASTConfig) -> AST
 
     What the arguments leave open comes from the checkpoint where it brings a feature extractor, else from AudioSet.
     """
-    given = _given(arguments, ("sampling_rate", "mean", "std", "padding"))
-    given |= {"max_length": config.max_length, "num_mel_bins": config.num_mel_bins, "min_length": config.patch_size}
+    given = ASTFeatureExtractor.options_for(config) | arguments.given(FEATURE_KEYS)
     if is_ast(arguments.model_name_or_path):
         try:
             return ASTFeatureExtractor.from_pretrained(arguments.model_name_or_path, **given)
         except OSError:
             logger.warning(f"{arguments.model_name_or_path} brings no feature extractor.")
     return ASTFeatureExtractor(**given)
-
-
-def _given(arguments: ModelArguments, keys: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key in keys if (value := getattr(arguments, key)) is not None}

@@ -85,7 +85,7 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
         seconds = read_clip_seconds(
             splits.train, allow_bad=data_args.max_bad_clips > 0, ignore_length=splits.ignore_length
         )
-        clip_seconds = seconds.clamp(max=0.01 * extractor.max_length)  # longer ones are cut
+        clip_seconds = seconds.clamp(max=extractor.seconds(extractor.max_length))  # longer ones are cut
     if training_args.class_balanced_sampling and training_args.do_train:
         sampling_weights = class_balanced_weights(splits.train, num_labels)
     for name, rows in splits:
