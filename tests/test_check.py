@@ -14,6 +14,7 @@ from helpers import end_of
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.check import main
+from modeling_ast.commands.command_line import CommandError
 from modeling_ast.data.examination import ClipSummary
 from modeling_ast.data.label_checks import check_groups, check_spelling
 from modeling_ast.data.labels import SHIPPED_TABLES, DataError, read_label_table
@@ -649,7 +650,7 @@ def test_refuses_what_it_cannot_examine(clean_folder, examine, tmp_path):
         (["--json", str(tmp_path / "no" / "x.json")], "Expected json to be a file in a folder that exists"),
         (["--model_name_or_path=./nowhere"], "nowhere cannot be used"),
     ):
-        with pytest.raises(RecipeError, match=message):
+        with pytest.raises((CommandError, RecipeError), match=message):
             examine(clean_folder, *argv)
     with pytest.raises(DataError, match="no such file or folder"):
         examine(tmp_path / "nowhere")

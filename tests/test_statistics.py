@@ -99,7 +99,7 @@ def test_clip_that_is_too_short_is_named(folder, tmp_path):
 
 
 def test_unusable_arguments_end_in_one_sentence(folder):
-    with pytest.raises(RecipeError, match="Unknown: --orginal"):
+    with pytest.raises(RecipeError, match="No effect on statistics: orginal"):
         run(folder, "--orginal")
     with pytest.raises(RecipeError, match="nowhere cannot be used: .*no such file"):
         run(folder, "--model_name_or_path=./nowhere")

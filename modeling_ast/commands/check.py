@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.commands.command_line import Parser, run_command
+from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
 from modeling_ast.data import label_checks, sound_checks
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.examination import LEVELS, ClipSummary, Examination, Finding, in_order, read_all_folds
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0, 1 with warnings, 2 with errors.
 
     Raises:
-        RecipeError, DataError: Arguments, a model or a data set that cannot be used at all.
+        CommandError, RecipeError, DataError: Options, keys, a model or a data set that cannot be used at all.
     """
     options, recipe_argv = parse_options(argv)
     arguments = model_args, data_args, _, training_args = parse_arguments(recipe_argv)
@@ -80,10 +80,9 @@ def parse_options(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]
     parser.add_argument("--max_clips", type=int, metavar="N", help="listen to so many clips alone, drawn at random")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the findings, with the names of all clips")
     options, rest = parser.parse_known_args(argv)
-    if options.max_clips is not None and options.max_clips < 1:
-        raise RecipeError(f"Expected max_clips of at least 1, got {options.max_clips}.")
+    check_least(options, max_clips=1)
     if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        raise RecipeError(f"Expected json to be a file in a folder that exists, got {options.json}.")
+        raise CommandError(f"Expected json to be a file in a folder that exists, got {options.json}.")
     return options, rest
 
 

@@ -79,14 +79,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def check_least(args: argparse.Namespace, **least: float) -> None:
-    """Check numbers by their lowest values.
+    """Check numbers, those that are given, by their lowest values.
 
     Raises:
         CommandError: One of them is lower.
     """
     for name, lowest in least.items():
-        if not getattr(args, name) >= lowest:  # nor NaN
-            raise CommandError(f"Expected {name} of at least {lowest}, got {getattr(args, name)}.")
+        value = getattr(args, name)
+        if value is not None and not value >= lowest:  # nor NaN
+            raise CommandError(f"Expected {name} of at least {lowest}, got {value}.")
 
 
 def device(text: str) -> str:

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, load_imagenet_checkpoint, load_original_checkpoint
-from modeling_ast.commands.command_line import Parser, run_command
+from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes
 from modeling_ast.data.labels import read_label_table
@@ -38,13 +38,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--std", type=float, help="of the log-mel features; default: AudioSet's")
     args = parser.parse_args(argv)
     if args.imagenet and (args.labels is None) == (args.num_labels is None):
-        parser.error("--imagenet needs either --labels or --num_labels, for the size of the fresh head.")
+        raise CommandError("--imagenet needs either --labels or --num_labels, for the size of the fresh head.")
     if args.num_labels is not None and not args.imagenet:
-        parser.error("--num_labels goes with --imagenet: a checkpoint of the original has its own head.")
-    if args.num_labels is not None and args.num_labels < 1:
-        parser.error(f"Expected --num_labels of at least 1, got {args.num_labels}.")
+        raise CommandError("--num_labels goes with --imagenet: a checkpoint of the original has its own head.")
+    check_least(args, num_labels=1)
     if args.output.is_file():
-        parser.error(f"Expected a folder to write to, but {args.output} is a file.")
+        raise CommandError(f"Expected a folder to write to, but {args.output} is a file.")
     return args
 
 
@@ -52,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     """Convert, and write the folder.
 
     Raises:
+        CommandError: Options that cannot be used, or not together.
         DataError: A label table that cannot be read.
         ModelError: Weights that cannot be used, or not with these options.
     """

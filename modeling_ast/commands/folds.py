@@ -26,7 +26,7 @@ from modeling_ast.commands.command_line import CommandError, Parser, run_command
 from modeling_ast.data.held_out import sort_folds
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import read_folds
-from modeling_ast.training.arguments import NOT_TRAINING, parse_arguments
+from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.folds import describe_summary, save_summary
 
 GOES_ON = "The same command goes on where it stopped."
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> dict | None:
     if arguments.source.is_dir():
         return summarize(arguments.source, arguments.metric or "accuracy")
     recipe = str(arguments.source)
-    _, data_args, _, training_args = parse_arguments([recipe, *keys, NOT_TRAINING])
+    _, data_args, _, training_args = parse_arguments([recipe, *keys, "--do_train=false"])
     if data_args.fold_column_name is None:
         raise RecipeError(f"Expected fold_column_name in {recipe}, got none.")
     if any(key.partition("=")[0] == "--eval_fold" for key in keys):

@@ -75,7 +75,6 @@ def pooled_statistics(
     rows: Dataset | IterableDataset,
     extractor: ASTFeatureExtractor,
     num_workers: int = 0,
-    disable_tqdm: bool = False,
     ignore_length: bool = False,
 ) -> FbankStatistics:
     """Sums over the real frames of all clips, each cell counting the same.
@@ -84,7 +83,6 @@ def pooled_statistics(
         rows: A table or a stream with a column `audio`, not decoded.
         extractor: Of the features.
         num_workers: Processes that read and compute; the result does not depend on them.
-        disable_tqdm: Whether to show no progress.
         ignore_length: As for `load_waveform`.
 
     Raises:
@@ -93,5 +91,5 @@ def pooled_statistics(
     to_statistics = partial(_row_statistics, extractor=extractor, ignore_length=ignore_length)
     loader = DataLoader(rows, batch_size=None, num_workers=num_workers, collate_fn=to_statistics)
     total = len(rows) if isinstance(rows, Dataset) else None
-    clips = tqdm(loader, desc="Features", unit="clip", total=total, disable=disable_tqdm)
+    clips = tqdm(loader, desc="Features", unit="clip", total=total)
     return sum(clips, FbankStatistics())

@@ -21,9 +21,6 @@ from modeling_ast.data.recipes import (
     read_recipe,
 )
 
-# Behind the arguments of a tool that only looks at a recipe: its batches need not fit this machine's devices.
-NOT_TRAINING = "--do_train=false"
-
 # What the best epoch can be chosen by; the first is of the logits.
 BEST_METRICS = ("loss", *(name for name in METRICS if name != COUNT_LEFT_OUT))
 
