@@ -254,8 +254,16 @@ def test_signal_stops_a_run_after_its_update_with_a_checkpoint(
         assert (tmp_path / "run" / file).read_bytes() == (undisturbed / file).read_bytes()
 
 
+def press_twice():
+    """To the process and to its group, at once, and a while later to both again."""
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.1)
+
+
 def test_second_signal_stops_a_run_at_once(recipe, tmp_path, monkeypatch, capsys):
-    before_update(monkeypatch, 7, lambda trainer: [os.kill(os.getpid(), signal.SIGTERM) for _ in range(2)])
+    before_update(monkeypatch, 7, lambda trainer: press_twice())
     assert ending(recipe, tmp_path / "run")[0] == 143
     assert "Stopped by SIGTERM. " in capsys.readouterr().err
     assert max(checkpoints(tmp_path / "run")) == 6

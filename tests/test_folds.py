@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -194,10 +195,19 @@ def test_a_folder_of_runs_is_only_summarised(tmp_path, option):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["launcher", "training"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_fold_in_one_line(fold_recipe, number, moment):
-    """Ctrl-C as a terminal sends it, to all processes; SIGTERM to the one command."""
+@pytest.mark.parametrize(
+    "moment, number, to",
+    [
+        ("launcher", signal.SIGINT, os.killpg),
+        ("launcher", signal.SIGTERM, os.kill),
+        ("training", signal.SIGINT, os.kill),
+        ("training", signal.SIGINT, os.killpg),
+        ("training", signal.SIGTERM, os.kill),
+        ("training", signal.SIGTERM, os.killpg),
+    ],
+)
+def test_a_signal_ends_the_fold_in_one_line(fold_recipe, moment, number, to):
+    """To all processes, as a terminal sends Ctrl-C, or to the one command."""
     command = [sys.executable, "-m", "modeling_ast.commands.folds", str(fold_recipe), "--num_train_epochs", "10000"]
     process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True)
     try:
@@ -205,7 +215,7 @@ def test_a_signal_ends_the_fold_in_one_line(fold_recipe, number, moment):
         while moment == "training" and not list(fold_recipe.parent.glob("out/fold_1/checkpoint-*")):
             time.sleep(0.1)
         time.sleep(1)
-        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        to(process.pid, number)
         errors = process.communicate(timeout=120)[1]
     finally:
         with suppress(ProcessLookupError):
@@ -213,6 +223,8 @@ def test_a_signal_ends_the_fold_in_one_line(fold_recipe, number, moment):
     assert process.returncode == 128 + number
     told = [line for line in errors.splitlines() if line.startswith("Stopped by ")]
     assert len(told) == 1 and "goes on" in told[0] and "Traceback" not in errors
+    if moment == "training":
+        assert re.search(r"Stopped by .* after update (\d+): .*checkpoint-\1 is saved", told[0])
 
 
 @pytest.mark.slow

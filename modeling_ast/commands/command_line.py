@@ -8,11 +8,13 @@ import argparse
 import atexit
 import errno
 import importlib
+import math
 import os
 import re
 import select
 import signal
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from types import TracebackType
@@ -271,11 +273,16 @@ def _extra_of(package: str | None) -> str | None:
 
 
 def _raise_signals() -> None:
-    """Let a signal raise `KeyboardInterrupt` in this process, so that a command puts away what it has begun."""
-    process = os.getpid()
+    """Let a signal raise `KeyboardInterrupt` in this process, so that a command puts away what it has begun.
+
+    Another one within a second is the same: it was sent to the process and to its group.
+    """
+    process, last = os.getpid(), -math.inf
 
     def stop(number: int, frame) -> None:
-        if os.getpid() == process:
+        nonlocal last
+        if os.getpid() == process and time.monotonic() > last + 1:
+            last = time.monotonic()
             interrupt = KeyboardInterrupt()
             interrupt.number = number
             raise interrupt

@@ -17,10 +17,11 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from psutil import Process
+from psutil import NoSuchProcess, Process
 
 from modeling_ast.commands.command_line import CommandError, Parser, run_command
 from modeling_ast.data.held_out import sort_folds
@@ -96,11 +97,13 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
 def launch(command: list[str]) -> int:
     """The exit status of a training, which a signal ends in its own way: what it has begun is put away.
 
-    Ctrl-C reaches all processes of the terminal, of which the launcher would only show its traceback.
+    A signal may reach all processes, of which the launcher would only show its traceback, or this one alone.
     """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the launcher inherits it; a training sets its own
+    # As the launcher inherits it; a training sets its own.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     process = subprocess.Popen(command)
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     try:
         return process.wait()
     except KeyboardInterrupt as stop:
@@ -110,15 +113,14 @@ def launch(command: list[str]) -> int:
 def end_launched(process: subprocess.Popen, stop: KeyboardInterrupt) -> NoReturn:
     """Wait for a training that a signal ends and that tells so; before there is one, end the launcher."""
     number = getattr(stop, "number", signal.SIGINT)
-    training = Process(process.pid).children(recursive=True)
-    if not training:
-        process.terminate()
-        process.wait()
-        raise stop
-    if number != signal.SIGINT:
+    if process.poll() is None:
+        training = Process(process.pid).children(recursive=True)
         for each in training:
-            each.send_signal(number)
-    if process.wait() == 0:
+            with suppress(NoSuchProcess):
+                each.send_signal(number)
+        if not training:
+            process.kill()
+    if process.wait() in (0, -signal.SIGKILL):
         raise stop
     sys.exit(128 + number)
 

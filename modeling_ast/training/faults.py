@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pickle import PickleError
@@ -39,6 +40,8 @@ class Stopped(KeyboardInterrupt):
 class StopRequest:
     """While it is entered, the first SIGTERM or Ctrl-C is only noted; the second one ends the run at once.
 
+    The same one again within a second is still the first: it was sent to the process and to its group.
+
     Signals are heard by the main thread of the process that enters it, and ignored by processes that it starts: a
     worker that Ctrl-C reaches too must not take the update with it that is still to be saved.
     """
@@ -59,9 +62,11 @@ class StopRequest:
     def _note(self, number: int, frame) -> None:
         if os.getpid() != self.process:
             return
+        if number == self.number and time.monotonic() < self.noted + 1:
+            return
         if self.number is not None:
             raise Stopped(number)
-        self.number = number
+        self.number, self.noted = number, time.monotonic()
 
 
 @contextmanager
