@@ -49,7 +49,16 @@ def _mel(frequency: torch.Tensor | float) -> torch.Tensor | float:
 
 
 @lru_cache(maxsize=32)
-def _mel_filters(sampling_rate: int, num_mel_bins: int) -> np.ndarray:
+def mel_filters(sampling_rate: int, num_mel_bins: int) -> np.ndarray:
+    """Triangular filters, equally wide on the mel scale.
+
+    At 16 kHz and 128 bins the fourth filter falls between two lines of the transform and is empty, so that bin is
+    silent in every clip. Pretrained weights have learnt it that way; it stays.
+
+    Returns:
+        Array of shape (num_fft // 2 + 1, num_mel_bins); the last line of the transform, at half the sampling rate, has
+        weight 0.
+    """
     # Kept as an array, and computed outside of all modes: a tensor would carry the mode (inference, tracing, another
     # default type) in which the first call happened to run into every later one. Computed by torch all the same, since
     # numpy's logarithm differs in the last bit, which quiet bins would show.
@@ -65,24 +74,6 @@ def _mel_filters(sampling_rate: int, num_mel_bins: int) -> np.ndarray:
         return torch.nn.functional.pad(filters, (0, 0, 0, 1)).numpy()
 
 
-def mel_filters(
-    sampling_rate: int,
-    num_mel_bins: int,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    """Triangular filters, equally wide on the mel scale.
-
-    At 16 kHz and 128 bins the fourth filter falls between two lines of the transform and is empty, so that bin is
-    silent in every clip. Pretrained weights have learnt it that way; it stays.
-
-    Returns:
-        Tensor of shape (num_fft // 2 + 1, num_mel_bins); the last line of the transform, at half the sampling rate,
-        has weight 0.
-    """
-    return torch.from_numpy(_mel_filters(sampling_rate, num_mel_bins)).to(device, dtype)
-
-
 @lru_cache(maxsize=32)
 def _mel_bands(sampling_rate: int, num_mel_bins: int) -> list[tuple[slice, np.ndarray]]:
     """The filters without most of their zeros, each line twice: for the squares of its real and imaginary part.
@@ -91,7 +82,7 @@ def _mel_bands(sampling_rate: int, num_mel_bins: int) -> list[tuple[slice, np.nd
         For each `BAND_BINS` bins the rows of the doubled filters outside of which all of theirs are 0, and these rows,
         (rows, bins).
     """
-    filters = _mel_filters(sampling_rate, num_mel_bins).repeat(2, axis=0)  # (2 * (num_fft // 2 + 1), num_mel_bins)
+    filters = mel_filters(sampling_rate, num_mel_bins).repeat(2, axis=0)  # (2 * (num_fft // 2 + 1), num_mel_bins)
     bands = []
     for first in range(0, num_mel_bins, BAND_BINS):
         band = filters[:, first : first + BAND_BINS]

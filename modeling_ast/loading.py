@@ -1,6 +1,5 @@
 """A folder or a Hub name to a model and its feature extractor: the one way in which whoever uses a model loads it."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +18,12 @@ from transformers.utils import (
     WEIGHTS_NAME,
     cached_file,
 )
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from .configuration_ast import SIZES, ASTConfig
 from .conversion import MAX_PROBLEMS, refuse_not_finite, why_unreadable
 from .feature_extraction_ast import ASTFeatureExtractor
-from .modeling_ast import ASTForAudioClassification, ASTModel
+from .modeling_ast import HUB_KEYS, ASTForAudioClassification, ASTModel
 
 # Who runs a repository's own code asks the Auto classes for it, by these.
 _AUTO_CLASSES = {ASTForAudioClassification: AutoModelForAudioClassification, ASTModel: AutoModel}
@@ -54,14 +54,11 @@ def load_model(
     """
     if trust_remote_code:
         model_class, options = _AUTO_CLASSES[model_class], {**options, "trust_remote_code": True}
-    hub_options = {
-        key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options
-    }
     with as_model_error(name):
         model, missing = load_trained(name, model_class, **options)
         if missing:
             raise ModelError(f"expected a trained AST, but weights are missing, such as {missing[0]}.")
-        extractor = ASTFeatureExtractor.from_pretrained(name, **hub_options)
+        extractor = ASTFeatureExtractor.from_pretrained(name, **_hub_options(options))
         check_mel_bins(model, extractor)
     return model, extractor
 
@@ -113,17 +110,17 @@ def load_trained(
 
 def _find_other_numbers(name: str | os.PathLike, options: Mapping[str, Any]) -> list[str]:
     """Weights of a file that are integers or complex, which Transformers casts without a word."""
-    place = {key: options[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in options}
+    options = _hub_options(options)
 
     def find(file: str) -> str | None:
-        return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **place)
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **options)
 
     paths = []
     for file, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if path := find(file):
             paths = [path]
         elif path := find(index):  # weights in several files
-            paths = [find(part) for part in sorted(set(json.loads(Path(path).read_text())["weight_map"].values()))]
+            paths, _ = get_checkpoint_shard_files(name, path, **options)
         if paths:
             break
     types = {}
@@ -135,6 +132,11 @@ def _find_other_numbers(name: str | os.PathLike, options: Mapping[str, Any]) -> 
             tensors = torch.load(path, map_location="meta", weights_only=True)
             types |= {key: str(tensor.dtype).removeprefix("torch.") for key, tensor in tensors.items()}
     return [f"{key} of type {kind}" for key, kind in types.items() if not kind.upper().startswith(("F", "BF"))]
+
+
+def _hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that say where files are."""
+    return {key: options[key] for key in HUB_KEYS if key in options}
 
 
 def check_mel_bins(model: ASTForAudioClassification | ASTModel, extractor: ASTFeatureExtractor) -> None:

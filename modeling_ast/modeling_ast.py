@@ -36,7 +36,7 @@ GEOMETRY_KEYS = ("max_length", "num_mel_bins", "frequency_stride", "time_stride"
 # network; pieces of it stay near the cores, in memory that is used again. Chosen at base size, out of 300 to 10000.
 MLP_TOKENS = 640
 # Arguments of `from_pretrained` that say where and how files are fetched.
-_HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 # Transformers from 5.9 on has other names in memory, and writes them where it is asked to
 # (`save_original_format=False`).
@@ -479,7 +479,7 @@ class ASTPreTrainedModel(PreTrainedModel):
             config = cls.config_class.from_dict(config.to_dict())
         has_config = isinstance(config, PreTrainedConfig)
         if pretrained_model_name_or_path is not None and (has_config or "patch_size" in kwargs):
-            hub_kwargs = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+            hub_kwargs = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
             source = cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
             patch_size = config.patch_size if has_config else kwargs["patch_size"]
             if patch_size != source.patch_size:
@@ -529,14 +529,8 @@ class ASTPreTrainedModel(PreTrainedModel):
         Raises:
             huggingface_hub.errors.StrictDataclassError: A value that cannot work; the model is then unchanged.
         """
-        asked = {
-            "max_length": max_length,
-            "num_mel_bins": num_mel_bins,
-            "frequency_stride": frequency_stride,
-            "time_stride": time_stride,
-        }
         target = copy.deepcopy(self.config)
-        for key, value in asked.items():
+        for key, value in zip(GEOMETRY_KEYS, (max_length, num_mel_bins, frequency_stride, time_stride)):
             if value is not None:
                 setattr(target, key, value)
         target.validate()

@@ -26,7 +26,7 @@ def plain_fbank(waveform: torch.Tensor, sampling_rate: int, num_mel_bins: int) -
     frames = frames - 0.97 * torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
     frames = frames * torch.hann_window(length, periodic=False, dtype=waveform.dtype)
     power = torch.fft.rfft(frames, n=num_fft).abs().square()
-    energies = power @ mel_filters(sampling_rate, num_mel_bins, dtype=waveform.dtype)
+    energies = power @ torch.from_numpy(mel_filters(sampling_rate, num_mel_bins)).to(waveform.dtype)
     return energies.clamp(min=ENERGY_FLOOR).log()
 
 
