@@ -44,6 +44,7 @@ _TIMM_TO_OURS = {
     "blocks.N.mlp.fc2": "encoder.layer.N.output.dense",
     "norm": "layernorm",
 }
+_HEAD_TO_OURS = {"mlp_head.0": "classifier.layernorm", "mlp_head.1": "classifier.dense"}
 _LAYER_NUMBER = re.compile(r"^encoder\.layer\.(\d{1,4})\.")
 # Heads for ImageNet's 1000 classes; the original keeps them in every checkpoint and never uses them.
 _DEAD_HEAD = re.compile(r"(head|head_dist|cls_classifier|distillation_classifier)\.(weight|bias)")
@@ -82,36 +83,22 @@ def load_original_checkpoint(
         huggingface_hub.errors.StrictDataclassError: Weights of a network that cannot work, or that no machine would
             hold.
     """
-    state_dict = {key.removeprefix("module."): tensor for key, tensor in _load_tensors(Path(path)).items()}
-    if not any(key.startswith("v.blocks.") for key in state_dict):
-        raise ValueError(
-            f"Expected a checkpoint of the original AST (keys v.blocks.*, mlp_head.*), got keys such as "
-            f"{sorted(state_dict)[:3]} in {path}."
-        )
-    in_name = strides_in_name(path)
-    if (frequency_stride is None or time_stride is None) and in_name is None:
+    body, head, unused = _from_original(_load_tensors(Path(path)), path)
+    in_name = strides_in_name(path) or (None, None)
+    frequency_stride = in_name[0] if frequency_stride is None else frequency_stride
+    time_stride = in_name[1] if time_stride is None else time_stride
+    if frequency_stride is None or time_stride is None:
         raise ValueError(
             f"Expected the strides in the file name, as in audioset_10_10_0.4593.pth, or as arguments, got "
             f"{Path(path).name!r}."
         )
-    frequency_stride = in_name[0] if frequency_stride is None else frequency_stride
-    time_stride = in_name[1] if time_stride is None else time_stride
 
-    body = {key.removeprefix("v."): tensor for key, tensor in state_dict.items() if key.startswith("v.")}
-    body, unused = _from_timm(body)
     sizes = _sizes(body, path)
     num_patches = body["embeddings.position_embeddings"].shape[1] - 2
-    ours = {f"audio_spectrogram_transformer.{key}": tensor for key, tensor in body.items()}
-    for source, target in (("mlp_head.0", "classifier.layernorm"), ("mlp_head.1", "classifier.dense")):
-        for kind in ("weight", "bias"):
-            if f"{source}.{kind}" in state_dict:
-                ours[f"{target}.{kind}"] = state_dict.pop(f"{source}.{kind}")
-    unused |= {key for key in state_dict if not key.startswith("v.")}
-
     geometry = {"frequency_stride": frequency_stride, "time_stride": time_stride, "num_mel_bins": num_mel_bins}
     if max_length is None:
         max_length = _find_max_length(num_patches, sizes["patch_size"], **geometry)
-    num_labels = ours["classifier.dense.weight"].shape[0] if "classifier.dense.weight" in ours else 1
+    num_labels = len(head["classifier.dense.weight"]) if "classifier.dense.weight" in head else 1
     if id2label is not None and len(id2label) != num_labels:
         raise ValueError(f"Expected {num_labels} label names, as many as the head has outputs, got {len(id2label)}.")
     config = ASTConfig(
@@ -130,7 +117,7 @@ def load_original_checkpoint(
             f"{num_mel_bins} mel bins with strides {frequency_stride} and {time_stride} give {config.num_patches}."
         )
     config.label2id = {label: index for index, label in config.id2label.items()}
-    return _fill(ASTForAudioClassification(config), ours, unused, path)
+    return _fill(ASTForAudioClassification(config), body, head, unused, path)
 
 
 def load_imagenet_checkpoint(path_or_repo: str | os.PathLike[str], config: ASTConfig) -> ASTForAudioClassification:
@@ -161,10 +148,9 @@ def load_imagenet_checkpoint(path_or_repo: str | os.PathLike[str], config: ASTCo
     ours["embeddings.position_embeddings"] = adapt_position_embeddings(
         table, (side, side), (config.num_frequency_patches, config.num_time_patches)
     )
-    ours = {f"audio_spectrogram_transformer.{key}": tensor for key, tensor in ours.items()}
     model = ASTForAudioClassification(config)
     head = {f"classifier.{key}": tensor for key, tensor in model.classifier.state_dict().items()}
-    return _fill(model, {**ours, **head}, unused, path_or_repo)
+    return _fill(model, ours, head, unused, path_or_repo)
 
 
 def is_original_checkpoint(path: str | os.PathLike) -> bool:
@@ -296,6 +282,28 @@ def _find_weights(path_or_repo: str | os.PathLike) -> Path:
     )
 
 
+def _from_original(
+    state_dict: dict[str, torch.Tensor], path: str | os.PathLike
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], set[str]]:
+    """Tensors under our names, of the body and of the head, and the names of those that have no place in them."""
+    state_dict = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
+    if not any(key.startswith("v.blocks.") for key in state_dict):
+        raise ValueError(
+            f"Expected a checkpoint of the original AST (keys v.blocks.*, mlp_head.*), got keys such as "
+            f"{sorted(state_dict)[:3]} in {path}."
+        )
+    body = {key.removeprefix("v."): tensor for key, tensor in state_dict.items() if key.startswith("v.")}
+    body, unused = _from_timm(body)
+    head = {}
+    for key, tensor in state_dict.items():
+        stem, _, kind = key.rpartition(".")
+        if stem in _HEAD_TO_OURS:
+            head[f"{_HEAD_TO_OURS[stem]}.{kind}"] = tensor
+        elif not key.startswith("v."):
+            unused.add(key)
+    return body, head, unused
+
+
 def _from_timm(state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], set[str]]:
     """Tensors under our names (of the body), and the names of those that have no place there."""
     ours, unused = {}, set()
@@ -367,9 +375,14 @@ def _find_max_length(
 
 
 def _fill(
-    model: ASTForAudioClassification, tensors: dict[str, torch.Tensor], unused: set[str], source: str | os.PathLike
+    model: ASTForAudioClassification,
+    body: dict[str, torch.Tensor],
+    head: dict[str, torch.Tensor],
+    unused: set[str],
+    source: str | os.PathLike,
 ) -> ASTForAudioClassification:
     """Put every tensor in its place; anything missing, left over, of another size or no finite number is an error."""
+    tensors = {**{f"{model.base_model_prefix}.{key}": tensor for key, tensor in body.items()}, **head}
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     problems = [f"not found: {key}" for key in sorted(expected.keys() - found.keys())]

@@ -179,7 +179,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
     @staticmethod
     def _check_processes(batch_size: Any, num_workers: Any) -> None:
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if not _is_whole(value, least):
+            if not is_whole(value, least):
                 raise ValueError(f"Expected {name} to be a whole number of at least {least}, got {value!r}.")
 
     def window_keywords(self, window: float | None = None, hop: float | None = None) -> dict[str, Any]:
@@ -409,7 +409,8 @@ def _choose(
     return [{"score": float(scores[index]), "label": names[index]} for index in chosen]
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def is_whole(value: Any, least: int) -> bool:
+    """Whether a value that a user gives is a whole number of at least so much."""
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
@@ -421,7 +422,7 @@ def _check_keyword(key: str, value: Any) -> None:
     elif value is None:
         return
     elif key == "top_k":
-        is_possible, words = _is_whole(value, 1), "a whole number above 0, or None for all labels"
+        is_possible, words = is_whole(value, 1), "a whole number above 0, or None for all labels"
     elif key == "chunk_length_s":
         is_possible, words = is_number(value) and value > 0, "a number of seconds above 0"
     elif key == "stride_length_s":

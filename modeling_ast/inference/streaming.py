@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from modeling_ast import AudioError
-from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, is_whole
 from modeling_ast.inference.recordings import to_mono
 from modeling_ast.inference.windows import Window
 from modeling_ast.resampling import StreamResampler
@@ -34,9 +34,7 @@ class StreamTagger:
         self.result_params = {**classifier._postprocess_params, **self.result_params}
         classifier._check_windows(window_params)
         rate = classifier.feature_extractor.sampling_rate
-        if sampling_rate is not None and (
-            not isinstance(sampling_rate, int) or isinstance(sampling_rate, bool) or sampling_rate < 1
-        ):
+        if sampling_rate is not None and not is_whole(sampling_rate, 1):
             raise ValueError(f"Expected sampling_rate to be a whole number of Hz above 0, got {sampling_rate!r}.")
         self.classifier = classifier
         self.resampler = StreamResampler(rate if sampling_rate is None else sampling_rate, rate)
