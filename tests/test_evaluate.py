@@ -23,7 +23,7 @@ from modeling_ast.data.metrics import DivergedError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.synthetic import generate_clip
-from modeling_ast.inference.predictions import class_figures, decide, label_thresholds
+from modeling_ast.inference.predictions import class_figures, class_table, decide, label_thresholds
 from modeling_ast.loading import ModelError
 
 LABELS = ("siren", "bell", "whistle")  # not in the order of the alphabet
@@ -319,6 +319,10 @@ def test_figures_of_a_label_are_empty_where_they_cannot_be_told():
     a, b = class_figures(probabilities, decisions, labels, ["a", "b"])
     assert (a["precision"], a["recall"], a["F1"]) == (1.0, 1.0, 1.0)
     assert (b["precision"], b["recall"], b["F1"], b["AP"], b["clips"]) == (None, None, None, None, 0)
+    assert [line.split() for line in class_table([a, b]).splitlines()[1:]] == [
+        ["a", "2", "2", "1", "1", "1", "1"],
+        ["b", "0", "0"],
+    ]
 
 
 @pytest.mark.slow

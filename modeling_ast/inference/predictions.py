@@ -214,7 +214,8 @@ def class_figures(
 
 def class_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """What `class_figures` gives as a table to print."""
-    table = pandas.DataFrame(rows).set_index("label").rename(index=plain).rename_axis(None)
+    table = pandas.DataFrame(rows).astype(dict.fromkeys(CLASS_COLUMNS[3:], float))  # also where all are `None`
+    table = table.set_index("label").rename(index=plain).rename_axis(None)
     return table.to_string(float_format="{:.4g}".format, na_rep="")
 
 
