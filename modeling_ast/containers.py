@@ -1,4 +1,4 @@
-"""What the header of a sound file says of its length, what is there, and how the one is made to fit the other.
+"""Headers of sound files: the length that they announce, what is there, and how the one is made to fit the other.
 
 libsndfile takes a header's word for a length that is too small, and corrects one that is too large without a word.
 """

@@ -1,4 +1,4 @@
-"""Samples as people hold them, arrays, tensors or lists, to clips of float32."""
+"""Arrays, tensors and lists of samples to clips of float32."""
 
 from collections.abc import Sequence
 from typing import Any

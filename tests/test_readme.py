@@ -65,6 +65,13 @@ def test_every_file_that_is_named_is_there(text):
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
+def test_every_place_of_a_change_is_there():
+    places = re.findall(r"`([\w/]+(?:/|\.py))`", README.partition("## Where to change what")[2])
+    assert len(places) > 20
+    for place in places:
+        assert (ROOT / "modeling_ast" / place).exists() or (ROOT / place).exists(), place
+
+
 @each_text
 def test_every_test_that_is_named_is_there(text):
     for path, function in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):

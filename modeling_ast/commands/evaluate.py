@@ -44,7 +44,7 @@ from modeling_ast.inference.predictions import (
 
 logger = logging.getLogger(__name__)
 
-RESULTS_NAME, CLASSES_NAME, PREDICTIONS_NAME = "evaluation.json", "per_class.csv", "predictions.csv"
+EVALUATION_NAME, CLASSES_NAME, PREDICTIONS_NAME = "evaluation.json", "per_class.csv", "predictions.csv"
 MAX_SHOWN = 50  # labels; of more the table is in the file alone
 
 
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     output_dir.mkdir(parents=True, exist_ok=True)
     write_predictions(output_dir / PREDICTIONS_NAME, list_clips(chosen), probabilities, decisions, labels, label_names)
     write_class_figures(output_dir / CLASSES_NAME, classes)
-    with written_beside(output_dir / RESULTS_NAME) as unfinished:
+    with written_beside(output_dir / EVALUATION_NAME) as unfinished:
         text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
     report(results, output_dir)

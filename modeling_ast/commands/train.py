@@ -35,7 +35,7 @@ from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.baseline import compare_with_baseline
 from modeling_ast.training.building import check_reporters
 from modeling_ast.training.dry_run import dry_run, nothing_written
-from modeling_ast.training.faults import GOES_ON as GOES_ON
+from modeling_ast.training.faults import GOES_ON as GOES_ON  # read by `run_command`
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, EVALUATION_FOLDER, check_output_dir, claimed
 from modeling_ast.training.results import RESULTS_NAME
 from modeling_ast.training.stages import build, evaluate, make_trainer, prepare_clips, read_data, train

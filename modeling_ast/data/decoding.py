@@ -1,4 +1,4 @@
-"""Rows to waveforms, when they are asked for.
+"""Decoding: rows to waveforms, when they are asked for.
 
 Training clips that cannot be decoded are counted over all processes, and named in a file.
 """

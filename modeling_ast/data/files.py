@@ -1,4 +1,4 @@
-"""Files and folders that are there are whole: they are written beside, and get their names when they are."""
+"""Atomic writing: a file or folder is written under another name beside its place, and renamed when it is whole."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""Which clips of a data set do not train: by a fold, by a column, or by a draw."""
+"""Which clips of a data set are held out from training: by a fold, by a column, or by a draw."""
 
 import logging
 import math

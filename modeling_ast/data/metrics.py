@@ -22,6 +22,7 @@ logger = logging.get_logger(__name__)
 COUNT_LEFT_OUT = "classes_without_positives"
 
 # What `compute_metrics` gives, in the order of tables: its words, and the Hub's identifier of those that it compares.
+# Result tables, the best epoch, ensembles and model cards go by it.
 METRICS = {
     "accuracy": ("accuracy", "accuracy"),
     "mAP": ("mAP", "mAP"),

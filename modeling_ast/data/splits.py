@@ -1,4 +1,4 @@
-"""The splits and folds that a recipe's data arguments name, to train on or to evaluate a trained model on."""
+"""From a recipe's data arguments to splits and folds: the entry point, to train or to evaluate a trained model."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""Whether a graph gives the scores of its model, and how fast both are."""
+"""Comparison of an exported graph with its model: whether the scores are the same, and how fast both are."""
 
 import copy
 import os

@@ -16,8 +16,8 @@ from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.result_plots import plot_reliability
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 
-RESULTS_NAME, PICTURE_NAME = "calibration_results.json", "calibration.png"
-METRICS = {
+CALIBRATION_NAME, PICTURE_NAME = "calibration_results.json", "calibration.png"
+COLUMNS = {
     **{"nll": "NLL", "ece": "ECE", "accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1"},
     **{"macro_f1_at_thresholds": "macro F1 at thresholds", "micro_f1_at_thresholds": "micro F1 at thresholds"},
 }
@@ -65,7 +65,7 @@ def write_calibrated_model(
         model.save_pretrained(folder)
         extractor.save_pretrained(folder)
         text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        (folder / RESULTS_NAME).write_text(text, encoding="utf-8")
+        (folder / CALIBRATION_NAME).write_text(text, encoding="utf-8")
         with may_fail(PICTURE_NAME):
             plot_reliability(curves, folder / PICTURE_NAME, output_dir.name)
         for path in (Path(source) / RECIPE_NAME, *Path(source).glob("LICENSE*")):
@@ -79,8 +79,8 @@ def write_calibrated_model(
 
 def metrics_table(results: Mapping[str, Any]) -> str:
     """The metrics of all splits, in Markdown."""
-    keys = [key for key in METRICS if key in results["validation"]["before"]]
-    lines = ["| clips | | " + " | ".join(METRICS[key] for key in keys) + " |", "|---|---|" + "---|" * len(keys)]
+    keys = [key for key in COLUMNS if key in results["validation"]["before"]]
+    lines = ["| clips | | " + " | ".join(COLUMNS[key] for key in keys) + " |", "|---|---|" + "---|" * len(keys)]
     for split in ("validation", "test"):
         for when in ("before", "after") if split in results else ():
             cells = (f"{results[split][when][key]:.4f}" for key in keys)

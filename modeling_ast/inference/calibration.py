@@ -1,4 +1,4 @@
-"""Decisions: scores that are as sure as they are right, and the score from which on a label counts as present.
+"""Calibration of scores, and a threshold for each label, the score from which on it counts as present.
 
 Three steps, in this order: a temperature is found on validation logits (`fit_temperature`), folded into the classifier
 (`fold_temperature`), and thresholds are found on the scores of what results (`fit_thresholds`), to be kept as

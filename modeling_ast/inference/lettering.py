@@ -1,4 +1,4 @@
-"""Names of labels and files in pictures: in any script, and never taken for mathematics."""
+"""Text in pictures: fonts for any script, and no name taken for mathematics."""
 
 import logging
 import unicodedata

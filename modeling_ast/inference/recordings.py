@@ -1,4 +1,4 @@
-"""Whatever people hold a recording in, as mono pieces at one rate."""
+"""Recordings as pipelines take them (paths, URLs, bytes, arrays), to mono pieces at one rate."""
 
 import io
 import os

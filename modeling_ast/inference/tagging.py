@@ -1,4 +1,4 @@
-"""What is kept of many recordings, file by file, so that a run can stop anywhere and go on."""
+"""Tags of many recordings: a journal, so that a run can stop anywhere and go on, and tables and timelines."""
 
 import csv
 import io

@@ -1,1 +1,1 @@
-"""What a training run needs: arguments, recipes, augmentation, batches, and the model to start from."""
+"""What a training run needs: arguments, augmentation, batches, the model to start from, the trainer, its results."""

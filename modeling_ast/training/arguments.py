@@ -1,4 +1,4 @@
-"""The keys of a recipe that trains: four dataclasses, one a block."""
+"""The keys of a recipe that trains: augmentation and training; those of model and data are in `data/recipes.py`."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from transformers import TrainingArguments
@@ -254,7 +254,13 @@ class ASTTrainingArguments(TrainingArguments):
             )
 
 
-Arguments = tuple[ModelArguments, DataArguments, AugmentArguments, ASTTrainingArguments]
+class Arguments(NamedTuple):
+    """All that a recipe says."""
+
+    model: ModelArguments
+    data: DataArguments
+    augment: AugmentArguments
+    training: ASTTrainingArguments
 
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
@@ -265,9 +271,9 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     """
     argv = list(argv)
     recipe = read_recipe(argv.pop(0)) if argv and not argv[0].startswith("-") else []
-    kinds = (ModelArguments, DataArguments, AugmentArguments, ASTTrainingArguments)
-    arguments = parse_blocks(kinds, recipe + argv, "Train and evaluate an Audio Spectrogram Transformer.")
-    _check_stream(arguments[1], arguments[3])
+    kinds = tuple(Arguments.__annotations__.values())
+    arguments = Arguments(*parse_blocks(kinds, recipe + argv, "Train and evaluate an Audio Spectrogram Transformer."))
+    _check_stream(arguments.data, arguments.training)
     return arguments
 
 

@@ -1,4 +1,4 @@
-"""A yardstick: what a linear model reaches on the plainest summary of the same features."""
+"""The linear baseline: logistic regression on mean and deviation of the same features."""
 
 import logging
 from collections.abc import Sequence

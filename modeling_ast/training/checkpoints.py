@@ -1,4 +1,11 @@
-"""Whole checkpoints, and runs that go on from them as if they had not been interrupted."""
+"""Checkpoints that are whole, and resuming from them, exactly as if the run had not been interrupted.
+
+In the order of a run: `train` reads what a checkpoint holds beyond the Trainer's own (`_load_progress`); after an
+update that asks for a checkpoint `_save_checkpoint` has the Trainer write one into a folder beside, adds losses,
+record and average (`_write_checkpoint`), and renames it; a signal is noted, and ends the run after the next one
+(`_CheckpointCallback`); after the last update `save_end` writes the trained model, and where a run is started again
+after that, `load_end` reads it in place of training.
+"""
 
 import json
 import logging
@@ -35,7 +42,7 @@ from modeling_ast.training.results import RESULTS_NAME, EpochRecord
 logger = logging.getLogger(__name__)
 
 _AVERAGE_NAME, _PROGRESS_NAME = "weight_average.safetensors", "epoch_loss.pt"
-_RESULTS_NAME, _ALL_RESULTS_NAME = "{}_results.json", "all_results.json"
+_METRICS_NAME, _ALL_METRICS_NAME = "{}_results.json", "all_results.json"
 
 
 class ResumableTrainer(Trainer):
@@ -153,9 +160,9 @@ class ResumableTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         folder = Path(self.args.output_dir)
-        _write_json(folder / _RESULTS_NAME.format(split), metrics)
+        _write_json(folder / _METRICS_NAME.format(split), metrics)
         if combined:
-            path = folder / _ALL_RESULTS_NAME
+            path = folder / _ALL_METRICS_NAME
             before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             _write_json(path, before | metrics)
 
@@ -205,7 +212,7 @@ class ResumableTrainer(Trainer):
         try:
             with loading(folder, is_of_this_run=True):
                 state = TrainerState.load_from_json(folder / TRAINER_STATE_NAME)
-                metrics = json.loads((folder / _RESULTS_NAME.format("train")).read_text(encoding="utf-8"))
+                metrics = json.loads((folder / _METRICS_NAME.format("train")).read_text(encoding="utf-8"))
                 self.model.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME))
         except RecipeError as error:
             logger.warning(f"What the training ended with cannot be read, and its last part is done again: {error}")

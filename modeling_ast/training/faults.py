@@ -1,4 +1,4 @@
-"""How a run ends before its end: by a signal, or by a fault that is told in one sentence."""
+"""How a run ends early: by a signal, or by a fault of the disk or the machine that is told in one sentence."""
 
 import os
 import signal

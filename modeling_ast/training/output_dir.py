@@ -1,4 +1,4 @@
-"""The folder of a run: what may be in it before, and what is left of an earlier one."""
+"""The folder of a run: its lock, whether a run in it may be continued or replaced, and which files are the run's."""
 
 import dataclasses
 import logging
@@ -21,8 +21,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import remove_folder, remove_unfinished, written_beside
-from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, ModelArguments, RecipeError, read_settings
-from modeling_ast.training.arguments import Arguments, ASTTrainingArguments, AugmentArguments, save_recipe
+from modeling_ast.data.recipes import RECIPE_NAME, RecipeError, read_settings
+from modeling_ast.training.arguments import Arguments, save_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +58,7 @@ _MOVING_KEYS = set(
     accelerator_config parallelism_config fsdp fsdp_config deepspeed
     """.split()
 )
-_OWN_KEYS = {
-    name
-    for block in (ModelArguments, DataArguments, AugmentArguments, ASTTrainingArguments)
-    for name in block.__annotations__
-}
+_OWN_KEYS = {name for block in Arguments.__annotations__.values() for name in block.__annotations__}
 # A run may be made longer; its schedule is then the longer run's from there on.
 _LENGTH_KEYS = ("num_train_epochs", "max_steps")
 
@@ -73,7 +69,7 @@ def check_output_dir(output_dir: Path, arguments: Arguments) -> None:
     Raises:
         RecipeError: It is a file, cannot be written, or holds another run, or the same one and nothing was asked.
     """
-    training_args = arguments[-1]
+    training_args = arguments.training
     if output_dir.exists() and not output_dir.is_dir():
         raise RecipeError(f"Expected output_dir to be a folder, got the file {output_dir}.")
     checkpoint = training_args.resume_from_checkpoint
@@ -194,7 +190,7 @@ def prepare_output_dir(output_dir: Path, arguments: Arguments) -> None:
     for folder in (output_dir, output_dir / AVERAGE_FOLDER):
         remove_unfinished(folder)
     if (output_dir / RECIPE_NAME).is_file():
-        if not arguments[-1].resume_from_checkpoint:
+        if not arguments.training.resume_from_checkpoint:
             _remove_run(output_dir)
         elif differences := recipe_differences(output_dir / RECIPE_NAME, arguments):
             logger.warning(f"The run is made longer ({_describe(differences)}).")

@@ -1,4 +1,4 @@
-"""What a run did, a line an epoch: the metrics of its model and of the mean of all predictions so far."""
+"""`results.csv`, a line an epoch: the metrics of its model and of the mean of all predictions so far."""
 
 import json
 from pathlib import Path

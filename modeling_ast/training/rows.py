@@ -1,4 +1,4 @@
-"""Training rows where they are read: in the order of the draws, with another in place of each that is broken."""
+"""Training rows as a torch `Dataset`: in the sampler's order, another clip in place of each that cannot be decoded."""
 
 import random
 from collections.abc import Callable, Iterator

@@ -124,11 +124,11 @@ def make_trainer(
         thresholds: The score from which on each label counts as present, (num_labels,).
         training: What `prepare_clips` gives, for a model that is trained.
     """
-    problem_type = arguments[0].problem_type
+    problem_type = arguments.model.problem_type
     multi_label = problem_type == "multi_label_classification"
     return ASTTrainer(
         model=model,
-        args=arguments[-1],
+        args=arguments.training,
         eval_dataset=splits.test if splits.validation is None else splits.validation,
         data_collator=ASTDataCollator(extractor, len(splits.label_names), multi_label),
         processing_class=extractor,
