@@ -1,6 +1,7 @@
 """The script that averages saved models."""
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -55,3 +56,10 @@ def test_what_cannot_be_averaged_is_refused(tmp_path, folders):
 def test_a_folder_that_holds_something_is_not_overwritten(folders):
     with pytest.raises(CommandError, match="new or empty folder"):
         run(*folders, "--output_dir", folders[0])
+
+
+def test_an_average_that_is_interrupted_leaves_no_half_a_model(tmp_path, folders, monkeypatch):
+    monkeypatch.setattr(ASTFeatureExtractor, "save_pretrained", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(*folders, "--output_dir", tmp_path / "average")
+    assert not any((tmp_path / "average").iterdir())

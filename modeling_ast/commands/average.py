@@ -10,6 +10,7 @@ from pathlib import Path
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.data.files import files_written_beside
 from modeling_ast.loading import as_model_error
 from modeling_ast.training.averaging import average_checkpoints
 
@@ -30,8 +31,9 @@ def main(argv: list[str] | None = None) -> None:
     with as_model_error(args.folders[0]):
         extractor = ASTFeatureExtractor.from_pretrained(args.folders[0])
     model = average_checkpoints(args.folders)
-    model.save_pretrained(args.output_dir)
-    extractor.save_pretrained(args.output_dir)
+    with files_written_beside(args.output_dir) as unfinished:
+        model.save_pretrained(unfinished)
+        extractor.save_pretrained(unfinished)
     print(f"The average of {len(args.folders)} models is in {args.output_dir}.")
 
 

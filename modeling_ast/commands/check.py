@@ -27,6 +27,7 @@ from modeling_ast.commands.command_line import CommandError, Parser, check_least
 from modeling_ast.data import label_checks, sound_checks
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.examination import LEVELS, ClipSummary, Examination, Finding, in_order, read_all_folds
+from modeling_ast.data.files import written_beside
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.splits import read_splits
 from modeling_ast.training.arguments import Arguments, parse_arguments
@@ -70,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     report(data_args.dataset_name, splits, clips, findings)
     if options.json is not None:
         contents = {"status": status, "clips": len(clips), "findings": [dataclasses.asdict(each) for each in findings]}
-        options.json.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with written_beside(options.json) as unfinished:
+            unfinished.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return status
 
 

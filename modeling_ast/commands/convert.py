@@ -13,6 +13,7 @@ from modeling_ast import ASTConfig, ASTFeatureExtractor, load_imagenet_checkpoin
 from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes
+from modeling_ast.data.files import files_written_beside
 from modeling_ast.data.labels import read_label_table
 from modeling_ast.loading import as_model_error
 
@@ -70,8 +71,9 @@ def main(argv: list[str] | None = None) -> None:
             model = load_original_checkpoint(args.source, id2label=id2label, **geometry)
         model.config.problem_type = args.problem_type
         extractor = ASTFeatureExtractor(**ASTFeatureExtractor.options_for(model.config), **statistics)
-    model.save_pretrained(args.output)
-    extractor.save_pretrained(args.output)
+    with files_written_beside(args.output) as unfinished:
+        model.save_pretrained(unfinished)
+        extractor.save_pretrained(unfinished)
     print(
         f"Wrote {args.output}: {model.num_parameters():,} parameters, {model.config.num_labels} labels, "
         f"{model.config.max_length} frames of {model.config.num_mel_bins} mel bins, strides "

@@ -17,6 +17,7 @@ import pandas
 
 from modeling_ast.commands.command_line import CommandError, Parser, run_command
 from modeling_ast.data.clip_tables import SPLITS
+from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import METRICS, compute_metrics, to_probabilities
 from modeling_ast.data.recipes import FEATURE_KEYS, parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits
@@ -100,7 +101,8 @@ def report(results: dict[str, dict[str, float]], path: Path) -> None:
     columns = [name for name in METRICS if any(name in metrics for metrics in results.values())]
     table = pandas.DataFrame(list(results.values()), list(results), columns)
     print(table.to_string(float_format="{:.6g}".format, na_rep=""))
-    table.to_csv(path, index_label="model", lineterminator="\r\n")
+    with written_beside(path) as unfinished:
+        table.to_csv(unfinished, index_label="model", lineterminator="\r\n")
     print(f"Saved in {path.parent}.")
 
 
