@@ -20,14 +20,17 @@ from modeling_ast.data import sources, streams
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.decoding import decode
 from modeling_ast.data.labels import DataError
-from modeling_ast.data.recipes import RecipeError
+from modeling_ast.data.recipes import DataArguments, RecipeError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.statistics import pooled_statistics
-from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.training.rows import TrainingStream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["hiss", "hum"]
+
+
+def load_streamed_splits(dataset_name: str, multi_label: bool = False, **settings) -> AudioSplits:
+    return streams.load_streamed_splits(DataArguments(dataset_name, streaming=True, **settings), multi_label)
 
 
 def write_parquet(folder: Path, labels: str = "names", splits: tuple = ("train", "validation")) -> Path:

@@ -1,7 +1,6 @@
 """From a recipe's data arguments to splits and folds: the entry point, to train or to evaluate a trained model."""
 
 import dataclasses
-import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +23,7 @@ def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
         DataError: As from `DataSource` and `load_streamed_splits`.
     """
     if data_args.streaming:
-        keys = inspect.signature(load_streamed_splits).parameters.keys() & vars(data_args).keys()
-        settings = {key: getattr(data_args, key) for key in keys}
-        splits = load_streamed_splits(**settings, multi_label=multi_label)
+        splits = load_streamed_splits(data_args, multi_label)
     else:
         splits = DataSource(data_args, multi_label, max_missing=data_args.max_bad_clips).load()
         for name, rows in splits:

@@ -7,79 +7,57 @@ from typing import Any
 from datasets import Audio, Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from modeling_ast.data.clip_tables import SPLITS, AudioSplits, name_splits
+from modeling_ast.data.clip_tables import AudioSplits, name_splits
 from modeling_ast.data.folders import look_into
 from modeling_ast.data.label_columns import LabelIndex, class_names, index_labels, label_name
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.sources import refuse_sound_files
 
 SHUFFLE_BUFFER = 1000  # clips, not decoded
 
 
-def load_streamed_splits(
-    dataset_name: str,
-    *,
-    dataset_config_name: str | None = None,
-    audio_column_name: str = "audio",
-    label_column_name: str = "label",
-    multi_label: bool = False,
-    label_file: str | None = None,
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-    seed: int = 0,
-) -> AudioSplits:
-    """As `load_splits`, with a stream to train on; the held-out clips are kept on disk, in the cache of `datasets`.
+def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) -> AudioSplits:
+    """A stream to train on, and the held-out clips, which are kept on disk, in the cache of `datasets`.
 
     The stream's shards are shuffled, and then its clips within a window of 1,000 of them.
 
     Args:
-        dataset_name: A data set on the Hub, or a folder of Parquet files, with splits train and validation.
-        dataset_config_name: Configuration of a Hub data set.
-        audio_column_name: Column with the sound.
-        label_column_name: Column with the label or labels: names, class indices, or lists of either.
+        data_args: Of a data set on the Hub or a folder of Parquet files, with splits train and validation; with a
+            `label_file` where it does not name its classes. `max_train_samples` takes the first clips of the stream.
         multi_label: Whether a clip may have several labels.
-        label_file: Label table, as `read_label_table` takes it. Needed where the data set does not name its classes.
-        max_train_samples: Train on so many clips alone, the first of the stream.
-        max_eval_samples: The same for each of the other splits.
-        seed: Of the order.
 
     Raises:
         DataError: No such data set, sound files in place of Parquet, a missing split or column, labels that nothing
             names, or a held-out clip without a label that they hold; a training clip without one when it is read.
     """
-    splits = _open_splits(dataset_name, dataset_config_name, (audio_column_name, label_column_name))
-    for name, limit in {"train": max_train_samples, **dict.fromkeys(SPLITS[1:], max_eval_samples)}.items():
-        if limit is not None and name in splits:
-            splits[name] = splits[name].take(limit)
-    known_names = class_names(splits["train"].features[label_column_name])
-    if known_names is None and label_file is None:
-        raise DataError(f"{dataset_name}: a stream does not tell all its labels in advance; name them by label_file.")
-    index = index_labels(known_names, label_file, dataset_name)
-    to_row = partial(
-        _to_row,
-        source=dataset_name,
-        audio_column=audio_column_name,
-        label_column=label_column_name,
-        known_names=known_names,
-        index=index,
-        multi_label=multi_label,
-    )
+    source, audio_column = data_args.dataset_name, data_args.audio_column_name
+    splits = _open_splits(data_args)
+    for name, stream in splits.items():
+        limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples
+        splits[name] = stream if limit is None else stream.take(limit)
+    known_names = class_names(splits["train"].features[data_args.label_column_name])
+    if known_names is None and data_args.label_file is None:
+        raise DataError(f"{source}: a stream does not tell all its labels in advance; name them by label_file.")
+    index = index_labels(known_names, data_args.label_file, source)
+    to_row = partial(_to_row, data_args=data_args, known_names=known_names, index=index, multi_label=multi_label)
     # Not an audio feature: `datasets` would need torchcodec to write one.
     audio = {"bytes": Value("binary"), "path": Value("string")}
     features = Features({"audio": audio, "labels": [Value("int64")] if multi_label else Value("int64")})
     rows = {
-        name: stream.cast_column(audio_column_name, Audio(decode=False)).map(
+        name: stream.cast_column(audio_column, Audio(decode=False)).map(
             to_row, remove_columns=list(stream.features), features=features
         )
         for name, stream in splits.items()
     }
-    held_out = {name: _keep(stream, dataset_name) for name, stream in rows.items() if name != "train"}
-    train = rows["train"].shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    held_out = {name: _keep(stream, source) for name, stream in rows.items() if name != "train"}
+    train = rows["train"].shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
     return AudioSplits(train, held_out["validation"], held_out.get("test"), index.names)
 
 
-def _open_splits(dataset_name: str, config_name: str | None, columns: tuple[str, str]) -> dict[str, IterableDataset]:
-    """The streams of train, validation and perhaps test, which have these columns."""
+def _open_splits(data_args: DataArguments) -> dict[str, IterableDataset]:
+    """The streams of train, validation and perhaps test, which have the columns of sounds and labels."""
+    dataset_name, config_name = data_args.dataset_name, data_args.dataset_config_name
     folder = Path(dataset_name).expanduser()
     if folder.is_dir() and not (found := look_into(folder)).parquet:
         raise DataError(
@@ -95,7 +73,7 @@ def _open_splits(dataset_name: str, config_name: str | None, columns: tuple[str,
     for name in ("train", "validation"):
         if name not in splits:
             raise DataError(f"{dataset_name}: expected splits train and validation, got {', '.join(streams)}.")
-    for column in columns:
+    for column in (data_args.audio_column_name, data_args.label_column_name):
         if column not in (splits["train"].features or {}):
             found = ", ".join(splits["train"].features or {})
             raise DataError(f"{dataset_name}: expected a column {column!r}, got {found}.")
@@ -114,16 +92,11 @@ def _keep(stream: IterableDataset, dataset_name: str) -> Dataset:
 
 
 def _to_row(
-    row: dict[str, Any],
-    source: str,
-    audio_column: str,
-    label_column: str,
-    known_names: list[str] | None,
-    index: LabelIndex,
-    multi_label: bool,
+    row: dict[str, Any], data_args: DataArguments, known_names: list[str] | None, index: LabelIndex, multi_label: bool
 ) -> dict[str, Any]:
-    audio, value = row[audio_column], row[label_column]
-    where = f"{source} ({(audio or {}).get('path') or 'a clip without a path'})"
+    label_column = data_args.label_column_name
+    audio, value = row[data_args.audio_column_name], row[label_column]
+    where = f"{data_args.dataset_name} ({(audio or {}).get('path') or 'a clip without a path'})"
     values = value if isinstance(value, list) else [value]
     names = [label_name(label, known_names) for label in values]
     if None in names or (not multi_label and len(names) != 1):
