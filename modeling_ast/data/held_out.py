@@ -71,12 +71,12 @@ def _select(rows: Dataset, parts: list[str], codes: np.ndarray) -> dict[str, Dat
     return {split: filter_rows(rows, own == number) for number, split in enumerate(SPLITS) if number in own}
 
 
-def hold_out_some(rows: Dataset, dataset_name: str, fraction: float, seed: int) -> dict[str, Dataset]:
+def hold_out_some(rows: Dataset, dataset_name: str, fraction: float) -> dict[str, Dataset]:
     count = math.ceil(fraction * len(rows))
     if count == len(rows):
         raise DataError(f"{dataset_name}: too few clips to hold some out, got {count}.")
     # A plain draw: a stratified one would need every class twice.
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
     is_held_out = np.zeros(len(rows), bool)
     is_held_out[drawn.numpy()] = True
     logger.warning(

@@ -64,16 +64,12 @@ class DataSource:
             names may hold a comma ("Child speech, kid speaking"), so what a comma separates had better be mids.
         multi_label: Whether a clip may have several labels; `labels` is then a list.
         max_missing: Files of training clips in a list that may not be there; their rows stay.
-        seed: Of the training rows that are held out where the data holds out none.
-        cache_dir: For generated sounds; `None` means the user's cache.
         model_labels: What a trained model calls its outputs, in their order: the labels of the result.
     """
 
     args: DataArguments
     multi_label: bool = False
     max_missing: int = 0
-    seed: int = 0
-    cache_dir: str | None = None
     model_labels: Sequence[str] | None = None
 
     @property
@@ -161,7 +157,7 @@ class DataSource:
     def _read(
         self, name: str, columns: list[str], max_missing: int = 0, config_name: str | None = None
     ) -> dict[str, Table]:
-        path = synthetic_folder(cache_dir=self.cache_dir) if name == "synthetic" else Path(name).expanduser()
+        path = synthetic_folder() if name == "synthetic" else Path(name).expanduser()
         is_local = path.is_absolute() or name.startswith(".") or suffix_of(path) in FILE_SUFFIXES
         if is_local and not path.exists():
             raise DataError(f"{name}: no such file or folder.")
@@ -225,7 +221,7 @@ class DataSource:
         if "train" not in rows:
             raise DataError(f"{self.name}: expected clips to train on, got {', '.join(rows)} alone.")
         if "validation" not in rows:
-            return rows | hold_out_some(rows["train"], self.name, self.args.validation_fraction, self.seed)
+            return rows | hold_out_some(rows["train"], self.name, self.args.validation_fraction)
         return rows
 
 
