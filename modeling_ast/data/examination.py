@@ -172,9 +172,3 @@ def count_clips(clips: int | Sequence) -> str:
 
 def name_clips(clips: Sequence[ClipSummary]) -> tuple[str, ...]:
     return tuple(clip.name for clip in clips)
-
-
-def name_some(names: Sequence[str]) -> str:
-    if not names:
-        return "none"
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

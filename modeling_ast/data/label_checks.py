@@ -11,7 +11,8 @@ from datasets import Dataset
 
 from modeling_ast import ASTConfig
 from modeling_ast.conversion import is_original_checkpoint
-from modeling_ast.data.examination import ClipSummary, Finding, as_tuple, count_clips, name_some
+from modeling_ast.data.examination import ClipSummary, Finding, as_tuple, count_clips
+from modeling_ast.data.labels import name_some
 from modeling_ast.data.sound_checks import SILENCE
 from modeling_ast.loading import is_ast
 

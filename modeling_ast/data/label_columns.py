@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
 from modeling_ast.data.clip_tables import Table, filter_rows, find_distinct, to_lists
-from modeling_ast.data.labels import DataError, composed, find_control, read_label_table
+from modeling_ast.data.labels import DataError, composed, find_control, name_some, read_label_table
 
 logger = logging.getLogger(__name__)
 
@@ -220,8 +220,7 @@ def report_unknown(
             first, num_clips = first or tables[split].where(clips[0]), num_clips + len(clips)
     if not unknown:
         return
-    names = ", ".join(sorted(unknown)[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-    what = f"{source}: {num_clips} clips have labels that the model does not know ({names})"
+    what = f"{source}: {num_clips} clips have labels that the model does not know ({name_some(sorted(unknown))})"
     if not leave_out:
         raise DataError(f"{what}, such as {first}. Rename them, or leave them out: leave_out_unknown_labels true.")
     logger.warning(f"{what}: left out.")

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -248,6 +248,13 @@ def _is_in(line: bytes, encoding: str) -> bool:
 def _say_once(message: str) -> None:
     """A file may be opened several times."""
     logger.warning(plain(message))
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first five, and how many more there are."""
+    if not names:
+        return "none"
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def find_control(names: Iterable[str]) -> str | None:

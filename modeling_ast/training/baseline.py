@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.label_checks import read_labels
 from modeling_ast.data.metrics import compute_metrics, multi_hot
 from modeling_ast.data.recipes import RecipeError
 
@@ -31,16 +32,12 @@ def check_classes(rows: Dataset, label_names: list[str]) -> None:
     Raises:
         RecipeError: All clips have one label, and the same.
     """
-    found = set()
-    for row in rows.select_columns("labels"):
-        labels = row["labels"]
-        found.add(tuple(labels) if isinstance(labels, list) else (labels,))
-        if len(found) > 1:
-            return
-    for (label,) in (labels for labels in found if len(labels) == 1):
+    found = set(read_labels(rows))
+    if len(found) == 1 and len(labels := found.pop()) == 1:
+        name = label_names[labels[0]]
         raise RecipeError(
-            f"Expected training clips of two classes at least for linear_baseline, got {label_names[label]} alone. "
-            "Leave it out, or add clips of something else."
+            f"Expected training clips of two classes at least for linear_baseline, got {name} alone. Leave it out, or "
+            "add clips of something else."
         )
 
 
