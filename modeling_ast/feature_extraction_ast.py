@@ -225,15 +225,20 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"Expected finite samples, but {which} holds NaN or infinite ones.")
         return waveform
 
-    def fbank(self, waveforms: list[torch.Tensor]) -> list[torch.Tensor]:
+    def fbank(self, waveforms: list[torch.Tensor] | torch.Tensor) -> list[torch.Tensor] | torch.Tensor:
         """Step 1: log-mel spectrograms, each of shape (frames, num_mel_bins), of checked waveforms.
+
+        Args:
+            waveforms: Each of shape (samples,); or one tensor (..., samples), which gives (..., frames, num_mel_bins).
 
         Raises:
             ValueError: A clip is shorter than one frame.
         """
+        if isinstance(waveforms, torch.Tensor):
+            return fbank(waveforms, self.sampling_rate, self.num_mel_bins)
         if len(waveforms) > 1 and len({(w.shape, w.device) for w in waveforms}) == 1:
-            return list(fbank(torch.stack(waveforms), self.sampling_rate, self.num_mel_bins))
-        return [fbank(waveform, self.sampling_rate, self.num_mel_bins) for waveform in waveforms]
+            return list(self.fbank(torch.stack(waveforms)))
+        return [self.fbank(waveform) for waveform in waveforms]
 
     def fit_length(
         self,

@@ -16,7 +16,6 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.scores import score_function, to_scores
-from modeling_ast.fbank import fbank
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.loading import ModelError
 from modeling_ast.modeling_ast import eager_attention_forward
@@ -134,11 +133,11 @@ class WaveformClassifier(nn.Module):
         Returns:
             Tensor of shape (batch, num_labels).
         """
-        extractor, rate = self.extractor, self.extractor.sampling_rate
+        extractor = self.extractor
         if self.padding == "max_length":  # what would be cut off anyway; of an hour the features would fill gigabytes
             samples = torch.sym_min(waveform.shape[1], extractor.num_samples(extractor.max_length))
             waveform = waveform.narrow(1, 0, samples)  # of a slice's length, torch 2.11's exporter would know nothing
-        spectrogram = fbank(waveform, rate, extractor.num_mel_bins)  # (batch, frames, mel bins)
+        spectrogram = extractor.fbank(waveform)  # (batch, frames, mel bins)
         # Padded by a fixed number of frames and then cut, which holds for any number without a branch.
         if self.padding == "max_length":
             length = room = extractor.max_length
