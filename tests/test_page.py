@@ -448,8 +448,9 @@ def opened_page(temporary: Path, *arguments):
             time.sleep(0.5)
     yield url, process
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
-    assert "Traceback" not in (temporary / "log").read_text()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    said = (temporary / "log").read_text()
+    assert "Traceback" not in said and said.endswith("Stopped by SIGTERM.\n")
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from elsewhere, and what was uploaded is deleted when it ends, or at the next st
 
 import argparse
 import os
-import signal
-import sys
+import threading
 from pathlib import Path
 
 from starlette.middleware import Middleware
@@ -35,7 +34,6 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = parse_options(argv)
     classifier = audio_tagger(args.model, device=args.device)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder goes then, too
     with working_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
         if args.examples is None:
@@ -70,7 +68,10 @@ def main(argv: list[str] | None = None) -> None:
         except OSError as error:
             raise CommandError(f"{args.host}:{args.port} cannot be opened; --port chooses another.") from error
         print(f"The page is at http://{args.host}:{args.port}, until Ctrl+C.", flush=True)
-        page.block_thread()
+        try:
+            threading.Event().wait()  # for a signal, which Gradio's own waiting would keep to itself
+        finally:
+            page.close()
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:

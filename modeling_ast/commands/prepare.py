@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pandas
 
-from modeling_ast.commands.command_line import Parser, run_command
+from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
 from modeling_ast.data import prepare
 from modeling_ast.data.labels import DataError, read_paper_eval_ids
 from modeling_ast.data.prepare import MIN_SECONDS
 
+GOES_ON = "The same command goes on from here."
+TRAIN = "accelerate launch scripts/run_audio_classification.py"
 # Name of its folder and manifest, a file by which it is known, what reads it, and what trains on it.
 DATA_SETS = {
     "esc50": ("esc50", "meta/esc50.csv", prepare.read_esc50, "modeling-ast folds configs/esc50.yaml"),
@@ -28,10 +30,9 @@ DATA_SETS = {
         "speech_commands_v2",
         "testing_list.txt",
         prepare.read_speech_commands,
-        "accelerate launch scripts/run_audio_classification.py configs/speech_commands_v2.yaml",
+        f"{TRAIN} configs/speech_commands_v2.yaml",
     ),
 }
-AUDIOSET_TRAINING = "accelerate launch scripts/run_audio_classification.py configs/audioset_full.yaml"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -48,9 +49,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     segments = command.add_mutually_exclusive_group(required=True)
     segments.add_argument("--segments", type=Path, help="Google's CSV file of segments")
     segments.add_argument("--json", type=Path, help="data file of the original AST")
-    command.add_argument(
-        "--audio_dir", type=Path, required=True, help="folder of WAV, FLAC, OGG or MP3, called by their ids"
-    )
+    command.add_argument("--audio_dir", type=Path, required=True, help="folder of sound files called by their ids")
     command.add_argument("--output", type=Path, required=True, help="manifest; what is left out is listed beside it")
     command.add_argument("--split", choices=("train", "validation", "test"), help="add a column that says this")
     command.add_argument(
@@ -62,18 +61,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         command.add_argument(
             "--sampling_rate",
             type=int,
-            help=f"of the FLAC cache in Hz, as in the recipe: less loses what the model would hear (default: "
-            f"{prepare.SAMPLING_RATE})",
+            help=f"of the FLAC cache in Hz, no less than the recipe's; default: {prepare.SAMPLING_RATE}",
         )
         command.add_argument("--num_workers", type=int, default=16, help="clips at once (default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.num_workers < 1:
-        parser.error(f"Expected --num_workers of at least 1, got {args.num_workers}.")
+    check_least(args, num_workers=1)
     if args.sampling_rate is not None and args.flac_cache is None:
-        parser.error("--sampling_rate has no effect without --flac_cache.")
+        raise CommandError("--sampling_rate has no effect without --flac_cache.")
     args.sampling_rate = prepare.SAMPLING_RATE if args.sampling_rate is None else args.sampling_rate
     if args.sampling_rate not in prepare.FLAC_RATES:
-        parser.error(f"Expected --sampling_rate of 100 to 655350 Hz, as FLAC has them, got {args.sampling_rate}.")
+        raise CommandError(f"Expected sampling_rate of 100 to 655350 Hz, as FLAC has them, got {args.sampling_rate}.")
     return args
 
 
@@ -87,7 +84,7 @@ def main(argv: list[str] | None = None) -> Path:
         Path of the manifest.
 
     Raises:
-        DataError, AudioError: An archive, a folder, a list or a clip that cannot be used.
+        CommandError, DataError, AudioError: Options, an archive, a folder, a list or a clip that cannot be used.
     """
     args = parse_arguments(argv)
     return prepare_audioset(args) if args.data_set == "audioset" else prepare_data_set(args)
@@ -144,7 +141,7 @@ def prepare_audioset(args: argparse.Namespace) -> Path:
         print(f"{len(ids):,} of the paper's {len(paper_ids):,} evaluation clips are there.")
     split = args.split or ("validation" if args.only_paper_eval else "train")
     option = "--dataset_name" if split == "train" else f"--{split}_file"
-    print(f"To train: {AUDIOSET_TRAINING} {option} {os.path.abspath(args.output)}")
+    print(f"To train: {TRAIN} configs/audioset_full.yaml {option} {os.path.abspath(args.output)}")
     return args.output
 
 
