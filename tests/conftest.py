@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "0" if "network" in sys.argv else "1"
 import numpy as np
 import pytest
 import torch
+from helpers import leave_out_pictures
 
 from modeling_ast import ASTConfig, ASTForAudioClassification
 
@@ -70,6 +71,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(NUM_THREADS)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    leave_out_pictures(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def no_pictures_in_module():
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
+        yield
 
 
 def call_with_portable_fft(module: str, function: str, folder: Path, output: Path) -> dict[str, np.ndarray]:

@@ -1,12 +1,21 @@
 """What several files of tests need."""
 
+import csv
 import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
+import soundfile
+import torch
+from transformers import TrainerCallback
 
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands import command_line
+from modeling_ast.data import synthetic
 
 
 def end_of(command: str, *argv) -> tuple[int, str]:
@@ -23,3 +32,78 @@ def end_of(command: str, *argv) -> tuple[int, str]:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return stop.value.code, tell.call_args.args[0] if tell.called else ""
+
+
+# Files
+
+
+def write_sound(path: Path, samples: np.ndarray | torch.Tensor, sampling_rate: int = 16000, **options) -> Path:
+    """A sound file, with the folders that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, sampling_rate, **options)
+    return path
+
+
+def write_csv(path: Path, rows: list[dict]) -> Path:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def save_checkpoint(folder: Path, model: ASTForAudioClassification, **options) -> Path:
+    """A model with an extractor of its sizes."""
+    sizes = {name: getattr(model.config, name) for name in ("max_length", "num_mel_bins")}
+    model.save_pretrained(folder)
+    ASTFeatureExtractor(**sizes, **options).save_pretrained(folder)
+    return folder
+
+
+# Short runs
+
+
+def few_synthetic_sounds(**clips_per_class: int) -> Callable:
+    """A fixture of a module: the data set `synthetic` with so few clips a class, in a cache of its own."""
+
+    @pytest.fixture(scope="module", autouse=True)
+    def few_sounds(tmp_path_factory, one_thread):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+            patch.setattr(synthetic, "CLIPS_PER_CLASS", clips_per_class)
+            yield
+
+    return few_sounds
+
+
+def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Training draws nothing: that takes most of the time of a short run, and is looked at elsewhere."""
+    from modeling_ast.commands import train
+
+    for name in [name for name in vars(train) if name.startswith("plot_")]:
+        patch.setattr(train, name, lambda *args, **options: None)
+
+
+def stack(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """A batch of clips that are spectrograms already."""
+    return {name: torch.stack([row[name] for row in rows]) for name in ("input_values", "labels")}
+
+
+class StopAt(TrainerCallback):
+    """Ends a run after an update, as if it had been interrupted there."""
+
+    def __init__(self, update: int):
+        self.update = update
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step == self.update

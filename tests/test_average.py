@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from conftest import make_tiny_config, random_model
+from helpers import save_checkpoint
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands import average as average_checkpoints
@@ -26,9 +27,7 @@ def folders(tmp_path) -> list[Path]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(scale)
-        folders.append(tmp_path / f"checkpoint-{scale:.0f}")
-        model.save_pretrained(folders[-1])
-        ASTFeatureExtractor(max_length=64, num_mel_bins=32, mean=-7.0).save_pretrained(folders[-1])
+        folders.append(save_checkpoint(tmp_path / f"checkpoint-{scale:.0f}", model, mean=-7.0))
     return folders
 
 

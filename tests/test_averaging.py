@@ -5,6 +5,7 @@ import torch
 import transformers
 from conftest import make_tiny_config, random_model
 from datasets import Dataset
+from helpers import StopAt, stack
 from transformers import TrainerCallback
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
@@ -235,10 +236,6 @@ def test_no_models_are_refused(tmp_path):
 # Of a run
 
 
-def stack(rows: list[dict]) -> dict[str, torch.Tensor]:
-    return {name: torch.stack([row[name] for row in rows]) for name in ("input_values", "labels")}
-
-
 def make_trainer(folder, **settings) -> ASTTrainer:
     """Four epochs of 2 updates."""
     config = make_tiny_config()
@@ -281,16 +278,6 @@ def test_a_run_averages_nothing_where_nothing_is_said(tmp_path):
     trainer = make_trainer(tmp_path, save_strategy="no", num_train_epochs=1)
     trainer.train()
     assert trainer.average.count == 0
-
-
-class StopAt(TrainerCallback):
-    """Ends a run after an update, as if it had been interrupted there."""
-
-    def __init__(self, update: int):
-        self.update = update
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = control.should_training_stop or state.global_step == self.update
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from conftest import make_tiny_config, random_model
+from helpers import contents, few_synthetic_sounds
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -23,7 +24,6 @@ from transformers import AutoModelForAudioClassification
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel
 from modeling_ast.commands.command_line import CommandError
-from modeling_ast.data import synthetic
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import compute_metrics
 from modeling_ast.data.recipes import RecipeError
@@ -352,13 +352,7 @@ def test_another_geometry_keeps_head_and_thresholds(with_thresholds):
 # The script
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_sounds(tmp_path_factory, one_thread):
-    """A cache of its own, with a few clips a class."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(synthetic, "CLIPS_PER_CLASS", {"train": 2, "validation": 4, "test": 3})
-        yield
+few_sounds = few_synthetic_sounds(train=2, validation=4, test=3)
 
 
 @pytest.fixture(scope="module")
@@ -405,10 +399,6 @@ def calibrated(trained) -> tuple[Path, dict]:
 
 def run(*argv) -> dict:
     return main([str(argument) for argument in argv])
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def scores(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:

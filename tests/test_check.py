@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
-from helpers import end_of
+from helpers import end_of, write_csv, write_sound
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.check import main
@@ -49,11 +49,6 @@ def make_sound(label: str, seed: int, samples: int = SAMPLES) -> torch.Tensor:
     return 0.2 * torch.sin(2 * math.pi * PITCHES[label] * torch.arange(samples) / 16000) + 0.02 * noise
 
 
-def write(path: Path, sound: torch.Tensor, rate: int = 16000, **options) -> Path:
-    soundfile.write(path, sound.numpy(), rate, **options)
-    return path
-
-
 @pytest.fixture(scope="module")
 def clean_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clean") / "data"
@@ -63,7 +58,7 @@ def clean_folder(tmp_path_factory) -> Path:
         for split, count in COUNTS.items():
             for number in range(count):
                 name = f"{label}/{split}_{number}.wav"
-                write(folder / name, make_sound(label, 1000 * place + 100 * len(split) + number))
+                write_sound(folder / name, make_sound(label, 1000 * place + 100 * len(split) + number))
                 lists[split].append(name)
     (folder / "validation_list.txt").write_text("\n".join(lists["validation"]))
     (folder / "testing_list.txt").write_text("\n".join(lists["test"]))
@@ -115,14 +110,6 @@ def names(finding: dict) -> list[str]:
     return [Path(clip.split(" (")[0].split(":")[0]).name for clip in finding["clips"]]
 
 
-def write_csv(path: Path, rows: list[dict]) -> Path:
-    with open(path, "w", newline="") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
-    return path
-
-
 # Clean data
 
 
@@ -157,7 +144,7 @@ def test_finds_no_fault_in_real_recordings(shared_data, tmp_path, recipe, path, 
 
 
 def test_does_not_depend_on_the_workers(data, examine):
-    write(data / "low" / "train_3.wav", 20 * make_sound("low", 1).clamp(-0.05, 0.05))
+    write_sound(data / "low" / "train_3.wav", 20 * make_sound("low", 1).clamp(-0.05, 0.05))
     (data / "high" / "train_0.wav").write_bytes(b"not a sound")
     status, findings, _ = examine(data)
     assert examine(data, "--dataloader_num_workers=2")[:2] == (status, findings) and status == 2
@@ -178,9 +165,9 @@ def test_lists_all_clips_that_cannot_be_used_and_goes_on(data, examine):
     truncated = data / "high" / "train_1.wav"
     truncated.write_bytes(truncated.read_bytes()[:5000])
     (data / "high" / "train_2.wav").write_bytes(b"")
-    write(data / "low" / "train_0.wav", make_sound("low", 0, 399))
-    write(data / "low" / "test_0.wav", make_sound("low", 0) * math.nan, subtype="FLOAT")
-    write(data / "low" / "train_1.wav", torch.zeros(SAMPLES))
+    write_sound(data / "low" / "train_0.wav", make_sound("low", 0, 399))
+    write_sound(data / "low" / "test_0.wav", make_sound("low", 0) * math.nan, subtype="FLOAT")
+    write_sound(data / "low" / "train_1.wav", torch.zeros(SAMPLES))
     status, findings, printed = examine(data)
     unusable = one(findings, "files")
     expected = {"train_0.wav": 2, "train_1.wav": 1, "train_2.wav": 1, "test_0.wav": 1}
@@ -194,7 +181,7 @@ def test_lists_all_clips_that_cannot_be_used_and_goes_on(data, examine):
 
 def test_finds_some_clips_at_a_lower_rate(data, examine):
     for number in (0, 1):
-        write(data / "low" / f"train_{number}.wav", make_sound("low", 10 + number)[::2].clone(), 8000)
+        write_sound(data / "low" / f"train_{number}.wav", make_sound("low", 10 + number)[::2].clone(), 8000)
     _, findings, printed = examine(data)
     found = only(findings, "rates", "warning")
     assert names(found) == ["train_0.wav", "train_1.wav"] and "8000 Hz (2 clips), 16000 Hz (46 clips)" in found["seen"]
@@ -206,7 +193,7 @@ def test_finds_some_clips_at_a_lower_rate(data, examine):
 def test_notes_one_rate_for_all_that_is_not_the_models(data, examine):
     for path in data.glob("*/*.wav"):
         sound = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
-        write(path, sound.repeat_interleave(2), 32000)
+        write_sound(path, sound.repeat_interleave(2), 32000)
     assert "resampled to 16000 Hz" in one(examine(data)[1], "rates")["seen"]
     found = one(examine(data, "--sampling_rate=44100")[1], "rates")
     assert found["level"] == "note" and found["mend"].startswith("sampling_rate: 32000")
@@ -214,9 +201,9 @@ def test_notes_one_rate_for_all_that_is_not_the_models(data, examine):
 
 def test_finds_channels_that_cancel_each_other(data, examine):
     sound = make_sound("low", 10)
-    write(data / "low" / "train_0.wav", torch.stack([sound, sound], dim=1))
+    write_sound(data / "low" / "train_0.wav", torch.stack([sound, sound], dim=1))
     assert "47 with 1 channel(s), 1 with 2" in only(examine(data)[1], "channels", "note")["seen"]
-    write(data / "low" / "train_1.wav", torch.stack([sound, -sound], dim=1))
+    write_sound(data / "low" / "train_1.wav", torch.stack([sound, -sound], dim=1))
     status, findings, _ = examine(data)
     cancelled, note = [found for found in findings if found["check"] == "channels"]
     assert names(cancelled) == ["train_1.wav"] and "cancel" in cancelled["seen"] and cancelled["level"] == "warning"
@@ -224,26 +211,26 @@ def test_finds_channels_that_cancel_each_other(data, examine):
 
 
 def test_finds_clipping(data, examine):
-    write(data / "middle" / "train_4.wav", (20 * make_sound("middle", 10)).clamp(-1, 1))
+    write_sound(data / "middle" / "train_4.wav", (20 * make_sound("middle", 10)).clamp(-1, 1))
     found = only(examine(data)[1], "clipping", "warning")
     assert names(found) == ["train_4.wav"] and "lower level" in found["mend"]
     sound = make_sound("middle", 10)
     sound[:20] = 1.0
-    write(data / "middle" / "train_4.wav", sound)
+    write_sound(data / "middle" / "train_4.wav", sound)
     assert names(only(examine(data)[1], "clipping", "note")) == ["train_4.wav"]
 
 
 def test_clipping_of_one_channel_is_found(data, examine):
     sound = make_sound("low", 10)
-    write(data / "low" / "train_0.wav", torch.stack([(20 * sound).clamp(-1, 1), torch.zeros(SAMPLES)], dim=1))
+    write_sound(data / "low" / "train_0.wav", torch.stack([(20 * sound).clamp(-1, 1), torch.zeros(SAMPLES)], dim=1))
     assert names(one(examine(data)[1], "clipping")) == ["train_0.wav"]
 
 
 def test_finds_silence(data, examine):
     for name in ("train_1", "train_2"):  # equal, and no duplicates for that
-        write(data / "high" / f"{name}.wav", torch.zeros(SAMPLES))
-    write(data / "low" / "test_1.wav", 1e-4 * make_sound("low", 10), subtype="FLOAT")
-    write(data / "low" / "train_1.wav", torch.full((SAMPLES,), 0.01))
+        write_sound(data / "high" / f"{name}.wav", torch.zeros(SAMPLES))
+    write_sound(data / "low" / "test_1.wav", 1e-4 * make_sound("low", 10), subtype="FLOAT")
+    write_sound(data / "low" / "train_1.wav", torch.full((SAMPLES,), 0.01))
     _, findings, _ = examine(data)
     found = one(findings, "silence")
     assert found["level"] == "warning" and "duplicates" not in {found["check"] for found in findings}
@@ -254,7 +241,7 @@ def test_finds_silence(data, examine):
 
 
 def test_notes_an_offset(data, examine):
-    write(data / "high" / "train_1.wav", make_sound("high", 10) - 0.1)
+    write_sound(data / "high" / "train_1.wav", make_sound("high", 10) - 0.1)
     assert one(examine(data)[1], "offset")["clips"] == [f"{data / 'high' / 'train_1.wav'} (-0.100)"]
 
 
@@ -269,7 +256,7 @@ def test_finds_audio_that_is_cut_off(data, examine):
 
 
 def test_notes_one_long_clip(data, examine):
-    write(data / "high" / "train_1.wav", make_sound("high", 10, 9600))
+    write_sound(data / "high" / "train_1.wav", make_sound("high", 10, 9600))
     found = only(examine(data)[1], "length", "note")
     assert found["clips"] == [f"{data / 'high' / 'train_1.wav'} (58 frames)"]
 
@@ -313,11 +300,11 @@ def test_finds_masks_that_hide_too_much(clean_folder, examine, option, level, me
 
 
 def test_finds_short_clips_that_a_mask_can_hide(data, examine):
-    write(data / "high" / "train_1.wav", make_sound("high", 10, 1680))  # 9 frames
+    write_sound(data / "high" / "train_1.wav", make_sound("high", 10, 1680))  # 9 frames
     assert examine(data, "--time_mask_frames=9")[1] == []  # up to 8 are masked
     found = only(examine(data, "--time_mask_frames=10")[1], "masks", "note")
     assert names(found) == ["train_1.wav"] and found["mend"] == "time_mask_frames: 7"
-    write(data / "high" / "train_2.wav", make_sound("high", 11, 1680))
+    write_sound(data / "high" / "train_2.wav", make_sound("high", 11, 1680))
     assert only(examine(data, "--time_mask_frames=10")[1], "masks", "warning")["clips"]
 
 
@@ -486,8 +473,8 @@ def test_the_doctor_finds_one_voice_a_label(data, examine):
 
 def test_what_changes_the_statistics_comes_before_them(data, clean_folder, examine):
     for number in (0, 1):
-        write(data / "low" / f"train_{number}.wav", make_sound("low", 10 + number)[::2].clone(), 8000)
-    write(data / "high" / "train_1.wav", torch.zeros(SAMPLES))
+        write_sound(data / "low" / f"train_{number}.wav", make_sound("low", 10 + number)[::2].clone(), 8000)
+    write_sound(data / "high" / "train_1.wav", torch.zeros(SAMPLES))
     argv = ["--mean=0", "--std=1", "--max_length=44", "--time_mask_frames=45"]
     _, findings, printed = examine(data, *argv)
     order = [(found["check"], found["level"]) for found in findings]
@@ -609,7 +596,7 @@ def test_says_how_a_checkpoint_of_the_original_keeps_its_head(clean_folder, exam
 def test_finds_a_clip_that_balanced_sampling_draws_all_the_time(tmp_path, examine):
     rows = []
     for number in range(121):
-        path = write(tmp_path / f"{number}.wav", make_sound("high", number, 800))
+        path = write_sound(tmp_path / f"{number}.wav", make_sound("high", number, 800))
         rows.append({"audio": path, "label": "rare" if number == 7 else "common", "part": "train"})
     rows += [{**rows[number], "part": "val"} for number in (7, 8)]
     write_csv(tmp_path / "clips.csv", rows)

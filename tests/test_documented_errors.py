@@ -14,9 +14,10 @@ import fault_campaign
 import pytest
 import torch
 from conftest import make_tiny_config, random_model
+from helpers import save_checkpoint
 from safetensors import SafetensorError
 
-from modeling_ast import ASTFeatureExtractor, AudioError
+from modeling_ast import AudioError
 from modeling_ast.audio import to_waveform
 from modeling_ast.commands import calibrate, ensemble
 from modeling_ast.commands import embed as extract_embeddings
@@ -169,9 +170,7 @@ def test_without_torchaudio_the_command_that_mends_it_is_named(monkeypatch, use)
 def model(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     config = make_tiny_config(id2label={0: "bell", 1: "siren"}, problem_type="single_label_classification")
-    random_model(config).save_pretrained(folder)
-    ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(folder)
-    return str(folder)
+    return str(save_checkpoint(folder, random_model(config)))
 
 
 SCRIPTS = {

@@ -10,6 +10,7 @@ from unittest import mock
 
 import fault_campaign as campaign
 import pytest
+from helpers import contents
 
 from modeling_ast import AudioError
 from modeling_ast.commands import train as script
@@ -35,10 +36,6 @@ def run(recipe: Path, folder: Path, *argv) -> dict[str, float]:
     return script.main([str(each) for each in (recipe, "--output_dir", folder, "--dry_run", "true", *argv)])
 
 
-def everything_in(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_dry_run_counts_what_the_run_does(recipe, tmp_path, caplog):
     caplog.set_level("INFO")
     results = run(recipe, tmp_path / "run")
@@ -61,19 +58,19 @@ def test_estimate_is_that_of_the_run_in_epochs_too(recipe, tmp_path):
 @pytest.mark.slow
 def test_evaluation_alone_is_estimated_too(recipe, tmp_path):
     script.main([str(recipe), "--output_dir", str(tmp_path / "run"), "--max_steps=2"])
-    before = everything_in(tmp_path)
+    before = contents(tmp_path)
     argv = ["--do_train=false", f"--model_name_or_path={tmp_path / 'run'}"]
     results = run(recipe, tmp_path / "run", *argv)
     assert "dry_run_updates" not in results and math.isfinite(results["dry_run_hours"])
-    assert everything_in(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.slow
 def test_dry_run_in_the_folder_of_a_run_changes_nothing(recipe, tmp_path):
     script.main([str(recipe), "--output_dir", str(tmp_path / "run"), "--max_steps=4"])
-    before = everything_in(tmp_path)
+    before = contents(tmp_path)
     run(recipe, tmp_path / "run", "--max_steps=4")
-    assert everything_in(tmp_path) == before
+    assert contents(tmp_path) == before
     with pytest.raises(RecipeError, match="learning_rate: 0.001 saved, 0.5 given"):  # as the run itself would be
         run(recipe, tmp_path / "run", "--max_steps=4", "--learning_rate=0.5")
 

@@ -10,13 +10,13 @@ import soundfile
 import torch
 from conftest import make_tiny_config, random_model
 from datasets import Dataset, load_dataset
+from helpers import few_synthetic_sounds
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from modeling_ast import ASTFeatureExtractor, AudioError, __version__, load_waveform
 from modeling_ast.commands.command_line import CommandError
-from modeling_ast.data import synthetic
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.synthetic import CLASSES, generate_clip
@@ -35,13 +35,7 @@ WINDOWS = {"chunk_length_s": 0.4, "stride_length_s": (0.11875, 0.03125)}
 LENGTH, LEFT, HOP = 6400, 1900, 4000
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_sounds(tmp_path_factory, one_thread):
-    """A cache of its own, with four clips a class."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(synthetic, "CLIPS_PER_CLASS", {"train": 1, "validation": 1, "test": 2})
-        yield
+few_sounds = few_synthetic_sounds(train=1, validation=1, test=2)
 
 
 @pytest.fixture(scope="module")

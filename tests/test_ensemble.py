@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
+from helpers import few_synthetic_sounds, save_checkpoint, write_csv
 from sklearn.metrics import average_precision_score
 from test_conversion import BINS, IN_NAME, original_weights
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
@@ -38,13 +39,7 @@ LONG = {"max_length": 98, "num_mel_bins": 48, "frequency_stride": 8, "time_strid
 STATISTICS = {64: {"mean": -7.3, "std": 4.8}, 98: {"mean": -6.0, "std": 4.0}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_sounds(tmp_path_factory, one_thread):
-    """A cache of its own, with four clips a class."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(synthetic, "CLIPS_PER_CLASS", {"train": 1, "validation": 1, "test": 2})
-        yield
+few_sounds = few_synthetic_sounds(train=1, validation=1, test=2)
 
 
 @pytest.fixture
@@ -60,10 +55,7 @@ def save_model(folder: Path, geometry: dict, seed: int = 0, labels=CLASSES, prob
     model = random_model(config)
     generator = torch.Generator().manual_seed(seed)
     model.classifier.dense.weight.data = torch.randn(model.classifier.dense.weight.shape, generator=generator)
-    model.save_pretrained(folder)
-    sizes = {key: geometry[key] for key in ("max_length", "num_mel_bins")}
-    ASTFeatureExtractor(**sizes, **STATISTICS[geometry["max_length"]]).save_pretrained(folder)
-    return folder
+    return save_checkpoint(folder, model, **STATISTICS[geometry["max_length"]])
 
 
 @pytest.fixture
@@ -236,10 +228,7 @@ def write_clips(folder: Path, labels: list[str]) -> None:
             clip = generate_clip(CLASSES[0], torch.Generator().manual_seed(index))
             soundfile.write(folder / row["audio"], clip.numpy(), 16000)
     rows += [{**rows[index], "fold": 2} for index in range(len(rows))]
-    with open(folder / "clips.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "clips.csv", rows)
 
 
 # What is refused

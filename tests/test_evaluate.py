@@ -1,6 +1,5 @@
 """A finished model is evaluated on any clips, all of them, as the training script evaluates it."""
 
-import csv
 import json
 import logging
 import subprocess
@@ -12,9 +11,10 @@ import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
+from helpers import read_csv, save_checkpoint, write_csv
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
-from modeling_ast import ASTFeatureExtractor, load_waveform
+from modeling_ast import load_waveform
 from modeling_ast.commands import evaluate as evaluate_model
 from modeling_ast.commands import train as run_audio_classification
 from modeling_ast.commands.command_line import CommandError
@@ -47,9 +47,7 @@ def save_model(folder: Path, problem_type: str | None = SINGLE, **config) -> Pat
     config.label2id = {name: index for index, name in config.id2label.items()}
     model = random_model(config)
     model.classifier.dense.weight.data *= 3
-    model.save_pretrained(folder)
-    ASTFeatureExtractor(max_length=64, num_mel_bins=32, mean=-7.0, std=4.0).save_pretrained(folder)
-    return folder
+    return save_checkpoint(folder, model, mean=-7.0, std=4.0)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +59,7 @@ def write_list(folder: Path, sounds: Path, labels=CLIPS, splits=None, name: str 
     rows = [{"audio": str(sounds / f"{number}.wav"), "label": label} for number, label in enumerate(labels)]
     for row, split in zip(rows, splits or ()):
         row["split"] = split
-    with open(folder / name, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return folder / name
+    return write_csv(folder / name, rows)
 
 
 def run(*argv) -> dict:
@@ -80,11 +74,6 @@ def train_script(*argv) -> dict[str, float]:
 def no_pictures(monkeypatch):
     for name in [name for name in vars(run_audio_classification) if name.startswith(("plot_", "tag_"))]:
         monkeypatch.setattr(run_audio_classification, name, lambda *args, **options: None)
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def by_hand(folder: Path, clips: list[Path], activation) -> np.ndarray:
@@ -110,14 +99,14 @@ def test_all_clips_are_evaluated_with_the_models_labels(model, sounds, tmp_path,
     assert results["metrics"]["accuracy"] == pytest.approx((named == truth).mean())
     precisions = average_precision_score(np.eye(3)[truth], expected, average=None)
     assert results["metrics"]["mAP"] == pytest.approx(precisions.mean(), abs=1e-6)
-    rows = table(tmp_path / "out" / "predictions.csv")
+    rows = read_csv(tmp_path / "out" / "predictions.csv")
     assert [row["path"] for row in rows] == [str(clip) for clip in clips]
     assert [row["truth"] for row in rows] == CLIPS and {row["split"] for row in rows} == {""}
     assert [row["prediction"] for row in rows] == [LABELS[index] for index in named]
     np.testing.assert_allclose([[float(row[f"p_{label}"]) for label in LABELS] for row in rows], expected, atol=1e-5)
     np.testing.assert_allclose([float(row["score"]) for row in rows], expected.max(axis=1), atol=1e-5)
     figures = precision_recall_fscore_support(truth, named, labels=range(3), zero_division=0)
-    for index, row in enumerate(table(tmp_path / "out" / "per_class.csv")):
+    for index, row in enumerate(read_csv(tmp_path / "out" / "per_class.csv")):
         assert (row["label"], int(row["clips"])) == (LABELS[index], CLIPS.count(LABELS[index]))
         known = [float(row[key] or 0) for key in ("precision", "recall", "F1", "AP")]
         assert known == pytest.approx([*(figures[part][index] for part in range(3)), precisions[index]], abs=1e-6)
@@ -180,7 +169,7 @@ def test_several_labels_count_from_the_models_thresholds_on(sounds, tmp_path):
     folder = save_model(tmp_path / "model", MULTI, thresholds={"bell": 0.0, "whistle": 1.0})
     labels = ["bell,siren", "siren", "", "bell", "whistle", "bell,whistle"]
     results = run(folder, write_list(tmp_path, sounds, labels), "--output_dir", tmp_path / "out")
-    rows = table(tmp_path / "out" / "predictions.csv")
+    rows = read_csv(tmp_path / "out" / "predictions.csv")
     assert [row["truth"] for row in rows] == ["siren;bell", "siren", "", "bell", "whistle", "bell;whistle"]
     assert all("bell" in row["prediction"] and "whistle" not in row["prediction"] for row in rows)
     (bell,) = [row for row in results["labels"] if row["label"] == "bell"]
@@ -205,7 +194,7 @@ def test_a_split_is_evaluated_where_it_is_named_and_else_all(model, sounds, tmp_
     clips = write_list(tmp_path, sounds, splits=splits)
     options = [*options, "--split_column_name=split", "--output_dir", tmp_path / "out"]
     assert run(model, clips, *options)["clips"] == expected
-    assert len(table(tmp_path / "out" / "predictions.csv")) == sum(expected.values())
+    assert len(read_csv(tmp_path / "out" / "predictions.csv")) == sum(expected.values())
 
 
 def test_folders_lists_beside_them_recipes_and_folds_are_data(model, sounds, tmp_path):
@@ -250,7 +239,7 @@ def test_labels_that_the_model_does_not_know_are_refused_or_left_out(sounds, tmp
         results = run(*arguments, "--leave_out_unknown_labels")
     assert "does not know (hail, rain): left out" in caplog.text
     assert sum(results["clips"].values()) == (3 if problem_type == SINGLE else 6)
-    truth = [row["truth"] for row in table(tmp_path / "out" / "predictions.csv") if row["truth"]]
+    truth = [row["truth"] for row in read_csv(tmp_path / "out" / "predictions.csv") if row["truth"]]
     assert truth == ["bell", "siren", "bell"]
 
 
@@ -259,7 +248,7 @@ def test_a_label_file_says_how_the_data_write_the_models_labels(model, sounds, t
     mids = {"bell": "/m/b", "whistle": "/m/c", "siren": "2"}
     clips = write_list(tmp_path, sounds, [mids[label] for label in CLIPS])
     run(model, clips, "--label_file", tmp_path / "labels.csv", "--output_dir", tmp_path / "out")
-    assert [row["truth"] for row in table(tmp_path / "out" / "predictions.csv")] == CLIPS
+    assert [row["truth"] for row in read_csv(tmp_path / "out" / "predictions.csv")] == CLIPS
 
 
 def test_clips_that_trained_the_model_are_said_to_flatter_it(sounds, tmp_path, caplog):

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
+from helpers import save_checkpoint
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, ASTModel, AudioError
 from modeling_ast.commands import explain as explain_audio
@@ -405,8 +406,7 @@ def test_deleting_the_top_cells_lowers_the_score_more_than_deleting_as_many_othe
 @pytest.fixture
 def folder(tmp_path) -> Path:
     model = random_model(make_tiny_config(id2label=dict(enumerate("abc")), problem_type="multi_label_classification"))
-    model.save_pretrained(tmp_path / "model")
-    ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(tmp_path / "model")
+    save_checkpoint(tmp_path / "model", model)
     soundfile.write(tmp_path / "clip.wav", noise(0.6).numpy(), RATE)
     soundfile.write(tmp_path / "long.wav", noise(30.0).numpy(), RATE)
     return tmp_path

@@ -44,20 +44,11 @@ from modeling_ast.training.output_dir import last_whole_checkpoint
 from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("one_thread", "no_pictures_in_module"),
     pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
 ]
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """They take most of the time of a short run."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in vars(script) if name.startswith("plot_")]:
-            patch.setattr(script, name, lambda *args, **options: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import make_tiny_config, random_model
+from helpers import save_checkpoint
 
-from modeling_ast import ASTFeatureExtractor, AudioError
+from modeling_ast import AudioError
 from modeling_ast.inference.handler import EndpointHandler
 from modeling_ast.inference.pipeline import audio_tagger
 
@@ -17,12 +18,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    random_model(make_tiny_config(id2label={0: "rain", 1: "dog", 2: "sea"}, num_hidden_layers=1)).save_pretrained(
-        folder
-    )
-    ASTFeatureExtractor(max_length=64, num_mel_bins=32).save_pretrained(folder)
-    return folder
+    model = random_model(make_tiny_config(id2label={0: "rain", 1: "dog", 2: "sea"}, num_hidden_layers=1))
+    return save_checkpoint(tmp_path_factory.mktemp("model"), model)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
+from helpers import save_checkpoint
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -588,8 +589,7 @@ def test_a_folder_of_broken_files_is_tagged_where_it_can_be_and_nothing_is_lost(
     from modeling_ast.commands.tag import main
 
     model, sounds, out = tmp_path / "model", tmp_path / "sounds", tmp_path / "out"
-    random_model(make_tiny_config()).save_pretrained(model)
-    ASTFeatureExtractor(max_length=64, num_mel_bins=32).save_pretrained(model)
+    save_checkpoint(model, random_model(make_tiny_config()))
     sounds.mkdir()
     for name, content, _ in (*REFUSED, *DECODED):
         (sounds / name).write_bytes(content)

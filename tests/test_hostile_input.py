@@ -21,6 +21,7 @@ import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
+from helpers import contents, read_csv, save_checkpoint
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save
 from test_conversion import IN_NAME, load, original_weights
@@ -149,10 +150,7 @@ def test_refusal_of_a_pickle_does_not_advise_to_run_it(tmp_path):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> dict[str, bytes]:
     """Files of a tiny model."""
-    folder = tmp_path_factory.mktemp("model")
-    random_model(make_tiny_config()).save_pretrained(folder)
-    ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(folder)
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return contents(save_checkpoint(tmp_path_factory.mktemp("model"), random_model(make_tiny_config())))
 
 
 @pytest.fixture
@@ -712,7 +710,7 @@ def test_names_and_labels_come_back_equal_from_every_file(tmp_path):
     assert [line["path"] for line in lines] == names
     assert all([tag["label"] for tag in line["tags"]] == LABELS for line in lines)
     for table in ("tags.csv", "events.csv"):
-        rows = read_table(tmp_path / table)
+        rows = read_csv(tmp_path / table)
         assert [(row["path"], row["label"]) for row in rows] == [(name, label) for name in names for label in LABELS]
     for sound in sounds:
         with open(tmp_path / "timelines" / f"{sound.place}.csv", newline="", encoding="utf-8") as file:
@@ -721,11 +719,6 @@ def test_names_and_labels_come_back_equal_from_every_file(tmp_path):
         columns = [line.split("\t") for line in track]
         assert [(float(start), float(end)) for start, end, _ in columns] == [(i, i + 1) for i in range(5)]
         assert [label for *_, label in columns] == [" ".join(label.split()) for label in LABELS]
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 # Memory, and folders of runs

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_tiny_config, random_model
+from helpers import save_checkpoint
 from safetensors.torch import load_file, save_file
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel
@@ -23,10 +24,7 @@ WAYS = {
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    folder = tmp_path / "model"
-    random_model(make_tiny_config()).save_pretrained(folder)
-    ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(folder)
-    return folder
+    return save_checkpoint(tmp_path / "model", random_model(make_tiny_config()))
 
 
 def change_json(path: Path, **values) -> None:

@@ -1,6 +1,5 @@
 """Pictures are drawn of what they are given, for few classes and for many."""
 
-import csv
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_config
+from helpers import write_csv
 from matplotlib.text import Text
 
 from modeling_ast import ASTFeatureExtractor, AudioError
@@ -59,14 +59,6 @@ def problem(num_labels: int, num_clips: int) -> tuple[np.ndarray, np.ndarray, li
 # Training curves
 
 
-def write_results(path: Path, rows: list[dict]) -> Path:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
 def epochs(**columns: list) -> list[dict]:
     count = len(next(iter(columns.values())))
     return [
@@ -84,7 +76,7 @@ def test_training_curves_show_losses_metric_and_rate(tmp_path, figures):
         learning_rate=[1e-4, 5e-5], train_loss=[2, 1], validation_loss=[3, 2], accuracy=[0.5, 0.7], mAP=[0.1, 0.2],
         cum_accuracy=[0.5, 0.8],
     )  # fmt: skip
-    plot_training_curves(write_results(tmp_path / "results.csv", rows), tmp_path / "curves.png")
+    plot_training_curves(write_csv(tmp_path / "results.csv", rows), tmp_path / "curves.png")
     assert is_picture(tmp_path / "curves.png")
     assert curves(figures[0]) == {
         "loss": [[[1, 2], [2, 1]], [[1, 3], [2, 2]]],
@@ -96,10 +88,10 @@ def test_training_curves_show_losses_metric_and_rate(tmp_path, figures):
 def test_training_curves_bear_gaps_and_missing_columns(tmp_path, figures):
     """As in a run that goes on, and where d' was infinite."""
     rows = epochs(train_loss=[2, 1, ""], accuracy=["", "", ""], mAP=[0.1, "", 0.3], d_prime=["", 2.0, ""])
-    path = write_results(tmp_path / "results.csv", rows)
+    path = write_csv(tmp_path / "results.csv", rows)
     plot_training_curves(path, tmp_path / "curves.png")
     assert curves(figures[0]) == {"loss": [[[1, 2], [2, 1]]], "mAP": [[[1, 0.1], [3, 0.3]]], "learning rate": []}
-    plot_training_curves(write_results(path, epochs(train_loss=[2, 1])), tmp_path / "curves.png")  # no validation
+    plot_training_curves(write_csv(path, epochs(train_loss=[2, 1])), tmp_path / "curves.png")  # no validation
     assert curves(figures[1]) == {"loss": [[[1, 2], [2, 1]]], "mAP": [], "learning rate": []}
 
 
@@ -352,7 +344,7 @@ def draw(folder: Path, kinds: Iterable[str], label_names: list[str], title: str)
     map_ = Spectrogram(torch.randn(48, 32), 0.01 * torch.arange(48), 50.0 * 1.15 ** torch.arange(32), 0.01)
     attention = Attention(map_, torch.rand(1, 2, 2, 2, 4) / 10, num_frames=48, config=make_tiny_config())
     line = np.array([0.1, 0.9])
-    results = write_results(folder / "results.csv", epochs(train_loss=[2, 1], mAP=[0.1, 0.2], cum_mAP=[0.1, 0.2]))
+    results = write_csv(folder / "results.csv", epochs(train_loss=[2, 1], mAP=[0.1, 0.2], cum_mAP=[0.1, 0.2]))
     rows = per_class_metrics(probabilities, labels, label_names)
     ways = {
         "tags": lambda path: plot_tags(clip, extractor, tags, path, title, label_names[:2], label_names),

@@ -1,6 +1,5 @@
 """What is published becomes a manifest that trains, and nothing of it is lost, doubled or written elsewhere."""
 
-import csv
 import hashlib
 import http.server
 import io
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from helpers import read_csv
 
 from modeling_ast.audio import AudioError, load_waveform, read_seconds
 from modeling_ast.commands.command_line import CommandError
@@ -36,11 +36,6 @@ def write_clip(path: Path, seed: int = 0, samples: int = 800, sampling_rate: int
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.random.default_rng(seed).uniform(-0.3, 0.3, samples), sampling_rate)
     return path
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # Two data sets like the published ones, as folders and as archives

@@ -16,7 +16,7 @@ import soundfile
 import torch
 import transformers
 from conftest import make_tiny_config, random_model
-from helpers import end_of
+from helpers import contents, end_of
 from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
@@ -118,10 +118,6 @@ def run_folder(tmp_path) -> Path:
 
 def push(*arguments) -> None:
     push_to_hub.main([str(argument) for argument in arguments])
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # What goes up

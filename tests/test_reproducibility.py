@@ -30,6 +30,8 @@ CLIPS = {
 }
 STEPS_PER_EPOCH, NUM_EPOCHS = 3, 3
 
+pytestmark = pytest.mark.usefixtures("no_pictures_in_module")
+
 # All that draws or remembers: mixup, crop, masks, noise, roll, warm-up, decay, Adam, means of predictions and weights.
 RECIPE = """
 model_name_or_path: tiny224
@@ -92,15 +94,6 @@ def recipe(tmp_path_factory, one_thread) -> Path:
         csv.writer(file).writerows([["audio", "split", "label", "labels"], *rows])
     (folder / "recipe.yaml").write_text(f"dataset_name: {folder / 'clips.csv'}\n{RECIPE}")
     return folder / "recipe.yaml"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures():
-    """They take most of the time, and are looked at elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in vars(script) if name.startswith("plot_")]:
-            patch.setattr(script, name, lambda *args, **options: None)
-        yield
 
 
 def run(*argv) -> dict[str, float]:

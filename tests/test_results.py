@@ -1,6 +1,5 @@
 """results.csv: a line an epoch, of its model and of the mean of all predictions, there to read at any time."""
 
-import csv
 import shutil
 
 import numpy as np
@@ -8,9 +7,9 @@ import pytest
 import torch
 from conftest import make_tiny_config, random_model
 from datasets import Dataset
+from helpers import StopAt, read_csv, stack
 from scipy.special import expit, ndtri, softmax
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
-from transformers import TrainerCallback
 
 from modeling_ast.data.metrics import compute_metrics, to_probabilities
 from modeling_ast.training.arguments import ASTTrainingArguments
@@ -56,8 +55,7 @@ def run(folder, problem_type: str, epochs: int) -> EpochRecord:
 
 
 def read(folder) -> list[dict[str, str]]:
-    with open(folder / RESULTS_NAME, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(folder / RESULTS_NAME)
 
 
 def metrics_by_hand(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -187,10 +185,6 @@ def test_a_metric_that_one_epoch_lacks_is_empty_there(tmp_path):
 # Of a run: 10 clips in batches of 4, completed to 3 updates an epoch
 
 
-def stack(rows: list[dict]) -> dict[str, torch.Tensor]:
-    return {name: torch.stack([row[name] for row in rows]) for name in ("input_values", "labels")}
-
-
 def make_trainer(folder, **settings) -> ASTTrainer:
     config = make_tiny_config(problem_type=SINGLE)
     generator = torch.Generator().manual_seed(0)
@@ -223,16 +217,6 @@ def make_trainer(folder, **settings) -> ASTTrainer:
         compute_metrics=lambda p: compute_metrics(to_probabilities(p.predictions, SINGLE), p.label_ids, SINGLE),
         record=EpochRecord(folder, SINGLE),
     )
-
-
-class StopAt(TrainerCallback):
-    """Ends a run after an update, as if it had been interrupted there."""
-
-    def __init__(self, update: int):
-        self.update = update
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = control.should_training_stop or state.global_step == self.update
 
 
 @pytest.fixture(scope="module")

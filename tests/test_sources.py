@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import soundfile
 import torch
 from datasets import Audio, ClassLabel, Dataset, Features, Value
+from helpers import write_csv, write_sound
 
 from modeling_ast import AudioError
 from modeling_ast.data import lists
@@ -50,20 +50,6 @@ def name_of(clip: tuple) -> str:
     return f"{split}_{number}.wav"
 
 
-def write_clip(path: Path, samples: np.ndarray, sampling_rate: int = 16000) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, sampling_rate)
-    return path
-
-
-def write_csv(path: Path, rows: list[dict]) -> Path:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
 def decode(rows: Dataset, sampling_rate: int = 16000) -> list[tuple]:
     decoded = rows.with_transform(DecodeAudio(sampling_rate))
     return [(row["waveform"], row["labels"]) for row in (decoded[number] for number in range(len(decoded)))]
@@ -75,11 +61,11 @@ def decode(rows: Dataset, sampling_rate: int = 16000) -> list[tuple]:
 def class_folder(folder: Path) -> tuple[Path, dict]:
     """As Speech Commands: two lists say what does not train."""
     for index, clip in enumerate(CLIPS):
-        write_clip(folder / clip[1] / name_of(clip), sound(index))
+        write_sound(folder / clip[1] / name_of(clip), sound(index))
     for split, name in (("validation", "validation_list.txt"), ("test", "testing_list.txt")):
         lines = [f"{clip[1]}/{name_of(clip)}\n" for clip in CLIPS if clip[0] == split]
         (folder / name).write_text("".join(lines))
-    write_clip(folder / "_background_noise_" / "hum.wav", sound(0))
+    write_sound(folder / "_background_noise_" / "hum.wav", sound(0))
     (folder / "bird" / "README.md").write_text("not a sound")
     return folder, {}
 
@@ -87,7 +73,7 @@ def class_folder(folder: Path) -> tuple[Path, dict]:
 def split_folders(folder: Path) -> tuple[Path, dict]:
     names = {"train": "train", "validation": "Val", "test": "testing"}
     for index, clip in enumerate(CLIPS):
-        write_clip(folder / names[clip[0]] / clip[1] / name_of(clip), sound(index))
+        write_sound(folder / names[clip[0]] / clip[1] / name_of(clip), sound(index))
     return folder, {}
 
 
@@ -95,7 +81,7 @@ def csv_rows(folder: Path) -> list[dict]:
     """Sounds in `folder/audio`, and what a table beside would say of them."""
     rows = []
     for index, (split, label, _) in enumerate(CLIPS):
-        path = write_clip(folder / "audio" / f"{index}.wav", sound(index))
+        path = write_sound(folder / "audio" / f"{index}.wav", sound(index))
         rows.append({"file": path.name, "kind": label, "split": split, "fold": index % 3 if split == "train" else 7})
     return rows
 
@@ -120,7 +106,7 @@ def embedded(folder: Path) -> list[dict]:
     """Rows with the bytes of the files in them."""
     rows = []
     for index, clip in enumerate(CLIPS):
-        data = write_clip(folder / "written" / f"{index}.wav", sound(index)).read_bytes()
+        data = write_sound(folder / "written" / f"{index}.wav", sound(index)).read_bytes()
         rows.append({"sound": {"bytes": data, "path": f"{index}.wav"}, "kind": clip[1], "split": clip[0]})
     return rows
 
@@ -204,9 +190,9 @@ def test_torchcodec_is_never_imported(layout, tmp_path, monkeypatch):
 def test_compressed_stereo_of_another_rate_becomes_mono_at_16_khz(tmp_path):
     seconds = np.arange(44100) / 44100
     left, right = (0.4 * np.sin(2 * np.pi * hertz * seconds) for hertz in (500, 900))
-    write_clip(tmp_path / "tones" / "stereo.ogg", np.stack((left, right), axis=1), 44100)
-    write_clip(tmp_path / "noises" / "noise.WAV", sound(0))
-    write_clip(tmp_path / "noises" / "noise.flac", sound(0))
+    write_sound(tmp_path / "tones" / "stereo.ogg", np.stack((left, right), axis=1), 44100)
+    write_sound(tmp_path / "noises" / "noise.WAV", sound(0))
+    write_sound(tmp_path / "noises" / "noise.flac", sound(0))
     splits = load_splits(str(tmp_path), validation_fraction=0.34)
     rows = decode(splits.train) + decode(splits.validation)
     (waveform,) = (waveform for waveform, label in rows if splits.label_names[label] == "tones")
@@ -232,7 +218,7 @@ def test_a_fold_holds_out_exactly_that_fold(tmp_path, eval_fold):
 def write_flat(folder: Path, num_clips: int = 20) -> Path:
     """Two classes, no splits."""
     for number in range(num_clips):
-        write_clip(folder / ("ab"[number % 2]) / f"{number:02d}.wav", sound(number))
+        write_sound(folder / ("ab"[number % 2]) / f"{number:02d}.wav", sound(number))
     return folder
 
 
@@ -274,7 +260,7 @@ def test_several_labels_from_a_csv_file(tmp_path, separator):
     kinds = [["dog", "cat"], ["bird"], ["cat", "bird", "dog"], []]
     rows = [
         {
-            "audio": write_clip(tmp_path / f"{number}.wav", sound(number)).name,
+            "audio": write_sound(tmp_path / f"{number}.wav", sound(number)).name,
             "label": separator.join(names),
             "fold": 1,
         }
@@ -292,7 +278,7 @@ def test_several_labels_from_a_csv_file(tmp_path, separator):
 def test_several_labels_from_list_columns(tmp_path, feature):
     kinds = [["dog", "cat"], ["bird"], ["cat", "bird"], []]
     labels = [[LABELS.index(name) for name in names] for names in kinds] if isinstance(feature, ClassLabel) else kinds
-    clips = [str(write_clip(tmp_path / f"{number}.wav", sound(number))) for number in range(4)]
+    clips = [str(write_sound(tmp_path / f"{number}.wav", sound(number))) for number in range(4)]
     features = Features({"audio": Value("string"), "label": datasets.List(feature), "split": Value("string")})
     columns = {"audio": clips, "label": labels, "split": ["train", "train", "train", "dev"]}
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "clips.parquet")
@@ -310,7 +296,7 @@ def test_one_label_a_clip_can_be_asked_for_as_a_list(tmp_path):
 
 def test_class_indices_without_names_keep_their_order(tmp_path):
     rows = [
-        {"audio": write_clip(tmp_path / f"{number}.wav", sound(number)).name, "label": number, "split": split}
+        {"audio": write_sound(tmp_path / f"{number}.wav", sound(number)).name, "label": number, "split": split}
         for number in (10, 9, 2, 11)
         for split in ("train", "validation")
     ]
@@ -335,7 +321,7 @@ def data_json(folder: Path, split: str | None = None, name: str = "clips.json", 
     entries = []
     for index, clip in enumerate(CLIPS):
         if clip[0] == (split or clip[0]):
-            path = write_clip(folder / "audio" / f"{index}.wav", sound(index))
+            path = write_sound(folder / "audio" / f"{index}.wav", sound(index))
             entries.append({"video_id": str(index), "wav": str(path), "image": "x.jpg", "labels": clip[1]})
     entries[0] |= changes
     (folder / name).write_text(json.dumps({"data": entries}))
@@ -407,8 +393,8 @@ def test_sounds_of_a_data_file_are_found_where_the_original_looks_or_beside_it(t
     for folder in sounds.values():
         folder.mkdir()
     for number in range(4):
-        write_clip(sounds[place] / "a" / f"{number}.wav", sound(number))
-    write_clip(tmp_path / "lists" / "a" / "0.wav", sound(0))  # another of that name
+        write_sound(sounds[place] / "a" / f"{number}.wav", sound(number))
+    write_sound(tmp_path / "lists" / "a" / "0.wav", sound(0))  # another of that name
     entries = [{"wav": f"./a/{number}.wav", "labels": "xy"[number % 2]} for number in range(4)]
     (tmp_path / "lists" / "clips.json").write_text("// a comment\n# another\n" + json.dumps({"data": entries}))
     monkeypatch.chdir(tmp_path / "work")
@@ -483,7 +469,7 @@ def lines_of(head: str, line: str, tail: str = "") -> str:
 def listed_clips(tmp_path) -> Path:
     for word in LABELS:
         for number in range(3):
-            write_clip(tmp_path / "clips" / f"{word}_{number}.wav", sound(number))
+            write_sound(tmp_path / "clips" / f"{word}_{number}.wav", sound(number))
     return tmp_path
 
 
@@ -558,7 +544,7 @@ def test_accents_are_the_same_however_they_are_composed(tmp_path, on_disk, in_li
     names = [f"größe/{word}_é.wav" for word in ("a", "b", "c")]
     lines = ["audio,label"]
     for number, name in enumerate(names):
-        write_clip(tmp_path / unicodedata.normalize(on_disk, name), sound(number))
+        write_sound(tmp_path / unicodedata.normalize(on_disk, name), sound(number))
         lines += [
             f"{unicodedata.normalize(in_list, name)},{unicodedata.normalize(form, 'é')}" for form in ("NFC", "NFD")
         ]
@@ -574,7 +560,7 @@ def test_accents_are_the_same_however_they_are_composed(tmp_path, on_disk, in_li
 def test_lists_beside_class_folders_know_clips_however_they_are_composed(tmp_path, on_disk, in_list):
     for word in ("größe", "b"):
         for number in range(3):
-            write_clip(tmp_path / unicodedata.normalize(on_disk, f"{word}/é_{number}.wav"), sound(number))
+            write_sound(tmp_path / unicodedata.normalize(on_disk, f"{word}/é_{number}.wav"), sound(number))
     held_out = "größe/é_0.wav\nb/é_2.wav\n"
     (tmp_path / "testing_list.txt").write_text(unicodedata.normalize(in_list, held_out), encoding="utf-8")
     splits = load_splits(str(tmp_path))
@@ -784,7 +770,7 @@ def test_a_misspelt_column_is_told_before_any_clip_is_looked_for(listed_clips, m
 
 def broken_csv(text: str | bytes):
     def write(folder: Path) -> Path:
-        write_clip(folder / "a.wav", sound(0))
+        write_sound(folder / "a.wav", sound(0))
         path = folder / "clips.csv"
         path.write_bytes(text) if isinstance(text, bytes) else path.write_text(text)
         return path
@@ -815,7 +801,7 @@ def table_of(**changes):
 def folder_of(*files: str):
     def write(folder: Path) -> Path:
         for name in files:
-            write_clip(folder / "data" / name, sound(0))
+            write_sound(folder / "data" / name, sound(0))
         (folder / "data").mkdir(exist_ok=True)
         return folder / "data"
 
@@ -927,7 +913,7 @@ def test_what_is_wrong_with_a_data_set_is_said(tmp_path, write, options, words):
 
 def text_json(text: str):
     def write(folder: Path) -> Path:
-        write_clip(folder / "a.wav", sound(0))
+        write_sound(folder / "a.wav", sound(0))
         (folder / "clips.json").write_text(text)
         return folder / "clips.json"
 
@@ -1016,7 +1002,7 @@ def test_label_that_does_not_train_is_unknown_where_the_data_names_its_labels(tm
 def test_manifest_of_many_rows_is_read_without_asking_for_each_file(tmp_path, monkeypatch):
     """Each folder is listed once: on a network's disk a question takes a millisecond, and there are millions."""
     for number in range(20):
-        write_clip(tmp_path / "audio" / f"{number}.wav", sound(number))
+        write_sound(tmp_path / "audio" / f"{number}.wav", sound(number))
     names = [f"audio/{number % 20}.wav" for number in range(20000)]
     rows = [
         {"audio": name, "label": f"{name[6:-4]},x", "split": ["train", "val"][number % 2]}
@@ -1049,7 +1035,7 @@ def test_files_are_found_in_a_folder_that_cannot_be_listed(tmp_path, monkeypatch
 
 
 def test_several_labels_where_one_is_expected_are_an_error(tmp_path):
-    clip = str(write_clip(tmp_path / "a.wav", sound(0)))
+    clip = str(write_sound(tmp_path / "a.wav", sound(0)))
     columns = {"audio": [clip] * 8, "label": [["x"], ["y", "x"], ["x"], ["y"]] * 2}
     Dataset.from_dict(columns).to_parquet(tmp_path / "clips.parquet")
     with pytest.raises(
@@ -1150,14 +1136,14 @@ def test_lists_hold_out_however_their_paths_are_written(tmp_path):
 def test_a_class_may_be_called_train(tmp_path):
     for kind in ("train", "dog"):
         for number in range(6):
-            write_clip(tmp_path / kind / f"{number}.wav", sound(number))
+            write_sound(tmp_path / kind / f"{number}.wav", sound(number))
     assert load_splits(str(tmp_path)).label_names == ["dog", "train"]
 
 
 def test_linked_folders_are_followed_and_empty_ones_are_said(tmp_path, caplog):
     for kind in ("cat", "dog"):
         for number in range(6):
-            write_clip(tmp_path / "elsewhere" / kind / f"{number}.wav", sound(number))
+            write_sound(tmp_path / "elsewhere" / kind / f"{number}.wav", sound(number))
         (tmp_path / "data" / kind).mkdir(parents=True)
         (tmp_path / "data" / kind / "linked").symlink_to(tmp_path / "elsewhere" / kind)
     (tmp_path / "data" / "silent").mkdir()

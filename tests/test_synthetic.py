@@ -5,6 +5,7 @@ import multiprocessing
 import pytest
 import soundfile
 import torch
+from helpers import contents
 
 from modeling_ast.data import synthetic
 from modeling_ast.data.synthetic import CLASSES, CLIPS_PER_CLASS, LISTS, generate_clip, synthetic_folder
@@ -15,10 +16,6 @@ FEW = {"train": 3, "validation": 1, "test": 2}
 @pytest.fixture(autouse=True)
 def few_clips(monkeypatch, one_thread):
     monkeypatch.setattr(synthetic, "CLIPS_PER_CLASS", FEW)
-
-
-def contents(folder) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def assert_complete(folder) -> None:

@@ -1,6 +1,5 @@
 """Recordings are tagged as the pipeline tags them, each once, whatever happens in between."""
 
-import csv
 import json
 import math
 import os
@@ -15,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
+from helpers import contents, read_csv
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.command_line import CommandError
@@ -101,16 +101,6 @@ def read(out: Path) -> dict[str, dict]:
     return entries
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    """Every file of the results."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
-
-
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
     """The files that are heard."""
@@ -167,7 +157,7 @@ def test_every_format_says_the_same(recordings, model, tmp_path):
     out = tmp_path / "out"
     assert tag(recordings, "--model", model, "--output_dir", out, "--formats", "csv", "audacity", "png") == 1
     entries = read(out)
-    events, tags = read_table(out / "events.csv"), read_table(out / "tags.csv")
+    events, tags = read_csv(out / "events.csv"), read_csv(out / "tags.csv")
     for name in GOOD:
         entry = entries[str(recordings / name)]
         assert entry["place"] == f"recordings/{name}"
@@ -178,7 +168,7 @@ def test_every_format_says_the_same(recordings, model, tmp_path):
         lines = (out / "audacity" / f"recordings/{name}.txt").read_text().split("\n")[:-1]
         labels = [(float(start), float(end), label) for start, end, label in (line.split("\t") for line in lines)]
         assert labels == [(e["start"], e["end"], e["label"].replace("\t", " ")) for e in entry["events"]]
-        timeline = read_table(out / "timelines" / f"recordings/{name}.csv")
+        timeline = read_csv(out / "timelines" / f"recordings/{name}.csv")
         assert list(timeline[0]) == ["start", "end", *LABELS]
         assert [row["start"] for row in timeline[1:]] == [row["end"] for row in timeline[:-1]]
         assert float(timeline[-1]["end"]) == entry["seconds"]
@@ -215,7 +205,7 @@ def test_a_picture_that_fails_leaves_the_other_results(recordings, model, tmp_pa
     out, path = tmp_path / "out", recordings / GOOD[0]
     picture = out / "pictures" / f"{path.name}.png"
     assert tag(path, "--model", model, "--output_dir", out, "--formats", "csv", "png") == 0
-    assert read(out)[str(path)]["tags"] and read_table(out / "tags.csv")
+    assert read(out)[str(path)]["tags"] and read_csv(out / "tags.csv")
     assert [record.getMessage() for record in caplog.records if "cannot be drawn" in record.getMessage()] == [
         f"{picture} cannot be drawn (no room); all else goes on."
     ]
@@ -311,7 +301,7 @@ def test_odd_names_survive(model, tmp_path):
     out, arguments = tmp_path / "out", ["--model", model, "--formats", "csv", "audacity", "png"]
     assert tag(tmp_path / "odd", *arguments, "--output_dir", out) == 0
     assert set(read(out)) == {str(tmp_path / "odd" / name) for name in names}
-    tables = {row["path"] for row in read_table(out / "tags.csv")}
+    tables = {row["path"] for row in read_csv(out / "tags.csv")}
     assert tables == {str(tmp_path / "odd" / name) for name in names}
     assert all((out / "pictures" / "odd" / f"{name}.png").exists() for name in names)
 
@@ -337,7 +327,7 @@ def test_names_that_are_no_utf_8_are_kept_exactly(model, tmp_path):
         sound.path
     ]
     assert (tmp_path / "audacity" / f"{sound.place}.txt").read_text() == "0.000000\t1.000000\tdog\n"
-    assert read_table(tmp_path / "events.csv") == [
+    assert read_csv(tmp_path / "events.csv") == [
         {"path": "\\udcff latin.wav", "label": "dog", "start": "0.0", "end": "1.0", "score": "1.0"}
     ]
 
@@ -396,7 +386,7 @@ def test_broken_files_are_tried_again_when_asked_to_or_changed(recordings, model
     lines = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
     of_it = [line for line in lines if line["path"] == str(broken)]
     assert ["error" in line for line in of_it] == [True, True, False] and of_it[-1]["place"] == "recordings/broken.wav"
-    assert str(broken) in {row["path"] for row in read_table(tmp_path / "out/tags.csv")}
+    assert str(broken) in {row["path"] for row in read_csv(tmp_path / "out/tags.csv")}
 
 
 def test_a_file_that_has_changed_is_heard_again(recordings, model, tmp_path, opened):
@@ -405,13 +395,13 @@ def test_a_file_that_has_changed_is_heard_again(recordings, model, tmp_path, ope
     write_sound(recordings / "street.wav", 1.0)
     tag(*arguments)
     assert opened == [str(recordings / "street.wav")] * 2
-    timeline = read_table(tmp_path / "out/timelines/street.wav.csv")
+    timeline = read_csv(tmp_path / "out/timelines/street.wav.csv")
     assert float(timeline[-1]["end"]) == 1
-    assert {row["path"] for row in read_table(tmp_path / "out/tags.csv")} == {opened[0]}
-    assert len(read_table(tmp_path / "out/tags.csv")) == 5
+    assert {row["path"] for row in read_csv(tmp_path / "out/tags.csv")} == {opened[0]}
+    assert len(read_csv(tmp_path / "out/tags.csv")) == 5
     (recordings / "street.wav").write_bytes(b"no sound any more")
     assert tag(*arguments) == 1
-    assert not (tmp_path / "out/timelines/street.wav.csv").exists() and not read_table(tmp_path / "out/tags.csv")
+    assert not (tmp_path / "out/timelines/street.wav.csv").exists() and not read_csv(tmp_path / "out/tags.csv")
 
 
 @pytest.mark.slow
@@ -435,7 +425,7 @@ def test_a_run_that_is_killed_goes_on(model, tmp_path):
     for entry in entries:  # what has a line is whole
         place = entry["place"]
         assert (out / f"pictures/{place}.png").read_bytes().endswith(b"IEND\xaeB`\x82")
-        assert len(read_table(out / f"timelines/{place}.csv")) == 2
+        assert len(read_csv(out / f"timelines/{place}.csv")) == 2
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert f"20 file(s), {20 - len(entries)} of them now" in again.stdout

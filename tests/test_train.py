@@ -15,7 +15,7 @@ import soundfile
 import torch
 import transformers
 from conftest import make_tiny_config, random_model
-from helpers import end_of
+from helpers import end_of, few_synthetic_sounds, leave_out_pictures, read_csv
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
@@ -46,30 +46,13 @@ SMALL += ["--linear_baseline=false"]
 NUM_EPOCHS, STEPS_PER_EPOCH = 6, 5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_sounds(tmp_path_factory, one_thread):
-    """A cache of its own, with 12 of the 90 clips a class."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(synthetic, "CLIPS_PER_CLASS", {"train": 8, "validation": 2, "test": 2})
-        yield
+few_sounds = few_synthetic_sounds(train=8, validation=2, test=2)
 
 
 @pytest.fixture
 def all_sounds(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("full")))
     monkeypatch.setattr(synthetic, "CLIPS_PER_CLASS", CLIPS_PER_CLASS)
-
-
-def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
-    """They take most of the time of a short run."""
-    for name in [name for name in vars(script) if name.startswith("plot_")]:
-        patch.setattr(script, name, lambda *args, **options: None)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    leave_out_pictures(monkeypatch)
 
 
 def run(*argv) -> dict[str, float]:
@@ -99,11 +82,6 @@ def plain(demo, tmp_path_factory) -> tuple[Path, list]:
 def held_out_clips() -> list[Path]:
     folder = synthetic_folder()
     return [folder / line for line in (folder / "testing_list.txt").read_text().split()]
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def history_of(folder: Path) -> list[dict[str, float]]:
@@ -162,7 +140,7 @@ def test_everything_is_saved(demo):
 
 def test_results_have_a_line_an_epoch(demo):
     folder, results = demo
-    rows = table(folder / "results.csv")
+    rows = read_csv(folder / "results.csv")
     metrics = ["accuracy", "mAP", "mAUC", "d_prime", "macro_f1", "micro_f1"]
     columns = ["epoch", "learning_rate", "train_loss", "validation_loss", *metrics]
     assert list(rows[0]) == [*columns, *(f"cum_{name}" for name in metrics)]
@@ -182,7 +160,7 @@ def test_classes_have_a_table_in_the_order_of_the_labels(demo):
     folder, results = demo
     for part, prefix in (("", ""), ("weight_average", "average_")):
         for split in ("validation", "test"):
-            rows = table(folder / part / f"per_class_{split}.csv")
+            rows = read_csv(folder / part / f"per_class_{split}.csv")
             assert [row["label"] for row in rows] == list(CLASSES)
             assert {row["positives"] for row in rows} == {"2"}
             assert np.mean([float(row["AP"]) for row in rows]) == pytest.approx(results[f"{prefix}{split}_mAP"])
