@@ -445,7 +445,7 @@ def test_channels_are_averaged_as_by_mean_and_left_as_they_are(num_channels):
 
 
 @pytest.mark.parametrize(
-    "source_rate, target_rate", [(997, 1600), *(pytest.param(*rates, marks=pytest.mark.slow) for rates in RATES[:-1])]
+    "source_rate, target_rate", [(311, 500), *(pytest.param(*rates, marks=pytest.mark.slow) for rates in RATES[:-1])]
 )
 def test_filters_made_where_they_are_needed_are_those_of_torchaudio(source_rate, target_rate, monkeypatch):
     """As rates with no divisor in common have them, for which torchaudio's filter would take gigabytes."""
