@@ -538,66 +538,6 @@ def test_what_is_no_source_is_refused(source):
 # Errors
 
 
-def make_missing(path: Path) -> None:
-    pass
-
-
-def make_empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def make_random(path: Path) -> None:
-    path.write_bytes(np.random.default_rng(0).bytes(5000))
-
-
-def make_folder(path: Path) -> None:
-    path.mkdir()
-
-
-@pytest.mark.parametrize("name", ["clip.wav", "clip.flac", "clip.ogg", "clip.mp3"])
-@pytest.mark.parametrize(
-    "make, words",
-    [
-        (make_missing, "no such file"),
-        (make_folder, "not a file, but a folder"),
-        (make_empty, "cannot be decoded"),
-        (make_random, "cannot be decoded|holds no samples"),
-    ],
-)
-def test_what_is_no_sound_file_is_one_error_with_its_path(tmp_path, name, make, words):
-    path = tmp_path / name
-    make(path)
-    for source in (path, str(path)):
-        with pytest.raises(AudioError, match=words) as error:
-            load_waveform(source)
-        assert str(path) in str(error.value)
-
-
-def test_file_without_samples_is_an_error(tmp_path):
-    path = tmp_path / "none.wav"
-    soundfile.write(path, np.zeros(0), 16000)
-    with pytest.raises(AudioError, match="none.wav: holds no samples"):
-        load_waveform(path)
-
-
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.01])
-@pytest.mark.parametrize("name, subtype", [(name, subtype) for name, subtype, _ in FORMATS] + [("tone.ogg", "OPUS")])
-def test_truncated_file_is_an_error_with_its_path(tmp_path, name, subtype, share):
-    path = tmp_path / name
-    soundfile.write(path, noise(64000), 16000, subtype=subtype)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(AudioError) as error:
-        load_waveform(path)
-    assert str(path) in str(error.value)
-    with pytest.raises(AudioError, match="row 7"):
-        load_waveform(path.read_bytes(), name="row 7")
-    with pytest.raises(AudioError) as error:
-        for _ in read_blocks(path, block_seconds=0.3):
-            pass
-    assert str(path) in str(error.value)
-
-
 def test_truncated_file_gives_its_blocks_before_the_error(tmp_path):
     path = tmp_path / "tone.flac"
     soundfile.write(path, noise(64000), 16000)

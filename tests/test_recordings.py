@@ -250,18 +250,6 @@ def test_what_is_no_recording_is_one_sentence(source, words, tmp_path, monkeypat
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["clip.wav", "clip.flac", "clip.ogg", "clip.mp3"])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.6])
-def test_truncated_and_random_files_are_one_sentence_with_their_path(tmp_path, name, share):
-    path = tmp_path / name
-    soundfile.write(path, noise(4 * RATE), RATE)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    assert message_of(path).startswith(f"{path}: ")
-    path.write_bytes(np.random.default_rng(0).bytes(5000))
-    assert message_of(str(path)).startswith(f"{path}: ")
-
-
 def test_an_open_file_is_called_by_its_name(tmp_path):
     (tmp_path / "clip.wav").write_bytes(b"no sound")
     with open(tmp_path / "clip.wav", "rb") as file:
