@@ -3,7 +3,8 @@
 import csv
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -18,19 +19,26 @@ from modeling_ast.commands import command_line
 from modeling_ast.data import synthetic
 
 
+@contextmanager
+def restored_signals() -> Iterator[None]:
+    """What the signals do that commands take is what it was before."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def end_of(command: str, *argv) -> tuple[int, str]:
     """How a command ends in this process: its exit status, and the sentence that it tells last, if it tells one."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
+        restored_signals(),
         mock.patch.object(sys, "argv", [f"modeling-ast {command}", *map(str, argv)]),
         mock.patch.object(command_line, "_tell", wraps=command_line._tell) as tell,
         pytest.raises(SystemExit) as stop,
     ):
-        try:
-            command_line.run_command(command)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        command_line.run_command(command)
     return stop.value.code, tell.call_args.args[0] if tell.called else ""
 
 

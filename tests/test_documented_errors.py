@@ -14,7 +14,7 @@ import fault_campaign
 import pytest
 import torch
 from conftest import make_tiny_config, random_model
-from helpers import save_checkpoint
+from helpers import restored_signals, save_checkpoint
 from safetensors import SafetensorError
 
 from modeling_ast import AudioError
@@ -36,14 +36,6 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
 ]
-
-
-@pytest.fixture
-def restored_signals():
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +67,8 @@ def test_a_checkpoint_that_cannot_be_read_is_one_error_that_says_what_to_do(erro
         raise error
 
 
-def test_the_first_signal_is_noted_and_the_second_one_is_an_error(restored_signals):
+@restored_signals()
+def test_the_first_signal_is_noted_and_the_second_one_is_an_error():
     with StopRequest() as request:
         signal.raise_signal(signal.SIGTERM)
         assert request.number == signal.SIGTERM
