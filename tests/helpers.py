@@ -1,6 +1,7 @@
 """What several files of tests need."""
 
 import csv
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from transformers import TrainerCallback
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands import command_line
 from modeling_ast.data import synthetic
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
@@ -70,6 +73,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
+
+
+def clone_with_python(folder: Path, python: str, *names: str) -> Path:
+    """A clone of some files, in which a script stands for Python: `bin` is to be first on the path."""
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python3").write_text(python)
+    (folder / "bin" / "python3").chmod(0o755)
+    return folder
 
 
 def save_checkpoint(folder: Path, model: ASTForAudioClassification, **options) -> Path:

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from helpers import clone_with_python
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = """#!/bin/sh
@@ -19,15 +20,7 @@ esac
 
 @pytest.fixture
 def clone(tmp_path):
-    """A clone with that Python first on the path."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python3").write_text(PYTHON)
-    (tmp_path / "bin" / "python3").chmod(0o755)
-    for name in ("setup.cfg", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "environment.sh", tmp_path / "scripts")
-    return tmp_path
+    return clone_with_python(tmp_path, PYTHON, "setup.cfg", "pyproject.toml", "scripts/environment.sh")
 
 
 def installs(clone: Path, *extras: str) -> list[str]:

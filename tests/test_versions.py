@@ -2,12 +2,12 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers import clone_with_python
 
 ROOT = Path(__file__).resolve().parents[1]
 # What comes on standard input is run for true.
@@ -22,15 +22,7 @@ esac
 
 @pytest.fixture
 def clone(tmp_path):
-    """A clone with that Python first on the path."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python3").write_text(PYTHON)
-    (tmp_path / "bin" / "python3").chmod(0o755)
-    shutil.copy(ROOT / "setup.cfg", tmp_path)
-    (tmp_path / "scripts").mkdir()
-    for name in ("environment.sh", "test_versions.sh"):
-        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
-    return tmp_path
+    return clone_with_python(tmp_path, PYTHON, "setup.cfg", "scripts/environment.sh", "scripts/test_versions.sh")
 
 
 def run(clone: Path, *arguments: str) -> subprocess.CompletedProcess:
