@@ -146,11 +146,8 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
     @staticmethod
     def options_for(config: ASTConfig) -> dict[str, int]:
         """The options that follow from a model: how many frames, and how many mel bins, it takes."""
-        return {
-            "max_length": config.max_length,
-            "num_mel_bins": config.num_mel_bins,
-            "min_length": config.patch_size,
-        }
+        sizes = {"max_length": config.max_length, "num_mel_bins": config.num_mel_bins}
+        return {**sizes, "min_length": config.patch_size}
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs):
