@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import leave_out_pictures
 
-from modeling_ast import ASTConfig, ASTForAudioClassification
+from modeling_ast import ASTConfig, ASTForAudioClassification, feature_extraction_ast
 
 # Thousands of short tests leave little garbage, and looking for it takes a tenth of their time.
 gc.set_threshold(200_000, 50, 100)
@@ -83,6 +83,19 @@ def no_pictures_in_module():
     with pytest.MonkeyPatch.context() as patch:
         leave_out_pictures(patch)
         yield
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[int]:
+    """Samples of each clip that an extractor computes features of, as they are computed."""
+    found, fbank = [], feature_extraction_ast.fbank
+
+    def note(waveforms, *args):
+        found.extend([waveforms.shape[-1]] * waveforms.shape[:-1].numel())
+        return fbank(waveforms, *args)
+
+    monkeypatch.setattr(feature_extraction_ast, "fbank", note)
+    return found
 
 
 def call_with_portable_fft(module: str, function: str, folder: Path, output: Path) -> dict[str, np.ndarray]:
