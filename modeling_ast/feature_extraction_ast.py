@@ -231,11 +231,12 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: A clip is shorter than one frame.
         """
+        options = self.sampling_rate, self.num_mel_bins
         if isinstance(waveforms, torch.Tensor):
-            return fbank(waveforms, self.sampling_rate, self.num_mel_bins)
+            return fbank(waveforms, *options)
         if len(waveforms) > 1 and len({(w.shape, w.device) for w in waveforms}) == 1:
-            return list(self.fbank(torch.stack(waveforms)))
-        return [self.fbank(waveform) for waveform in waveforms]
+            return list(fbank(torch.stack(waveforms), *options))
+        return [fbank(waveform, *options) for waveform in waveforms]
 
     def fit_length(
         self,
