@@ -8,6 +8,7 @@ import torch
 # So many numbers torchaudio's filter may have: it has some 70,000 for 44.1 kHz to 16 kHz, but hundreds of millions
 # for 22,051 Hz, which has no divisor in common with 16 kHz.
 MAX_FILTER_SIZE = 2**22
+WEIGHTS_AT_ONCE = 2**20  # of filters that are made where they are needed, some tables of so many float64 at a time
 FILTERS_AT_ONCE = 16  # in one matrix product: more are longer together, fewer are more products
 
 
@@ -75,7 +76,7 @@ def _resample_any(waveform: torch.Tensor, source: int, target: int) -> torch.Ten
     offsets = torch.arange(-width, width + 1)
     windows = torch.nn.functional.pad(waveform, (width, width)).unfold(0, len(offsets), 1)
     outputs = []
-    for numbers in torch.arange(-(-len(waveform) * target // source)).split(max(1, MAX_FILTER_SIZE // len(offsets))):
+    for numbers in torch.arange(-(-len(waveform) * target // source)).split(max(1, WEIGHTS_AT_ONCE // len(offsets))):
         nearest, remainder = numbers * source // target, numbers * source % target
         time = (offsets - remainder.double().unsqueeze(1) / target) / source * cutoff  # (outputs, offsets)
         weights = torch.sinc(time) * (time.clamp(-6, 6) * math.pi / 12).cos().square() * cutoff / source

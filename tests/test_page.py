@@ -447,10 +447,11 @@ def opened_page(temporary: Path, *arguments):
             assert process.poll() is None, (temporary / "log").read_text()
             time.sleep(0.5)
     yield url, process
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    said = (temporary / "log").read_text()
-    assert "Traceback" not in said and said.endswith("Stopped by SIGTERM.\n")
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+        said = (temporary / "log").read_text()
+        assert "Traceback" not in said and said.endswith("Stopped by SIGTERM.\n")
 
 
 @pytest.fixture(scope="module")
@@ -766,7 +767,7 @@ def test_accounts_open_the_page_and_a_killed_one_leaves_nothing_to_the_next(mode
             client.post(f"{url}login", data={"username": "me", "password": "secret"}).raise_for_status()
             assert client.get(f"{url}config").json()["username"] == "me"
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
     (left,) = tmp_path.glob("demo_app_*")
     with opened_page(tmp_path, *arguments):
         assert not left.exists() and list(tmp_path.glob("demo_app_*"))
