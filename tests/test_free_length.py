@@ -135,6 +135,7 @@ def test_predictions_of_a_clip_do_not_depend_on_its_batch(tmp_path):
 # Order
 
 SECONDS = 0.2 + 4.8 * torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) ** 3
+WEIGHTS = torch.rand(1000, generator=torch.Generator().manual_seed(0))
 
 
 def batches(sampler: TrainingSampler, epoch: int = 0) -> torch.Tensor:
@@ -147,7 +148,7 @@ def padded_share(batches: torch.Tensor, seconds: torch.Tensor = SECONDS) -> floa
     return 1 - (lengths.sum() / (lengths.amax(1).sum() * lengths.shape[1])).item()
 
 
-@pytest.mark.parametrize("weights", [None, torch.rand(1000)], ids=["shuffled", "weighted"])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["shuffled", "weighted"])
 @pytest.mark.parametrize("batch_size", [4, 16, 50])
 def test_grouping_pads_little_and_draws_the_same_clips(weights, batch_size):
     mixed, grouped = (batches(TrainingSampler(1000, batch_size, 0, weights, clip_seconds=s)) for s in (None, SECONDS))
