@@ -63,6 +63,34 @@ def test_events_are_those_of_a_plain_state_machine(seed):
     assert [(event.start, event.label) for event in events] == sorted((e.start, e.label) for e in events)
 
 
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64])
+@pytest.mark.parametrize("seed", range(10))
+def test_labels_that_never_reach_their_threshold_are_passed_over_and_no_others(seed, kind):
+    """Thresholds lie at the scores and beside them, as float32 and float64 round them; some scores are no number."""
+    generator = np.random.default_rng(seed)
+    labels = [f"label {number:03}" for number in range(527)]
+    scores = (generator.random((20, 527)) ** 8).astype(np.float32)
+    scores[generator.random(scores.shape) < 0.01] = np.nan
+    peaks = np.fmax.reduce(scores, axis=0).astype(np.float64) + generator.choice([-1e-9, 0, 1e-9, 0.1], 527)
+    thresholds = {label: kind(peak) for label, peak in zip(labels, peaks)}
+    timeline = Timeline(np.arange(21) * 1600, scores, labels, RATE, thresholds)
+    expected, times = [], timeline.times
+    for column, label in enumerate(labels):  # one by one, as if each could have events
+        high = thresholds[label]
+        low = min(high, high / 2)
+        row = 0
+        while row < 20:
+            end = row
+            while end < 20 and scores[end, column] >= low:
+                end += 1
+            if end > row and (best := scores[row:end, column].max()) >= high:
+                expected.append(Event(label, float(times[row]), float(times[end]), float(best)))
+            row = max(end, row + 1)
+    events = timeline.find_events()
+    assert events == sorted(expected, key=lambda event: (event.start, event.label))
+    assert 200 < len({event.label for event in events}) < 500
+
+
 def test_the_low_threshold_is_half_of_the_threshold_where_none_is_given():
     timeline = make_timeline(0)
     assert timeline.find_events(0.8) == timeline.find_events(0.8, 0.4) != timeline.find_events(0.8, 0.8)

@@ -111,7 +111,7 @@ class Timeline:
         for value in (*given.values(), *(value for value in optional if value is not None)):
             if not is_number(value):
                 raise ValueError(f"Expected thresholds to be finite numbers, got {value!r}.")
-        events = []
+        highs, lows = {}, {}  # by column
         for index, label in enumerate(self.label_names):
             if label in ignore:
                 continue
@@ -122,7 +122,14 @@ class Timeline:
             low = min(high, high / 2) if low_threshold is None else low_threshold
             if low > high:
                 raise ValueError(f"Expected low_threshold of at most the threshold of {label}, {high}, got {low}.")
-            events += self._find_events_of(index, high, low, min_seconds, merge_seconds)
+            highs[index], lows[index] = high, low
+        # Most labels never reach their threshold. To round it to the type of the scores leaves out none that does.
+        rounded = np.full(len(self.label_names), np.inf, self.scores.dtype)
+        rounded[list(highs)] = list(highs.values())
+        reached = np.flatnonzero((self.scores >= rounded).any(axis=0))
+        events = []
+        for index in filter(highs.__contains__, reached.tolist()):
+            events += self._find_events_of(index, highs[index], lows[index], min_seconds, merge_seconds)
         return sorted(events, key=lambda event: (event.start, event.label))
 
     def _find_events_of(
