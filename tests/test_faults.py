@@ -479,6 +479,33 @@ def test_bad_clips_are_told_apart_by_what_they_hold_where_all_have_one_name(tmp_
     assert len(bad.read()) == 4
 
 
+def test_bad_clips_are_read_once_each_though_another_process_notes_them_too(tmp_path, monkeypatch):
+    rows = []
+
+    def read(text, **options):
+        for row in csv_reader(text, **options):
+            rows.append(row)
+            yield row
+
+    csv_reader = csv.reader
+    monkeypatch.setattr("modeling_ast.data.decoding.csv.reader", read)
+    path = tmp_path / "bad.csv"
+    one, other = BadClips(path, limit=300), BadClips(path, limit=300)
+    for number in range(100):
+        one.add({"path": f'{number} "a"\n.wav', "bytes": None}, AudioError('"broken"\n'))
+        other.add({"path": f"{number} b.wav", "bytes": None}, AudioError(""))
+    assert list(one.read()) == list(other.read()) and len(one.read()) == 200
+    assert len(rows) == 2 * 201
+    with open(path, "a") as file:  # which another process is about to finish
+        file.write('"last.wav","bro')
+    one.read()
+    with open(path, "a") as file:
+        file.write('ken"\n')
+    assert one.read()["last.wav"] == "broken" and len(one.read()) == 201
+    path.write_text('"audio","reason"\n"a.wav","broken"\n')  # mended by its user
+    assert one.read() == {"a.wav": "broken"}
+
+
 def test_bad_machine_is_no_bad_clip(tmp_path, monkeypatch):
     (tmp_path / "a.wav").touch()
     bad = BadClips(tmp_path / "bad.csv", limit=4)

@@ -5,6 +5,7 @@ Training clips that cannot be decoded are counted over all processes, and named 
 
 import csv
 import errno
+import io
 import logging
 import os
 import zlib
@@ -36,7 +37,7 @@ class BadClips:
 
     def __init__(self, path: str | os.PathLike, limit: int):
         self.path, self.limit = os.fspath(path), limit
-        self._size, self._known = 0, {}
+        self._position, self._known = 0, {}  # up to which the file was read, and what stands there
 
     def add(self, audio: dict[str, Any] | None, error: AudioError) -> None:
         """Note a clip, unless that was done before.
@@ -67,13 +68,19 @@ class BadClips:
     def read(self) -> dict[str, str]:
         """The bad clips so far: name to reason, in the order in which they were met."""
         try:
-            with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-                if (size := os.fstat(file.fileno()).st_size) != self._size:
-                    # Not the header, which two processes may both have begun with.
-                    rows = [row for row in csv.reader(file) if len(row) == 2 and row != [*_HEADER]]
-                    self._size, self._known = size, dict(rows)
+            with open(self.path, "rb") as file:
+                if os.fstat(file.fileno()).st_size < self._position:  # another file
+                    self._position, self._known = 0, {}
+                file.seek(self._position)
+                text = file.read().decode("utf-8", "surrogateescape")
         except FileNotFoundError:
-            self._size, self._known = 0, {}
+            self._position, self._known = 0, {}
+            return self._known
+        # Not the header, which two processes may both have begun with.
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if len(row) == 2 and row != [*_HEADER]]
+        self._known.update(rows)
+        if text.endswith("\n") and text.count('"') % 2 == 0:  # no row of which another process has written a part
+            self._position += len(text.encode("utf-8", "surrogateescape"))
         return self._known
 
     def _append(self, name: str, reason: str) -> None:
