@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.command_line import CommandError
 from modeling_ast.commands.tag import main
 from modeling_ast.data.labels import DataError
+from modeling_ast.inference import tagging
+from modeling_ast.inference.journal import Journal
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.sound_files import SoundFile, find_files
 from modeling_ast.inference.tagging import ResultsFolder
@@ -332,6 +335,39 @@ def test_names_that_are_no_utf_8_are_kept_exactly(model, tmp_path):
     ]
 
 
+# Many files
+
+
+def write_lines(path: Path, number: int) -> None:
+    """A journal of recordings with two tags and three events each."""
+    rows = [{"label": LABELS[0], "score": 0.5}, {"label": LABELS[1], "score": 0.25}]
+    line = {"seconds": 10.0, "tags": rows, "events": [{**rows[0], "start": 0.0, "end": 1.0}] * 3}
+    with open(path, "w") as file:
+        for n in range(number):
+            file.write(json.dumps({"path": f"{n}.wav", **line, "place": f"all/{n}.wav", "stamp": [n, n]}) + "\n")
+
+
+def test_a_recording_takes_little_memory_whatever_was_found_in_it(tmp_path):
+    write_lines(tmp_path / "results.jsonl", 2000)
+    tracemalloc.start()
+    try:
+        journal = Journal(tmp_path / "results.jsonl", lambda place: True)
+        size, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(journal.entries) == 2000 and [line["path"] for line in journal.lines()] == list(journal.entries)
+    assert size < 700 * 2000 and peak < size + 200_000  # bytes; all that a line holds takes 2,500
+
+
+def test_files_of_one_name_are_given_places_in_linear_time(tmp_path, monkeypatch):
+    calls, numbered = [], tagging._numbered
+    monkeypatch.setattr(tagging, "_numbered", lambda *args: calls.append(args) or numbered(*args))
+    folder = ResultsFolder(tmp_path, {"model": "m", "fingerprint": "f"}, ["jsonl"])
+    pending = folder.pending([SoundFile(f"{n}/audio.wav", "audio.wav", [n, n]) for n in range(500)])
+    assert [file.place for file in pending] == ["audio.wav", *(f"audio-{n}.wav" for n in range(2, 501))]
+    assert len(calls) == 500
+
+
 # Stopping and going on
 
 
@@ -353,15 +389,15 @@ def test_a_run_that_is_stopped_goes_on(recordings, model, tmp_path, opened, monk
     """Between the results of a file and its line, with another line cut off."""
     arguments = [recordings, "--model", model, "--batch_size", 1, "--output_dir"]
     tag(*arguments, tmp_path / "whole")
-    append, out = ResultsFolder._append, tmp_path / "out"
+    append, out = Journal.append, tmp_path / "out"
 
     def stop_at_the_fourth(self, entry):
         if len(self.entries) == 3:
             raise KeyboardInterrupt
-        return append(self, entry)
+        append(self, entry)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ResultsFolder, "_append", stop_at_the_fourth)
+        patch.setattr(Journal, "append", stop_at_the_fourth)
         tag(*arguments, out)
     assert (out / "audacity/recordings/deep/sea.mp3.txt").exists() and not (out / "tags.csv").exists()
     with open(out / "results.jsonl", "a") as file:

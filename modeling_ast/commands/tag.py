@@ -20,7 +20,6 @@ import argparse
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from modeling_ast.commands.command_line import (
     CommandError,
@@ -57,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.events_only:
         folder = ResultsFolder.reopen(args.output_dir)
         folder.find_again(event_options)
-        return report(folder, list(folder.entries.values()), 0)
+        return report(folder, list(folder.entries), 0)
     files = find_files(args.sources, args.output_dir)
     classifier = audio_tagger(args.model, device=args.device)
     try:
@@ -82,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = ResultsFolder(args.output_dir, settings, formats, args.overwrite)
     options = {**windows, **scoring, **reading}
     num_new = tag_files(classifier, folder, files, event_options if with_events else None, args.retry, **options)
-    return report(folder, [folder.entries[file.path] for file in files], num_new)
+    return report(folder, [file.path for file in files], num_new)
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -130,12 +129,12 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def report(folder: ResultsFolder, entries: list[dict[str, Any]], num_new: int) -> int:
+def report(folder: ResultsFolder, paths: list[str], num_new: int) -> int:
     """Say what has been done, and return the exit status."""
-    broken = [entry["path"] for entry in entries if "error" in entry]
-    tagged = [entry for entry in entries if "error" not in entry]
-    length = timedelta(seconds=round(sum(entry["seconds"] for entry in tagged)))
-    num_events = sum(len(entry["events"]) for entry in tagged)
+    entries = {path: folder.entries[path] for path in paths}
+    broken = [path for path, entry in entries.items() if entry.place is None]
+    length = timedelta(seconds=round(sum(entry.seconds for entry in entries.values())))
+    num_events = sum(entry.num_events for entry in entries.values())
     print(f"{len(entries)} file(s), {num_new} of them now: {length} of sound (h:mm:ss), {num_events} event(s).")
     if broken:
         print(f"{len(broken)} cannot be used (--retry tries again), such as {plain(broken[0])}.")

@@ -1,14 +1,13 @@
 """Tags of many recordings: a journal, so that a run can stop anywhere and go on, and tables and timelines."""
 
 import csv
-import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,16 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AudioError
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError, plain
+from modeling_ast.inference.journal import MEND, TABLES, Entry, Journal, parse
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.recordings import read_recording
 from modeling_ast.inference.sound_files import SoundFile
-from modeling_ast.inference.timeline import Event, Timeline, audacity_labels, is_number, read_timeline
+from modeling_ast.inference.timeline import Event, Timeline, audacity_labels, read_timeline
 from modeling_ast.loading import as_model_error
 
 # What can be written. There is a folder for each but the lines of `results.jsonl`, which always are.
 _FOLDERS = {"csv": ("timelines", ".csv"), "audacity": ("audacity", ".txt"), "png": ("pictures", ".png")}
 FORMATS = ("jsonl", *_FOLDERS)
-_TABLES = {"tags": ("label", "score"), "events": ("label", "start", "end", "score")}
-_MEND = "Give another --output_dir, or --overwrite to delete them and begin anew."
 
 
 def check_event_options(
@@ -140,7 +138,7 @@ class ResultsFolder:
         self, path: str | os.PathLike, settings: Mapping[str, Any], formats: Sequence[str], overwrite: bool = False
     ):
         self.path, self.formats = Path(path), [name for name in _FOLDERS if name in formats]
-        self.journal, self.settings_path = self.path / "results.jsonl", self.path / "settings.json"
+        self.journal_path, self.settings_path = self.path / "results.jsonl", self.path / "settings.json"
         self._inside = {}  # whether a folder, its links followed, lies in that of its format
         settings = {**settings, "formats": self.formats}
         if self.path.exists() and not self.path.is_dir():
@@ -149,11 +147,16 @@ class ResultsFolder:
             self._delete()
         if self.settings_path.exists():
             self._check_settings(settings)
-        elif self.journal.exists():
-            raise DataError(f"{self.path} holds results without their settings. {_MEND}")
+        elif self.journal_path.exists():
+            raise DataError(f"{self.path} holds results without their settings. {MEND}")
         else:
             _write(self.settings_path, json.dumps(settings, indent=2) + "\n")
-        self.entries = self._read_journal()  # by path
+        self.journal = Journal(self.journal_path, self._is_place)
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """What is known of each recording, by its path."""
+        return self.journal.entries
 
     @classmethod
     def reopen(cls, path: str | os.PathLike) -> "ResultsFolder":
@@ -177,12 +180,18 @@ class ResultsFolder:
             retry: Whether those that were broken are tried again.
         """
         # Without regard to case: some file systems have none.
-        taken, pending = {entry["place"].casefold() for entry in self.entries.values() if "place" in entry}, []
+        taken = {entry.place.casefold() for entry in self.entries.values() if entry.place}
+        pending, numbers = [], {}  # what was taken stays so: of a name no number is tried twice
         for file in files:
-            entry = self.entries.get(file.path, {})
-            if entry.get("stamp") == file.stamp and not (retry and "error" in entry):
+            entry = self.entries.get(file.path)
+            if entry and entry.stamp == tuple(file.stamp) and not (retry and entry.place is None):
                 continue
-            place = entry.get("place") or next(each for each in _places(file.place) if each.casefold() not in taken)
+            place = entry and entry.place
+            if place is None:
+                number = numbers.get(file.place, 1)
+                while (place := _numbered(file.place, number)).casefold() in taken:
+                    number += 1
+                numbers[file.place] = number + 1
             taken.add(place.casefold())
             pending.append(replace(file, place=place))
         return pending
@@ -195,7 +204,7 @@ class ResultsFolder:
         timeline: Timeline,
         extractor: ASTFeatureExtractor,
         ignore_length: bool = False,
-    ) -> dict[str, Any]:
+    ) -> None:
         """Write the results of a file.
 
         Args:
@@ -206,16 +215,13 @@ class ResultsFolder:
             extractor: For the spectrogram in the picture.
             ignore_length: As for `load_waveform`, likewise.
 
-        Returns:
-            The line of `results.jsonl`.
-
         Raises:
             AudioError: The file, which is read once more for the picture, cannot be used any longer.
         """
         if "csv" in self.formats:
             timeline.write_csv(_in_folder(self.output_path(file.place, "csv")))
         self._write_events(file.path, file.place, timeline, events, extractor, ignore_length)
-        return self._append(
+        self.journal.append(
             {
                 "path": file.path,
                 "seconds": round(timeline.seconds, 6),
@@ -237,7 +243,7 @@ class ResultsFolder:
             AudioError: A recording that cannot be read any longer, which a picture needs.
             ModelError: A model that is not there any longer, whose feature extractor a picture needs.
         """
-        settings = _parse(self.settings_path.read_bytes()) or {}
+        settings = parse(self.settings_path.read_bytes()) or {}
         if settings.get("thresholds") is None or "csv" not in self.formats:
             raise DataError(f"{self.path} holds no timelines that events could be found in (--formats csv).")
         extractor = None
@@ -248,18 +254,21 @@ class ResultsFolder:
                 extractor = ASTFeatureExtractor.from_pretrained(settings["model"])
         found = {}
         for path, entry in self.entries.items():
-            if "error" not in entry:
+            if entry.place is not None:
                 try:
-                    table = self.output_path(entry["place"], "csv")
+                    table = self.output_path(entry.place, "csv")
                     timeline = read_timeline(table, settings["sampling_rate"], settings["thresholds"])
                     found[path] = timeline, timeline.find_events(**options)
                 except (ValueError, OSError) as error:  # of a timeline that is not there, or of the options
                     raise DataError(str(error)) from error
         for path, (timeline, events) in found.items():
-            place = self.entries[path]["place"]
+            place = self.entries[path].place
             self._write_events(path, place, timeline, events, extractor, ignore_length=True)  # it was read
-            self.entries[path] = {**self.entries[path], "events": _to_rows(events)}
-        _write(self.journal, "".join(map(_to_line, self.entries.values())))
+        events_of = {path: _to_rows(events) for path, (_, events) in found.items()}
+        self.journal.replace(
+            {**line, "events": events_of[line["path"]]} if "error" not in line else line
+            for line in self.journal.lines()
+        )
         _write(self.settings_path, json.dumps({**settings, **options}, indent=2, allow_nan=False) + "\n")
         self.write_tables()
 
@@ -283,10 +292,10 @@ class ResultsFolder:
             with may_fail(picture):
                 plot_timeline(pieces, extractor, timeline, events, _in_folder(picture), title=path)
 
-    def add_error(self, file: SoundFile, message: str) -> dict[str, Any]:
-        """Write, and return as a line, why a file cannot be used; what it gave before it changed is deleted."""
+    def add_error(self, file: SoundFile, message: str) -> None:
+        """Write why a file cannot be used; what it gave before it changed is deleted."""
         self._delete_outputs(file.place)
-        return self._append({"path": file.path, "error": message, "stamp": file.stamp})
+        self.journal.append({"path": file.path, "error": message, "stamp": file.stamp})
 
     def output_path(self, place: str, format: str) -> Path:
         """Where the timeline (csv), the events (audacity) or the picture (png) of a file is, by its place."""
@@ -295,48 +304,18 @@ class ResultsFolder:
 
     def write_tables(self) -> None:
         """`tags.csv` and `events.csv` where csv is wanted, from all lines of `results.jsonl`."""
-        for name, columns in _TABLES.items() if "csv" in self.formats else ():
-            table = io.StringIO()
-            writer = csv.writer(table)
-            writer.writerow(["path", *columns])
-            for path, entry in self.entries.items():
-                writer.writerows([path, *(row[column] for column in columns)] for row in entry.get(name, ()))
-            _write(self.path / f"{name}.csv", table.getvalue())
-
-    def _append(self, entry: dict[str, Any]) -> dict[str, Any]:
-        with open(self.journal, "a", encoding="ascii") as file:  # UTF-8 has no place for other bytes, but `\u` has
-            file.write(_to_line(entry))
-        self.entries[entry["path"]] = entry
-        return entry
-
-    def _read_journal(self) -> dict[str, dict[str, Any]]:
-        """The lines by path, once the beginning of one that was cut off is gone from the file."""
-        if not self.journal.exists():
-            return {}
-        with open(self.journal, "r+b") as file:
-            content = file.read()
-            file.truncate(content.rfind(b"\n") + 1)
-        entries = {}
-        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-            entry = _parse(line)
-            if entry is None or not self._is_entry(entry):
-                raise DataError(f"{self.journal}, line {number}: not a line of results. {_MEND}")
-            entries[entry["path"]] = entry
-        return entries
-
-    def _is_entry(self, entry: Mapping[str, Any]) -> bool:
-        """Whether a line is one that this class writes, with nothing in it that leads out of the folder."""
-        if not isinstance(entry.get("path"), str):
-            return False
-        if "error" in entry:
-            return isinstance(entry["error"], str) and "place" not in entry
-        if not is_number(entry.get("seconds")) or not self._is_place(entry.get("place")):
-            return False
-        return all(
-            isinstance(entry.get(name), list)
-            and all(isinstance(row, dict) and row.keys() == set(columns) for row in entry[name])
-            for name, columns in _TABLES.items()
-        )
+        with ExitStack() as stack:
+            writers = {}
+            for name, columns in TABLES.items() if "csv" in self.formats else ():
+                unfinished = stack.enter_context(written_beside(self.path / f"{name}.csv"))
+                # Names of files may hold bytes that are no UTF-8.
+                table = open(unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="")
+                writers[name] = csv.writer(stack.enter_context(table))
+                writers[name].writerow(["path", *columns])
+            for line in self.journal.lines() if writers else ():
+                for name, writer in writers.items():
+                    rows = line.get(name, ())
+                    writer.writerows([line["path"], *(row[column] for column in TABLES[name])] for row in rows)
 
     def _is_place(self, place: Any) -> bool:
         """Whether it names files in the folders of the formats, also where links lie in them."""
@@ -351,9 +330,9 @@ class ResultsFolder:
         return self._inside[parent]
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
-        before = _parse(self.settings_path.read_bytes())
+        before = parse(self.settings_path.read_bytes())
         if before is None:
-            raise DataError(f"{self.settings_path}: not the settings of results. {_MEND}")
+            raise DataError(f"{self.settings_path}: not the settings of results. {MEND}")
         names = [name for name in settings | before if before.get(name) != settings.get(name)]
         # A model may have moved, and may have changed in its place.
         if "fingerprint" not in names:
@@ -367,14 +346,14 @@ class ResultsFolder:
             for name in names
         ]
         if differences:
-            raise DataError(f"{self.path} holds results of other settings: {'; '.join(differences)}. {_MEND}")
+            raise DataError(f"{self.path} holds results of other settings: {'; '.join(differences)}. {MEND}")
 
     def _delete(self) -> None:
-        for line in self.journal.read_bytes().split(b"\n") if self.journal.exists() else ():
-            entry = _parse(line) or {}
+        for line in self.journal_path.read_bytes().split(b"\n") if self.journal_path.exists() else ():
+            entry = parse(line) or {}
             if self._is_place(entry.get("place")):  # a file of somebody else's lies elsewhere, whatever a line says
                 self._delete_outputs(entry["place"])
-        for path in (self.journal, self.settings_path, *(self.path / f"{name}.csv" for name in _TABLES)):
+        for path in (self.journal_path, self.settings_path, *(self.path / f"{name}.csv" for name in TABLES)):
             path.unlink(missing_ok=True)
 
     def _delete_outputs(self, place: str) -> None:
@@ -388,30 +367,18 @@ def _to_rows(events: Sequence[Event]) -> list[dict[str, Any]]:
     ]
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _show(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value)) or "nothing"
     return "not given" if value is None else str(value)
 
 
-def _places(place: str) -> Iterator[str]:
-    """The place itself, and then others of its like: `street/a.wav`, `street-2/a.wav`, `street-3/a.wav`, ..."""
-    yield place
+def _numbered(place: str, number: int) -> str:
+    """A place of the same kind: of `street/a.wav` itself (1), `street-2/a.wav`, `street-3/a.wav`, ..."""
+    if number == 1:
+        return place
     first, *rest = Path(place).parts
-    for number in count(2):
-        yield Path(Path(first).with_stem(f"{Path(first).stem}-{number}"), *rest).as_posix()
-
-
-def _to_line(entry: Mapping[str, Any]) -> str:
-    return json.dumps(entry, allow_nan=False) + "\n"
+    return Path(Path(first).with_stem(f"{Path(first).stem}-{number}"), *rest).as_posix()
 
 
 def _write(path: Path, text: str) -> None:
