@@ -1,6 +1,7 @@
 """What several files of tests need."""
 
 import csv
+import multiprocessing
 import shutil
 import signal
 import sys
@@ -46,6 +47,27 @@ def end_of(command: str, *argv) -> tuple[int, str]:
 
 
 # Files
+
+
+@contextmanager
+def another_process(claim: Callable, *args) -> Iterator[None]:
+    """One that has entered a context meanwhile."""
+    fork = multiprocessing.get_context("fork")
+    entered, leave = fork.Event(), fork.Event()
+
+    def hold() -> None:
+        with claim(*args):
+            entered.set()
+            leave.wait(60)
+
+    process = fork.Process(target=hold)
+    process.start()
+    assert entered.wait(60)
+    try:
+        yield
+    finally:
+        leave.set()
+        process.join()
 
 
 def write_sound(path: Path, samples: np.ndarray | torch.Tensor, sampling_rate: int = 16000, **options) -> Path:

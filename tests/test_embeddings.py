@@ -10,7 +10,7 @@ import soundfile
 import torch
 from conftest import make_tiny_config, random_model
 from datasets import Dataset, load_dataset
-from helpers import few_synthetic_sounds
+from helpers import another_process, few_synthetic_sounds
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from modeling_ast import ASTFeatureExtractor, AudioError, __version__, load_waveform
 from modeling_ast.commands.command_line import CommandError
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.locks import claimed
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.synthetic import CLASSES, generate_clip
 from modeling_ast.inference import embedding_tables
@@ -313,6 +314,17 @@ def test_what_was_interrupted_leaves_the_older_file_as_it_was(folder, sounds, tm
     with pytest.raises(KeyboardInterrupt):
         run(sounds / "b", sounds / "long.wav", *options, "--batch_size", 1)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("emb*")} == before
+
+
+def test_a_second_start_for_the_same_table_is_one_sentence(folder, sounds, tmp_path):
+    table = tmp_path / "table.parquet"
+    arguments = [sounds / "long.wav", "--model", folder, "--output"]
+    with another_process(claimed, tmp_path, None, "_running_table.parquet"):
+        with pytest.raises(DataError, match=f"Another run is writing to {table} .*or choose another --output[.]"):
+            run(*arguments, table)
+        run(*arguments, tmp_path / "other.parquet")
+    run(*arguments, table)
+    assert {path.name for path in tmp_path.iterdir()} == {"sounds", "table.parquet", "other.parquet"}
 
 
 def test_nothing_is_written_where_no_recording_can_be_used(folder, sounds, tmp_path, capsys):

@@ -28,6 +28,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from modeling_ast import AudioError, load_waveform
 from modeling_ast.commands import train as script
 from modeling_ast.commands.command_line import fault_sentence
+from modeling_ast.data import locks
 from modeling_ast.data.decoding import BadClips
 from modeling_ast.data.files import (
     files_written_beside,
@@ -763,9 +764,28 @@ def test_no_two_processes_hold_a_folder_however_often_they_come_and_go(tmp_path)
     assert [process.exitcode for process in processes] == [0, 0, 0] and trespasses.value == 0
 
 
+def wait_to_count(folder: Path, number: int) -> None:
+    for _ in range(number):
+        with locks.claimed(folder, None, "_counting"):
+            count = int((folder / "count").read_text())
+            (folder / "count").write_text(str(count + 1))
+
+
+def test_who_waits_for_a_claim_gets_it_alone(tmp_path):
+    (tmp_path / "count").write_text("0")
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=wait_to_count, args=(tmp_path, 100)) for _ in "123"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "300" and [path.name for path in tmp_path.iterdir()] == ["count"]
+
+
 def test_a_claim_that_was_lifted_while_it_was_made_is_made_again(tmp_path, monkeypatch):
     """Who left has removed the file that was already open: the next one would make another, and find no lock on it."""
-    lock, calls = output_dir.fcntl.lockf, []
+    lock, calls = locks.fcntl.lockf, []
 
     def leave_first(*args):
         calls.append(1)
@@ -773,7 +793,7 @@ def test_a_claim_that_was_lifted_while_it_was_made_is_made_again(tmp_path, monke
             (tmp_path / "_running").unlink()
         lock(*args)
 
-    monkeypatch.setattr(output_dir.fcntl, "lockf", leave_first)
+    monkeypatch.setattr(locks.fcntl, "lockf", leave_first)
     with output_dir.claimed(tmp_path):
         assert len(calls) == 3 and (tmp_path / "_running").is_file()
     assert not list(tmp_path.iterdir())
@@ -818,7 +838,7 @@ def test_disk_that_knows_no_locks_is_said_and_used(recipe, tmp_path, monkeypatch
     def no_locks(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(output_dir.fcntl, "lockf", no_locks)
+    monkeypatch.setattr(locks.fcntl, "lockf", no_locks)
     run(recipe, tmp_path / "run", "--max_steps=2")
     assert (
         "a second run in it would go unnoticed" in caplog.text and (tmp_path / "run" / "model.safetensors").is_file()

@@ -2,12 +2,14 @@
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,14 @@ import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
-from helpers import contents, read_csv
+from helpers import another_process, contents, read_csv
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.command_line import CommandError
 from modeling_ast.commands.tag import main
 from modeling_ast.data.labels import DataError
 from modeling_ast.inference import tagging
-from modeling_ast.inference.journal import Journal
+from modeling_ast.inference.journal import Journal, claimed_results
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.sound_files import SoundFile, find_files
 from modeling_ast.inference.tagging import ResultsFolder
@@ -474,6 +476,45 @@ def test_a_run_that_is_killed_goes_on(model, tmp_path):
         if name.startswith("timelines"):
             found, wanted = (np.loadtxt(folder / name, delimiter=",", skiprows=1) for folder in (out, whole))
             np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+# One writer
+
+
+@pytest.mark.parametrize("again", [["recordings"], ["--events_only"]])
+def test_a_second_start_in_the_same_folder_is_one_sentence(recordings, model, tmp_path, opened, again):
+    out = tmp_path / "out"
+    arguments = [recordings, "--model", model] if again == ["recordings"] else again
+    with another_process(claimed_results, out):
+        with pytest.raises(DataError) as error:
+            tag(*arguments, "--output_dir", out)
+        assert list(contents(out)) == ["_running"] and not opened
+    assert str(error.value) == (
+        f"Another run is writing to {out} at this moment. Wait for it, stop it, or choose another --output_dir."
+    )
+    assert not out.exists()
+
+
+def append_lines(folder: Path, name: str, number: int) -> None:
+    """Lines by many runs, which come and go."""
+    written = 0
+    while written < number:
+        with suppress(DataError), claimed_results(folder):
+            results = ResultsFolder(folder, {"model": "m", "fingerprint": "f"}, ["jsonl"])
+            results.add_error(SoundFile(f"{name} {written}", f"{name} {written}", [1, 1]), "broken")
+            written += 1
+
+
+def test_no_line_is_lost_however_often_runs_are_started(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=append_lines, args=(tmp_path / "out", name, 50)) for name in "abc"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert set(read(tmp_path / "out")) == {f"{name} {number}" for name in "abc" for number in range(50)}
+    assert list(contents(tmp_path / "out")) == ["results.jsonl", "settings.json"]
 
 
 # Other settings, and what cannot be

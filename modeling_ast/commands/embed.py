@@ -23,6 +23,8 @@ from modeling_ast.commands.command_line import (
     run_command,
 )
 from modeling_ast.data.clip_tables import SPLITS
+from modeling_ast.data.labels import DataError
+from modeling_ast.data.locks import RUNNING, claimed, still_written
 from modeling_ast.data.recipes import RecipeError, parse_data_arguments
 from modeling_ast.data.splits import read_splits
 from modeling_ast.inference.embedding_tables import Clips, Files, embed, write_parquet
@@ -46,6 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, rest = parse_command_line(argv)
+    refusal = DataError(still_written(args.output, "--output"))
+    with claimed(args.output.absolute().parent, refusal, f"{RUNNING}_{args.output.name}"):
+        return run(args, rest)
+
+
+def run(args: argparse.Namespace, rest: list[str]) -> int:
+    """Embed what the command line names, and return the exit status."""
     embedder = audio_embedder(args.model, device=args.device, level=args.level, on_error="return")
     try:
         windows = embedder.window_keywords(args.window, args.hop)

@@ -30,6 +30,7 @@ from modeling_ast.commands.command_line import (
 )
 from modeling_ast.data.labels import plain
 from modeling_ast.inference.fingerprint import fingerprint_model
+from modeling_ast.inference.journal import claimed_results
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.sound_files import find_files
 from modeling_ast.inference.tagging import FORMATS, ResultsFolder, check_event_options, tag_files
@@ -52,6 +53,12 @@ def main(argv: list[str] | None = None) -> int:
             cannot be used.
     """
     args = parse_options(argv)
+    with claimed_results(args.output_dir):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says, and return the exit status."""
     event_options = {name: getattr(args, name) for name in EVENT_OPTIONS}
     if args.events_only:
         folder = ResultsFolder.reopen(args.output_dir)

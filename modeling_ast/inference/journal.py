@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.locks import claimed, still_written
 from modeling_ast.inference.timeline import is_number
 
 # What a line lists of a recording, and what each row of a list says.
@@ -96,6 +98,19 @@ class Journal:
             and all(isinstance(row, dict) and row.keys() == set(columns) for row in entry[name])
             for name, columns in TABLES.items()
         )
+
+
+@contextmanager
+def claimed_results(folder: Path) -> Iterator[None]:
+    """While it is entered, no other process can enter it for the same folder of results.
+
+    Raises:
+        DataError: Another process is inside, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"Expected output_dir to be a folder, got the file {folder}.")
+    with claimed(folder, DataError(still_written(folder))):
+        yield
 
 
 def parse(line: bytes) -> dict[str, Any] | None:

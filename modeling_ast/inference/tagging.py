@@ -141,8 +141,6 @@ class ResultsFolder:
         self.journal_path, self.settings_path = self.path / "results.jsonl", self.path / "settings.json"
         self._inside = {}  # whether a folder, its links followed, lies in that of its format
         settings = {**settings, "formats": self.formats}
-        if self.path.exists() and not self.path.is_dir():
-            raise DataError(f"Expected output_dir to be a folder, got the file {self.path}.")
         if overwrite:
             self._delete()
         if self.settings_path.exists():

@@ -1,19 +1,12 @@
-"""The folder of a run: its lock, whether a run in it may be continued or replaced, and which files are the run's."""
+"""The folder of a run: whether it is free, may be continued or replaced, and which files in it are the run's."""
 
 import dataclasses
 import logging
-import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # on Windows, where two runs in one folder go unnoticed
-    fcntl = None
 
 import yaml
 from transformers.trainer import TRAINER_STATE_NAME
@@ -21,6 +14,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import remove_folder, remove_unfinished, written_beside
+from modeling_ast.data.locks import claimed as claimed_folder
+from modeling_ast.data.locks import made_for_now, still_written
 from modeling_ast.data.recipes import RECIPE_NAME, RecipeError, read_settings
 from modeling_ast.training.arguments import Arguments, save_recipe
 
@@ -28,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 AVERAGE_FOLDER = "weight_average"
 EVALUATION_FOLDER = "evaluation"  # of a finished run, without training
-_CLAIM_NAME = "_running"  # by the underscore uploads leave it out
-_MAX_TRIES = 100  # to make or lock what others remove again at the same moment
 # All files that a run writes into its folder, whose others are the user's: only these go when a run is replaced.
 _PARTS = f"({'|'.join(SPLITS)})"
 _RUN_FILES = re.compile(
@@ -100,70 +93,13 @@ def check_output_dir(output_dir: Path, arguments: Arguments) -> None:
         )
 
 
-@contextmanager
-def claimed(output_dir: Path) -> Iterator[None]:
-    """While it is entered, no other process can enter it for the same folder: two runs would mix their files.
-
-    The claim is a lock on a file in the folder, which the system lifts however the process ends. It reaches other
-    machines as far as the locks of a shared disk do.
+def claimed(output_dir: Path) -> AbstractContextManager[None]:
+    """While it is entered, no other run can enter it for the same folder.
 
     Raises:
-        RecipeError: Another run is writing there.
+        RecipeError: When it is entered: another run is writing there.
     """
-    if fcntl is None:
-        yield
-        return
-    with _claim(output_dir):
-        try:
-            yield
-        finally:
-            (output_dir / _CLAIM_NAME).unlink(missing_ok=True)
-
-
-def _claim(output_dir: Path) -> ExitStack:
-    """The folder, made where it is not there, and the lock in it; both until the stack is left."""
-    path = output_dir / _CLAIM_NAME
-    for _ in range(_MAX_TRIES):
-        with ExitStack() as stack:
-            stack.enter_context(made_for_now(output_dir))
-            try:
-                file = stack.enter_context(open(path, "w"))
-            except FileNotFoundError:  # another run removed the folder, which it had made
-                continue
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock that workers do not inherit
-            except (BlockingIOError, PermissionError):  # POSIX leaves the choice
-                break
-            except OSError as error:
-                reason = error.strerror
-                logger.warning(f"{output_dir} knows no locks ({reason}): a second run in it would go unnoticed.")
-                return stack.pop_all()
-            # Another run may have removed this file between the two steps: the next one would find no lock there.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                    return stack.pop_all()
-    raise RecipeError(
-        f"Another run is writing to {output_dir} at this moment. Wait for it, stop it, or choose another --output_dir."
-    )
-
-
-@contextmanager
-def made_for_now(folder: Path) -> Iterator[None]:
-    """A folder and its parents, there meanwhile; what was made of them goes again, unless it holds something."""
-    made = [each for each in (folder, *folder.parents) if not each.is_dir()]
-    for tries_left in reversed(range(_MAX_TRIES)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            break
-        except (FileNotFoundError, FileExistsError):  # another run removes at this moment what it had made of them
-            if not tries_left:
-                raise
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            for each in made:  # the deepest first
-                each.rmdir()
+    return claimed_folder(output_dir, RecipeError(still_written(output_dir)))
 
 
 def recipe_differences(recipe: Path, arguments: Arguments) -> dict[str, tuple[Any, Any]]:
