@@ -165,7 +165,9 @@ def run_command(name: str) -> NoReturn:
         sentence = fault_sentence(error, goes_on)
         if sentence is None:
             raise
-        _tell(sentence)
+        # One that all processes of a run raise is told by the first one of each machine.
+        if not (getattr(error, "of_all_processes", False) and os.environ.get("LOCAL_RANK", "0") != "0"):
+            _tell(sentence)
         sys.exit(NOTHING_DONE)
     sys.exit(result if isinstance(result, int) else 0)
 

@@ -26,19 +26,19 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.model_card import write_model_card
-from modeling_ast.data.recipes import RECIPE_NAME
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.plots import plot_tags
 from modeling_ast.inference.predictions import label_thresholds
 from modeling_ast.inference.result_plots import plot_classes, plot_training_curves
-from modeling_ast.training.arguments import Arguments, parse_arguments
+from modeling_ast.training.arguments import Arguments
 from modeling_ast.training.baseline import compare_with_baseline
-from modeling_ast.training.building import check_reporters
 from modeling_ast.training.dry_run import dry_run, nothing_written
 from modeling_ast.training.faults import GOES_ON as GOES_ON  # read by `run_command`
-from modeling_ast.training.output_dir import AVERAGE_FOLDER, EVALUATION_FOLDER, check_output_dir, claimed
+from modeling_ast.training.output_dir import AVERAGE_FOLDER, claimed
+from modeling_ast.training.processes import together
 from modeling_ast.training.results import RESULTS_NAME
-from modeling_ast.training.stages import build, evaluate, make_trainer, prepare_clips, read_data, train
+from modeling_ast.training.same_run import compare_processes
+from modeling_ast.training.stages import build, evaluate, make_trainer, prepare_clips, read_arguments, read_data, train
 
 logger = logging.getLogger(__name__)
 
@@ -58,19 +58,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         SaveError: A checkpoint or the model cannot be written.
         Stopped: By a signal, during training.
     """
-    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    training_args = arguments[-1]
-    logging.basicConfig(level=logging.INFO if training_args.should_log else logging.ERROR, format="%(message)s")
-    output_dir = Path(training_args.output_dir)
-    check_output_dir(output_dir, arguments)
-    if not training_args.do_train and (output_dir / RECIPE_NAME).is_file():
-        training_args.output_dir = str(output_dir / EVALUATION_FOLDER)  # the metrics of the run stay
-    check_reporters(training_args.report_to)
+    arguments = read_arguments(sys.argv[1:] if argv is None else argv)
+    training_args = arguments.training
     with ExitStack() as stack:
-        if training_args.dry_run:
-            stack.enter_context(nothing_written(training_args))
-        elif training_args.do_train and training_args.should_save:
-            stack.enter_context(claimed(output_dir))
+        with together():
+            if training_args.dry_run:
+                stack.enter_context(nothing_written(training_args))
+            elif training_args.do_train and training_args.should_save:
+                stack.enter_context(claimed(Path(training_args.output_dir)))
+        compare_processes(arguments)
         return run(arguments)
 
 

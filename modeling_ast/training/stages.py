@@ -1,7 +1,7 @@
 """The stages of a run: its data, its model, its trainer, the training, the evaluation."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +13,72 @@ from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips, decode
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
+from modeling_ast.data.recipes import RECIPE_NAME
 from modeling_ast.data.splits import read_held_out, read_splits
-from modeling_ast.training.arguments import Arguments
+from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.baseline import check_classes
-from modeling_ast.training.building import build_model_and_extractor
+from modeling_ast.training.building import build_model_and_extractor, check_reporters
 from modeling_ast.training.collator import AugmentingCollator
-from modeling_ast.training.output_dir import last_whole_checkpoint, prepare_output_dir
+from modeling_ast.training.output_dir import (
+    EVALUATION_FOLDER,
+    check_output_dir,
+    last_whole_checkpoint,
+    prepare_output_dir,
+)
+from modeling_ast.training.processes import together
 from modeling_ast.training.results import EpochRecord
 from modeling_ast.training.rows import TrainingRows, TrainingStream
+from modeling_ast.training.same_run import compare_clips
 from modeling_ast.training.sampling import class_balanced_weights, read_clip_seconds, sort_by_length
 from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger(__name__)
 
 
+def read_arguments(argv: Sequence[str]) -> Arguments:
+    """What a run is to do, after a look at the folder that it is to write into.
+
+    Raises:
+        RecipeError: A command line, a recipe or an `output_dir` that cannot be used.
+    """
+    with together():  # where they cannot be read, there may be no group yet
+        arguments = parse_arguments(argv)
+    training_args = arguments.training
+    logging.basicConfig(level=logging.INFO if training_args.should_log else logging.ERROR, format="%(message)s")
+    output_dir = Path(training_args.output_dir)
+    with together():
+        check_output_dir(output_dir, arguments)
+        if not training_args.do_train and (output_dir / RECIPE_NAME).is_file():
+            training_args.output_dir = str(output_dir / EVALUATION_FOLDER)  # the metrics of the run stay
+        check_reporters(training_args.report_to)
+    return arguments
+
+
 def read_data(arguments: Arguments) -> AudioSplits:
     """The clips of a run, not decoded: those that are held out alone where it does not train.
 
     Raises:
-        RecipeError, DataError: Keys or a data set that cannot be used.
+        RecipeError, DataError: Keys or a data set that cannot be used, or processes that have read others.
     """
     model_args, data_args, _, training_args = arguments
     multi_label = model_args.problem_type == "multi_label_classification"
-    with training_args.main_process_first(desc="reading the data set"):
+    with together(), training_args.main_process_first(desc="reading the data set"):
         if training_args.do_train or data_args.streaming:
             splits = read_splits(data_args, multi_label)
         else:
             splits = read_held_out(model_args.model_name_or_path, data_args, multi_label)
+    compare_clips(splits)
     sizes = {name: "a stream of" if data_args.streaming and name == "train" else len(rows) for name, rows in splits}
     logger.info(
         f"{data_args.dataset_name}: {len(splits.label_names)} labels, "
         + ", ".join(f"{size} clips for {name}" for name, size in sizes.items())
     )
-    if data_args.linear_baseline:
+    if data_args.linear_baseline:  # of the same clips in all processes
         check_classes(splits.train, splits.label_names)
     return splits
 
 
+@together()
 def build(arguments: Arguments, splits: AudioSplits) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
     """The model and the feature extractor of a run.
 
@@ -69,6 +98,7 @@ def build(arguments: Arguments, splits: AudioSplits) -> tuple[ASTForAudioClassif
     return model, extractor
 
 
+@together()
 def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatureExtractor) -> dict[str, Any]:
     """Let the splits give decoded clips, those that are held out in the order of their lengths where these are free.
 
@@ -106,6 +136,7 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
     }
 
 
+@together()
 def make_trainer(
     arguments: Arguments,
     splits: AudioSplits,
@@ -152,9 +183,9 @@ def train(trainer: ASTTrainer, arguments: Arguments) -> dict[str, float]:
         f"{training_args.gradient_accumulation_steps} accumulation step(s)"
     )
     bad_clips = _bad_clips(arguments)
-    if training_args.should_save:
-        prepare_output_dir(Path(training_args.output_dir), arguments)
-    training_args.distributed_state.wait_for_everyone()  # before all of them look for checkpoints in it
+    with together():
+        if training_args.should_save:
+            prepare_output_dir(Path(training_args.output_dir), arguments)
     metrics = _train_or_go_on(trainer)
     if data_args.max_bad_clips:
         metrics["train_bad_clips"] = len(bad_clips.read())

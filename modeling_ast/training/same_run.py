@@ -1,0 +1,175 @@
+"""What all processes of a run must have alike, compared before anything is written: else each trains another run."""
+
+import dataclasses
+import hashlib
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset, IterableDataset
+from transformers.trainer import TRAINER_STATE_NAME
+
+import modeling_ast
+from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.recipes import RecipeError
+from modeling_ast.training.arguments import Arguments
+from modeling_ast.training.output_dir import last_whole_checkpoint, made_for_now
+from modeling_ast.training.processes import (
+    decided_by_main,
+    gather_values,
+    is_one_of_several,
+    process_name,
+    raise_in_all,
+    together,
+)
+
+# Where a process may have its own: the name of a shared folder, how it reads its clips, and what it shows.
+_OWN_KEYS = set(
+    """
+    output_dir local_rank disable_tqdm log_level log_level_replica report_to run_name
+    dataloader_num_workers dataloader_prefetch_factor dataloader_persistent_workers dataloader_pin_memory
+    """.split()
+)
+PATIENCE_SECONDS = 40.0  # NFS may remember for 30 s that a folder or a file was not there
+
+
+def compare_processes(arguments: Arguments) -> None:
+    """Compare recipe, versions, the folder of the run and the checkpoint to go on from, before the data are read.
+
+    Raises:
+        RecipeError: A process has another one.
+    """
+    if not is_one_of_several():
+        return
+    training_args = arguments.training
+    versions = {module.__name__: module.__version__ for module in (modeling_ast, torch, transformers)}
+    _compare({f"the version of {name}": version for name, version in versions.items()} | _settings(arguments))
+    if training_args.do_train and not training_args.dry_run:
+        _check_shared(Path(training_args.output_dir))
+        with together():
+            checkpoint = _describe_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
+        _compare({"the checkpoint to go on from": checkpoint})
+
+
+def compare_clips(splits: AudioSplits) -> None:
+    """Compare the clips and their labels, not decoded.
+
+    Raises:
+        RecipeError: A process has others.
+    """
+    if not is_one_of_several():
+        return
+    with together():
+        facts = {"the table of labels": f"{len(splits.label_names)} labels ({_digest(splits.label_names)})"}
+        facts |= {f"the {name} split": _describe_rows(rows) for name, rows in splits}
+    _compare(facts)
+
+
+def find_difference(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> str | None:
+    """The first difference between a process and the main one.
+
+    Args:
+        names: Of the processes, the main one first.
+        facts: What each of them has, by what it is called; what one lacks is nothing.
+
+    Returns:
+        A sentence that names the process, the key and both values, or `None`.
+    """
+    for name, own in zip(names[1:], facts[1:]):
+        for key in facts[0] | own:
+            of_main, of_it = (each.get(key, "nothing") for each in (facts[0], own))
+            if of_main != of_it:
+                return (
+                    f"Expected all processes to begin the same run, but {key} is {of_main} for {names[0]} and {of_it} "
+                    f"for {name}."
+                )
+    return None
+
+
+def _compare(facts: Mapping[str, str]) -> None:
+    if difference := find_difference(*zip(*gather_values((process_name(), facts)))):
+        raise_in_all(RecipeError(difference))
+
+
+def _check_shared(output_dir: Path) -> None:
+    """Whether all processes find in the folder of the run what the main one writes there."""
+    with ExitStack() as stack:
+        note = decided_by_main(lambda: _leave_note(stack, output_dir))
+        has_it = _finds(output_dir / note)
+        found = gather_values((process_name(), str(output_dir.absolute()), has_it))  # then the note may go
+    main, folder, _ = found[0]
+    for name, own_folder, has_it in found:
+        if not has_it:
+            raise_in_all(
+                RecipeError(
+                    f"Expected output_dir to be a folder that all processes share, but {name} does not find in "
+                    f"{own_folder} what {main} wrote into {folder}. Choose one on a disk that all machines have."
+                )
+            )
+
+
+def _leave_note(stack: ExitStack, output_dir: Path) -> str:
+    """Write a file whose name nothing else has, and its removal into the stack."""
+    stack.enter_context(made_for_now(output_dir))
+    note = output_dir / f".{uuid.uuid4().hex}.unfinished"  # by its name a later run removes what a killed one left
+    stack.callback(note.unlink, missing_ok=True)
+    note.write_text(note.name, encoding="utf-8")
+    return note.name
+
+
+def _finds(note: Path) -> bool:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        with suppress(OSError):
+            if note.read_text(encoding="utf-8") == note.name:
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+
+
+def _settings(arguments: Arguments) -> dict[str, str]:
+    """All that a recipe can say, as it was resolved, without access tokens."""
+    return {
+        each.name: _shown(getattr(block, each.name))
+        for block in arguments
+        for each in dataclasses.fields(block)
+        if each.init and each.name not in _OWN_KEYS and not each.name.endswith("_token")
+    }
+
+
+def _shown(value: Any) -> str:
+    if hasattr(value, "to_dict"):  # settings of Accelerate
+        value = value.to_dict()
+    return "nothing" if value is None else str(getattr(value, "value", value))
+
+
+def _describe_checkpoint(resume: str | bool | None, output_dir: str) -> str:
+    checkpoint = last_whole_checkpoint(output_dir) if resume is True else resume
+    if not checkpoint:
+        return "none"
+    state = Path(checkpoint) / TRAINER_STATE_NAME
+    history = state.read_text(encoding="utf-8") if state.is_file() else ""  # a folder without it is told later
+    return f"{Path(checkpoint).name} ({_digest([history])})"
+
+
+def _describe_rows(rows: Dataset | IterableDataset) -> str:
+    if isinstance(rows, IterableDataset):
+        return f"a stream of {rows.num_shards} file(s)"
+    columns = rows.flatten().select_columns(["audio.path", "labels"]).with_format("arrow")  # not the sounds
+    batches = (columns[start : start + 10_000].to_pylist() for start in range(0, len(rows), 10_000))
+    # Only the end of a path: machines may have the data in different places.
+    clips = (f"{(row['audio.path'] or '').split('/')[-2:]}{row['labels']}" for batch in batches for row in batch)
+    return f"{len(rows)} clips ({_digest(clips)})"
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{text}\0".encode(errors="surrogatepass"))
+    return digest.hexdigest()[:12]

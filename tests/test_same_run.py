@@ -1,0 +1,262 @@
+"""Several processes are one run: what they have alike is compared before it, and the main one decides for all."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fault_campaign as campaign
+import pytest
+import torch
+from datasets import Audio, Dataset
+from helpers import ROOT, contents, end_of
+
+from modeling_ast.commands import train as script
+from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.recipes import RecipeError
+from modeling_ast.training import same_run
+from modeling_ast.training.arguments import parse_arguments
+from modeling_ast.training.processes import decided_by_main, raise_in_all, together
+from modeling_ast.training.same_run import compare_clips, compare_processes, find_difference
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures_in_module")
+
+NAMES = ("process 0 (a)", "process 1 (b)", "process 2 (b)")
+
+
+def test_the_same_facts_are_no_difference():
+    assert find_difference(NAMES, [{"seed": "1", "torch": "2"}] * 3) is None
+    assert find_difference(NAMES[:1], [{"seed": "1"}]) is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ([{"seed": "1"}, {"seed": "2"}, {"seed": "3"}], "seed is 1 for process 0 (a) and 2 for process 1 (b)."),
+        ([{"seed": "1"}, {"seed": "1"}, {"seed": "3"}], "seed is 1 for process 0 (a) and 3 for process 2 (b)."),
+        ([{}, {}, {"test": "5 clips"}], "test is nothing for process 0 (a) and 5 clips for process 2 (b)."),
+        ([{"test": "5 clips"}, {}, {}], "test is 5 clips for process 0 (a) and nothing for process 1 (b)."),
+    ],
+)
+def test_a_difference_names_the_process_the_key_and_both_values(facts, words):
+    assert find_difference(NAMES, facts) == f"Expected all processes to begin the same run, but {words}"
+
+
+# One process, that believes itself the second of two
+
+
+class Main:
+    """What a main process has: this process's own, as long as that is not compared."""
+
+    def __init__(self, monkeypatch):
+        self.facts, self.monkeypatch = None, monkeypatch
+
+    def is_like(self, compare, *args) -> None:
+        taken = []
+        with self.monkeypatch.context() as patch:
+            patch.setattr(same_run, "is_one_of_several", lambda: True)
+            patch.setattr(same_run, "gather_values", lambda value: taken.append(value[1]) or [value])
+            compare(*args)
+        self.facts = taken
+
+    def against(self, compare, *args) -> None:
+        facts = iter(self.facts)
+        with self.monkeypatch.context() as patch:
+            patch.setattr(same_run, "is_one_of_several", lambda: True)
+            patch.setattr(same_run, "gather_values", lambda value: [("process 0 (a)", next(facts)), value])
+            compare(*args)
+
+
+@pytest.fixture
+def main(monkeypatch) -> Main:
+    return Main(monkeypatch)
+
+
+def make_splits(folder: str, names: str, labels: list, label_names: str = "xyz") -> AudioSplits:
+    paths = [{"path": f"{folder}/clips/{name}.wav", "bytes": None} for name in names]
+    rows = Dataset.from_dict({"audio": paths, "labels": labels}).cast_column("audio", Audio(decode=False))
+    return AudioSplits(rows, rows.select(range(1)), None, list(label_names))
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 0], [[0], [1, 2], [], [0]]], ids=["one", "several"])
+def test_clips_are_compared_by_names_and_labels_and_not_by_where_they_lie(main, labels):
+    main.is_like(compare_clips, make_splits("/disk/of/main", "abcd", labels))
+    main.against(compare_clips, make_splits("/scratch", "abcd", labels))
+    fewer, reverse = make_splits("/scratch", "abc", labels[:3]), make_splits("/scratch", "dcba", labels)
+    for splits in (fewer, reverse, make_splits("/scratch", "abcd", labels[::-1])):
+        words = rf"the train split is 4 clips \(\w+\) for .* and {len(splits.train)} clips \(\w+\) for process 0"
+        with pytest.raises(RecipeError, match=words):
+            main.against(compare_clips, splits)
+    with pytest.raises(RecipeError, match="the table of labels is 3 labels .* and 2 labels"):
+        main.against(compare_clips, make_splits("/scratch", "abcd", labels, "xy"))
+    with pytest.raises(RecipeError, match=r"the test split is nothing for .* and 4 clips"):
+        splits = make_splits("/scratch", "abcd", labels)
+        splits.test = splits.train
+        main.against(compare_clips, splits)
+
+
+def test_clips_are_compared_without_reading_their_sounds(main):
+    splits = make_splits("", "ab", [0, 1])
+    splits.train = Dataset.from_dict({"audio": [{"path": None, "bytes": b"1"}, None], "labels": [0, 1]})
+    splits.train = splits.train.cast_column("audio", Audio(decode=False))
+    main.is_like(compare_clips, splits)
+    splits.train = splits.train.select([0, 1])
+    main.against(compare_clips, splits)
+    splits.train = splits.train.to_iterable_dataset(num_shards=2)
+    with pytest.raises(RecipeError, match=r"2 clips .* and a stream of 2 file\(s\)"):
+        main.against(compare_clips, splits)
+
+
+def read(tmp_path: Path, *argv) -> tuple:
+    common = ["--dataset_name=synthetic", "--use_cpu=true", "--report_to=none", f"--output_dir={tmp_path}"]
+    return parse_arguments([*common, *argv])
+
+
+def test_recipes_are_compared_but_for_what_each_process_may_have_its_own(main, tmp_path):
+    main.is_like(compare_processes, read(tmp_path))
+    own = ["--dataloader_num_workers=3", "--disable_tqdm=true", "--output_dir=there"]
+    main.against(compare_processes, read(tmp_path, *own))
+    for key, before, value in (
+        ("learning_rate", "5e-05", "0.1"),
+        ("freq_mask_bins", "0", "7"),
+        ("save_steps", "500", "3"),
+        ("label_column_name", "label", "kind"),
+        ("weight_average_start", "nothing", "2"),
+        ("eval_strategy", "no", "epoch"),
+        ("accelerator_config", r"\{.*\}", '{"dispatch_batches": false}'),
+    ):
+        arguments = read(tmp_path, f"--{key}={value}")
+        with pytest.raises(RecipeError, match=f"{key} is {before} for process 0 .a. and .* for process 0"):
+            main.against(compare_processes, arguments)
+
+
+def test_versions_are_compared(main, tmp_path, monkeypatch):
+    main.is_like(compare_processes, read(tmp_path))
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    with pytest.raises(RecipeError, match="the version of torch is .* for process 0 .a. and 1.0 for process 0"):
+        main.against(compare_processes, read(tmp_path))
+
+
+# What all processes learn
+
+
+def test_a_single_process_decides_and_fails_by_itself():
+    assert decided_by_main(lambda: 5) == 5
+    with pytest.raises(RecipeError, match="^wrong$") as caught, together():
+        raise RecipeError("wrong")
+    assert caught.value.of_all_processes
+
+
+@pytest.mark.parametrize(("rank", "is_of_all", "is_told"), [("0", True, True), ("1", True, False), ("1", False, True)])
+def test_what_all_processes_raise_is_told_once_a_machine(monkeypatch, rank, is_of_all, is_told):
+    def fail() -> None:
+        if is_of_all:
+            raise_in_all(RecipeError("wrong"))
+        raise RecipeError("wrong")
+
+    monkeypatch.setattr(script, "main", fail)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert end_of("train") == (2, "error: wrong" if is_told else "")
+
+
+# Two processes
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, one_thread) -> Path:
+    """Of 16 updates, four an epoch, with a checkpoint after every second one."""
+    return campaign.write_recipe(tmp_path_factory.mktemp("data"))
+
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def launch(folder: Path, of_second: str, *argv) -> subprocess.CompletedProcess:
+    """Two processes, started in a folder of their own, of which the second one does something first."""
+    lines = ["import os, runpy, sys, time", "from pathlib import Path", "from modeling_ast.training import same_run"]
+    lines += ["same_run.PATIENCE_SECONDS = 1.0", "if os.environ.get('RANK') == '1':", "    pass"]
+    lines += [f"    {line}" for line in of_second.splitlines()]
+    lines += [f"runpy.run_path({str(ROOT / 'scripts' / 'run_audio_classification.py')!r}, run_name='__main__')"]
+    folder.mkdir(exist_ok=True)
+    (folder / "program.py").write_text("\n".join(lines))
+    return subprocess.run(
+        [sys.executable, "-m", *TORCHRUN, *map(str, [folder / "program.py", *argv])],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def told(process: subprocess.CompletedProcess) -> list[str]:
+    """The sentences that the processes of a run end with, none of them of what Python did."""
+    assert process.returncode != 0
+    assert "run_command" not in process.stderr  # in a traceback of ours
+    return re.findall(r"error: (.*)", process.stderr)
+
+
+DIFFERENCES = {
+    "folder": (
+        "os.chdir('second')",
+        ["--output_dir=run"],
+        r"output_dir .* process 1 \(.*\) does not find in .*/second/run what process 0 \(.*\) wrote into .*/run\.",
+    ),
+    "recipe": (
+        "sys.argv.append('--learning_rate=0.002')",
+        [],
+        r"learning_rate is 0.001 for process 0 \(.*\) and 0.002 for process 1 \(.*\)\.",
+    ),
+    "package": (
+        "import modeling_ast; modeling_ast.__version__ = '0'",
+        [],
+        r"the version of modeling_ast is .* for process 0 \(.*\) and 0 for process 1 \(.*\)\.",
+    ),
+    "files": (
+        "text = Path('clips.csv').read_text().splitlines()\nos.chdir('second')\n"
+        "Path('clips.csv').write_text('\\n'.join([text[0], *text[2:]]))",
+        ["--dataset_name=clips.csv"],
+        r"the train split is (\d+) clips \(\w+\) for process 0 \(.*\) and \d+ clips \(\w+\) for process 1 \(.*\)\.",
+    ),
+    "checkpoint": (
+        "os.chdir('second')",
+        ["--resume_from_checkpoint=old/checkpoint-2"],
+        r"the checkpoint to go on from is checkpoint-2 \(\w+\) for process 0 \(.*\) and checkpoint-2 \(\w+\) for ",
+    ),
+    "no data": (
+        "os.chdir('second')",
+        ["--dataset_name=data/clips.csv"],
+        r"process 1 \(.*\): data/clips.csv: no such file or folder\.",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", DIFFERENCES)
+def test_two_processes_that_are_not_one_run_end_in_one_sentence_before_anything_is_written(recipe, tmp_path, what):
+    of_second, argv, words = DIFFERENCES[what]
+    shutil.copytree(recipe.parent, tmp_path / "data")
+    shutil.copytree(recipe.parent, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(recipe.parent, tmp_path / "second")
+    for name, state in (("old", "{}"), ("second/old", '{"global_step": 2}')):
+        (tmp_path / name / "checkpoint-2").mkdir(parents=True)
+        (tmp_path / name / "checkpoint-2" / "trainer_state.json").write_text(state)
+    (tmp_path / "program.py").touch()
+    before = contents(tmp_path)
+    process = launch(tmp_path, of_second, recipe, f"--output_dir={tmp_path / 'run'}", *argv)
+    (sentence,) = told(process)
+    assert re.search(words, sentence)
+    after = contents(tmp_path)
+    assert after.keys() == before.keys() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_told_once(recipe, tmp_path):
+    (sentence,) = told(launch(tmp_path, "", recipe, "--output_dir=run", "--learn_rate=3"))
+    assert sentence.startswith("Unknown: --learn_rate=3")
+    (sentence,) = told(launch(tmp_path, "", recipe, "--output_dir=run", "--dataset_name=none/clips.csv"))
+    assert sentence.startswith("none/clips.csv: no such file or folder")
+    (sentence,) = told(launch(tmp_path, "", recipe, "--output_dir=run", "--model_name_or_path=none"))
+    assert sentence.startswith("none cannot be used")
