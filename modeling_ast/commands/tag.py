@@ -10,10 +10,9 @@ file `timelines/` (scores over time, CSV), `audacity/` (labels to import), and `
 In a line of `results.jsonl`, `place` is what the file's own results are called in these folders, without the suffix,
 and `stamp` its size in bytes and time of change in nanoseconds, by which it is known again.
 
-The second command finds events anew in the saved timelines, with other thresholds, lengths and gaps.
-
-The same command again goes on where it was stopped, with new and changed files alone. Exit status: 0; 1 if some files
-cannot be used, 2 if nothing can be done.
+The second command finds events anew in the saved timelines, with other thresholds, lengths and gaps. The same command
+again goes on where it was stopped, with new and changed files alone. Exit status: 0; 1 if some files cannot be used, 2
+if nothing can be done.
 """
 
 import argparse
@@ -21,13 +20,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from modeling_ast.commands.command_line import (
-    CommandError,
-    Parser,
-    add_running_options,
-    check_least,
-    run_command,
-)
+from modeling_ast.commands.command_line import CommandError, Parser, add_running_options, check_least, run_command
 from modeling_ast.data.labels import plain
 from modeling_ast.inference.fingerprint import fingerprint_model
 from modeling_ast.inference.journal import claimed_results
