@@ -34,8 +34,8 @@ from modeling_ast.data.recipes import ModelArguments, RecipeError, read_recipe
 from modeling_ast.data.sources import load_splits
 from modeling_ast.inference.page import find_examples
 from modeling_ast.inference.pipeline import audio_tagger
+from modeling_ast.inference.results_folder import ResultsFolder
 from modeling_ast.inference.sound_files import SoundFile
-from modeling_ast.inference.tagging import ResultsFolder
 from modeling_ast.inference.timeline import Timeline
 from modeling_ast.loading import ModelError
 from modeling_ast.training.arguments import parse_arguments
@@ -711,7 +711,9 @@ def test_names_and_labels_come_back_equal_from_every_file(tmp_path):
     assert all([tag["label"] for tag in line["tags"]] == LABELS for line in lines)
     for table in ("tags.csv", "events.csv"):
         rows = read_csv(tmp_path / table)
-        assert [(row["path"], row["label"]) for row in rows] == [(name, label) for name in names for label in LABELS]
+        assert [(row["path"], row["label"]) for row in rows] == [
+            (name, label) for name in sorted(names) for label in LABELS
+        ]
     for sound in sounds:
         with open(tmp_path / "timelines" / f"{sound.place}.csv", newline="", encoding="utf-8") as file:
             assert next(csv.reader(file)) == ["start", "end", *LABELS]

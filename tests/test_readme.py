@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from accelerate.commands.launch import launch_command_parser
 from conftest import make_tiny_config, random_model
+from torch.distributed.run import get_args_parser
 from transformers import TrainingArguments, pipeline
 
 from modeling_ast import ASTFeatureExtractor
@@ -111,12 +113,14 @@ def test_every_command_that_is_named_is_there(text):
 
 @each_text
 def test_every_option_that_is_named_is_there(text):
-    """As an argument of a parser, or as a field: of the package, the laboratory, Transformers or Accelerate."""
+    """As an argument of a parser, or as a field: of the package, the laboratory, Transformers or a launcher."""
     sources = [*(ROOT / "modeling_ast").rglob("*.py"), *(ROOT / "tests" / "campaigns").glob("*.py")]
     code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     options = set(re.findall(r'"--(\w+)"', code)) | set(re.findall(r"^    (\w+): ", code, re.MULTILINE))
     options |= {field.name for field in fields(TrainingArguments)} | {"help", "all"}  # scripts/test.sh --all
-    options |= {"config_file", "num_cpu_threads_per_process", "machine_rank", "main_process_ip"}
+    for launcher in (launch_command_parser(), get_args_parser()):
+        options |= {name.removeprefix("--") for action in launcher._actions for name in action.option_strings}
+    options |= {"nodes", "ntasks", "array", "gpus", "wrap"}  # SLURM's own
     assert set(re.findall(r"(?<![\w-])--([a-z]\w*)", text)) <= options
 
 

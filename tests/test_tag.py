@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,11 +24,12 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.command_line import CommandError
 from modeling_ast.commands.tag import main
 from modeling_ast.data.labels import DataError
-from modeling_ast.inference import tagging
-from modeling_ast.inference.journal import Journal, claimed_results
+from modeling_ast.inference import results_folder
+from modeling_ast.inference.journal import Journal
+from modeling_ast.inference.parts import Part, claimed_part, find_part, own_device
 from modeling_ast.inference.pipeline import audio_tagger
+from modeling_ast.inference.results_folder import ResultsFolder
 from modeling_ast.inference.sound_files import SoundFile, find_files
-from modeling_ast.inference.tagging import ResultsFolder
 from modeling_ast.inference.timeline import Timeline
 from modeling_ast.loading import ModelError
 
@@ -353,17 +355,17 @@ def test_a_recording_takes_little_memory_whatever_was_found_in_it(tmp_path):
     write_lines(tmp_path / "results.jsonl", 2000)
     tracemalloc.start()
     try:
-        journal = Journal(tmp_path / "results.jsonl", lambda place: True)
+        journal = Journal(tmp_path, Part(), lambda place: True)
         size, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(journal.entries) == 2000 and [line["path"] for line in journal.lines()] == list(journal.entries)
+    assert len(journal.entries) == 2000 and [line["path"] for line in journal.lines()] == sorted(journal.entries)
     assert size < 700 * 2000 and peak < size + 200_000  # bytes; all that a line holds takes 2,500
 
 
 def test_files_of_one_name_are_given_places_in_linear_time(tmp_path, monkeypatch):
-    calls, numbered = [], tagging._numbered
-    monkeypatch.setattr(tagging, "_numbered", lambda *args: calls.append(args) or numbered(*args))
+    calls, numbered = [], results_folder._numbered
+    monkeypatch.setattr(results_folder, "_numbered", lambda *args: calls.append(args) or numbered(*args))
     folder = ResultsFolder(tmp_path, {"model": "m", "fingerprint": "f"}, ["jsonl"])
     pending = folder.pending([SoundFile(f"{n}/audio.wav", "audio.wav", [n, n]) for n in range(500)])
     assert [file.place for file in pending] == ["audio.wav", *(f"audio-{n}.wav" for n in range(2, 501))]
@@ -485,7 +487,7 @@ def test_a_run_that_is_killed_goes_on(model, tmp_path):
 def test_a_second_start_in_the_same_folder_is_one_sentence(recordings, model, tmp_path, opened, again):
     out = tmp_path / "out"
     arguments = [recordings, "--model", model] if again == ["recordings"] else again
-    with another_process(claimed_results, out):
+    with another_process(claimed_part, out, Part()):
         with pytest.raises(DataError) as error:
             tag(*arguments, "--output_dir", out)
         assert list(contents(out)) == ["_running"] and not opened
@@ -499,7 +501,7 @@ def append_lines(folder: Path, name: str, number: int) -> None:
     """Lines by many runs, which come and go."""
     written = 0
     while written < number:
-        with suppress(DataError), claimed_results(folder):
+        with suppress(DataError), claimed_part(folder, Part()):
             results = ResultsFolder(folder, {"model": "m", "fingerprint": "f"}, ["jsonl"])
             results.add_error(SoundFile(f"{name} {written}", f"{name} {written}", [1, 1]), "broken")
             written += 1
@@ -515,6 +517,256 @@ def test_no_line_is_lost_however_often_runs_are_started(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert set(read(tmp_path / "out")) == {f"{name} {number}" for name in "abc" for number in range(50)}
     assert list(contents(tmp_path / "out")) == ["results.jsonl", "settings.json"]
+
+
+# Parts
+
+
+def test_every_file_belongs_to_one_part_by_its_path_alone():
+    paths = [f"recordings/{number}/audio.wav" for number in range(3000)]
+    for count in (1, 2, 7):
+        shares = [[path for path in paths if Part(number + 1, count).includes(path)] for number in range(count)]
+        assert sorted(path for share in shares for path in share) == sorted(paths)
+        assert min(map(len, shares)) > 0.8 * len(paths) / count
+    assert [Part(1, 4).includes(path) for path in paths[:8]] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]  # on every machine, in every version
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "part"),
+    [
+        (None, {}, (1, 1)),
+        ("2/3", {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "9"}, (2, 3)),
+        (None, {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "9", "SLURM_ARRAY_TASK_MIN": "0"}, (8, 9)),
+        (None, {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "9"}, (7, 9)),
+        (
+            None,
+            {
+                **{"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_TASK_COUNT": "3"},
+                **{"SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_STEP": "4"},
+            },
+            (2, 3),
+        ),
+        (None, {"RANK": "0", "WORLD_SIZE": "2"}, (1, 2)),
+        ("2/3", {"RANK": "3", "WORLD_SIZE": "4"}, (8, 12)),
+    ],
+)
+def test_a_part_is_the_option_the_job_array_and_the_launcher_together(given, environment, part):
+    assert find_part(given, environment) == part
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "words"),
+    [
+        ("0/3", {}, "Expected a part from 1/N to N/N, got 0/3."),
+        ("4/3", {}, "Expected a part from 1/N to N/N, got 4/3."),
+        ("one", {}, "Expected a part from 1/N to N/N, got one."),
+        (
+            None,
+            {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"},
+            "Expected --part K/N, since the tasks of this job array do not follow one another: got 7, one of 3 from 1",
+        ),
+    ],
+)
+def test_what_is_no_part_is_one_sentence(given, environment, words):
+    with pytest.raises(ValueError, match=words):
+        find_part(given, environment)
+
+
+def test_a_process_of_a_launcher_has_a_gpu_of_its_own(monkeypatch):
+    assert own_device({}) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert own_device({}) is None and own_device({"LOCAL_RANK": "3"}) == "cuda:3"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # of those that it is shown
+    assert own_device({"LOCAL_RANK": "3"}) == "cuda:0"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert own_device({"LOCAL_RANK": "3"}) is None
+
+
+def test_parts_give_what_one_run_gives(recordings, model, tmp_path, opened, capsys):
+    arguments = [recordings, "--model", model, "--batch_size", 1, "--output_dir"]
+    assert tag(*arguments, tmp_path / "one") == 1
+    opened.clear()
+    out = tmp_path / "out"
+    for number in (2, 3, 1):
+        capsys.readouterr()
+        status = tag(*arguments, out, "--part", f"{number}/3")
+        said = capsys.readouterr().out
+        own = [str(recordings / name) for name in FOUND if Part(number, 3).includes(str(recordings / name))]
+        if number != 1:
+            lines = (out / f"results-{number}-of-3.jsonl").read_text().splitlines() if own else []
+            assert [json.loads(line)["path"] for line in lines] == own
+            assert not (out / "tags.csv").exists() and f"Part {number}/3 is done; the last one writes" in said
+            assert f"{len(FOUND) - len(opened)} file(s) have no results yet: " in said and "in part 1/3" in said
+            assert status == (str(recordings / "broken.wav") in own)
+    assert status == 1 and f"{len(FOUND)} file(s), {len(own)} of them now" in said
+    assert sorted(opened) == [str(recordings / name) for name in FOUND]
+    assert contents(out) == contents(tmp_path / "one")
+    # and once more they have nothing to do
+    opened.clear()
+    assert [tag(*arguments, out, "--part", f"{number}/2") for number in (1, 2)] == [1, 1] and not opened
+    assert contents(out) == contents(tmp_path / "one")
+
+
+def test_parts_of_another_number_go_on_where_parts_were_stopped(model, tmp_path, opened, monkeypatch):
+    for number in range(12):
+        write_sound(tmp_path / "many" / f"{number:02}.wav", 0.3, number)
+    monkeypatch.chdir(tmp_path)  # the parts are those of these paths
+    arguments = ["many", "--model", model, "--batch_size", 1, "--output_dir"]
+    tag(*arguments, tmp_path / "one")
+    opened.clear()
+    append, out = Journal.append, tmp_path / "out"
+
+    def stop(self, entry):
+        if len(self.entries) == {1: 0, 2: 2, 3: 5}[self.part.number]:
+            raise KeyboardInterrupt
+        append(self, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", stop)
+        for number in (1, 2, 3):
+            with pytest.raises(KeyboardInterrupt):
+                tag(*arguments, out, "--part", f"{number}/3")
+    with open(out / "results-3-of-3.jsonl", "a") as file:
+        file.write('{"path": "somewh')
+    done = {json.loads(line)["path"] for path in out.glob("*.jsonl") for line in path.read_text().splitlines()[:9]
+            if line.endswith("}")}  # fmt: skip
+    assert len(done) == 5
+    opened.clear()
+    for number in (1, 2):
+        assert tag(*arguments, out, "--part", f"{number}/2") == 0
+    assert len(opened) == 7 and not done & set(opened)
+    assert contents(out) == contents(tmp_path / "one")
+
+
+def test_a_run_without_parts_ends_what_parts_have_begun(recordings, model, tmp_path, opened):
+    arguments = [recordings, "--model", model, "--batch_size", 1, "--output_dir"]
+    tag(*arguments, tmp_path / "one")
+    opened.clear()
+    tag(*arguments, tmp_path / "out", "--part", "2/2")
+    assert tag(*arguments, tmp_path / "out") == 1
+    assert sorted(opened) == [str(recordings / name) for name in FOUND]
+    assert read(tmp_path / "out") == read(tmp_path / "one")  # in another order
+    found, expected = contents(tmp_path / "out"), contents(tmp_path / "one")
+    assert {**found, "results.jsonl": b""} == {**expected, "results.jsonl": b""}
+
+
+def test_files_of_one_name_have_the_same_places_in_parts(model, tmp_path):
+    folders = [tmp_path / str(number) / "x" for number in range(6)]
+    for folder in folders:
+        write_sound(folder / "a.wav", 0.3)
+    (folders[2] / "a.wav").write_bytes(b"no sound")
+    arguments = [*folders, "--model", model, "--output_dir"]
+    tag(*arguments, tmp_path / "one")
+    for number in (3, 1, 2):
+        tag(*arguments, tmp_path / "out", "--part", f"{number}/3")
+    places = {path: entry.get("place") for path, entry in read(tmp_path / "out").items()}
+    assert places == {path: entry.get("place") for path, entry in read(tmp_path / "one").items()}
+    assert places[str(folders[5] / "a.wav")] == "x-6/a.wav"
+
+
+def test_parts_of_one_division_write_at_once_and_no_others(recordings, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the parts are those of these paths
+    arguments = ["recordings", "--model", model, "--output_dir", tmp_path / "out"]
+    with another_process(claimed_part, tmp_path / "out", Part(1, 2)):
+        for other in ([], ["--part", "1/2"], ["--part", "1/3"]):
+            with pytest.raises(DataError, match=f"Another run is writing to {tmp_path / 'out'} at this moment."):
+                tag(*arguments, *other)
+        tag(*arguments, "--part", "2/2")
+        assert "in part 1/2" in capsys.readouterr().out
+    with another_process(claimed_part, tmp_path / "out", Part(2, 2)):
+        tag(*arguments, "--part", "1/2")  # nothing is missing, but the other one may be trying broken files again
+        assert "Part 1/2 is done; the last one writes the tables.\n" in capsys.readouterr().out
+        assert not (tmp_path / "out" / "tags.csv").exists()
+    tag(*arguments, "--part", "2/2")
+    assert (tmp_path / "out" / "tags.csv").exists() and len(read(tmp_path / "out")) == len(FOUND)
+
+
+def test_overwrite_is_refused_of_a_part_and_deletes_what_parts_have_written(recordings, model, tmp_path):
+    arguments = [recordings, "--model", model, "--output_dir", tmp_path / "out"]
+    tag(*arguments, "--part", "1/2")
+    with pytest.raises(CommandError, match="Expected no --overwrite of part 2/2, which would delete what others"):
+        tag(*arguments, "--part", "2/2", "--overwrite")
+    tag(recordings / "street.flac", *arguments[1:], "--overwrite")
+    assert list(read(tmp_path / "out")) == [str(recordings / "street.flac")]
+    assert not list((tmp_path / "out").glob("results-*"))
+
+
+def test_of_a_launchers_processes_the_last_one_tells_of_broken_files(recordings, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    statuses = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        statuses.append(tag(recordings, "--model", model, "--output_dir", tmp_path / "out"))
+    assert statuses == [0, 1] and len(read(tmp_path / "out")) == len(FOUND)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torch.distributed.run", "accelerate.commands.launch"])
+def test_two_processes_give_what_one_gives(model, tmp_path, monkeypatch, launcher):
+    for number in range(20):
+        write_sound(tmp_path / "many" / f"{number:02}.wav", 0.5, number)
+    arguments = [str(tmp_path / "many"), "--model", str(model), "--batch_size", "1", "--output_dir"]
+    two = ["--standalone", "--nproc_per_node=2"]
+    if launcher.startswith("accelerate"):
+        two = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+        two.append("--main_process_port=0")
+    command = [sys.executable, "-m", launcher, *two, "-m", "modeling_ast.commands.tag", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    now = [int(number) for number in re.findall(r"file\(s\), (\d+) of them now", run.stdout)]
+    assert len(now) == 2 and sum(now) == 20 and min(now) > 0, run.stdout
+    assert tag(*arguments, tmp_path / "one") == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_parts_that_are_killed_are_ended_by_parts_of_another_number(model, tmp_path):
+    for number in range(40):
+        write_sound(tmp_path / "many" / f"{number:02}.wav", 1.0, number)
+    arguments = [str(tmp_path / "many"), "--model", str(model), "--batch_size", "1", "--output_dir"]
+    out = tmp_path / "out"
+
+    def start(count: int) -> list[subprocess.Popen]:
+        command = [sys.executable, "-m", "modeling_ast.commands.tag", *arguments, str(out), "--part"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return [
+            subprocess.Popen([*command, f"{number + 1}/{count}"], stdout=subprocess.PIPE, text=True, env=environment,
+                             stderr=subprocess.DEVNULL)
+            for number in range(count)
+        ]  # fmt: skip
+
+    def count_lines() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in out.glob("*.jsonl"))
+
+    begun, since = start(3), time.monotonic()
+    while count_lines() < 5:
+        assert time.monotonic() - since < 120
+        time.sleep(0.01)
+    for process in begun:
+        process.kill()
+    for process in begun:
+        process.communicate()
+    num_done = count_lines()
+    assert 5 <= num_done < 40
+    said = [process.communicate()[0] for process in start(2)]
+    now = [int(number) for text in said for number in re.findall(r"file\(s\), (\d+) of them now", text)]
+    assert len(now) == 2 and sum(now) == 40 - num_done
+    assert tag(*arguments, tmp_path / "one") == 0
+    found, expected = contents(out), contents(tmp_path / "one")
+    assert {
+        name: content for name, content in found.items() if ".unfinished" not in name and name in expected
+    } == expected
 
 
 # Other settings, and what cannot be

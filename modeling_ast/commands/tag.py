@@ -11,22 +11,27 @@ In a line of `results.jsonl`, `place` is what the file's own results are called 
 and `stamp` its size in bytes and time of change in nanoseconds, by which it is known again.
 
 The second command finds events anew in the saved timelines, with other thresholds, lengths and gaps. The same command
-again goes on where it was stopped, with new and changed files alone. Exit status: 0; 1 if some files cannot be used, 2
-if nothing can be done.
+again goes on where it was stopped, with new and changed files alone, also divided otherwise.
+
+Under accelerate launch or torchrun each process takes its share of the files and a GPU of its own; --part K/N is one
+of N shares, which a SLURM job array fills in. Who is last writes the tables; until then it is said what is missing.
+
+Exit status: 0; 1 if some files cannot be used (a launcher's processes leave that to the last one, since they would end
+one another), 2 if nothing can be done.
 """
 
 import argparse
+import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 from modeling_ast.commands.command_line import CommandError, Parser, add_running_options, check_least, run_command
-from modeling_ast.data.labels import plain
 from modeling_ast.inference.fingerprint import fingerprint_model
-from modeling_ast.inference.journal import claimed_results
+from modeling_ast.inference.parts import Part, claimed_part, find_part, own_device
 from modeling_ast.inference.pipeline import audio_tagger
-from modeling_ast.inference.sound_files import find_files
-from modeling_ast.inference.tagging import FORMATS, ResultsFolder, check_event_options, tag_files
+from modeling_ast.inference.results_folder import FORMATS, ResultsFolder
+from modeling_ast.inference.sound_files import SoundFile, find_files
+from modeling_ast.inference.tagging import check_event_options, report_results, tag_files
 
 EVENT_OPTIONS = ("threshold", "low_threshold", "min_seconds", "merge_seconds", "ignore")
 GOES_ON = "The same command goes on from here."
@@ -46,19 +51,21 @@ def main(argv: list[str] | None = None) -> int:
             cannot be used.
     """
     args = parse_options(argv)
-    with claimed_results(args.output_dir):
-        return run(args)
+    files = None if args.events_only else find_files(args.sources, args.output_dir)
+    with claimed_part(args.output_dir, args.part):
+        folder, num_new = run(args, files)
+    # Where a part is no longer at work, so that the last one knows that it is the last.
+    return 0 if report_results(folder, files, num_new) else 1
 
 
-def run(args: argparse.Namespace) -> int:
-    """Do what the command line says, and return the exit status."""
+def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[ResultsFolder, int]:
+    """Do what the command line says, up to the tables, and return the results and how many files were tagged now."""
     event_options = {name: getattr(args, name) for name in EVENT_OPTIONS}
     if args.events_only:
         folder = ResultsFolder.reopen(args.output_dir)
         folder.find_again(event_options)
-        return report(folder, list(folder.entries), 0)
-    files = find_files(args.sources, args.output_dir)
-    classifier = audio_tagger(args.model, device=args.device)
+        return folder, 0
+    classifier = audio_tagger(args.model, device=args.device or own_device(os.environ))
     try:
         windows = classifier.window_keywords(args.window, args.hop)
         thresholds = check_event_options(classifier, args.function_to_apply, event_options)
@@ -78,10 +85,9 @@ def run(args: argparse.Namespace) -> int:
         "sampling_rate": classifier.feature_extractor.sampling_rate,
     }
     formats = args.formats or ["jsonl", "csv", *(["audacity"] if with_events else [])]
-    folder = ResultsFolder(args.output_dir, settings, formats, args.overwrite)
+    folder = ResultsFolder(args.output_dir, settings, formats, args.overwrite, args.part)
     options = {**windows, **scoring, **reading}
-    num_new = tag_files(classifier, folder, files, event_options if with_events else None, args.retry, **options)
-    return report(folder, [file.path for file in files], num_new)
+    return folder, tag_files(classifier, folder, files, event_options if with_events else None, args.retry, **options)
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -109,6 +115,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--ignore", nargs="+", default=[], metavar="LABEL", help="labels without events, such as a background")
     add("--formats", nargs="+", choices=FORMATS, help="default: all but png; results.jsonl is written in any case")
     add_running_options(parser)
+    add("--part", metavar="K/N", help="of the files, from 1/N to N/N; default: that of a SLURM job array, or all")
     add("--events_only", action="store_true", help="find events anew in the saved timelines, without the model")
     add("--retry", action="store_true", help="try files again that could not be used")
     add("--overwrite", action="store_true", help="delete the results in the folder and begin anew")
@@ -122,24 +129,19 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         raise CommandError("Expected recordings and --model, or --events_only.")
     if "png" in (args.formats or ()):
         import modeling_ast.inference.plots  # noqa: F401 - or say at once that matplotlib is missing
+    try:
+        args.part = Part() if args.events_only else find_part(args.part, os.environ)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    if args.overwrite and args.part.count > 1:
+        raise CommandError(
+            f"Expected no --overwrite of part {args.part}, which would delete what others have written."
+        )
     check_least(args, top_k=1, min_seconds=0, merge_seconds=0, batch_size=1, num_workers=0)
     for name in ("threshold", "low_threshold"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
             raise CommandError(f"Expected {name} between 0 and 1, got {getattr(args, name)}.")
     return args
-
-
-def report(folder: ResultsFolder, paths: list[str], num_new: int) -> int:
-    """Say what has been done, and return the exit status."""
-    entries = {path: folder.entries[path] for path in paths}
-    broken = [path for path, entry in entries.items() if entry.place is None]
-    length = timedelta(seconds=round(sum(entry.seconds for entry in entries.values())))
-    num_events = sum(entry.num_events for entry in entries.values())
-    print(f"{len(entries)} file(s), {num_new} of them now: {length} of sound (h:mm:ss), {num_events} event(s).")
-    if broken:
-        print(f"{len(broken)} cannot be used (--retry tries again), such as {plain(broken[0])}.")
-    print(f"Results in {folder.path}.")
-    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -2,24 +2,26 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
-from modeling_ast.data.locks import claimed, still_written
+from modeling_ast.inference.parts import Part, part_named
 from modeling_ast.inference.timeline import is_number
 
 # What a line lists of a recording, and what each row of a list says.
 TABLES = {"tags": ("label", "score"), "events": ("label", "start", "end", "score")}
+_NAME = "results.jsonl"
 MEND = "Give another --output_dir, or --overwrite to delete them and begin anew."
 
 
 class Entry(NamedTuple):
     """What is kept in memory of a line."""
 
-    position: int  # of the line in its file, in bytes
+    file: Path
+    position: int  # of the line in the file, in bytes
     stamp: tuple[int, ...] | None
     place: str | None  # None of a recording that cannot be used
     seconds: float
@@ -29,61 +31,90 @@ class Entry(NamedTuple):
 class Journal:
     """Lines of results, each with the `path` of a recording; of several lines of a path the last counts.
 
+    They are in `results.jsonl`, and those of the parts of a divided run in a file each, `results-2-of-3.jsonl`, until
+    they are joined. A path has lines in one of these besides `results.jsonl`: files of another division are joined
+    first.
+
     Attributes:
-        path: Of the file, which is made with the first line.
-        entries: By path, in the order in which they were first written.
+        entries: By path, those of all files.
 
     Args:
-        path: Of the file. The beginning of a line that was cut off is removed from it.
+        folder: Of the files, which are made with their first lines.
+        part: Whose file gets new lines; the beginning of a line that was cut off is removed from it.
         is_place: Whether what a line says of the place of further results can be trusted.
 
     Raises:
         DataError: Another line than those that are written here.
     """
 
-    def __init__(self, path: Path, is_place: Callable[[Any], bool]):
-        self.path, self._is_place = path, is_place
+    def __init__(self, folder: Path, part: Part, is_place: Callable[[Any], bool]):
+        self.folder, self.part, self._is_place = folder, part, is_place
         self.entries: dict[str, Entry] = {}
-        if not path.exists():
-            return
-        with open(path, "r+b") as file:
-            position = 0
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    file.truncate(position)
-                    break
-                entry = parse(line)
-                if entry is None or not self._is_entry(entry):
-                    raise DataError(f"{path}, line {number}: not a line of results. {MEND}")
-                self._keep(entry, position)
-                position += len(line)
+        self._own = folder / (part.name("results") + ".jsonl")
+        self._join([path for path in _part_files(folder) if part_named(path.stem).count != part.count])
+        self.read()
+
+    def read(self) -> None:
+        """Read what all parts have written by now."""
+        self._read(journal_files(self.folder))
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Write a line."""
-        with open(self.path, "ab") as file:
+        with open(self._own, "ab") as file:
             position = file.tell()
             file.write(_to_line(entry))
-        self._keep(entry, position)
+        self._keep(entry, self._own, position)
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The lines that count, read again, in the order of `entries`."""
-        if not self.entries:
-            return
-        with open(self.path, "rb") as file:
-            for entry in list(self.entries.values()):
-                file.seek(entry.position)
-                yield json.loads(file.readline())
+        """The lines that count, read again, in the order of their paths."""
+        with ExitStack() as stack:
+            files = {}
+            for path in sorted(self.entries):
+                entry = self.entries[path]
+                if entry.file not in files:
+                    files[entry.file] = stack.enter_context(open(entry.file, "rb"))
+                files[entry.file].seek(entry.position)
+                yield json.loads(files[entry.file].readline())
+
+    def join(self) -> None:
+        """Bring the lines of all parts, none of which is at work any longer, into `results.jsonl`."""
+        self._join(_part_files(self.folder))
+        self.read()
 
     def replace(self, lines: Iterator[Mapping[str, Any]]) -> None:
-        """Write all lines anew; they may come out of `lines()`."""
-        with written_beside(self.path) as unfinished, open(unfinished, "wb") as file:
+        """Write `results.jsonl` anew; the lines may come out of `lines()`."""
+        path = self.folder / _NAME
+        with written_beside(path) as unfinished, open(unfinished, "wb") as file:
             file.writelines(map(_to_line, lines))
-        self.__init__(self.path, self._is_place)
+        self.read()
 
-    def _keep(self, entry: Mapping[str, Any], position: int) -> None:
+    def _join(self, parts: list[Path]) -> None:
+        if parts:
+            self._read([path for path in (self.folder / _NAME, *parts) if path.exists()])
+            self.replace(self.lines())
+            for path in parts:
+                path.unlink()
+
+    def _read(self, paths: list[Path]) -> None:
+        self.entries = {}
+        for path in paths:
+            with open(path, "r+b" if path == self._own else "rb") as file:
+                position = 0
+                for number, line in enumerate(file, start=1):
+                    if not line.endswith(b"\n"):  # another part is about to write it, or it was cut off
+                        if path == self._own:
+                            file.truncate(position)
+                        break
+                    entry = parse(line)
+                    if entry is None or not self._is_entry(entry):
+                        raise DataError(f"{path}, line {number}: not a line of results. {MEND}")
+                    self._keep(entry, path, position)
+                    position += len(line)
+
+    def _keep(self, entry: Mapping[str, Any], file: Path, position: int) -> None:
         stamp = tuple(entry["stamp"]) if isinstance(entry.get("stamp"), list) else None
         figures = (None, 0.0, 0) if "error" in entry else (entry["place"], entry["seconds"], len(entry["events"]))
-        self.entries[entry["path"]] = Entry(position, stamp, *figures)
+        self.entries[entry["path"]] = Entry(file, position, stamp, *figures)
 
     def _is_entry(self, entry: Mapping[str, Any]) -> bool:
         """Whether a line is one that is written here, with nothing in it that leads out of the folder."""
@@ -100,17 +131,13 @@ class Journal:
         )
 
 
-@contextmanager
-def claimed_results(folder: Path) -> Iterator[None]:
-    """While it is entered, no other process can enter it for the same folder of results.
+def journal_files(folder: Path) -> list[Path]:
+    """The files that are there, `results.jsonl` first."""
+    return [path for path in (folder / _NAME,) if path.exists()] + _part_files(folder)
 
-    Raises:
-        DataError: Another process is inside, or it is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"Expected output_dir to be a folder, got the file {folder}.")
-    with claimed(folder, DataError(still_written(folder))):
-        yield
+
+def _part_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("results-*.jsonl") if part_named(path.stem).count > 1)
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
