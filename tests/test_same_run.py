@@ -260,3 +260,28 @@ def test_an_error_of_all_processes_is_told_once(recipe, tmp_path):
     assert sentence.startswith("none/clips.csv: no such file or folder")
     (sentence,) = told(launch(tmp_path, "", recipe, "--output_dir=run", "--model_name_or_path=none"))
     assert sentence.startswith("none cannot be used")
+
+
+BLIND = """
+from modeling_ast.training import checkpoints, stages
+checkpoints.last_whole_checkpoint = stages.last_whole_checkpoint = lambda folder: None
+is_dir = Path.is_dir
+Path.is_dir = lambda path: is_dir(path) and not path.name.startswith(('checkpoint-', 'weight_average'))
+checkpoints.ResumableTrainer._check_optimizer = staticmethod(lambda checkpoint: None)  # which looks into one
+"""
+
+
+@pytest.mark.slow
+def test_the_main_process_decides_what_is_resumed_and_what_is_best(recipe, tmp_path):
+    """The second process sees no checkpoint and no average, as on a disk that tells it late."""
+    whole = launch(tmp_path, "", recipe, "--output_dir=whole")
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    stop = "from modeling_ast.training.trainer import ASTTrainer\n"
+    stop += "average, updates = ASTTrainer.average_weights, []\n"
+    stop += "ASTTrainer.average_weights = lambda *args: updates.append(average(*args)) or updates[6:] and os._exit(7)"
+    assert launch(tmp_path, stop, recipe, "--output_dir=run").returncode != 0
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} >= {"checkpoint-6"}
+    for _ in "12":  # goes on; finds the end and evaluates
+        process = launch(tmp_path, BLIND, recipe, "--output_dir=run")
+        assert process.returncode == 0, process.stderr[-3000:]
+        assert campaign.run_difference(0, tmp_path / "run", tmp_path / "whole") is None

@@ -35,7 +35,7 @@ from modeling_ast.training.baseline import compare_with_baseline
 from modeling_ast.training.dry_run import dry_run, nothing_written
 from modeling_ast.training.faults import GOES_ON as GOES_ON  # read by `run_command`
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, claimed
-from modeling_ast.training.processes import together
+from modeling_ast.training.processes import decided_by_main, together
 from modeling_ast.training.results import RESULTS_NAME
 from modeling_ast.training.same_run import compare_processes
 from modeling_ast.training.stages import build, evaluate, make_trainer, prepare_clips, read_arguments, read_data, train
@@ -92,7 +92,7 @@ def run(arguments: Arguments) -> dict[str, float]:
     draw = partial(plot_classes, splits.label_names)
     results |= evaluate(trainer, splits, output_dir, draw)
     average_folder = output_dir / AVERAGE_FOLDER
-    if training_args.do_train and average_folder.is_dir():
+    if training_args.do_train and decided_by_main(average_folder.is_dir):
         average_model = ASTForAudioClassification.from_pretrained(average_folder)
         average = make_trainer(arguments, splits, average_model, extractor, thresholds)
         average.state.epoch = trainer.state.epoch

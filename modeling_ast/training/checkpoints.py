@@ -12,6 +12,8 @@ import logging
 import math
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from modeling_ast.training.averaging import RunningAverage
 from modeling_ast.training.faults import GOES_ON, Stopped, StopRequest, loading, saving
 from modeling_ast.training.losses import TrainingLosses
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, checkpoint_step, last_whole_checkpoint
+from modeling_ast.training.processes import decided_by_main, together
 from modeling_ast.training.results import RESULTS_NAME, EpochRecord
 
 logger = logging.getLogger(__name__)
@@ -110,7 +113,7 @@ class ResumableTrainer(Trainer):
             self._is_saving_checkpoint = False
         if self.state.best_global_step:  # by the name that it will have
             best = checkpoint.parent / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-            if best == checkpoint or best.is_dir():
+            if best == checkpoint or decided_by_main(best.is_dir):
                 self.state.best_model_checkpoint = str(best)
         if self.args.should_save:
             self.state.save_to_json(unfinished / TRAINER_STATE_NAME)
@@ -204,8 +207,18 @@ class ResumableTrainer(Trainer):
 
         Returns:
             The metrics of the training, or `None` where it has not ended, saved no whole model (FSDP's shards), or
-            where a file of it is damaged.
+            where a file of it is damaged, for the main process.
+
+        Raises:
+            RecipeError: Another process cannot read what the main process has read.
         """
+        metrics = decided_by_main(self._read_end)
+        with together():
+            if metrics is not None and not self.is_world_process_zero() and self._read_end() is None:
+                raise RecipeError(f"{self.args.output_dir} holds the trained model, which this process cannot read.")
+        return metrics
+
+    def _read_end(self) -> dict[str, float] | None:
         folder = Path(self.args.output_dir)
         if not all((folder / name).is_file() for name in (TRAINER_STATE_NAME, SAFE_WEIGHTS_NAME)):
             return None
@@ -242,12 +255,12 @@ class ResumableTrainer(Trainer):
 
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs):
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = decided_by_main(lambda: last_whole_checkpoint(self.args.output_dir))
         if resume_from_checkpoint:
             with self._loading(resume_from_checkpoint):
                 TrainerState.load_from_json(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)
                 self._load_progress(Path(resume_from_checkpoint))
-            self._check_optimizer(Path(resume_from_checkpoint))
+                self._check_optimizer(Path(resume_from_checkpoint))
         self._resumed_from = resume_from_checkpoint or None
         if self.args.should_save:  # what `load_end` goes by
             (Path(self.args.output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
@@ -310,9 +323,13 @@ class ResumableTrainer(Trainer):
                 "save_only_model true has saved. Start a new run from it by model_name_or_path."
             )
 
-    def _loading(self, checkpoint: str | Path | None):
+    @contextmanager
+    def _loading(self, checkpoint: str | Path | None) -> Iterator[None]:
         is_of_this_run = Path(checkpoint or "").absolute().parent == Path(self.args.output_dir).absolute()
-        return loading(checkpoint, is_of_this_run)
+        # While they load shards the processes wait for one another, and none could be told of another one's error.
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        with nullcontext() if is_sharded else together(), loading(checkpoint, is_of_this_run):
+            yield
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         """Weights that cannot be read: told in one sentence, with what to do."""
@@ -369,7 +386,8 @@ class _CheckpointCallback(TrainerCallback):
         resumed_from = self.trainer._resumed_from
         if resumed_from and state.best_global_step:  # also where the folder of the run has moved
             best = Path(resumed_from).parent / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
-            state.best_model_checkpoint = str(best) if best.is_dir() else state.best_model_checkpoint
+            if decided_by_main(best.is_dir):
+                state.best_model_checkpoint = str(best)
         if resumed_from and (stops_early := self.trainer._stops_early):
             known = state.stateful_callbacks[type(stops_early).__name__]
             stops_early.early_stopping_patience_counter = known["attributes"]["early_stopping_patience_counter"]

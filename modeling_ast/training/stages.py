@@ -25,7 +25,7 @@ from modeling_ast.training.output_dir import (
     last_whole_checkpoint,
     prepare_output_dir,
 )
-from modeling_ast.training.processes import together
+from modeling_ast.training.processes import decided_by_main, together
 from modeling_ast.training.results import EpochRecord
 from modeling_ast.training.rows import TrainingRows, TrainingStream
 from modeling_ast.training.same_run import compare_clips
@@ -236,7 +236,7 @@ def evaluate(
 
 def _train_or_go_on(trainer: ASTTrainer) -> dict[str, float]:
     output_dir, resume = Path(trainer.args.output_dir), trainer.args.resume_from_checkpoint
-    checkpoint = last_whole_checkpoint(output_dir) if resume is True else resume
+    checkpoint = decided_by_main(lambda: last_whole_checkpoint(output_dir)) if resume is True else resume
     if resume is True and (metrics := trainer.load_end()) is not None:
         logger.info(f"{output_dir} holds the trained model: what is left is its evaluation.")
         return metrics
