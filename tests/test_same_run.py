@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import fault_campaign as campaign
 import pytest
@@ -16,9 +18,15 @@ from helpers import ROOT, contents, end_of
 from modeling_ast.commands import train as script
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.training import same_run
+from modeling_ast.training import processes, same_run
 from modeling_ast.training.arguments import parse_arguments
-from modeling_ast.training.processes import decided_by_main, raise_in_all, together
+from modeling_ast.training.processes import (
+    decided_by_main,
+    join_on_cpus,
+    raise_in_all,
+    refuse_lone_processes,
+    together,
+)
 from modeling_ast.training.same_run import compare_clips, compare_processes, find_difference
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures_in_module")
@@ -139,7 +147,71 @@ def test_versions_are_compared(main, tmp_path, monkeypatch):
         main.against(compare_processes, read(tmp_path))
 
 
-# What all processes learn
+# The group of processes
+
+
+@pytest.fixture
+def joined(monkeypatch) -> list[dict]:
+    """With what groups would be made, two processes each on two machines."""
+    made = []
+    monkeypatch.setattr(processes, "PartialState", lambda **options: made.append(options))
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node-a"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr(processes.socket, "gethostbyname", lambda name: "10.0.0.7")
+    return made
+
+
+ON_CPUS = SimpleNamespace(use_cpu=True, ddp_backend=None, ddp_timeout=7)
+
+
+def test_the_timeout_holds_on_cpus_too(joined, monkeypatch):
+    join_on_cpus(ON_CPUS)
+    assert joined == [{"cpu": True, "backend": None, "timeout": timedelta(seconds=7)}]
+    join_on_cpus(SimpleNamespace(use_cpu=False, ddp_backend="nccl", ddp_timeout=7))
+    assert len(joined) == 1  # Transformers hands it on
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    join_on_cpus(ON_CPUS)
+    assert len(joined) == 1
+
+
+def test_a_host_name_that_no_other_machine_finds_is_one_sentence(joined, monkeypatch):
+    monkeypatch.setattr(processes.socket, "gethostbyname", lambda name: "127.0.1.1")
+    with pytest.raises(ValueError, match="leads to 127.0.1.1, .*GLOO_SOCKET_IFNAME .*NCCL_SOCKET_IFNAME"):
+        join_on_cpus(ON_CPUS)
+    assert joined == []
+    for name, value in (("GLOO_SOCKET_IFNAME", "eth0"), ("LOCAL_WORLD_SIZE", "4"), ("MASTER_ADDR", "127.0.0.1")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            join_on_cpus(ON_CPUS)
+    assert len(joined) == 3
+
+    def refuse(name: str) -> str:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(processes.socket, "gethostbyname", refuse)
+    with pytest.raises(ValueError, match="leads to no address, where no other machine finds it"):
+        join_on_cpus(ON_CPUS)
+
+
+def test_one_process_in_place_of_several_is_one_sentence(monkeypatch, tmp_path):
+    """As `accelerate launch --cpu --num_processes 2` starts it."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    join_on_cpus(ON_CPUS)  # as with --num_processes 1
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(ValueError, match="asked for several processes without GPUs, and started one"):
+        join_on_cpus(ON_CPUS)
+    with pytest.raises(RecipeError, match="--multi_gpu in place of --cpu and with the recipe's key use_cpu true"):
+        read(tmp_path)
+
+
+def test_a_group_whose_processes_believe_themselves_alone_is_one_sentence(monkeypatch):
+    alone = SimpleNamespace(parallel_mode="not_parallel")
+    refuse_lone_processes(alone)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="Expected use_cpu true for 2 processes that find no GPU"):
+        refuse_lone_processes(alone)
 
 
 def test_a_single_process_decides_and_fails_by_itself():
@@ -171,9 +243,11 @@ def recipe(tmp_path_factory, one_thread) -> Path:
 
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+ACCELERATE = ["accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+ACCELERATE += ["--num_processes=2", "--main_process_port=0"]
 
 
-def launch(folder: Path, of_second: str, *argv) -> subprocess.CompletedProcess:
+def launch(folder: Path, of_second: str, *argv, launcher: list[str] = TORCHRUN) -> subprocess.CompletedProcess:
     """Two processes, started in a folder of their own, of which the second one does something first."""
     lines = ["import os, runpy, sys, time", "from pathlib import Path", "from modeling_ast.training import same_run"]
     lines += ["same_run.PATIENCE_SECONDS = 1.0", "if os.environ.get('RANK') == '1':", "    pass"]
@@ -182,7 +256,7 @@ def launch(folder: Path, of_second: str, *argv) -> subprocess.CompletedProcess:
     folder.mkdir(exist_ok=True)
     (folder / "program.py").write_text("\n".join(lines))
     return subprocess.run(
-        [sys.executable, "-m", *TORCHRUN, *map(str, [folder / "program.py", *argv])],
+        [sys.executable, "-m", *launcher, *map(str, [folder / "program.py", *argv])],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=folder,
         capture_output=True,
@@ -260,6 +334,31 @@ def test_an_error_of_all_processes_is_told_once(recipe, tmp_path):
     assert sentence.startswith("none/clips.csv: no such file or folder")
     (sentence,) = told(launch(tmp_path, "", recipe, "--output_dir=run", "--model_name_or_path=none"))
     assert sentence.startswith("none cannot be used")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--multi_gpu"], "Expected use_cpu true for 2 processes that find no GPU"),
+        (["--cpu"], "accelerate launch was asked for several processes without GPUs, and started one"),
+        ([], "accelerate launch was asked for several processes without GPUs, and started one"),
+    ],
+    ids=["multi_gpu", "cpu", "none"],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the launcher finds GPUs here")
+def test_processes_that_would_train_alone_are_told_once(recipe, tmp_path, options, words):
+    argv = [recipe, "--output_dir=run", "--use_cpu=false"]
+    (sentence,) = told(launch(tmp_path, "", *argv, launcher=[*ACCELERATE, *options]))
+    assert sentence.startswith(words) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_other_one(recipe, tmp_path):
+    hang = "from modeling_ast.training.trainer import ASTTrainer\n"
+    hang += "ASTTrainer.average_weights = lambda *args: time.sleep(1000)"
+    sentences = told(launch(tmp_path, hang, recipe, "--output_dir=run", "--ddp_timeout=8"))
+    assert sentences and all(each.startswith("Another process of this run has ended or hangs") for each in sentences)
 
 
 BLIND = """

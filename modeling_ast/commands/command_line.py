@@ -39,7 +39,10 @@ _DISK_ERRORS = {
     *(errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
 }
 # What the backends of `torch.distributed` say in the processes that are left when another one ended.
-_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+_LOST_PROCESS = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"),
+    "Timed out waiting",
+)
 
 
 class CommandError(ValueError):
@@ -236,7 +239,7 @@ def fault_sentence(error: BaseException, goes_on: str = "") -> str | None:
             goes_on,
         )
     if isinstance(error, RuntimeError) and any(words in message for words in _LOST_PROCESS):
-        return _join("error: Another process of this run has ended, and none goes on without it.", goes_on)
+        return _join("error: Another process of this run has ended or hangs, and none goes on without it.", goes_on)
     return None
 
 

@@ -20,6 +20,7 @@ from modeling_ast.data.recipes import (
     parse_blocks,
     read_recipe,
 )
+from modeling_ast.training.processes import join_on_cpus, refuse_lone_processes
 
 # What the best epoch can be chosen by; the first is of the logits.
 BEST_METRICS = ("loss", *(name for name in METRICS if name != COUNT_LEFT_OUT))
@@ -33,7 +34,7 @@ _INTERVALS = {
         "(0, 1)": "ema_decay",
         "(0, inf)": "num_train_epochs save_steps logging_steps lr_step_factor head_learning_rate_factor",
         "[1, inf)": "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-        "save_total_limit lr_step_epochs early_stopping_patience",
+        "save_total_limit lr_step_epochs early_stopping_patience ddp_timeout",
         "[0, inf)": "learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps eval_steps eval_delay "
         "dataloader_num_workers freq_mask_bins time_mask_frames max_noise roll_frames lr_step_first_epochs "
         "early_stopping_threshold",
@@ -167,7 +168,9 @@ class ASTTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         check_numbers(self, _INTERVALS)
+        join_on_cpus(self)
         super().__post_init__()
+        refuse_lone_processes(self)
         if self.hub_token is not None:  # Transformers saves these arguments beside the model, and uploads the file
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         for name, (only, reason) in _ONLY_VALUES.items():

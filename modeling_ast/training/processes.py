@@ -1,17 +1,77 @@
-"""The processes of a run: how all of them learn of an error of one, and what one decides for all."""
+"""The processes of a run: how they join, how all of them learn of an error of one, and what one decides for all."""
 
+import os
 import platform
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import NoReturn, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, str_to_bool
+from accelerate.utils.environment import get_cpu_distributed_information
+from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 from modeling_ast.data.recipes import RecipeError
 
 T = TypeVar("T")
+
+
+def join_on_cpus(args: TrainingArguments) -> None:
+    """Make the group of processes without GPUs, before Transformers does, which leaves `ddp_timeout` out there.
+
+    It takes a group that is there as it is.
+
+    Raises:
+        ValueError: The launcher was asked for several processes and started one, or the others would not find this
+            machine.
+    """
+    place = get_cpu_distributed_information()
+    if place.world_size == 1:
+        # `accelerate launch` says where the main process is, where there are to be several, and their ranks elsewhere.
+        if {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys() and "RANK" not in os.environ:
+            raise ValueError(
+                "accelerate launch was asked for several processes without GPUs, and started one, which would train "
+                "alone. Start them with --multi_gpu in place of --cpu and with the recipe's key use_cpu true, or ask "
+                "for one process."
+            )
+    elif args.use_cpu or str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "False")):
+        if place.local_world_size < place.world_size:
+            _check_host_name()
+        PartialState(cpu=True, backend=args.ddp_backend, timeout=timedelta(seconds=args.ddp_timeout))
+
+
+def refuse_lone_processes(args: TrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: This process is one of a group, and would train alone.
+    """
+    if _is_group() and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise ValueError(
+            f"Expected use_cpu true for {torch.distributed.get_world_size()} processes that find no GPU: without it "
+            "each of them would train alone."
+        )
+
+
+def _check_host_name() -> None:
+    """Gloo tells the other machines the address that this one's own name leads to."""
+    main_address = os.environ.get("MASTER_ADDR", "localhost")
+    if "GLOO_SOCKET_IFNAME" in os.environ or main_address == "localhost" or main_address.startswith("127."):
+        return
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        address = "no address"
+    if address.startswith("127.") or address == "no address":
+        raise ValueError(
+            f"The name of this machine, {name}, leads to {address}, where no other machine finds it. Set "
+            "GLOO_SOCKET_IFNAME (with GPUs NCCL_SOCKET_IFNAME) to the network interface that leads to the others "
+            "(such as eth0), or mend /etc/hosts."
+        )
 
 
 def process_name() -> str:
