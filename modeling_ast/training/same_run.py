@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 import transformers
 from datasets import Dataset, IterableDataset
@@ -162,10 +163,19 @@ def _describe_rows(rows: Dataset | IterableDataset) -> str:
     if isinstance(rows, IterableDataset):
         return f"a stream of {rows.num_shards} file(s)"
     columns = rows.flatten().select_columns(["audio.path", "labels"]).with_format("arrow")  # not the sounds
-    batches = (columns[start : start + 10_000].to_pylist() for start in range(0, len(rows), 10_000))
-    # Only the end of a path: machines may have the data in different places.
-    clips = (f"{(row['audio.path'] or '').split('/')[-2:]}{row['labels']}" for batch in batches for row in batch)
-    return f"{len(rows)} clips ({_digest(clips)})"
+    batches = (columns[start : start + 100_000] for start in range(0, len(rows), 100_000))
+    return f"{len(rows)} clips ({_digest(text for batch in batches for text in _describe_batch(batch))})"
+
+
+def _describe_batch(batch: pa.Table) -> Iterator[str]:
+    # Only the ends of the paths: machines may have the data in different places.
+    for path in batch["audio.path"].to_pylist():
+        yield "/".join((path or "").rsplit("/", 2)[-2:])
+    labels = batch["labels"].combine_chunks()
+    if pa.types.is_list(labels.type) or pa.types.is_large_list(labels.type):
+        yield str(labels.value_lengths().to_pylist())
+        labels = labels.flatten()
+    yield str(labels.to_pylist())
 
 
 def _digest(texts: Iterable[str]) -> str:
