@@ -136,6 +136,47 @@ def test_what_is_no_label_is_an_error_in_tables_and_streams_alike(tmp_path, load
         list(load(str(folder)).train)
 
 
+def write_labels(folder: Path, labels: list) -> str:
+    """The same rows for training and validation."""
+    rows = Dataset.from_list([{"audio": {"bytes": b"", "path": "a.wav"}, "label": label} for label in labels])
+    for split in ("train", "validation"):
+        rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    (folder / "labels.csv").write_text("index,mid,display_name\n0,/m/1,hum\n1,/m/0,hiss\n")
+    return str(folder)
+
+
+WAYS = {
+    "text between separators": (["hum;hiss", " hiss ;", ""], [[0, 1], [1], []]),
+    "lists as text": (["['hum', 'hiss']", '["hiss"]', "[]"], [[0, 1], [1], []]),
+    "lists": ([["hum", "/m/0"], ["1"], []], [[0, 1], [1], []]),
+    "two classes by their numbers": ([[0, 1], [1], [1, 0]], [[0, 1], [1], [1, 0]]),
+}
+
+
+@pytest.mark.parametrize("written, expected", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("load", ROWS.values(), ids=ROWS)
+def test_labels_are_read_in_a_stream_as_in_a_table(tmp_path, load, written, expected):
+    settings = {"label_file": str(tmp_path / "labels.csv"), "label_separator": ";", "multi_label": True}
+    splits = load(write_labels(tmp_path, written), **settings)
+    assert [list(row["labels"]) for row in splits.validation] == expected
+
+
+FAULTS = {
+    "a control character": (["hum", "hi\0ss"], "expected labels without control characters, got"),
+    "not in the table": (["hum", "rain"], "the label 'rain' is not in the label table"),
+    "no number of a label": ([0.0, 1.0], "in 'label', got double"),
+    "broken lists": (["['hum']", "['hum' 'hiss']"], "expected a list of labels in 'label' as in other rows"),
+    "empty": (["hum", ""], "expected one label a clip in 'label', got ''"),
+}
+
+
+@pytest.mark.parametrize("written, message", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("load", ROWS.values(), ids=ROWS)
+def test_wrong_labels_are_the_same_error_in_a_stream_as_in_a_table(tmp_path, load, written, message):
+    with pytest.raises(DataError, match=message):
+        load(write_labels(tmp_path, written), label_file=str(tmp_path / "labels.csv"))
+
+
 def test_multi_hot_vectors_in_a_stream_are_not_taken_for_lists_of_labels(tmp_path):
     rows = Dataset.from_list([{"audio": {"bytes": b"", "path": "a.wav"}, "label": [1, 0, 0]}])
     for split in ("train", "validation"):

@@ -59,6 +59,7 @@ class Table:
     unit: str = "row"
     has_columns: bool = True  # that one may choose by their names
     has_separators: bool = False  # between labels, also where one is expected
+    is_whole: bool = True  # and not some rows of a stream
 
     def where(self, row: int) -> str:
         feature = self.rows.features[self.audio_column]

@@ -77,7 +77,9 @@ def read_labels(table: Table, separator: str, multi_label: bool) -> Labels:
         raise DataError(
             f"{table.where(number)}: expected {expected} in {table.label_column!r}, got {written[number].as_py()!r}."
         )
-    is_multi_hot = len(lengths) > 1 and lengths[0] > 1 and (lengths == lengths[0]).all() and not names
+    # Two classes by their indices are a clip's labels as well; what all rows of a data set have are vectors.
+    least = (2, 2) if table.is_whole else (1, 3)  # rows, values of each
+    is_multi_hot = len(lengths) >= least[0] and lengths[0] >= least[1] and (lengths == lengths[0]).all() and not names
     if is_multi_hot and set(found) <= {"0", "1"}:
         raise DataError(
             f"{table.source}: expected lists of labels in {table.label_column!r}, got what looks like multi-hot "

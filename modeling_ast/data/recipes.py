@@ -151,7 +151,7 @@ class DataArguments:
     audio_dir: str | None = field(
         default=None, metadata={"help": "Where the paths of a list start, relative to the list."}
     )
-    label_separator: str = field(default=",", metadata={"help": "Between labels in a list."})
+    label_separator: str = field(default=",", metadata={"help": "Between labels in one text."})
     fold_column_name: str | None = field(
         default=None, metadata={"help": "Column with the fold: a whole number, or a name such as a speaker's."}
     )

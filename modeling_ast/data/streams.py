@@ -4,17 +4,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Audio, Dataset, Features, IterableDataset, Value, load_dataset
+import pyarrow as pa
+from datasets import Audio, Dataset, DatasetInfo, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from modeling_ast.data.clip_tables import AudioSplits, name_splits
+from modeling_ast.data.clip_tables import AudioSplits, Table, name_splits
 from modeling_ast.data.folders import look_into
-from modeling_ast.data.label_columns import LabelIndex, class_names, index_labels, label_name
+from modeling_ast.data.label_columns import (
+    LabelIndex,
+    class_names,
+    index_labels,
+    number_labels,
+    read_labels,
+    refuse_unknown,
+)
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.sources import refuse_sound_files
 
 SHUFFLE_BUFFER = 1000  # clips, not decoded
+ROWS_AT_ONCE = 16  # whose labels are looked up together
 
 
 def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) -> AudioSplits:
@@ -36,20 +45,29 @@ def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) ->
     for name, stream in splits.items():
         limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples
         splits[name] = stream if limit is None else stream.take(limit)
-    known_names = class_names(splits["train"].features[data_args.label_column_name])
-    if known_names is None and data_args.label_file is None:
+    names = class_names(splits["train"].features[data_args.label_column_name])
+    if names is None and data_args.label_file is None:
         raise DataError(f"{source}: a stream does not tell all its labels in advance; name them by label_file.")
-    index = index_labels(known_names, data_args.label_file, source)
-    to_row = partial(_to_row, data_args=data_args, known_names=known_names, index=index, multi_label=multi_label)
+    index = index_labels(names, data_args.label_file, source)
     # Not an audio feature: `datasets` would need torchcodec to write one.
     audio = {"bytes": Value("binary"), "path": Value("string")}
     features = Features({"audio": audio, "labels": [Value("int64")] if multi_label else Value("int64")})
-    rows = {
-        name: stream.cast_column(audio_column, Audio(decode=False)).map(
-            to_row, remove_columns=list(stream.features), features=features
+    rows = {}
+    for name, stream in splits.items():
+        to_rows = partial(
+            _to_rows,
+            data_args=data_args,
+            label_feature=stream.features[data_args.label_column_name],
+            index=index,
+            multi_label=multi_label,
         )
-        for name, stream in splits.items()
-    }
+        rows[name] = stream.cast_column(audio_column, Audio(decode=False)).map(
+            to_rows,
+            batched=True,
+            batch_size=ROWS_AT_ONCE,
+            remove_columns=list(stream.features),
+            features=features,
+        )
     held_out = {name: _keep(stream, source) for name, stream in rows.items() if name != "train"}
     train = rows["train"].shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
     return AudioSplits(train, held_out["validation"], held_out.get("test"), index.names)
@@ -91,22 +109,24 @@ def _keep(stream: IterableDataset, dataset_name: str) -> Dataset:
         raise DataError(f"{dataset_name}: {error.__cause__}") from error
 
 
-def _to_row(
-    row: dict[str, Any], data_args: DataArguments, known_names: list[str] | None, index: LabelIndex, multi_label: bool
-) -> dict[str, Any]:
-    label_column = data_args.label_column_name
-    audio, value = row[data_args.audio_column_name], row[label_column]
-    where = f"{data_args.dataset_name} ({(audio or {}).get('path') or 'a clip without a path'})"
-    values = value if isinstance(value, list) else [value]
-    names = [label_name(label, known_names) for label in values]
-    if None in names or (not multi_label and len(names) != 1):
-        expected = "labels" if multi_label else "one label a clip"
-        raise DataError(f"{where}: expected {expected} in {label_column!r}, got {value!r}.")
-    if known_names is None and len(values) > 2 and set(names) <= {"0", "1"}:
-        raise DataError(
-            f"{where}: expected lists of labels in {label_column!r}, got what looks like multi-hot vectors."
-        )
-    if unknown := [name for name in names if name not in index.numbers]:
-        raise DataError(index.describe_unknown(unknown[0], where))
-    numbers = [index.numbers[name] for name in names]
-    return {"audio": audio, "labels": numbers if multi_label else numbers[0]}
+class _Rows(Table):
+    """Some rows of a stream, which have no numbers that anybody knows: a clip is called by its path."""
+
+    def where(self, row: int) -> str:
+        audio = self.rows[int(row)][self.audio_column] or {}
+        return f"{self.source} ({audio.get('path') or 'a clip without a path'})"
+
+
+def _to_rows(
+    rows: dict[str, list], data_args: DataArguments, label_feature: Any, index: LabelIndex, multi_label: bool
+) -> dict[str, list]:
+    audios, column = rows[data_args.audio_column_name], data_args.label_column_name
+    # For the look-up alone, so without the sounds.
+    paths = [{"path": (audio or {}).get("path")} for audio in audios]
+    features = Features({"audio": {"path": Value("string")}, column: label_feature})
+    content = pa.table({"audio": paths, column: rows[column]}, schema=features.arrow_schema)
+    info = DatasetInfo(features=features)
+    table = _Rows(Dataset(content, info, fingerprint=""), data_args.dataset_name, label_column=column, is_whole=False)
+    labels = read_labels(table, data_args.label_separator, multi_label)
+    refuse_unknown({"": labels}, index, {"": table})
+    return {"audio": audios, "labels": number_labels(labels, index, multi_label).to_pylist()}
