@@ -198,19 +198,7 @@ def test_a_table_beside_class_folders_hides_no_sounds(tmp_path, caplog):
     assert "not the 1 Parquet file(s) beside them, such as embeddings.parquet" in caplog.text
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_an_audio_folder_with_metadata_is_refused_with_the_lists_that_can_be_read(tmp_path, suffix):
-    """Also where its folders look like classes."""
-    header = {".csv": "file_name,label\n", ".jsonl": '{"file_name": "part/0.wav", "label": "x"}\n'}[suffix]
-    for split in ("train", "validation"):
-        classes(tmp_path / split, "part_1", "part_2")
-        (tmp_path / split / f"metadata{suffix}").write_text(header)
-    words = f"whose labels train/metadata{suffix} tells.*dataset_name .*train/metadata{suffix}, validation_file .*"
-    with pytest.raises(DataError, match=words + f"/validation/metadata{suffix}, audio_column_name file_name"):
-        load_splits(str(tmp_path))
-
-
-def test_the_lists_of_an_audio_folder_are_read_as_its_refusal_says(tmp_path):
+def test_the_lists_of_an_audio_folder_are_read_as_lists_too(tmp_path):
     lists = {}
     for split in ("train", "validation"):
         write(tmp_path / split, *(f"{number}.wav" for number in range(4)))
@@ -229,10 +217,3 @@ def test_a_table_of_other_columns_is_no_metadata(tmp_path):
 def test_metadata_that_cannot_be_read_is_an_error(tmp_path):
     with pytest.raises(DataError, match="metadata.parquet: cannot be read"):
         load_splits(str(write(classes(tmp_path), "metadata.parquet")))
-
-
-def test_tar_shards_are_called_what_they_are(tmp_path):
-    with pytest.raises(
-        DataError, match=r"tar archives \(WebDataset\) such as train-0000.tar, which are not read. Unpack"
-    ):
-        load_splits(str(write(tmp_path, "train-0000.tar")))

@@ -23,13 +23,6 @@ def read_class_folders(folder: Path, found: FolderContents) -> dict[str, Dataset
     Raises:
         DataError: The folders may be meant as splits or as classes, or they are neither.
     """
-    if found.metadata:
-        raise DataError(_describe_metadata(folder, found.metadata))
-    if not found.sounds and found.archives:
-        raise DataError(
-            f"{folder}: expected sound files or Parquet files, found {found.describe()}, which are not read. Unpack "
-            "them (tar -xf), and list their sounds and labels in a CSV file."
-        )
     if found.parquet:
         logger.warning(
             f"{folder}: the sounds in its folders are read, and not the {len(found.parquet)} Parquet file(s) beside "
@@ -47,17 +40,6 @@ def read_class_folders(folder: Path, found: FolderContents) -> dict[str, Dataset
         split: _read_classes(folder / name, group_by_folder(groups[name]), {})["train"]
         for split, name in split_folders.items()
     }
-
-
-def _describe_metadata(folder: Path, metadata: list[str]) -> str:
-    files = {split_of(Path(path).parent.name): path for path in metadata}
-    lists = [f"dataset_name {folder / files.get('train', metadata[0])}"]
-    lists += [f"{split}_file {folder / files[split]}" for split in SPLITS[1:] if split in files and "train" in files]
-    return (
-        f"{folder}: expected a sub-folder a class, found sound files whose labels {metadata[0]} tells (an "
-        f"AudioFolder). Read such a list itself: {', '.join(lists)}, audio_column_name file_name, and "
-        "its label_column_name."
-    )
 
 
 def _find_split_folders(folder: Path, groups: dict[str, list[str]]) -> dict[str, str]:

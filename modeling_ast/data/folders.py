@@ -43,15 +43,6 @@ class FolderContents:
         """Whether sounds lie in folders of classes, and are not some that lie beside Parquet files."""
         return bool(self.sounds) and (not self.parquet or len({os.path.dirname(path) for path in self.sounds}) > 1)
 
-    def describe(self) -> str:
-        """What there is besides Parquet files, for an error."""
-        kinds = {
-            "lists of sound files (AudioFolder)": self.metadata,
-            "sound files": self.sounds,
-            "tar archives (WebDataset)": self.archives,
-        }
-        return next((f"{what} such as {paths[0]}" for what, paths in kinds.items() if paths), "none")
-
 
 def look_into(folder: Path) -> FolderContents:
     """What lies below a folder, the hidden apart."""

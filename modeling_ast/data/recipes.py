@@ -131,7 +131,8 @@ class DataArguments:
     dataset_name: str = field(
         metadata={
             "help": "synthetic, a folder with a sub-folder a class, a list (.csv, .tsv, .txt, .jsonl, or .json as the "
-            "original's), Parquet (file or folder), or the name of a data set on the Hub."
+            "original's), Parquet (file or folder), a folder of tar archives (WebDataset) or with metadata.csv "
+            "(AudioFolder), or the name of a data set on the Hub."
         },
     )
     validation_file: str | None = field(
@@ -146,8 +147,12 @@ class DataArguments:
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    audio_column_name: str = field(default="audio", metadata={"help": "Column with the sound."})
-    label_column_name: str = field(default="label", metadata={"help": "Column with the label or labels."})
+    audio_column_name: str = field(
+        default="audio", metadata={"help": "Column with the sound; of tar archives the ending, such as wav."}
+    )
+    label_column_name: str = field(
+        default="label", metadata={"help": "Column with the label or labels; of tar archives cls, txt or json.KEY."}
+    )
     audio_dir: str | None = field(
         default=None, metadata={"help": "Where the paths of a list start, relative to the list."}
     )
@@ -166,7 +171,11 @@ class DataArguments:
         default=0.1, metadata={"help": "Share of the training clips to hold out where the data holds out none."}
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Train on clips while they arrive from the Hub; needs max_steps."}
+        default=False,
+        metadata={
+            "help": "Train on clips while they arrive from the Hub, or from Parquet or tar archives on this disk; "
+            "needs max_steps."
+        },
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Use only so many clips, of a stream the first."}

@@ -11,9 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from datasets import Dataset, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
 
 from modeling_ast.data.class_folders import read_class_folders
 from modeling_ast.data.clip_tables import (
@@ -26,7 +24,7 @@ from modeling_ast.data.clip_tables import (
     suffix_of,
     to_rows,
 )
-from modeling_ast.data.folders import look_into
+from modeling_ast.data.folders import FolderContents, look_into
 from modeling_ast.data.held_out import expect_files, find_folds, hold_out_fold, hold_out_some, split_by_column
 from modeling_ast.data.label_columns import (
     LabelIndex,
@@ -43,6 +41,16 @@ from modeling_ast.data.label_columns import (
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.lists import read_columns, read_json, read_table
 from modeling_ast.data.recipes import DataArguments
+from modeling_ast.data.shards import (
+    BUILDERS,
+    READING_ERRORS,
+    builder_of,
+    describe_cause,
+    find_builder,
+    keep,
+    open_sound_streams,
+    version_of,
+)
 from modeling_ast.data.synthetic import synthetic_folder
 
 logger = logging.getLogger(__name__)
@@ -172,13 +180,14 @@ class DataSource:
                     read_table(path, columns, self.args.audio_dir, max_missing), name, audio_column, label_column
                 )
             }
+        found = look_into(path) if path.is_dir() else None
         if suffix_of(path) == ".json":
             tables = {"train": read_json(path, self.args.audio_dir, max_missing)}
-        elif path.is_dir() and ((found := look_into(path)).are_classes or not found.parquet):
+        elif found is not None and builder_of(found) is None and (found.are_classes or not found.parquet):
             splits = read_class_folders(path, found)
             tables = {split: Table(rows, name, has_columns=False) for split, rows in splits.items()}
         else:
-            splits = _load_dataset(name, path, config_name)
+            splits = _load_dataset(name, path, config_name, found)
             tables = {split: Table(rows, name, audio_column, label_column) for split, rows in splits.items()}
         for split, table in tables.items():
             needed = [table.audio_column, table.label_column, *(columns[2:] if split == "train" else [])]
@@ -260,40 +269,26 @@ def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
     return to_rows(table), [folds[code] for code in codes]
 
 
-def _load_dataset(name: str, path: Path, config_name: str | None) -> dict[str, Dataset]:
-    """Parquet, or the Hub."""
+def _load_dataset(name: str, path: Path, config_name: str | None, found: FolderContents | None) -> dict[str, Dataset]:
+    """Parquet, tar archives, lists of sound files, or the Hub."""
     try:
         if suffix_of(path) == ".parquet":
             raw = load_dataset("parquet", data_files=str(path))
+        elif (builder := find_builder(name, path, config_name, found)).name in BUILDERS:
+            version = "" if found is None else version_of(path, found)
+            raw = {split: keep(stream, name, version) for split, stream in open_sound_streams(builder, name).items()}
         else:
             raw = load_dataset(str(path) if path.is_dir() else name, config_name)
-    except (OSError, ValueError, RuntimeError, ImportError, pa.ArrowException, DatasetGenerationError) as error:
-        refuse_sound_files(name, error)
-        # Missing, out of reach, or broken.
-        reason = " ".join(str(error.__cause__ if isinstance(error, DatasetGenerationError) else error).split())
+    except DataError:
+        raise
+    except READING_ERRORS as error:  # missing, out of reach, or broken
         if path.exists():
-            raise DataError(f"{name}: cannot be read as Parquet ({reason}).") from error
-        raise DataError(f"{name}: no such file or folder, nor to be had from the Hub ({reason}).") from error
+            kind = " as Parquet" if found is None or builder_of(found) is None else ""
+            raise DataError(f"{name}: cannot be read{kind} ({describe_cause(error)}).") from error
+        raise DataError(
+            f"{name}: no such file or folder, nor to be had from the Hub ({describe_cause(error)})."
+        ) from error
     splits = {split: raw[own] for split, own in name_splits(name, raw).items()}
     if not splits:
         raise DataError(f"{name}: expected splits called {', '.join(SPLITS)}, got {', '.join(raw)}.")
     return splits
-
-
-def refuse_sound_files(name: str, error: Exception) -> None:
-    """Say what it means that `datasets` wants torchcodec.
-
-    Args:
-        name: Of the data set.
-        error: What `datasets` raised, or what that has for its cause.
-
-    Raises:
-        DataError: It does.
-    """
-    if not any("torchcodec" in str(each) for each in (error, error.__cause__)):
-        return
-    raise DataError(
-        f"{name}: expected Parquet, found sound files or tar archives of them (AudioFolder or WebDataset), which "
-        "`datasets` reads with torchcodec alone. Install it with FFmpeg, or download the data set (hf download "
-        f"--repo-type dataset {name}), and give a folder a class or a CSV file with the paths and labels."
-    ) from error

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from datasets import Audio, Dataset, DatasetInfo, Features, IterableDataset, Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
+from datasets import Audio, Dataset, DatasetInfo, Features, IterableDataset, Value
 
 from modeling_ast.data.clip_tables import AudioSplits, Table, name_splits
 from modeling_ast.data.folders import look_into
@@ -20,7 +19,15 @@ from modeling_ast.data.label_columns import (
 )
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import DataArguments
-from modeling_ast.data.sources import refuse_sound_files
+from modeling_ast.data.shards import (
+    BUILDERS,
+    READING_ERRORS,
+    builder_of,
+    describe_cause,
+    find_builder,
+    keep,
+    open_sound_streams,
+)
 
 SHUFFLE_BUFFER = 1000  # clips, not decoded
 ROWS_AT_ONCE = 16  # whose labels are looked up together
@@ -32,12 +39,13 @@ def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) ->
     The stream's shards are shuffled, and then its clips within a window of 1,000 of them.
 
     Args:
-        data_args: Of a data set on the Hub or a folder of Parquet files, with splits train and validation; with a
-            `label_file` where it does not name its classes. `max_train_samples` takes the first clips of the stream.
+        data_args: Of a data set on the Hub or a folder of Parquet files, tar archives, or sound files with a list
+            `metadata.csv`, with splits train and validation; with a `label_file` where it does not name its classes.
+            `max_train_samples` takes the first clips of the stream.
         multi_label: Whether a clip may have several labels.
 
     Raises:
-        DataError: No such data set, sound files in place of Parquet, a missing split or column, labels that nothing
+        DataError: No such data set, sound files alone, a missing split or column, labels that nothing
             names, or a held-out clip without a label that they hold; a training clip without one when it is read.
     """
     source, audio_column = data_args.dataset_name, data_args.audio_column_name
@@ -68,25 +76,30 @@ def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) ->
             remove_columns=list(stream.features),
             features=features,
         )
-    held_out = {name: _keep(stream, source) for name, stream in rows.items() if name != "train"}
+    held_out = {name: keep(stream, source) for name, stream in rows.items() if name != "train"}
     train = rows["train"].shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
     return AudioSplits(train, held_out["validation"], held_out.get("test"), index.names)
 
 
 def _open_splits(data_args: DataArguments) -> dict[str, IterableDataset]:
     """The streams of train, validation and perhaps test, which have the columns of sounds and labels."""
-    dataset_name, config_name = data_args.dataset_name, data_args.dataset_config_name
-    folder = Path(dataset_name).expanduser()
-    if folder.is_dir() and not (found := look_into(folder)).parquet:
+    dataset_name, folder = data_args.dataset_name, Path(data_args.dataset_name).expanduser()
+    found = look_into(folder) if folder.is_dir() else None
+    if found is not None and not found.parquet and builder_of(found) is None:
         raise DataError(
-            f"{dataset_name}: expected Parquet files to stream, found {found.describe()}. Leave streaming out to read "
-            "what lies on this disk."
+            f"{dataset_name}: expected Parquet files, tar archives or a list metadata.csv of sound files to stream, "
+            f"found {'sound files such as ' + found.sounds[0] if found.sounds else 'none'}. Leave streaming out to "
+            "read what lies on this disk."
         )
     try:
-        streams = load_dataset(str(folder) if folder.is_dir() else dataset_name, config_name, streaming=True)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        refuse_sound_files(dataset_name, error)
-        raise DataError(f"{dataset_name}: cannot be streamed ({' '.join(str(error).split())}).") from error
+        builder = find_builder(dataset_name, folder, data_args.dataset_config_name, found)
+        streams = (
+            open_sound_streams(builder, dataset_name) if builder.name in BUILDERS else builder.as_streaming_dataset()
+        )
+    except DataError:
+        raise
+    except READING_ERRORS as error:
+        raise DataError(f"{dataset_name}: cannot be streamed ({describe_cause(error)}).") from error
     splits = {split: streams[own] for split, own in name_splits(dataset_name, streams).items()}
     for name in ("train", "validation"):
         if name not in splits:
@@ -96,17 +109,6 @@ def _open_splits(data_args: DataArguments) -> dict[str, IterableDataset]:
             found = ", ".join(splits["train"].features or {})
             raise DataError(f"{dataset_name}: expected a column {column!r}, got {found}.")
     return splits
-
-
-def _keep(stream: IterableDataset, dataset_name: str) -> Dataset:
-    """All rows of a stream, on disk."""
-    try:
-        return Dataset.from_generator(partial(iter, stream), features=stream.features)
-    except DatasetGenerationError as error:
-        refuse_sound_files(dataset_name, error)
-        if isinstance(error.__cause__, DataError):
-            raise error.__cause__ from error
-        raise DataError(f"{dataset_name}: {error.__cause__}") from error
 
 
 class _Rows(Table):

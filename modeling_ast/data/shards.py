@@ -1,0 +1,154 @@
+"""Tar archives (WebDataset) and lists of sound files (AudioFolder), from this disk or the Hub, without torchcodec.
+
+`datasets` finds and reads them; sounds are taken as they are in their files, before it would encode or decode them.
+"""
+
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Audio, Dataset, DatasetBuilder, Features, IterableDataset, Value, load_dataset_builder
+from datasets.exceptions import DatasetGenerationError
+from datasets.utils.file_utils import xopen
+
+from modeling_ast.data.clip_tables import refuse_parts
+from modeling_ast.data.folders import FolderContents
+from modeling_ast.data.labels import DataError
+
+BUILDERS = ("webdataset", "audiofolder")  # of `datasets`, which would encode each sound
+ENCODED = {"bytes": Value("binary"), "path": Value("string")}
+# What builders of `datasets`, which read anything, raise at files that are not as they should be.
+READING_ERRORS = (
+    *(OSError, ValueError, TypeError, LookupError, RuntimeError, ImportError, EOFError),
+    *(pa.ArrowException, tarfile.TarError, DatasetGenerationError),
+)
+
+
+def builder_of(found: FolderContents) -> str | None:
+    """Which of the builders reads what lies in a folder, if one of them does."""
+    if found.metadata and (found.are_classes or not found.parquet):
+        return "audiofolder"
+    return "webdataset" if found.archives and not found.sounds and not found.parquet else None
+
+
+def find_builder(name: str, path: Path, config_name: str | None, found: FolderContents | None) -> DatasetBuilder:
+    """What `datasets` reads a folder on this disk with, or a data set on the Hub.
+
+    Raises:
+        DataError: A tar archive on this disk is cut off.
+    """
+    if found is None:
+        return load_dataset_builder(name, config_name)
+    if (own := builder_of(found)) == "webdataset" and (
+        cut := [each for each in found.archives if _is_cut(path / each)]
+    ):
+        raise DataError(f"{path / cut[0]}: expected a whole tar archive, got one that is cut off before its end.")
+    return load_dataset_builder(str(path)) if own is None else load_dataset_builder(own, data_dir=str(path))
+
+
+def _is_cut(archive: Path) -> bool:
+    """Whether a tar archive lacks the zeros at its end, without which clips are missing that nobody misses."""
+    with open(archive, "rb") as file:
+        if file.read(512)[257:262] != b"ustar":  # compressed, or none at all
+            return False
+        file.seek(-512, os.SEEK_END)
+        return any(file.read())
+
+
+def open_sound_streams(builder: DatasetBuilder, source: str) -> dict[str, IterableDataset]:
+    """The streams of all splits, with `{"bytes", "path"}` for each sound and columns `json.key` for what JSON holds.
+
+    Args:
+        builder: One of `BUILDERS`.
+        source: The data set.
+
+    Raises:
+        DataError: A list of sound files has columns that say which part of a file is a clip.
+    """
+    # What a stream goes through while clips train: broken files are to be a sentence there too.
+    builder._generate_examples = partial(_read_examples, builder._generate_examples)
+    return {split: _as_encoded(stream, source) for split, stream in builder.as_streaming_dataset().items()}
+
+
+def _read_examples(read: Callable, **files: Any) -> Iterator[tuple]:
+    try:
+        yield from read(**files)
+    except READING_ERRORS as error:
+        places = next((value for value in files.values() if isinstance(value, list) and value), [])
+        named = ", ".join(str(place) for place in places[:3] if isinstance(place, str))
+        raise DataError(f"{named or 'a sound'}: cannot be read ({describe_cause(error)}).") from error
+
+
+def _as_encoded(stream: IterableDataset, source: str) -> IterableDataset:
+    sounds = [name for name, feature in stream.features.items() if isinstance(feature, Audio)]
+    written = ENCODED
+    if "__key__" not in stream.features:  # of an archive; a list has paths, of files that may hold other clips too
+        refuse_parts(source, set(stream.features))
+        written = Value("string")
+    for name in sounds:
+        stream = stream.cast_column(name, written)
+    features = Features()
+    for name, feature in stream.features.items():
+        is_json = isinstance(feature, dict) and name not in sounds
+        parts = {f"{name}.{key}": part for key, part in feature.items()} if is_json else {name: feature}
+        features |= {key: ENCODED if key in sounds else part for key, part in parts.items()}
+    to_row = partial(_to_row, sounds=sounds, names=list(features))
+    return stream.map(to_row, remove_columns=list(stream.features), features=Features(features))
+
+
+def _to_row(row: dict[str, Any], sounds: list[str], names: list[str]) -> dict[str, Any]:
+    found = {}
+    for name in names:
+        own, _, key = name.partition(".") if name not in row else (name, "", "")
+        value = (row[own] or {}).get(key) if key else row[own]
+        found[name] = _read(value) if name in sounds and isinstance(value, str) else value
+    return found
+
+
+def _read(path: str) -> dict[str, Any]:
+    """A sound on this disk stays there."""
+    if os.path.isfile(path):
+        return {"bytes": None, "path": path}
+    try:
+        with xopen(path, "rb") as file:
+            return {"bytes": file.read(), "path": path}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
+
+
+def keep(stream: IterableDataset, source: str, version: str = "") -> Dataset:
+    """All rows of a stream, on disk, in the cache of `datasets`.
+
+    Args:
+        source: The data set.
+        version: Of its files, where their names do not tell; those of the Hub do.
+
+    Raises:
+        DataError: A row that cannot be read.
+    """
+    try:
+        return Dataset.from_generator(_rows, features=stream.features, gen_kwargs={"stream": stream, "_": version})
+    except READING_ERRORS as error:
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from error
+        raise DataError(f"{source}: cannot be read ({describe_cause(error)}).") from error
+
+
+def _rows(stream: IterableDataset, _: str) -> Iterator[dict[str, Any]]:
+    yield from stream
+
+
+def version_of(folder: Path, found: FolderContents) -> str:
+    """Sizes and times of the files that a table is made of."""
+    files = [folder / name for name in (*found.archives, *found.metadata)]
+    return " ".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+
+
+def describe_cause(error: Exception) -> str:
+    """What was raised, or what `datasets` hides behind it, on one line."""
+    cause = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+    return " ".join(str(cause).split()) or type(cause).__name__

@@ -1,0 +1,239 @@
+"""Tar archives and lists of sound files: the same clips as those of a folder a class, as a table and as a stream."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from modeling_ast.data import shards
+from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.decoding import decode
+from modeling_ast.data.labels import DataError
+from modeling_ast.data.recipes import DataArguments
+from modeling_ast.data.sources import load_splits
+from modeling_ast.data.streams import load_streamed_splits
+
+NAMES = ["hiss", "hum"]
+SPLITS = ("train", "validation", "test")
+Clips = dict[str, list[tuple[str, bytes, str]]]  # name, content and label of each, by split
+
+
+def make_clips(suffix: str = "wav", count: int = 6) -> Clips:
+    """Each with a level of its own to be told by."""
+    clips = {split: [] for split in SPLITS}
+    for place, split in enumerate(SPLITS):
+        for number in range(count):
+            content, samples = io.BytesIO(), torch.linspace(-1, 1, 1600) * (count * place + number + 1) / 100
+            soundfile.write(content, samples.numpy(), 16000, format=suffix.upper())
+            clips[split].append((f"{split}_{number}", content.getvalue(), NAMES[number % 2]))
+    return clips
+
+
+def write_classes(folder: Path, clips: Clips, suffix: str = "wav") -> str:
+    for split, each in clips.items():
+        for name, content, label in each:
+            path = folder / split / label / f"{name}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return str(folder)
+
+
+def write_tar(path: Path, files: list[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+LABELS = {
+    "cls": lambda label: str(NAMES.index(label)).encode(),
+    "txt": str.encode,
+    "json": lambda label: json.dumps({"label": label, "seconds": 0.1}).encode(),
+}
+
+
+def write_shards(folder: Path, clips: Clips, kind: str = "cls", suffix: str = "wav") -> str:
+    """Two of them a split."""
+    for split, each in clips.items():
+        for shard in range(2):
+            files = []
+            for name, content, label in each[shard::2]:
+                files += [(f"./{name}.{suffix}", content), (f"./{name}.{kind}", LABELS[kind](label))]
+            write_tar(folder / f"{split}-{shard:04}.tar", files)
+    return str(folder)
+
+
+LISTS = {"csv": {"index": False}, "json": {"orient": "records", "lines": True}, "parquet": {}}
+
+
+def write_audio_folder(folder: Path, clips: Clips, kind: str = "csv") -> str:
+    for split, each in clips.items():
+        rows = []
+        for name, content, label in each:
+            path = folder / split / "part" / f"{name}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            rows.append({"file_name": f"part/{name}.wav", "label": label})
+        path = folder / split / f"metadata.{'jsonl' if kind == 'json' else kind}"
+        getattr(pd.DataFrame(rows), f"to_{kind}")(path, **LISTS[kind])
+    return str(folder)
+
+
+@pytest.fixture
+def label_file(tmp_path) -> str:
+    path = tmp_path / "labels.csv"
+    path.write_text("index,display_name\n0,hiss\n1,hum\n")
+    return str(path)
+
+
+def load(name: str, streaming: bool, **settings) -> AudioSplits:
+    if streaming:
+        return load_streamed_splits(DataArguments(name, streaming=True, **settings))
+    return load_splits(name, **settings)
+
+
+def heard(splits: AudioSplits) -> dict[str, list[tuple]]:
+    """Label and samples of each clip, by split."""
+    return {
+        name: sorted((row["labels"], row["waveform"].tolist()) for row in decode(rows, 16000)) for name, rows in splits
+    }
+
+
+WRITERS = {
+    "tar with cls": (write_shards, {}, {"audio_column_name": "wav", "label_column_name": "cls"}),
+    "tar with txt": (write_shards, {"kind": "txt"}, {"audio_column_name": "wav", "label_column_name": "txt"}),
+    "tar with json": (write_shards, {"kind": "json"}, {"audio_column_name": "wav", "label_column_name": "json.label"}),
+    "metadata.csv": (write_audio_folder, {}, {}),
+    "metadata.jsonl": (write_audio_folder, {"kind": "json"}, {}),
+    "metadata.parquet": (write_audio_folder, {"kind": "parquet"}, {}),
+}
+WAYS = pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
+
+
+@pytest.mark.parametrize("from_the_hub", [False, True], ids=["local", "by its name"])
+@pytest.mark.parametrize("write, kinds, settings", WRITERS.values(), ids=WRITERS)
+@WAYS
+def test_clips_are_those_of_a_folder_a_class(
+    tmp_path, label_file, monkeypatch, streaming, write, kinds, settings, from_the_hub
+):
+    clips = make_clips()
+    expected = heard(load(write_classes(tmp_path / "classes", clips), False, label_file=label_file))
+    name = write(tmp_path / "data", clips, **kinds)
+    if from_the_hub:  # `datasets` finds the builder by what lies there, as it does for a folder
+        find, folder, name = shards.load_dataset_builder, name, "some/sounds"
+        monkeypatch.setattr(shards, "load_dataset_builder", lambda _, config_name: find(folder, config_name))
+    found = heard(load(name, streaming, label_file=label_file, **settings))
+    assert found == expected and [len(rows) for rows in found.values()] == [6, 6, 6]
+
+
+@WAYS
+def test_other_formats_in_a_tar_are_columns_of_their_own(tmp_path, label_file, streaming):
+    clips = make_clips("flac")
+    expected = heard(load(write_classes(tmp_path / "classes", clips, "flac"), False, label_file=label_file))
+    name, columns = write_shards(tmp_path / "data", clips, suffix="flac"), {"audio_column_name": "flac"}
+    assert heard(load(name, streaming, label_file=label_file, label_column_name="cls", **columns)) == expected
+    with pytest.raises(DataError, match="expected a column 'audio', got flac, cls, __key__, __url__"):
+        load(name, streaming, label_file=label_file, label_column_name="cls")
+
+
+def test_a_table_tells_its_labels_itself(tmp_path):
+    assert load(write_audio_folder(tmp_path / "a", make_clips()), False).label_names == NAMES
+    columns = {"audio_column_name": "wav", "label_column_name": "cls"}
+    assert load(write_shards(tmp_path / "b", make_clips()), False, **columns).label_names == ["0", "1"]
+
+
+def test_changed_shards_are_read_again(tmp_path):
+    columns = {"audio_column_name": "wav", "label_column_name": "cls"}
+    assert len(load(write_shards(tmp_path, make_clips()), False, **columns).train) == 6
+    assert len(load(write_shards(tmp_path, make_clips(count=8)), False, **columns).train) == 8
+
+
+def break_tar(path: Path) -> None:
+    """Within a sound."""
+    path.write_bytes(path.read_bytes()[:4000])
+
+
+def end_after_a_clip(path: Path) -> None:
+    """Where Python's tarfile takes what is there for all that there was."""
+    with tarfile.open(path) as tar:
+        path.write_bytes(path.read_bytes()[: tar.getmembers()[2].offset])
+
+
+SOUND = make_clips()["train"][0][1]
+BROKEN = {
+    "cut off": break_tar,
+    "cut off after a clip": end_after_a_clip,
+    "no tar": lambda path: path.write_bytes(b"nothing of the kind" * 100),
+    "empty": lambda path: path.write_bytes(b""),
+    "no number": lambda path: write_tar(path, [("a.wav", SOUND), ("a.cls", b"hum")]),
+    "one name twice": lambda path: write_tar(path, [("a.wav", SOUND), ("a.wav", SOUND), ("a.cls", b"1")]),
+    "no label": lambda path: write_tar(path, [("a.wav", SOUND)]),
+    "-1": lambda path: write_tar(path, [("a.wav", SOUND), ("a.cls", b"-1")]),
+    "of other kinds": lambda path: write_tar(path, [("a.wav", SOUND), ("b.cls", b"1")]),
+}
+
+
+@pytest.mark.parametrize("shard", ["train-0000.tar", "train-0001.tar"])
+@pytest.mark.parametrize("spoil", BROKEN.values(), ids=BROKEN)
+@WAYS
+def test_a_broken_tar_is_one_sentence(tmp_path, label_file, streaming, spoil, shard):
+    name = write_shards(tmp_path / "data", make_clips())
+    spoil(tmp_path / "data" / shard)
+    columns = {"audio_column_name": "wav", "label_column_name": "cls"}
+    with pytest.raises(DataError) as caught:
+        list(load(name, streaming, label_file=label_file, **columns).train)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@WAYS
+def test_tars_without_clips_are_one_sentence(tmp_path, label_file, streaming):
+    columns = {"audio_column_name": "wav", "label_column_name": "cls"}
+    with pytest.raises(DataError, match="cannot be"):
+        load(write_shards(tmp_path / "data", dict.fromkeys(SPLITS, [])), streaming, label_file=label_file, **columns)
+
+
+@WAYS
+def test_a_list_that_says_which_part_of_a_file_is_a_clip_is_refused(tmp_path, label_file, streaming):
+    name = write_audio_folder(tmp_path / "data", make_clips())
+    for split in SPLITS:
+        path = tmp_path / "data" / split / "metadata.csv"
+        path.write_text("file_name,label,start_time\n" + path.read_text().partition("\n")[2].replace("\n", ",0.5\n"))
+    with pytest.raises(DataError, match=r"which part of a file is the clip \(start_time\)"):
+        load(name, streaming, label_file=label_file)
+
+
+@WAYS
+def test_a_tar_leads_nowhere_outside_itself(tmp_path, label_file, streaming):
+    """Links in it are no clips, and names are names."""
+    name = write_shards(tmp_path / "data", make_clips())
+    secret = tmp_path / "secret.wav"
+    secret.write_bytes(SOUND)
+    with tarfile.open(tmp_path / "data" / "train-0000.tar", "a") as tar:
+        link = tarfile.TarInfo("link.wav")
+        link.type, link.linkname = tarfile.SYMTYPE, str(secret)
+        tar.addfile(link)
+        for suffix, content in (("wav", SOUND), ("cls", b"1")):
+            member = tarfile.TarInfo(f"../../outside.{suffix}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    columns = {"audio_column_name": "wav", "label_column_name": "cls"}
+    splits = load(name, streaming, label_file=label_file, **columns)
+    assert len(heard(splits)["train"]) == 7 and not list(tmp_path.parent.glob("outside*"))
+
+
+@pytest.mark.parametrize("way", ["../secret.wav", "/etc/hostname", "file:///etc/hostname", "nothing.wav"])
+@WAYS
+def test_a_list_leads_nowhere_outside_its_folder(tmp_path, label_file, streaming, way):
+    name = write_audio_folder(tmp_path / "data", make_clips())
+    (tmp_path / "data" / "secret.wav").write_bytes(SOUND)
+    with open(tmp_path / "data" / "train" / "metadata.csv", "a", encoding="utf-8") as file:
+        file.write(f"{way},hum\n")
+    with pytest.raises(DataError, match="cannot be read"):
+        list(load(name, streaming, label_file=label_file).train)
