@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -153,6 +155,20 @@ def test_changed_shards_are_read_again(tmp_path):
     columns = {"audio_column_name": "wav", "label_column_name": "cls"}
     assert len(load(write_shards(tmp_path, make_clips()), False, **columns).train) == 6
     assert len(load(write_shards(tmp_path, make_clips(count=8)), False, **columns).train) == 8
+
+
+@pytest.mark.slow
+def test_shards_are_copied_once(tmp_path):
+    columns = {"audio_column_name": "wav", "label_column_name": "cls"}
+    folder = write_shards(tmp_path, make_clips())
+    program = (
+        "import sys; from modeling_ast.data.sources import load_splits\n"
+        f"splits = load_splits(sys.argv[1], **{columns})\n"
+        "print([rows.cache_files for _, rows in splits])"
+    )
+    command = [sys.executable, "-c", program, folder]
+    first, again = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert first == again and first.count("arrow") == 3
 
 
 def break_tar(path: Path) -> None:

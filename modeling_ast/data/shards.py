@@ -13,8 +13,10 @@ from typing import Any
 import pyarrow as pa
 from datasets import Audio, Dataset, DatasetBuilder, Features, IterableDataset, Value, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import xopen
 
+from modeling_ast import __version__
 from modeling_ast.data.clip_tables import refuse_parts
 from modeling_ast.data.folders import FolderContents
 from modeling_ast.data.labels import DataError
@@ -120,32 +122,35 @@ def _read(path: str) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
 
 
-def keep(stream: IterableDataset, source: str, version: str = "") -> Dataset:
+def keep(stream: IterableDataset, source: str, version: str | None = None) -> Dataset:
     """All rows of a stream, on disk, in the cache of `datasets`.
 
     Args:
         source: The data set.
-        version: Of its files, where their names do not tell; those of the Hub do.
+        version: Tells these rows from all others, so that they are found there again; `None` writes them anew.
 
     Raises:
         DataError: A row that cannot be read.
     """
     try:
-        return Dataset.from_generator(_rows, features=stream.features, gen_kwargs={"stream": stream, "_": version})
+        fingerprint = version and Hasher.hash(version)
+        kwargs = {"features": stream.features, "gen_kwargs": {"stream": stream}, "fingerprint": fingerprint}
+        return Dataset.from_generator(_rows, **kwargs)
     except READING_ERRORS as error:
         if isinstance(error.__cause__, DataError):
             raise error.__cause__ from error
         raise DataError(f"{source}: cannot be read ({describe_cause(error)}).") from error
 
 
-def _rows(stream: IterableDataset, _: str) -> Iterator[dict[str, Any]]:
+def _rows(stream: IterableDataset) -> Iterator[dict[str, Any]]:
     yield from stream
 
 
 def version_of(folder: Path, found: FolderContents) -> str:
-    """Sizes and times of the files that a table is made of."""
-    files = [folder / name for name in (*found.archives, *found.metadata)]
-    return " ".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    """Names, sizes and times of the files that a table is made of, and the names of the sounds beside them."""
+    files = [folder.absolute() / name for name in (*found.archives, *found.metadata)]
+    stamps = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return "\n".join((__version__, *stamps, *found.sounds))
 
 
 def describe_cause(error: Exception) -> str:

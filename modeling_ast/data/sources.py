@@ -275,8 +275,9 @@ def _load_dataset(name: str, path: Path, config_name: str | None, found: FolderC
         if suffix_of(path) == ".parquet":
             raw = load_dataset("parquet", data_files=str(path))
         elif (builder := find_builder(name, path, config_name, found)).name in BUILDERS:
-            version = "" if found is None else version_of(path, found)
-            raw = {split: keep(stream, name, version) for split, stream in open_sound_streams(builder, name).items()}
+            version = None if found is None else version_of(path, found)
+            streams = open_sound_streams(builder, name)
+            raw = {split: keep(stream, name, version and f"{split}\n{version}") for split, stream in streams.items()}
         else:
             raw = load_dataset(str(path) if path.is_dir() else name, config_name)
     except DataError:
