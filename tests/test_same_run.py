@@ -3,23 +3,27 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import fault_campaign as campaign
 import pytest
 import torch
 from datasets import Audio, Dataset
-from helpers import ROOT, contents, end_of
+from helpers import ROOT, contents, end_of, restored_signals
 
+from modeling_ast.commands import command_line
 from modeling_ast.commands import train as script
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training import processes, same_run
 from modeling_ast.training.arguments import parse_arguments
+from modeling_ast.training.faults import Stopped, StopRequest
 from modeling_ast.training.processes import (
     decided_by_main,
     join_on_cpus,
@@ -222,15 +226,47 @@ def test_a_single_process_decides_and_fails_by_itself():
 
 
 @pytest.mark.parametrize(("rank", "is_of_all", "is_told"), [("0", True, True), ("1", True, False), ("1", False, True)])
-def test_what_all_processes_raise_is_told_once_a_machine(monkeypatch, rank, is_of_all, is_told):
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (RecipeError("wrong"), 2, "error: wrong"),
+        (Stopped(signal.SIGTERM, " after update 7."), 143, "Stopped by SIGTERM after update 7."),
+    ],
+)
+def test_what_all_processes_raise_is_told_once_a_machine(monkeypatch, rank, is_of_all, is_told, error, status, words):
     def fail() -> None:
+        error.of_all_processes = False
         if is_of_all:
-            raise_in_all(RecipeError("wrong"))
-        raise RecipeError("wrong")
+            raise_in_all(error)
+        raise error
 
     monkeypatch.setattr(script, "main", fail)
     monkeypatch.setenv("LOCAL_RANK", rank)
-    assert end_of("train") == (2, "error: wrong" if is_told else "")
+    assert end_of("train") == (status, words if is_told else "")
+
+
+@restored_signals()
+def test_a_signal_to_one_process_is_one_to_all():
+    """Of two different ones all go by the same."""
+    several = SimpleNamespace(num_processes=3, device="cpu", gather=lambda own: torch.tensor([0, 0, *own]))
+    with StopRequest() as request:
+        assert request.agreed(several) is None
+        several.gather = lambda own: torch.tensor([0, signal.SIGTERM, *own])
+        assert request.agreed(several) == signal.SIGTERM
+        signal.raise_signal(signal.SIGINT)
+        assert request.agreed(several) == signal.SIGTERM
+        assert request.agreed(SimpleNamespace(num_processes=1)) == signal.SIGINT
+
+
+@restored_signals()
+def test_a_signal_to_a_process_that_has_told_its_end_changes_it_no_more(monkeypatch):
+    ends = []
+    monkeypatch.setattr(command_line.os, "_exit", ends.append)
+    assert end_of("train", "--learn_rate=3")[0] == 2
+    with mock.patch.object(command_line, "_tell") as tell:
+        command_line.stop_at_once(130)
+        signal.raise_signal(signal.SIGTERM)  # of the launcher, one of whose processes has ended
+    assert ends == [130] and not tell.called
 
 
 # Two processes
@@ -259,6 +295,7 @@ def launch(folder: Path, of_second: str, *argv, launcher: list[str] = TORCHRUN) 
         [sys.executable, "-m", *launcher, *map(str, [folder / "program.py", *argv])],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=folder,
+        start_new_session=True,
         capture_output=True,
         text=True,
         timeout=300,
@@ -359,6 +396,26 @@ def test_a_process_that_hangs_ends_the_other_one(recipe, tmp_path):
     hang += "ASTTrainer.average_weights = lambda *args: time.sleep(1000)"
     sentences = told(launch(tmp_path, hang, recipe, "--output_dir=run", "--ddp_timeout=8"))
     assert sentences and all(each.startswith("Another process of this run has ended or hangs") for each in sentences)
+
+
+PRESS = """
+from modeling_ast.training.trainer import ASTTrainer
+average = ASTTrainer.average_weights
+def press(self, *args):
+    if self.state.global_step == 7:
+        os.killpg(os.getpgid(os.getppid()), 2)
+    return average(self, *args)
+ASTTrainer.average_weights = press
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_launcher_saves_a_checkpoint_and_is_told_once(recipe, tmp_path):
+    """It hands it on to its processes, which have sessions of their own; that it ends with 1 cannot be helped."""
+    process = launch(tmp_path, PRESS.strip(), recipe, "--output_dir=run", launcher=[*ACCELERATE, "--multi_gpu"])
+    assert process.returncode == 1 and process.stderr.count("Stopped by ") == 1
+    assert "Stopped by Ctrl-C after update " in process.stderr and "run_command" not in process.stderr
+    assert max(int(path.name.split("-")[1]) for path in (tmp_path / "run").glob("checkpoint-*")) in (7, 8)
 
 
 BLIND = """

@@ -158,8 +158,7 @@ def run_command(name: str) -> NoReturn:
         stop_at_once()
         _close_progress_bars()
         number = getattr(stop, "number", signal.SIGINT)
-        _tell(str(stop) or " ".join(filter(None, (_stopped(number), goes_on))))
-        sys.exit(128 + number)
+        _end(stop, str(stop) or _join(_stopped(number), goes_on), 128 + number)
     except Exception as error:
         stop_at_once()
         if isinstance(error, BrokenPipeError) and _is_read_no_more():
@@ -168,10 +167,7 @@ def run_command(name: str) -> NoReturn:
         sentence = fault_sentence(error, goes_on)
         if sentence is None:
             raise
-        # One that all processes of a run raise is told by the first one of each machine.
-        if not (getattr(error, "of_all_processes", False) and os.environ.get("LOCAL_RANK", "0") != "0"):
-            _tell(sentence)
-        sys.exit(NOTHING_DONE)
+        _end(error, sentence, NOTHING_DONE)
     sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -186,17 +182,22 @@ def check_torchaudio() -> None:
         sys.exit(NOTHING_DONE)
 
 
-def stop_at_once() -> None:
+def stop_at_once(status: int | None = None) -> None:
     """Let a signal end this process in one line, where there is nothing to put away.
 
     Some libraries catch all errors while they are imported, so that none would end it.
+
+    Args:
+        status: Of a process that ends anyway and has told why: a signal, such as a launcher's when the first of its
+            processes has ended, then changes neither.
     """
     process = os.getpid()
 
     def stop(number: int, frame) -> None:
         if os.getpid() == process:  # and not in processes that it starts
-            _tell(_stopped(number))
-            os._exit(128 + number)
+            if status is None:
+                _tell(_stopped(number))
+            os._exit(128 + number if status is None else status)
 
     for number in _SIGNALS:
         signal.signal(number, stop)
@@ -241,6 +242,14 @@ def fault_sentence(error: BaseException, goes_on: str = "") -> str | None:
     if isinstance(error, RuntimeError) and any(words in message for words in _LOST_PROCESS):
         return _join("error: Another process of this run has ended or hangs, and none goes on without it.", goes_on)
     return None
+
+
+def _end(error: BaseException, sentence: str, status: int) -> NoReturn:
+    """Tell a sentence; one of what all processes of a run raise is told by the first one of each machine."""
+    if not (getattr(error, "of_all_processes", False) and os.environ.get("LOCAL_RANK", "0") != "0"):
+        _tell(sentence)
+    stop_at_once(status)
+    sys.exit(status)
 
 
 def _is_read_no_more() -> bool:

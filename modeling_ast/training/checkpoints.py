@@ -2,9 +2,9 @@
 
 In the order of a run: `train` reads what a checkpoint holds beyond the Trainer's own (`_load_progress`); after an
 update that asks for a checkpoint `_save_checkpoint` has the Trainer write one into a folder beside, adds losses,
-record and average (`_write_checkpoint`), and renames it; a signal is noted, and ends the run after the next one
-(`_CheckpointCallback`); after the last update `save_end` writes the trained model, and where a run is started again
-after that, `load_end` reads it in place of training.
+record and average (`_write_checkpoint`), and renames it; a signal to any process is noted, and ends all of them after
+the next one (`_CheckpointCallback`); after the last update `save_end` writes the trained model, and where a run is
+started again after that, `load_end` reads it in place of training.
 """
 
 import json
@@ -39,7 +39,7 @@ from modeling_ast.training.averaging import RunningAverage
 from modeling_ast.training.faults import GOES_ON, Stopped, StopRequest, loading, saving
 from modeling_ast.training.losses import TrainingLosses
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, checkpoint_step, last_whole_checkpoint
-from modeling_ast.training.processes import decided_by_main, together
+from modeling_ast.training.processes import decided_by_main, raise_in_all, together
 from modeling_ast.training.results import RESULTS_NAME, EpochRecord
 
 logger = logging.getLogger(__name__)
@@ -199,8 +199,8 @@ class ResumableTrainer(Trainer):
                     if path.name != best:
                         remove_folder(path)
         self.accelerator.wait_for_everyone()
-        if (number := self.stop_request.number) is not None:
-            raise Stopped(number, f" after the last update: {folder} holds the trained model. {GOES_ON}")
+        if (number := self.stop_request.agreed(self.accelerator)) is not None:
+            raise_in_all(Stopped(number, f" after the last update: {folder} holds the trained model. {GOES_ON}"))
 
     def load_end(self) -> dict[str, float] | None:
         """Take up what `save_end` saved.
@@ -264,11 +264,7 @@ class ResumableTrainer(Trainer):
         self._resumed_from = resume_from_checkpoint or None
         if self.args.should_save:  # what `load_end` goes by
             (Path(self.args.output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
-        # Several processes would each stop after another update: there a signal ends the run at once.
-        if self.args.world_size > 1:
-            output = super().train(resume_from_checkpoint, **kwargs)
-        else:
-            output = self._train_until_stopped(resume_from_checkpoint, **kwargs)
+        output = self._train_until_stopped(resume_from_checkpoint, **kwargs)
         self.check_loss()
         # The Trainer's own forgets what came before the checkpoint of a resumed run.
         output.metrics["train_loss"] = self.losses.mean()
@@ -393,7 +389,7 @@ class _CheckpointCallback(TrainerCallback):
             stops_early.early_stopping_patience_counter = known["attributes"]["early_stopping_patience_counter"]
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        control.should_save |= self.trainer.stop_request.number is not None
+        control.should_save |= self._stopped_by() is not None
         # A checkpoint of an epoch's last update waits until the epoch is averaged and evaluated.
         waits = ends_epoch(state) or state.global_step >= state.max_steps
         self.saves_at_end = waits and control.should_save
@@ -406,9 +402,13 @@ class _CheckpointCallback(TrainerCallback):
         control.should_save |= self.saves_at_end
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        if (number := self.trainer.stop_request.number) is not None:
+        if (number := self._stopped_by()) is not None:
             checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            raise Stopped(number, f" after update {state.global_step}: {checkpoint} is saved. {GOES_ON}")
+            raise_in_all(Stopped(number, f" after update {state.global_step}: {checkpoint} is saved. {GOES_ON}"))
+
+    def _stopped_by(self) -> int | None:
+        """After an update, or a checkpoint, of all processes: each may have met a signal at another one."""
+        return self.trainer.stop_request.agreed(self.trainer.accelerator)
 
 
 def _write_json(path: Path, values: dict[str, float]) -> None:

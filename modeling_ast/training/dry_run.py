@@ -128,7 +128,7 @@ class _Stopwatch(TrainerCallback):
             torch.cuda.synchronize()
         self.ended = time.perf_counter()
         self.updates += 1
-        if (number := self.trainer.stop_request.number) is not None:
+        if (number := self.trainer.stop_request.agreed(self.trainer.accelerator)) is not None:
             raise Stopped(number)
         if self.updates == WARM_UP_UPDATES and state.max_steps > WARM_UP_UPDATES:
             self.passed, self.started, self.waited = self.updates, self.ended, 0.0

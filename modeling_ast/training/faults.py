@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pickle import PickleError
 
 import torch
+from accelerate import Accelerator
 
 from modeling_ast.conversion import why_unreadable
 from modeling_ast.data.recipes import RecipeError
@@ -58,6 +59,13 @@ class StopRequest:
     def __exit__(self, *_) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+    def agreed(self, accelerator: Accelerator) -> int | None:
+        """The signal that reached any process of the run; all of them have to call it together."""
+        if accelerator.num_processes == 1:
+            return self.number
+        own = torch.tensor([self.number or 0], device=accelerator.device)
+        return accelerator.gather(own).max().item() or None  # of two different ones the same in all processes
 
     def _note(self, number: int, frame) -> None:
         if os.getpid() != self.process:

@@ -119,7 +119,7 @@ def together() -> Iterator[None]:
         raise_in_all(RecipeError(messages[0]))
 
 
-def raise_in_all(error: Exception) -> NoReturn:
+def raise_in_all(error: BaseException) -> NoReturn:
     """Raise an error that all processes raise, marked as such: the first one of each machine tells it."""
     error.of_all_processes = True
     raise error

@@ -302,19 +302,20 @@ def fresh(run: Path) -> Path:
 
 def start(recipe: Path, run: Path, log: Path) -> multiprocessing.Process:
     """The training script in a process of its own, forked from one that has imported what it needs."""
-    process = _context().Process(target=_run_script, args=([str(recipe), "--output_dir", str(run)], str(log)))
+    process = forking().Process(target=_run_alone, args=([str(recipe), "--output_dir", str(run)], str(log)))
     process.start()
     return process
 
 
 def warm_up() -> None:
     """Let the process that the runs are forked from import what they need."""
-    process = _context().Process(target=int)
+    process = forking().Process(target=int)
     process.start()
     process.join()
 
 
-def _context() -> multiprocessing.context.BaseContext:
+def forking() -> multiprocessing.context.BaseContext:
+    """Makes processes that have imported what a run needs."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["modeling_ast.commands.train"])
     return context
@@ -329,13 +330,19 @@ def kill(process: multiprocessing.Process) -> None:
     process.join()
 
 
-def _run_script(argv: list[str], log: str) -> None:
+def _run_alone(argv: list[str], log: str) -> None:
+    os.setsid()
+    run_script(argv, log)
+
+
+def run_script(argv: list[str], log: str) -> None:
+    """The training script as this process, which writes into a file what it prints."""
     import torch
 
-    os.setsid()
     with open(log, "a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    multiprocessing.set_start_method("fork", force=True)  # of its own processes, as where it was not forked itself
     torch.set_num_threads(1)  # of such small tensors several threads would make waiting
     sys.argv = [str(SCRIPT), *argv]
     runpy.run_path(str(SCRIPT), run_name="__main__")
