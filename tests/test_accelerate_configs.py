@@ -27,22 +27,51 @@ def test_fsdp_wraps_a_layer_that_exists():
     assert layer in modeling.ASTPreTrainedModel._no_split_modules and hasattr(modeling, layer)
 
 
+SLURM_SCRIPT = ROOT / "scripts" / "train_slurm.sh"
+# The programs of a cluster, replaced by ones that print: two machines, ranks 0 and 1, eight processes.
+CLUSTER = """
+scontrol() { if [ "$1" = show ]; then printf 'node-a\\nnode-b\\n'; else echo "scontrol $*"; fi; }
+accelerate() { echo "$@"; }
+export -f accelerate
+export SLURM_GPUS_ON_NODE=4 SLURM_NNODES=2 SLURM_JOB_NODELIST=x SLURM_JOB_ID=17
+"""
+
+
+def run_slurm_script(programs: str) -> subprocess.CompletedProcess:
+    shell = f"{CLUSTER}{programs}\nset -- configs/esc50.yaml --seed 1; source {SLURM_SCRIPT}"
+    return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=30)
+
+
 def test_the_slurm_script_starts_the_same_command_on_every_machine():
-    path = ROOT / "scripts" / "train_slurm.sh"
-    assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
-    text = path.read_text()
+    text = SLURM_SCRIPT.read_text()
     for named in re.findall(r"(?:configs|scripts)/[\w/]+\.(?:yaml|py)", text):
         assert (ROOT / named).is_file(), named
-    # With the programs of a cluster replaced by ones that print: two machines, ranks 0 and 1, eight processes.
-    stubs = (
-        "scontrol() { printf 'node-a\\nnode-b\\n'; }; accelerate() { echo \"$@\"; }; export -f accelerate; "
-        'srun() { for i in 0 1; do SLURM_NODEID=$i "$@"; done; }; '
-        "export SLURM_GPUS_ON_NODE=4 SLURM_NNODES=2 SLURM_JOB_NODELIST=x; "
-    )
-    shell = f"{stubs} set -- configs/esc50.yaml --seed 1; source {path}"
-    result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    result = run_slurm_script('srun() { for i in 0 1; do SLURM_NODEID=$i "$@"; done; }')
     lines = result.stdout.splitlines()
-    assert len(lines) == 2, result.stderr
+    assert result.returncode == 0 and len(lines) == 2, result.stderr
     for rank, line in enumerate(lines):
         assert f"--machine_rank {rank} --main_process_ip node-a" in line and "--num_processes 8" in line
         assert line.endswith("run_audio_classification.py configs/esc50.yaml --seed 1 --resume_from_checkpoint true")
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "is_requeued"),
+    [("exit 1", 1, True), ("exit 0", 0, False)],
+    ids=["stopped", "finished meanwhile"],
+)
+def test_the_slurm_script_stops_the_run_before_its_time_is_up_and_queues_it_again(tmp_path, end, status, is_requeued):
+    """The signal is passed on to the processes, and waited for what they do about it."""
+    assert {"#SBATCH --signal=B:USR1@300", "#SBATCH --requeue"} <= set(SLURM_SCRIPT.read_text().splitlines())
+    programs = (
+        f"srun() {{ kill -USR1 $$; until [ -e {tmp_path}/told ]; do sleep 0.02; done; echo saved; {end}; }}\n"
+        f'scancel() {{ echo "scancel $*"; touch {tmp_path}/told; }}'
+    )
+    result = run_slurm_script(programs)
+    requeues = ["scontrol requeue 17"] if is_requeued else []
+    assert result.stdout.splitlines() == ["scancel --signal TERM 17", "saved", *requeues]
+    assert result.returncode == status
+
+
+def test_the_slurm_script_does_not_queue_again_what_fails():
+    result = run_slurm_script("srun() { return 3; }")
+    assert (result.returncode, result.stdout) == (3, "")
