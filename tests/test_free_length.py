@@ -19,15 +19,13 @@ from modeling_ast.commands import train as script
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.model_card import write_model_card
-from modeling_ast.data.recipes import BatchArguments, ModelArguments, RecipeError
+from modeling_ast.data.recipes import BatchArguments, ModelArguments
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.predictions import predict
-from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
+from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.building import build_feature_extractor
 from modeling_ast.training.collator import AugmentingCollator
-from modeling_ast.training.rows import TrainingStream
 from modeling_ast.training.sampling import TrainingSampler, read_clip_seconds, sort_by_length
-from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -343,30 +341,6 @@ def test_evaluation_does_not_depend_on_the_batch(trained, folder, tmp_path, monk
         (path / "per_class_test.csv").read_text().splitlines() for path in (output_dir, tmp_path / "again")
     )
     assert own_rows == again_rows
-
-
-def test_a_stream_on_several_processes_says_what_it_needs(tmp_path, monkeypatch):
-    rows = [{"waveform": row["waveform"], "labels": row["labels"]} for row in make_rows(FRAMES)]
-    stream = TrainingStream(Dataset.from_list(rows).to_iterable_dataset())
-    for extractor, settings, words in (
-        (FREE, {}, 'Expected accelerator_config {"dispatch_batches": false} for a stream with padding longest'),
-        (FREE, {"accelerator_config": {"dispatch_batches": False}}, None),
-        (FIXED, {}, None),
-    ):
-        trainer = ASTTrainer(
-            model=random_model(make_tiny_config(num_labels=3)),
-            args=ASTTrainingArguments(str(tmp_path), max_steps=1, use_cpu=True, report_to="none", **settings),
-            train_dataset=stream,
-            train_collator=AugmentingCollator(extractor, 3, augment=AugmentArguments()),
-            processing_class=extractor,
-        )
-        with monkeypatch.context() as patch:
-            patch.setattr(ASTTrainingArguments, "world_size", 2)
-            if words is not None:
-                with pytest.raises(RecipeError, match=words):
-                    trainer.get_train_dataloader()
-            else:
-                trainer.get_train_dataloader()
 
 
 def test_the_model_card_says_whose_extractor_keeps_the_length(tmp_path):

@@ -195,7 +195,8 @@ def test_the_same_seed_makes_the_same_run_in_a_process_of_its_own(whole, tmp_pat
     assert_identical(tmp_path, folder)
 
 
-STREAM_OPTIONS = ["--streaming=true", "--max_steps=4", "--eval_strategy=steps", "--eval_steps=2"]
+STREAM_STEPS = 8  # three passes of 19 clips
+STREAM_OPTIONS = ["--streaming=true", f"--max_steps={STREAM_STEPS}", "--eval_strategy=steps", "--eval_steps=2"]
 # What needs to know all clips in advance.
 NOT_FOR_STREAMS = ("split_column_name", "num_train_epochs", "lr_step", "weight_average", "eval_strategy")
 
@@ -220,20 +221,25 @@ def stream(recipe) -> list:
             table.to_parquet(folder / f"{split}-0000{shard}-of-0000{shards}.parquet")
     lines = [line for line in RECIPE.split("\n") if line and not line.startswith(NOT_FOR_STREAMS)]
     (folder.parent / "stream.yaml").write_text("\n".join([f"dataset_name: {folder}", *lines]))
-    return [folder.parent / "stream.yaml", *STREAM_OPTIONS, "--save_strategy=no"]
+    return [folder.parent / "stream.yaml", *STREAM_OPTIONS]
 
 
-@pytest.mark.slow  # `datasets` sleeps for five seconds an epoch
+@pytest.mark.slow
 @pytest.mark.parametrize("workers, padding", [(0, "max_length"), (2, "longest")])
 def test_the_same_seed_makes_the_same_run_on_a_stream(stream, tmp_path, workers, padding):
     first, again = tmp_path / "first", tmp_path / "again"
     for folder in (first, again):
-        run(*stream, f"--padding={padding}", f"--dataloader_num_workers={workers}", "--output_dir", folder)
-    assert len(updates(first)) == 4 and updates(again) == updates(first)
-    assert len(results(first)) == 2 and results(again) == results(first)
+        argv = [f"--padding={padding}", f"--dataloader_num_workers={workers}", "--save_strategy=no"]
+        run(*stream, *argv, "--output_dir", folder)
+    assert_same_stream(again, first)
     assert reported(again) == reported(first)
-    assert weights(again).keys() == weights(first).keys()
-    assert all(torch.equal(weights(again)[name], tensor) for name, tensor in weights(first).items())
+
+
+def assert_same_stream(folder: Path, expected: Path) -> None:
+    assert len(updates(expected)) == STREAM_STEPS and updates(folder) == updates(expected)
+    assert len(results(expected)) == STREAM_STEPS // 2 and results(folder) == results(expected)
+    assert weights(folder).keys() == weights(expected).keys()
+    assert all(torch.equal(weights(folder)[name], tensor) for name, tensor in weights(expected).items())
 
 
 # The same updates, however they are divided
@@ -304,6 +310,20 @@ def test_two_processes_resume_as_if_nothing_had_been(whole, by_two, tmp_path):
     assert_identical(tmp_path / "run", by_two)
 
 
+@pytest.mark.slow
+def test_two_processes_resume_a_stream_as_if_nothing_had_been(stream, tmp_path):
+    """Of two shards, which four data workers share."""
+    argv = [*stream, "--padding=longest", "--dataloader_num_workers=2"]
+    process = launch(tmp_path, *argv, "--save_strategy=no", "--output_dir", tmp_path / "whole")
+    assert process.returncode == 0, process.stderr[-3000:]
+    argv += ["--save_strategy=steps", "--save_steps=2", "--output_dir", tmp_path / "run"]
+    assert launch(tmp_path, *argv, stop_at=6).returncode != 0
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    process = launch(tmp_path, *argv, "--resume_from_checkpoint=true")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert_same_stream(tmp_path / "run", tmp_path / "whole")
+
+
 # Interrupted and resumed, with dropout too, whose draws are the process's own
 
 
@@ -327,6 +347,17 @@ def interrupt(monkeypatch, owner: type, method: str, count: int, *argv) -> None:
         patch.setattr(owner, method, stop_or_call)
         run(*argv)
     torch.rand(7)  # whatever the next process has drawn
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_stream_is_one_that_was_not_interrupted(stream, tmp_path, monkeypatch, workers):
+    argv = [*stream, f"--dataloader_num_workers={workers}", "--hidden_dropout_prob=0.1"]
+    run(*argv, "--save_strategy=no", "--output_dir", tmp_path / "whole")
+    argv += ["--save_strategy=steps", "--save_steps=2", "--output_dir", tmp_path / "run"]
+    interrupt(monkeypatch, ASTTrainer, "training_step", 6, *argv)
+    run(*argv, "--resume_from_checkpoint=true")
+    assert_same_stream(tmp_path / "run", tmp_path / "whole")
 
 
 # Saved within an epoch (checkpoint 4, of three updates each), at its end (3), or both; step 5 is in the second epoch.

@@ -117,7 +117,7 @@ def test_clips_are_compared_without_reading_their_sounds(main):
     splits.train = splits.train.select([0, 1])
     main.against(compare_clips, splits)
     splits.train = splits.train.to_iterable_dataset(num_shards=2)
-    with pytest.raises(RecipeError, match=r"2 clips .* and a stream of 2 file\(s\)"):
+    with pytest.raises(RecipeError, match=r"2 clips .* and a stream of 2 shard\(s\)"):
         main.against(compare_clips, splits)
 
 

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 
 from modeling_ast.data.labels import read_label_table
 from modeling_ast.data.sources import load_splits
-from modeling_ast.training.rows import TrainingRows, TrainingStream
+from modeling_ast.training.rows import TrainingRows
 from modeling_ast.training.sampling import TrainingSampler, class_balanced_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -286,16 +286,3 @@ def test_a_loader_gives_an_epoch_in_the_order_of_the_sampler():
         TrainingRows(dataset), batch_size=4, sampler=sampler, collate_fn=lambda rows: rows
     )
     assert [(row["position"], row["labels"]) for batch in loader for row in batch] == list(sampler)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_no_two_rows_of_a_stream_have_the_same_position(num_workers):
-    stream = TrainingStream(Dataset.from_dict({"waveform": list(range(30))}).to_iterable_dataset(num_shards=3))
-    loader = torch.utils.data.DataLoader(stream, batch_size=4, num_workers=num_workers, collate_fn=lambda rows: rows)
-    epochs = []
-    for epoch in (0, 1, 0):
-        stream.set_epoch(epoch)
-        epochs.append([(row["position"], row["waveform"]) for batch in loader for row in batch])
-        assert sorted(number for _, number in epochs[-1]) == list(range(30))
-    assert len({position for epoch in epochs[:2] for position, _ in epoch}) == 60
-    assert epochs[2] == epochs[0]

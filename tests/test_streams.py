@@ -10,7 +10,6 @@ import pytest
 import soundfile
 import torch
 from datasets import Audio, ClassLabel, Dataset
-from torch.utils.data import DataLoader
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands import check as check_data
@@ -23,7 +22,6 @@ from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import DataArguments, RecipeError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.statistics import pooled_statistics
-from modeling_ast.training.rows import TrainingStream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["hiss", "hum"]
@@ -62,7 +60,6 @@ def stream(folder) -> AudioSplits:
     return load_streamed_splits(folder)
 
 
-@pytest.mark.slow  # `datasets` sleeps for five seconds an epoch
 def test_a_stream_gives_the_rows_of_the_table(folder, stream):
     table = load_splits(folder)
     assert stream.label_names == table.label_names == NAMES
@@ -70,17 +67,6 @@ def test_a_stream_gives_the_rows_of_the_table(folder, stream):
         expected = {row["waveform"].max().item(): row["labels"] for row in decode(getattr(table, name), 16000)}
         found = {row["waveform"].max().item(): row["labels"] for row in decode(getattr(stream, name), 16000)}
         assert found == expected and len(found) == 6
-
-
-@pytest.mark.slow  # `datasets` sleeps for five seconds an epoch
-def test_each_clip_of_a_stream_has_a_position_of_its_own_in_every_epoch(stream):
-    rows = TrainingStream(decode(stream.train, 16000))
-    positions = []
-    for epoch in (0, 1):
-        rows.set_epoch(epoch)
-        loader = DataLoader(rows, batch_size=2, num_workers=1, collate_fn=list)
-        positions += [row["position"] for batch in loader for row in batch]
-    assert len(set(positions)) == len(positions) == 12
 
 
 def test_a_label_table_names_what_the_stream_does_not(tmp_path):
@@ -216,8 +202,7 @@ def command_line(tmp_path: Path, folder: str, *others: str) -> list[str]:
     return [*(f"--{key}={value}" for key, value in settings.items()), *others]
 
 
-# The whole stream is slow: `datasets` sleeps for five seconds an epoch.
-@pytest.mark.parametrize("limit", [pytest.param(None, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("limit", [None, 4])
 def test_statistics_of_a_stream_are_those_of_its_clips(tmp_path, folder, capsys, limit):
     rows = load_splits(folder).train
     rows = rows if limit is None else rows.select(range(limit))
@@ -241,7 +226,6 @@ def run(tmp_path: Path, **settings) -> dict[str, float]:
     return run_audio_classification.main([f"--{key}={value}" for key, value in settings.items()])
 
 
-@pytest.mark.slow  # `datasets` sleeps for five seconds an epoch
 def test_the_script_trains_on_a_stream(tmp_path, folder):
     results = run(tmp_path, dataset_name=folder, max_steps=4)
     assert 0 <= results["validation_accuracy"] <= 1
@@ -254,6 +238,9 @@ def test_the_script_trains_on_a_stream(tmp_path, folder):
     "settings, message",
     [
         ({}, "Expected max_steps"),
+        ({"max_steps": 2, "eval_strategy": "epoch"}, "Expected eval_strategy steps or no with streaming, got epoch"),
+        ({"max_steps": 2, "save_strategy": "epoch"}, "Expected save_strategy steps or no with streaming, got epoch"),
+        ({"max_steps": 2, "accelerator_config": '{"dispatch_batches": true}'}, "one process read the stream for all"),
         ({"max_steps": 2, "class_balanced_sampling": "true"}, "class_balanced_sampling needs to know all clips"),
         ({"max_steps": 2, "lr_scheduler_type": "constant", "lr_step_factor": 0.5}, "lr_step_factor needs to know"),
         ({"max_steps": 2, "linear_baseline": "true"}, "linear_baseline has no effect on a stream"),

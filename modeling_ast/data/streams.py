@@ -1,5 +1,6 @@
 """Data sets that are read while they arrive, for those that do not fit on a disk."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,14 @@ from modeling_ast.data.shards import (
     open_sound_streams,
 )
 
-SHUFFLE_BUFFER = 1000  # clips, not decoded
+FEW_SHARDS = 256  # so many files can be opened before a run, to divide them
 ROWS_AT_ONCE = 16  # whose labels are looked up together
 
 
 def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) -> AudioSplits:
-    """A stream to train on, and the held-out clips, which are kept on disk, in the cache of `datasets`.
+    """A stream to train on, in its own order, and the held-out clips, kept on disk, in the cache of `datasets`.
 
-    The stream's shards are shuffled, and then its clips within a window of 1,000 of them.
+    A shard of the stream is a file or, of few Parquet files, a row group. The first clips of a stream are one shard.
 
     Args:
         data_args: Of a data set on the Hub or a folder of Parquet files, tar archives, or sound files with a list
@@ -77,8 +78,25 @@ def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) ->
             features=features,
         )
     held_out = {name: keep(stream, source) for name, stream in rows.items() if name != "train"}
-    train = rows["train"].shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
+    train = rows["train"]
+    if data_args.max_train_samples is not None:
+        # Else `datasets` would take some from each shard.
+        train = IterableDataset.from_generator(_read_in_order, train.features, {"rows": train})
+    elif train.num_shards < FEW_SHARDS:
+        train = _divide_files(train, source)
     return AudioSplits(train, held_out["validation"], held_out.get("test"), index.names)
+
+
+def _read_in_order(rows: IterableDataset) -> Iterator[dict[str, Any]]:
+    for batch in rows.iter(batch_size=1):  # not by its own `__iter__`, which divides it among data workers
+        yield {name: values[0] for name, values in batch.items()}
+
+
+def _divide_files(rows: IterableDataset, source: str) -> IterableDataset:
+    try:
+        return rows.reshard()
+    except READING_ERRORS as error:
+        raise DataError(f"{source}: cannot be streamed ({describe_cause(error)}).") from error
 
 
 def _open_splits(data_args: DataArguments) -> dict[str, IterableDataset]:

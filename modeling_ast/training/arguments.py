@@ -210,6 +210,11 @@ class ASTTrainingArguments(TrainingArguments):
         """Whether a second model comes out of the run: the average."""
         return self.weight_average_start is not None or self.ema_decay is not None
 
+    @property
+    def order_seed(self) -> int:
+        """Of the order of training clips."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def _check_early_stopping(self) -> None:
         if self.early_stopping_patience is None:
             if self.early_stopping_threshold != 0:
@@ -286,6 +291,11 @@ def _check_stream(data_args: DataArguments, training_args: ASTTrainingArguments)
         return
     if training_args.do_train and training_args.max_steps <= 0:
         raise RecipeError("Expected max_steps with streaming: a stream does not tell how long an epoch is.")
+    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if getattr(training_args, name) == "epoch":
+            raise RecipeError(f"Expected {name} steps or no with streaming, got epoch: a stream has no end.")
+    if training_args.accelerator_config.dispatch_batches:
+        raise RecipeError("dispatch_batches of accelerator_config would let one process read the stream for all.")
     for name in ("class_balanced_sampling", "lr_step_factor", "weight_average_start"):
         if getattr(training_args, name):
             raise RecipeError(f"{name} needs to know all clips in advance, which a stream does not tell.")

@@ -41,6 +41,7 @@ from modeling_ast.training.losses import TrainingLosses
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, checkpoint_step, last_whole_checkpoint
 from modeling_ast.training.processes import decided_by_main, raise_in_all, together
 from modeling_ast.training.results import RESULTS_NAME, EpochRecord
+from modeling_ast.training.rows import TrainingStream
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ class ResumableTrainer(Trainer):
         self._check_weights()
         checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         progress = {"last_rate": self.last_rate, "global_batch_size": self.global_batch_size, **self.losses.state()}
+        if isinstance(self.train_dataset, TrainingStream):
+            progress["stream"] = self.train_dataset.state()
         try:
             with saving(checkpoint):
                 self._write_checkpoint(model, trial, checkpoint, progress)
@@ -302,6 +305,8 @@ class ResumableTrainer(Trainer):
                 )
             self.losses.load_state(progress)
             self.last_rate = progress["last_rate"]
+            if isinstance(self.train_dataset, TrainingStream):
+                self.train_dataset.load_state(progress.get("stream", {}))
         else:
             logger.warning(f"{checkpoint} was not saved by this trainer: {RESULTS_NAME} and averages start anew.")
         if self.is_world_process_zero():

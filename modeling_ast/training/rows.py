@@ -1,16 +1,25 @@
-"""Training rows as a torch `Dataset`: in the sampler's order, another clip in place of each that cannot be decoded."""
+"""Training rows of a table or a stream as a torch `Dataset`: another clip in place of each that cannot be decoded."""
 
+import logging
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from torch.utils.data import get_worker_info
+from datasets.distributed import split_dataset_by_node
 
 from modeling_ast.audio import AudioError
+from modeling_ast.training.augment import clip_generator
+from modeling_ast.training.processes import gather_values
+
+logger = logging.getLogger(__name__)
 
 MAX_DRAWS = 1000  # of clips that cannot be decoded, one after the other: then there is hardly one that can
+SHUFFLE_BLOCK = 1000  # clips of a stream, not decoded
+_PLACE = "stream_place"
 
 
 class TrainingRows(torch.utils.data.Dataset):
@@ -54,23 +63,135 @@ class TrainingRows(torch.utils.data.Dataset):
         raise AudioError(f"{MAX_DRAWS} training clips in a row cannot be decoded. Is the data where it should be?")
 
 
-class TrainingStream(torch.utils.data.IterableDataset):
-    """Decoded rows of a stream without those that cannot be, each with a position, as `TrainingRows` gives them.
+class TrainingStream(torch.utils.data.Dataset):
+    """Decoded clips of a stream without end, batches by the pairs of `StreamSampler`: each clip once a pass.
 
-    A stream has no order that all workers share: positions, and so the augmentation, are the same again only with the
-    same number of workers.
+    The stream has a part for each data worker of each process. In each pass its shards come in a new order and are
+    dealt to the parts like cards, the next pass's from where the last one's ended. A part that has read its shards
+    goes on with the next pass, and waits for no other. Where there are fewer shards than parts, some read the same
+    ones, and each takes its own of their clips. Of the clips a part reads, each 1,000 are shuffled.
+
+    The same seed and number of parts give the same clips, also where a run goes on from a checkpoint: a part reads
+    again the block that it was in, of which it decodes one clip again. With another number of parts the order is
+    another, and a run that goes on begins a new pass.
+
+    Args:
+        rows: With `audio`, not decoded, and `labels`.
+        decode: Makes them rows with a `waveform`, which is `None` where a clip cannot be decoded: it is left out.
+        seed: Of the order.
     """
 
-    def __init__(self, rows: IterableDataset):
-        self.rows = rows
-        self.epoch = 0
+    def __init__(self, rows: IterableDataset, decode: Callable[[IterableDataset], IterableDataset], seed: int = 0):
+        self.rows, self.decode, self.seed = rows, decode, seed
+        self._saved: dict[str, Any] = {}
+        self.divide(1)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.rows.set_epoch(epoch)
+    def divide(self, num_parts: int) -> None:
+        """Begin, with so many parts, where the loaded state says."""
+        num_shards = self.rows.num_shards
+        self.num_parts = num_parts
+        # Those that share shards are as many in each group.
+        self.num_groups = max(n for n in range(1, min(num_parts, num_shards) + 1) if num_parts % n == 0)
+        self.places = self._saved.get("places", {})  # of the parts: pass, and the state of its rows
+        self.first_pass = 0
+        layout = {"num_parts": num_parts, "num_shards": num_shards}
+        if self._saved and any(self._saved[name] != number for name, number in layout.items()):
+            self.first_pass = 1 + max((place["pass"] for place in self.places.values()), default=-1)
+            self.places = {}
+            logger.warning(
+                f"The stream goes on with a new pass: it has {num_shards} shards for {num_parts} data workers in all, "
+                f"and had {self._saved['num_shards']} for {self._saved['num_parts']} before."
+            )
+        self._readers: dict[int, Iterator] = {}
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for offset, row in enumerate(row for row in self.rows if row["waveform"] is not None):
-            yield {**row, "position": (self.epoch << 40) + offset * count + number}
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        """
+        Args:
+            pairs: Of a position, and the part, which is the same for all.
+
+        Returns:
+            Clips, each with its position; the last one also with the place in the stream behind it.
+
+        Raises:
+            AudioError: Hardly any clip can be decoded.
+        """
+        part = pairs[0][1]
+        reader = self._readers.setdefault(part, self._read(part))
+        rows = []
+        for position, _ in pairs:
+            number, stream, row = next(reader)
+            rows.append({**row, "position": position})
+        rows[-1][_PLACE] = {part: {"pass": number, "rows": stream.state_dict()}}
+        return rows
+
+    def _read(self, part: int) -> Iterator[tuple[int, IterableDataset, dict[str, Any]]]:
+        place = self.places.get(part, {"pass": self.first_pass, "rows": None})
+        misses = 0
+        for number in count(place["pass"]):
+            stream = self._begin_pass(part, number)
+            if place["rows"] is not None and number == place["pass"]:
+                stream.load_state_dict(place["rows"])
+            # Not by its own `__iter__`, which divides it among data workers once more.
+            for batch in stream.iter(batch_size=1):
+                row = {name: values[0] for name, values in batch.items()}
+                if row["waveform"] is not None:
+                    misses = 0
+                    yield number, stream, row
+                elif (misses := misses + 1) >= MAX_DRAWS:
+                    break
+            else:
+                misses += 1
+            if misses >= MAX_DRAWS:
+                raise AudioError(
+                    f"{MAX_DRAWS} training clips of a stream in a row cannot be decoded. Is the data where it should "
+                    "be?"
+                )
+
+    def _begin_pass(self, part: int, number: int) -> IterableDataset:
+        group, member = part % self.num_groups, part // self.num_groups
+        num_members = self.num_parts // self.num_groups
+        rank = (group - number * self.rows.num_shards) % self.num_groups
+        stream = split_dataset_by_node(self.rows, rank, self.num_groups, strategy="shards").map(
+            partial(
+                _shuffle_block,
+                seed=self.seed,
+                first_block=(number * self.num_groups + group) << 32,
+                share=slice((member + number) % num_members, None, num_members),
+            ),
+            with_indices=True,
+            batched=True,
+            batch_size=SHUFFLE_BLOCK,
+            features=self.rows.features,
+        )
+        stream = self.decode(stream)
+        # The order of shards, which `datasets` shuffles by this number unless it is 0.
+        stream.set_epoch((self.seed << 31) + number + 1)
+        return stream
+
+    def note_place(self, batch: dict[str, Any]) -> None:
+        """Take out of a batch of `collate_with_place` what says that its clips have been trained on."""
+        self.places = {**self.places, **batch.pop(_PLACE)}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, of all processes together."""
+        places = {part: place for own in gather_values(self.places) for part, place in own.items()}
+        return {"num_parts": self.num_parts, "num_shards": self.rows.num_shards, "places": places}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from the state of a checkpoint, when the stream is divided next."""
+        self._saved = state
+
+
+def collate_with_place(rows: list[dict[str, Any]], collator: Callable) -> dict[str, Any]:
+    """A batch of a stream, with the place behind it."""
+    return {**collator(rows), _PLACE: rows[-1][_PLACE]}
+
+
+def _shuffle_block(
+    rows: dict[str, list], indices: list[int], seed: int, first_block: int, share: slice
+) -> dict[str, list]:
+    """Some of so many rows, in another order, which is the same for all parts that read them."""
+    # Positions are not negative: no clip has this generator.
+    generator = clip_generator(seed, -1 - first_block - indices[0])
+    order = torch.randperm(len(indices), generator=generator)[share].tolist()
+    return {name: [column[index] for index in order] for name, column in rows.items()}

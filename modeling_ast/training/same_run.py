@@ -161,7 +161,7 @@ def _describe_checkpoint(resume: str | bool | None, output_dir: str) -> str:
 
 def _describe_rows(rows: Dataset | IterableDataset) -> str:
     if isinstance(rows, IterableDataset):
-        return f"a stream of {rows.num_shards} file(s)"
+        return f"a stream of {rows.num_shards} shard(s)"
     columns = rows.flatten().select_columns(["audio.path", "labels"]).with_format("arrow")  # not the sounds
     batches = (columns[start : start + 100_000] for start in range(0, len(rows), 100_000))
     return f"{len(rows)} clips ({_digest(text for batch in batches for text in _describe_batch(batch))})"

@@ -167,3 +167,24 @@ class TrainingSampler(Sampler):
             order = group_by_length(order, self.clip_seconds, self.global_batch_size, generator)
         first = self.epoch * self.length
         return ((first + offset, index) for offset, index in enumerate(order.tolist()))
+
+
+class StreamSampler(Sampler):
+    """Pairs (position, part of the stream) of a whole run: its batches are the parts' in turn.
+
+    Where batches are dealt to the processes in turn, and those of a process to its data workers, each has one part.
+
+    Args:
+        num_draws: Clips of the run.
+        batch_size: Clips that a process takes at once.
+        num_parts: One for each data worker of each process.
+    """
+
+    def __init__(self, num_draws: int, batch_size: int, num_parts: int):
+        self.num_draws, self.batch_size, self.num_parts = num_draws, batch_size, num_parts
+
+    def __len__(self) -> int:
+        return self.num_draws
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((position, position // self.batch_size % self.num_parts) for position in range(self.num_draws))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,15 +119,18 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
         clip_seconds = seconds.clamp(max=extractor.seconds(extractor.max_length))  # longer ones are cut
     if training_args.class_balanced_sampling and training_args.do_train:
         sampling_weights = class_balanced_weights(splits.train, num_labels)
-    for name, rows in splits:
-        rows = sort_by_length(rows, splits.ignore_length) if is_free and name != "train" else rows
-        noted = _bad_clips(arguments) if name == "train" else None
-        setattr(splits, name, decode(rows, extractor.sampling_rate, noted, splits.ignore_length))
     multi_label = model_args.problem_type == "multi_label_classification"
     collator = AugmentingCollator(extractor, num_labels, multi_label, augment=augment_args, seed=training_args.seed)
-    rows = None
-    if splits.train is not None:
-        rows = TrainingStream(splits.train) if data_args.streaming else TrainingRows(splits.train, collator.prepare)
+    to_clips = partial(decode, sampling_rate=extractor.sampling_rate, ignore_length=splits.ignore_length)
+    for name, rows in splits:
+        if name != "train":
+            setattr(splits, name, to_clips(sort_by_length(rows, splits.ignore_length) if is_free else rows))
+    rows, to_clips = None, partial(to_clips, bad_clips=_bad_clips(arguments))
+    if data_args.streaming:
+        rows = TrainingStream(splits.train, to_clips, training_args.order_seed)
+    elif splits.train is not None:
+        splits.train = to_clips(splits.train)
+        rows = TrainingRows(splits.train, collator.prepare)
     return {
         "train_dataset": rows,
         "train_collator": collator,

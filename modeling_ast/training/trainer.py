@@ -4,19 +4,20 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from modeling_ast.data.metrics import to_probabilities
-from modeling_ast.data.recipes import RecipeError
 from modeling_ast.modeling_ast import classification_loss
 from modeling_ast.training.augment import smooth_labels
 from modeling_ast.training.checkpoints import ResumableTrainer, ends_epoch
-from modeling_ast.training.sampling import TrainingSampler
+from modeling_ast.training.rows import TrainingStream, collate_with_place
+from modeling_ast.training.sampling import StreamSampler, TrainingSampler
 from modeling_ast.training.schedule import step_schedule
 
 logger = logging.getLogger(__name__)
@@ -56,19 +57,11 @@ class ASTTrainer(ResumableTrainer):
     # Data.
 
     def get_train_dataloader(self) -> DataLoader:
-        """As the Trainer's own, with the collator of training.
-
-        Raises:
-            RecipeError: A stream of clips of their own length, whose batches one process is to join for all.
-        """
-        is_stream = isinstance(self.train_dataset, IterableDataset)
-        is_dispatched = self.args.world_size > 1 and self.args.accelerator_config.dispatch_batches is not False
-        if is_stream and is_dispatched and getattr(self.processing_class, "padding", None) == "longest":
-            raise RecipeError(
-                'Expected accelerator_config {"dispatch_batches": false} for a stream with padding longest on several '
-                "processes: else one of them joins the batches of all, which differ in length."
-            )
+        """As the Trainer's own, with the collator of training."""
         collator, self.data_collator = self.data_collator, self.train_collator
+        if isinstance(self.train_dataset, TrainingStream):
+            self.train_dataset.divide(self.args.world_size * max(1, self.args.dataloader_num_workers))
+            self.data_collator = partial(collate_with_place, collator=self.train_collator)
         try:
             return super().get_train_dataloader()
         finally:
@@ -84,17 +77,28 @@ class ASTTrainer(ResumableTrainer):
             self.args.dataloader_pin_memory = pinned
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
-        """An order of our own, which is the same for any number of processes."""
+        """An order of our own, which is the same for any number of processes, but for a stream."""
         args = self.args
+        if isinstance(self.train_dataset, TrainingStream):
+            num_draws = args.max_steps * self.global_batch_size
+            return StreamSampler(num_draws, self._train_batch_size, self.train_dataset.num_parts)
         self.train_sampler = TrainingSampler(
             len(self.train_dataset if train_dataset is None else train_dataset),
             self.global_batch_size,
-            args.seed if args.data_seed is None else args.data_seed,
+            args.order_seed,
             weights=self.sampling_weights,
             drop_last=args.dataloader_drop_last,
             clip_seconds=self.clip_seconds,
         )
         return self.train_sampler
+
+    def get_batch_samples(self, *args, **kwargs):
+        """As the Trainer's own; a stream notes which clips an update takes."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        if isinstance(self.train_dataset, TrainingStream):
+            for batch in batches:
+                self.train_dataset.note_place(batch)
+        return batches, num_items
 
     # Optimiser and schedule.
 

@@ -1,0 +1,218 @@
+"""A stream in training: each clip once a pass, on any number of processes and workers, also where a run is resumed."""
+
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+from datasets import Dataset, IterableDataset, load_dataset_builder
+from torch.utils.data import BatchSampler, DataLoader
+
+from modeling_ast.audio import AudioError
+from modeling_ast.training import rows as training_rows
+from modeling_ast.training.rows import TrainingStream, collate_with_place
+from modeling_ast.training.sampling import StreamSampler
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+# Shards of a data set: more than workers, fewer, of sizes of their own, one alone.
+SIZES = {"many": [5] * 12, "unequal": [12, 3, 9, 20, 1], "one": [30]}
+PROCESSES, WORKERS = (1, 2, 3), (0, 2, 3)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(training_rows, "SHUFFLE_BLOCK", 7)
+
+
+def generate(shards: list[range], read: tuple[list]) -> Iterator[dict]:
+    for shard in shards:
+        for clip in shard:
+            read[0].append(clip)
+            yield {"audio": clip, "labels": clip % 2}
+
+
+def make_rows(sizes: list[int], read: list | None = None) -> IterableDataset:
+    """Clips that are their own numbers, written into a list when they are read."""
+    read = [] if read is None else read
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    shards = [range(end - size, end) for size, end in zip(sizes, ends)]
+    features = Dataset.from_dict({"audio": [0], "labels": [0]}).features
+    return IterableDataset.from_generator(
+        generate, features=features, gen_kwargs={"shards": shards, "read": ([] if read is None else read,)}
+    )
+
+
+def write_row_groups(folder: Path, sizes: list[int]) -> IterableDataset:
+    """One Parquet file, with a row group of each size."""
+    clips = list(range(sum(sizes)))
+    table = pa.table({"audio": clips, "labels": [clip % 2 for clip in clips]})
+    with pq.ParquetWriter(folder / "train-00000-of-00001.parquet", table.schema) as writer:
+        start = 0
+        for size in sizes:
+            writer.write_table(table.slice(start, size))
+            start += size
+    return load_dataset_builder(str(folder)).as_streaming_dataset()["train"].reshard()
+
+
+def _to_clips(rows: dict[str, list], bad: frozenset, decoded: list | None) -> dict[str, list]:
+    if decoded is not None:
+        decoded += rows["audio"]
+    return {"waveform": [None if clip in bad else clip for clip in rows["audio"]], "labels": rows["labels"]}
+
+
+def decode(rows: IterableDataset, bad: frozenset = frozenset(), decoded: list | None = None) -> IterableDataset:
+    to_clips = partial(_to_clips, bad=bad, decoded=decoded)
+    return rows.map(to_clips, batched=True, batch_size=1, remove_columns=["audio"])
+
+
+class Run:
+    """What the processes of a run read, each by the batches that Accelerate deals to it."""
+
+    def __init__(
+        self, rows, processes=1, workers=0, batch_size=1, num_draws=198, seed=0, saved=None, skip=0, **others
+    ):
+        self.clips, self.passes = {}, defaultdict(list)  # by their positions
+        self.places = {}
+        self.num_parts, self.num_shards = processes * max(1, workers), rows.num_shards
+        for rank in range(processes):
+            stream = TrainingStream(rows, partial(decode, **others.get("decoding", {})), seed)
+            if saved is not None:
+                stream.load_state(torch.load(io.BytesIO(saved), weights_only=True))
+            stream.divide(self.num_parts)
+            sampler = BatchSampler(StreamSampler(num_draws, batch_size, self.num_parts), batch_size, drop_last=False)
+            batches = SkipBatchSampler(BatchSamplerShard(sampler, processes, rank), skip)
+            num_workers = workers if others.get("forks") else 0
+            collator = partial(collate_with_place, collator=lambda rows: {"rows": rows})
+            for batch in DataLoader(stream, batch_sampler=batches, num_workers=num_workers, collate_fn=collator):
+                (place,) = batch["stream_place"].values()
+                stream.note_place(batch)
+                for row in batch["rows"]:
+                    self.clips[row["position"]] = row["waveform"]
+                    self.passes[place["pass"]].append(row["waveform"])  # of batches of one
+            self.places |= stream.places
+
+    @property
+    def state(self) -> bytes:
+        content = io.BytesIO()
+        state = {"num_parts": self.num_parts, "num_shards": self.num_shards, "places": self.places}
+        torch.save(state, content)
+        return content.getvalue()
+
+
+def check_passes(run: Run, num_clips: int) -> None:
+    whole = min(place["pass"] for place in run.places.values())
+    assert whole >= 2
+    orders = [run.passes[number] for number in range(whole)]
+    assert all(sorted(order) == list(range(num_clips)) for order in orders)
+    assert len({tuple(order) for order in orders}) == whole  # each in an order of its own
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("processes", PROCESSES)
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_each_pass_has_each_clip_once(sizes, processes, workers):
+    run = Run(make_rows(sizes), processes, workers)
+    check_passes(run, sum(sizes))
+    assert sorted(run.clips) == list(range(198))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has processors
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_each_pass_has_each_row_of_one_file_once(tmp_path, processes, workers):
+    """In data workers of their own, which read the row groups of one Parquet file."""
+    rows = write_row_groups(tmp_path, SIZES["many"])
+    assert rows.num_shards == 12
+    run = Run(rows, processes, workers, forks=True)
+    check_passes(run, 60)
+    assert run.clips == Run(rows, processes, workers).clips
+
+
+def test_no_shard_is_read_twice_in_a_pass():
+    """Nor does any part read what is another one's, where there is a shard for each."""
+    for processes, workers in ((1, 0), (2, 2), (3, 3)):
+        read: list[int] = []
+        stream = TrainingStream(make_rows(SIZES["many"], read), decode)
+        stream.divide(processes * max(1, workers))
+        for part in range(stream.num_parts):
+            for _ in stream._begin_pass(part, 3).iter(1):
+                pass
+        assert sorted(read) == list(range(60))
+
+
+def test_passes_stay_together():
+    """A part that had more shards in one pass has fewer in the next: none is seen more often than others for long."""
+    run = Run(make_rows([4] * 7), processes=2, workers=2, num_draws=28 * 30)
+    counts = Counter(run.clips.values())
+    assert max(counts.values()) - min(counts.values()) <= 3
+    assert {place["pass"] for place in run.places.values()} <= {29, 30, 31}
+
+
+def test_a_seed_gives_an_order():
+    first, again, other = (Run(make_rows(SIZES["many"]), 2, 2, seed=seed).clips for seed in (1, 1, 2))
+    assert first == again != other
+    assert sorted(first) == sorted(other)
+
+
+def test_clips_of_several_shards_are_mixed():
+    order = list(Run(make_rows([3] * 20), num_draws=60).clips.values())
+    assert order != sorted(order)
+    assert all(len({clip // 3 for clip in order[start : start + 7]}) >= 3 for start in range(0, 56, 7))
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("processes, workers, batch_size", [(1, 0, 4), (1, 3, 1), (2, 0, 3), (2, 3, 4), (3, 2, 2)])
+def test_a_resumed_run_has_the_clips_of_one_that_was_not_stopped(sizes, processes, workers, batch_size):
+    """And decodes no clip again but the last one of each part."""
+    layout = {"processes": processes, "workers": workers, "batch_size": batch_size}
+    rows, in_all = make_rows(sizes), processes * batch_size * 20
+    whole = Run(rows, num_draws=in_all, **layout)
+    for skip in (1, 7, 17):
+        begun = Run(rows, num_draws=skip * processes * batch_size, **layout)
+        decoded: list[int] = []
+        end = Run(rows, num_draws=in_all, saved=begun.state, skip=skip, decoding={"decoded": decoded}, **layout)
+        assert begun.clips | end.clips == whole.clips
+        assert len(decoded) <= len(end.clips) + begun.num_parts
+
+
+def test_a_resumed_run_reads_again_the_block_and_the_shard_that_it_was_in():
+    read: list[int] = []
+    rows = make_rows([14] * 20, read)
+    stream = TrainingStream(rows, decode)
+    before = [stream.__getitems__([(position, 0)])[0] for position in range(200)]
+    again = TrainingStream(rows, decode)
+    again.load_state({"num_parts": 1, "num_shards": 20, "places": before[-1]["stream_place"]})
+    again.divide(1)
+    read.clear()
+    (row,) = again.__getitems__([(200, 0)])
+    assert row["waveform"] not in {each["waveform"] for each in before}
+    assert 7 <= len(read) <= 14 + 7
+
+
+def test_with_another_number_of_workers_a_run_goes_on_with_a_new_pass(caplog):
+    rows = make_rows(SIZES["many"])
+    begun = Run(rows, num_draws=100)  # in the second of its passes
+    end = Run(rows, 1, 2, num_draws=300, saved=begun.state, skip=100)
+    assert min(end.passes) == 2 and sorted(end.passes[2]) == list(range(60))
+    assert "new pass: it has 12 shards for 2 data workers in all, and had 12 for 1 before" in caplog.text
+
+
+def test_clips_that_cannot_be_decoded_are_left_out():
+    bad = frozenset({3, 4, 17})
+    run = Run(make_rows(SIZES["many"]), 2, 2, decoding={"bad": bad})
+    assert sorted(run.passes[0]) == [clip for clip in range(60) if clip not in bad]
+
+
+def test_a_stream_without_clips_is_an_error(monkeypatch):
+    monkeypatch.setattr(training_rows, "MAX_DRAWS", 100)
+    with pytest.raises(AudioError, match="100 training clips of a stream in a row cannot be decoded"):
+        Run(make_rows([30]), decoding={"bad": frozenset(range(30))})
+    with pytest.raises(AudioError, match="100 training clips of a stream in a row"):
+        Run(make_rows([0]))
