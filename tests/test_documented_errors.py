@@ -196,4 +196,4 @@ def test_scripts_name_the_data_and_the_clip_that_they_cannot_use(model, tmp_path
         module.main([*argv, "--dataset_name", str(tmp_path / "nowhere.csv")])
     with pytest.raises(AudioError, match="got none" if name == "extract_embeddings" else r"\d.wav: cannot be decoded"):
         module.main(argv)
-    assert not list(tmp_path.glob("out*/*.json")) and not (tmp_path / "out.parquet").exists()
+    assert not list(tmp_path.glob("out/*.json")) and not (tmp_path / "out.parquet").exists()

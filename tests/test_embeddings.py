@@ -1,9 +1,15 @@
 """Embeddings are what the model computes for the stretch of sound that they name, however it is batched and stored."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -21,9 +27,11 @@ from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import claimed
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.synthetic import CLASSES, generate_clip
-from modeling_ast.inference import embedding_tables
+from modeling_ast.inference import parquet_tables
+from modeling_ast.inference.embedding_tables import EmbeddingsFolder
 from modeling_ast.inference.embeddings import LEVELS, ASTEmbeddingPipeline, Embeddings, audio_embedder
 from modeling_ast.inference.fingerprint import fingerprint_model
+from modeling_ast.inference.journal import Journal
 from modeling_ast.loading import ModelError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -266,9 +274,11 @@ def test_parquet_holds_every_row_with_its_path_and_times(embedder, folder, sound
         "version": __version__,
     }
     printed = capsys.readouterr()
-    assert f"left out: {sounds / 'broken.wav'}: cannot be decoded" in printed.err
-    assert f"{len(table)} rows of 2 recordings" in printed.out and "1 of 3 recordings were left out" in printed.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["emb.parquet", "sounds"]
+    assert f"{sounds / 'broken.wav'}: cannot be decoded" in printed.err
+    assert "3 recording(s), 3 of them now" in printed.out and f", {len(table)} row(s).\n" in printed.out
+    assert f"1 cannot be used (--retry tries again), such as {sounds / 'broken.wav'}." in printed.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["emb.journal", "emb.parquet", "sounds"]
+    assert contents(tmp_path / "emb.journal") == ["results.jsonl", "settings.json"]
 
 
 def test_parquet_is_read_by_datasets(folder, sounds, tmp_path):
@@ -282,56 +292,189 @@ def test_parquet_is_read_by_datasets(folder, sounds, tmp_path):
 
 
 def test_rows_are_written_while_they_come(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding_tables, "ROWS_A_GROUP", 4)
+    monkeypatch.setattr(parquet_tables, "ROWS_A_GROUP", 4)
     sizes = []
 
-    def items():
+    def rows():
         for number in range(2000):
             sizes.append(sum(path.stat().st_size for path in tmp_path.glob(".*.unfinished*")))
-            vectors = np.full((3, 32), number, dtype=np.float32)
-            yield {"path": f"{number}.wav"}, Embeddings(vectors, np.arange(3.0), np.arange(1.0, 4.0))
+            yield {"vector": np.full(32, number, dtype=np.float32)}
 
-    assert embedding_tables.write_parquet(tmp_path / "emb.parquet", items(), ["path"], 32, {}) == 6000
+    fields = {"vector": pa.list_(pa.float32(), 32)}
+    parquet_tables.write_rows(tmp_path / "emb.parquet", rows(), fields, {})
     file = pq.ParquetFile(tmp_path / "emb.parquet")
-    assert file.metadata.num_rows == 6000 and file.metadata.num_row_groups > 1000
-    assert file.read()["embedding"].to_pylist()[-1] == [1999.0] * 32
-    assert sizes[1000] > 100_000
+    assert file.metadata.num_rows == 2000 and file.metadata.num_row_groups == 500
+    assert file.read()["vector"].to_pylist()[-1] == [1999.0] * 32
+    assert sizes[1000] > 20_000
 
 
-def test_what_was_interrupted_leaves_the_older_file_as_it_was(folder, sounds, tmp_path, monkeypatch):
-    options = ["--model", folder, "--output", tmp_path / "emb.parquet", "--level", "window"]
-    run(sounds / "b", *options)
-    before = {path.name: path.read_bytes() for path in tmp_path.glob("emb*")}
-    forward, calls = ASTEmbeddingPipeline._forward, []
+def contents(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
-    def interrupted(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
+
+# Stopping, going on, and parts
+
+
+@pytest.fixture
+def embedded(monkeypatch) -> list[str]:
+    """Names of the recordings that are embedded."""
+    names, add = [], EmbeddingsFolder.add
+
+    def add_and_tell(self, file, embeddings):
+        add(self, file, embeddings)
+        names.append(Path(file.path).name)
+
+    monkeypatch.setattr(EmbeddingsFolder, "add", add_and_tell)
+    return names
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch) -> str:
+    """A folder of twelve short recordings; the parts are those of their paths from here."""
+    generator = torch.Generator().manual_seed(7)
+    (tmp_path / "many").mkdir()
+    for number in range(12):
+        clip = generate_clip("siren", generator)[: 4000 + 500 * number]
+        soundfile.write(tmp_path / "many" / f"{number:02}.wav", clip.numpy(), RATE)
+    monkeypatch.chdir(tmp_path)
+    return "many"
+
+
+def rows_of(table: Path) -> tuple[list, np.ndarray]:
+    rows = pq.read_table(table)
+    return rows.drop_columns("embedding").to_pylist(), np.array(rows["embedding"].to_pylist())
+
+
+def same_rows(table: Path, other: Path) -> None:
+    (known, vectors), (expected, expected_vectors) = rows_of(table), rows_of(other)
+    assert known == expected
+    close(vectors, expected_vectors)
+
+
+def test_what_was_stopped_goes_on_and_leaves_the_older_table_till_then(folder, many, tmp_path, embedded, monkeypatch):
+    options = ["--model", folder, "--level", "window", "--batch_size", 1, "--output"]
+    run(many, *options, tmp_path / "whole.parquet")
+    run(f"{many}/03.wav", *options, tmp_path / "emb.parquet")
+    before = (tmp_path / "emb.parquet").read_bytes()
+    embedded.clear()
+    append = Journal.append
+
+    def stop(self, entry):
+        if len(self.entries) == 5:
             raise KeyboardInterrupt
-        return forward(self, *args, **kwargs)
+        append(self, entry)
 
-    monkeypatch.setattr(ASTEmbeddingPipeline, "_forward", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(sounds / "b", sounds / "long.wav", *options, "--batch_size", 1)
-    assert {path.name: path.read_bytes() for path in tmp_path.glob("emb*")} == before
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(many, *options, tmp_path / "emb.parquet")
+    assert (tmp_path / "emb.parquet").read_bytes() == before and len(embedded) == 4
+    with open(tmp_path / "emb.journal" / "results.jsonl", "a") as file:
+        file.write('{"path": "many/07.wav", "vect')  # cut off
+    assert run(many, *options, tmp_path / "emb.parquet") == 0
+    assert sorted(embedded) == [f"{number:02}.wav" for number in range(12) if number != 3]
+    same_rows(tmp_path / "emb.parquet", tmp_path / "whole.parquet")
+    # And nothing is done twice, but for what has changed.
+    embedded.clear()
+    assert run(many, *options, tmp_path / "emb.parquet") == 0 and not embedded
+    soundfile.write(tmp_path / "many" / "04.wav", np.zeros(5000), RATE)
+    assert run(f"{many}/04.wav", f"{many}/02.wav", *options, tmp_path / "emb.parquet") == 0
+    assert embedded == ["04.wav"]
+    assert pq.read_table(tmp_path / "emb.parquet")["path"].to_pylist() == [f"{many}/04.wav", f"{many}/02.wav"]
+
+
+def test_parts_and_then_others_give_what_one_run_gives(folder, many, tmp_path, embedded, monkeypatch, capsys):
+    options = ["--model", folder, "--batch_size", 1, "--output"]
+    run(many, *options, tmp_path / "whole.parquet")
+    embedded.clear()
+    append = Journal.append
+
+    def stop(self, entry):
+        if len(self.entries) == {1: 2, 2: 5, 3: 8}[self.part.number]:
+            raise KeyboardInterrupt
+        append(self, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", stop)
+        for number in (1, 2, 3):
+            with suppress(KeyboardInterrupt):
+                run(many, *options, tmp_path / "emb.parquet", "--part", f"{number}/3")
+    num_done = len(embedded)
+    assert 0 < num_done < 12 and not (tmp_path / "emb.parquet").exists()
+    capsys.readouterr()
+    assert run(many, *options, tmp_path / "emb.parquet", "--part", "2/2") == 0
+    said = capsys.readouterr().out
+    assert "Part 2/2 is done; the last one writes the tables." in said and "no results yet: " in said
+    assert not (tmp_path / "emb.parquet").exists()
+    assert run(many, *options, tmp_path / "emb.parquet", "--part", "1/2") == 0
+    assert sorted(embedded) == sorted(set(embedded)) and len(embedded) == 12
+    same_rows(tmp_path / "emb.parquet", tmp_path / "whole.parquet")
+
+
+@pytest.mark.slow
+def test_processes_of_a_launcher_embed_each_recording_once(folder, many, tmp_path):
+    options = ["--model", str(folder), "--batch_size", "1", "--output"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "-m", "modeling_ast.commands.embed", many, *options, str(tmp_path / "emb.parquet")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    now = [int(number) for number in re.findall(r"recording\(s\), (\d+) of them now", ended.stdout)]
+    assert len(now) == 2 and sum(now) == 12 and min(now) > 0, ended.stdout
+    assert run(many, *options, tmp_path / "whole.parquet") == 0
+    same_rows(tmp_path / "emb.parquet", tmp_path / "whole.parquet")
+
+
+def test_embeddings_of_other_settings_are_not_mixed(folder, many, tmp_path, embedded):
+    options = [many, "--model", folder, "--output", tmp_path / "emb.parquet"]
+    run(*options)
+    with pytest.raises(DataError) as error:
+        run(*options, "--level", "window")
+    assert str(error.value) == (
+        f"{tmp_path / 'emb.journal'} holds results of other settings: level was clip, is window. Give another "
+        "--output, or --overwrite to delete them and begin anew."
+    )
+    with pytest.raises(CommandError, match="Expected no --overwrite of part 1/2, which would delete"):
+        run(*options, "--level", "window", "--part", "1/2", "--overwrite")
+    assert run(*options, "--level", "window", "--overwrite") == 0 and len(embedded) == 24
+    journal = tmp_path / "emb.journal" / "results.jsonl"
+    lines = journal.read_text().splitlines()
+    for changes in ({"vectors": "AAAA"}, {"starts": []}, {"ends": None}, {"seconds": "long"}):
+        journal.write_text(json.dumps({**json.loads(lines[0]), **changes}) + "\n")
+        with pytest.raises(DataError, match="results.jsonl, line 1: not a line of results. Give another --output, "):
+            run(*options, "--level", "window")
 
 
 def test_a_second_start_for_the_same_table_is_one_sentence(folder, sounds, tmp_path):
     table = tmp_path / "table.parquet"
     arguments = [sounds / "long.wav", "--model", folder, "--output"]
-    with another_process(claimed, tmp_path, None, "_running_table.parquet"):
+    with another_process(claimed, tmp_path / "table.journal", None):
         with pytest.raises(DataError, match=f"Another run is writing to {table} .*or choose another --output[.]"):
             run(*arguments, table)
         run(*arguments, tmp_path / "other.parquet")
     run(*arguments, table)
-    assert {path.name for path in tmp_path.iterdir()} == {"sounds", "table.parquet", "other.parquet"}
+    assert contents(tmp_path) == ["other.journal", "other.parquet", "sounds", "table.journal", "table.parquet"]
 
 
-def test_nothing_is_written_where_no_recording_can_be_used(folder, sounds, tmp_path, capsys):
-    with pytest.raises(AudioError, match="got none: nothing is written"):
-        run(sounds / "broken.wav", "--model", folder, "--output", tmp_path / "emb.parquet")
-    assert not list(tmp_path.glob("emb*"))
-    assert "broken.wav: " in capsys.readouterr().err
+def test_no_table_is_written_where_no_recording_can_be_used(folder, sounds, tmp_path, capsys):
+    options = ["--model", folder, "--output", tmp_path / "emb.parquet"]
+    with pytest.raises(AudioError, match="got none: no table is written"):
+        run(sounds / "broken.wav", *options)
+    assert not (tmp_path / "emb.parquet").exists() and "broken.wav: " in capsys.readouterr().err
+    # A recording that was broken is tried again when asked to.
+    assert run(sounds, *options) == 1 and "broken.wav: cannot" not in capsys.readouterr().err
+    assert run(sounds, *options, "--retry") == 1 and "broken.wav: cannot" in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf_8_are_shown_in_the_table(folder, tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    soundfile.write(tmp_path / "a.wav", np.zeros(5000), RATE)
+    try:
+        (tmp_path / "a.wav").rename(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    assert run(tmp_path / name, "--model", folder, "--output", tmp_path / "emb.parquet") == 0
+    assert pq.read_table(tmp_path / "emb.parquet")["path"].to_pylist() == [f"{tmp_path}/caf\\udce9.wav"]
 
 
 # Data sets
@@ -359,11 +502,16 @@ def test_clips_of_a_recipe_come_with_split_and_label(embedder, folder, recipe, t
         close(np.array(row["embedding"])[None], embedder(load_waveform(path)).vectors)
 
 
-def test_splits_and_rows_can_be_chosen(folder, recipe, tmp_path):
+def test_splits_and_rows_can_be_chosen(folder, recipe, tmp_path, capsys):
     options = ["--model", folder, "--output", tmp_path / "emb.parquet", "--split", "validation", "test"]
     assert run("--max_eval_samples", 3, *options, "--recipe", recipe) == 0
     table = pq.read_table(tmp_path / "emb.parquet")
     assert table["split"].to_pylist() == ["validation"] * 3 + ["test"] * 3
+    # Clips are known again, and those of another split beside them are new.
+    capsys.readouterr()
+    assert run("--max_eval_samples", 3, *options, "train", "--max_train_samples", 2, "--recipe", recipe) == 0
+    assert "8 recording(s), 2 of them now" in capsys.readouterr().out
+    assert pq.read_table(tmp_path / "emb.parquet")["split"].to_pylist()[2:] == table["split"].to_pylist()
 
 
 def test_clips_may_have_several_labels_and_no_name(folder, tmp_path):
@@ -412,7 +560,9 @@ def test_a_linear_model_on_the_embeddings_tells_two_sounds_apart(embedder):
         (["--recipe", "RECIPE", "--streaming", "true"], "Expected streaming: false"),
     ],
 )
-def test_arguments_that_cannot_work_are_refused(folder, recipe, tmp_path, argv, words):
+def test_arguments_that_cannot_work_are_refused(folder, recipe, tmp_path, monkeypatch, argv, words):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("a.wav", np.zeros(5000), RATE)
     argv = [str(recipe) if word == "RECIPE" else word for word in argv]
     defaults = {"--model": folder, "--output": tmp_path / "emb.parquet"}
     given = [word for option, value in defaults.items() if option not in argv for word in (option, value)]

@@ -5,11 +5,13 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import tracemalloc
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,12 +26,12 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.command_line import CommandError
 from modeling_ast.commands.tag import main
 from modeling_ast.data.labels import DataError
-from modeling_ast.inference import results_folder
+from modeling_ast.inference import tags_folder
 from modeling_ast.inference.journal import Journal
 from modeling_ast.inference.parts import Part, claimed_part, find_part, own_device
 from modeling_ast.inference.pipeline import audio_tagger
-from modeling_ast.inference.results_folder import ResultsFolder
 from modeling_ast.inference.sound_files import SoundFile, find_files
+from modeling_ast.inference.tags_folder import TagsFolder
 from modeling_ast.inference.timeline import Timeline
 from modeling_ast.loading import ModelError
 
@@ -326,13 +328,11 @@ def test_names_as_long_as_file_systems_take_them_have_results(model, tmp_path):
 
 def test_names_that_are_no_utf_8_are_kept_exactly(model, tmp_path):
     sound = SoundFile(os.fsdecode(b"\xff latin.wav"), os.fsdecode(b"odd/\xff latin.wav"), [1, 2])
-    folder = ResultsFolder(tmp_path, {"model": "m", "fingerprint": "f"}, ["csv", "audacity"])
+    folder = TagsFolder(tmp_path, {"model": "m", "fingerprint": "f"}, ["csv", "audacity"])
     timeline = Timeline(np.array([0, 16000]), np.ones((1, 1), dtype=np.float32), ["dog"], 16000)
     folder.add(sound, [{"label": "dog", "score": 1.0}], timeline.find_events(), timeline, ASTFeatureExtractor())
     folder.write_tables()
-    assert list(ResultsFolder(tmp_path, {"model": "m", "fingerprint": "f"}, ["csv", "audacity"]).entries) == [
-        sound.path
-    ]
+    assert list(TagsFolder(tmp_path, {"model": "m", "fingerprint": "f"}, ["csv", "audacity"]).entries) == [sound.path]
     assert (tmp_path / "audacity" / f"{sound.place}.txt").read_text() == "0.000000\t1.000000\tdog\n"
     assert read_csv(tmp_path / "events.csv") == [
         {"path": "\\udcff latin.wav", "label": "dog", "start": "0.0", "end": "1.0", "score": "1.0"}
@@ -355,7 +355,7 @@ def test_a_recording_takes_little_memory_whatever_was_found_in_it(tmp_path):
     write_lines(tmp_path / "results.jsonl", 2000)
     tracemalloc.start()
     try:
-        journal = Journal(tmp_path, Part(), lambda place: True)
+        journal = Journal(tmp_path, Part(), "events", lambda line: True, "")
         size, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -364,9 +364,9 @@ def test_a_recording_takes_little_memory_whatever_was_found_in_it(tmp_path):
 
 
 def test_files_of_one_name_are_given_places_in_linear_time(tmp_path, monkeypatch):
-    calls, numbered = [], results_folder._numbered
-    monkeypatch.setattr(results_folder, "_numbered", lambda *args: calls.append(args) or numbered(*args))
-    folder = ResultsFolder(tmp_path, {"model": "m", "fingerprint": "f"}, ["jsonl"])
+    calls, numbered = [], tags_folder._numbered
+    monkeypatch.setattr(tags_folder, "_numbered", lambda *args: calls.append(args) or numbered(*args))
+    folder = TagsFolder(tmp_path, {"model": "m", "fingerprint": "f"}, ["jsonl"])
     pending = folder.pending([SoundFile(f"{n}/audio.wav", "audio.wav", [n, n]) for n in range(500)])
     assert [file.place for file in pending] == ["audio.wav", *(f"audio-{n}.wav" for n in range(2, 501))]
     assert len(calls) == 500
@@ -487,7 +487,7 @@ def test_a_run_that_is_killed_goes_on(model, tmp_path):
 def test_a_second_start_in_the_same_folder_is_one_sentence(recordings, model, tmp_path, opened, again):
     out = tmp_path / "out"
     arguments = [recordings, "--model", model] if again == ["recordings"] else again
-    with another_process(claimed_part, out, Part()):
+    with another_process(claimed_part, out, Part(), DataError("busy")):
         with pytest.raises(DataError) as error:
             tag(*arguments, "--output_dir", out)
         assert list(contents(out)) == ["_running"] and not opened
@@ -501,8 +501,8 @@ def append_lines(folder: Path, name: str, number: int) -> None:
     """Lines by many runs, which come and go."""
     written = 0
     while written < number:
-        with suppress(DataError), claimed_part(folder, Part()):
-            results = ResultsFolder(folder, {"model": "m", "fingerprint": "f"}, ["jsonl"])
+        with suppress(DataError), claimed_part(folder, Part(), DataError("busy")):
+            results = TagsFolder(folder, {"model": "m", "fingerprint": "f"}, ["jsonl"])
             results.add_error(SoundFile(f"{name} {written}", f"{name} {written}", [1, 1]), "broken")
             written += 1
 
@@ -674,16 +674,42 @@ def test_files_of_one_name_have_the_same_places_in_parts(model, tmp_path):
     assert places[str(folders[5] / "a.wav")] == "x-6/a.wav"
 
 
+def test_files_that_parts_of_other_lists_gave_one_place_are_tagged_again(model, tmp_path, opened, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the parts are those of these paths
+    paths = [str(write_sound(Path(f"{number}/x/a.wav"), 0.3 + number / 10, number)) for number in range(4)]
+    mine = next(path for path in paths if Part(1, 2).includes(path))
+    other = next(path for path in paths if Part(2, 2).includes(path))
+    arguments = ["--model", model, "--output_dir", tmp_path / "out", "--part"]
+    tag(mine, *arguments, "1/2")
+    shutil.move(tmp_path / "out" / "results.jsonl", tmp_path / "out" / "results-1-of-2.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "read", lambda self: setattr(self, "entries", {}))  # nothing was written yet
+        tag(other, *arguments, "2/2")
+    places = [json.loads(path.read_text())["place"] for path in sorted((tmp_path / "out").glob("results*.jsonl"))]
+    assert places == ["a.wav", "a.wav"]
+    capsys.readouterr()
+    opened.clear()
+    tag(mine, other, *arguments, "2/2")
+    assert "2 file(s) have no results yet: 1 in part 1/2, 1 in part 2/2." in capsys.readouterr().out and not opened
+    for number in (2, 1):
+        tag(mine, other, *arguments, f"{number}/2")
+    assert opened == [other, mine]
+    found = {path: entry["place"] for path, entry in read(tmp_path / "out").items()}
+    assert found == {mine: "a.wav", other: "a-2.wav"}
+    timelines = [(tmp_path / "out" / "timelines" / f"{place}.csv").read_bytes() for place in ("a.wav", "a-2.wav")]
+    assert timelines[0] != timelines[1]
+
+
 def test_parts_of_one_division_write_at_once_and_no_others(recordings, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the parts are those of these paths
     arguments = ["recordings", "--model", model, "--output_dir", tmp_path / "out"]
-    with another_process(claimed_part, tmp_path / "out", Part(1, 2)):
+    with another_process(claimed_part, tmp_path / "out", Part(1, 2), DataError("busy")):
         for other in ([], ["--part", "1/2"], ["--part", "1/3"]):
             with pytest.raises(DataError, match=f"Another run is writing to {tmp_path / 'out'} at this moment."):
                 tag(*arguments, *other)
         tag(*arguments, "--part", "2/2")
         assert "in part 1/2" in capsys.readouterr().out
-    with another_process(claimed_part, tmp_path / "out", Part(2, 2)):
+    with another_process(claimed_part, tmp_path / "out", Part(2, 2), DataError("busy")):
         tag(*arguments, "--part", "1/2")  # nothing is missing, but the other one may be trying broken files again
         assert "Part 1/2 is done; the last one writes the tables.\n" in capsys.readouterr().out
         assert not (tmp_path / "out" / "tags.csv").exists()
@@ -846,6 +872,33 @@ def test_events_are_found_again_as_by_hearing_again(recordings, tmp_path, opened
     capsys.readouterr()
 
 
+def test_one_timeline_at_a_time_is_held_while_events_are_found_again(model, tmp_path, monkeypatch):
+    for number in range(6):
+        write_sound(tmp_path / "many" / f"{number}.wav", 0.5, number)
+    tag(tmp_path / "many", "--model", model, "--output_dir", tmp_path / "out")
+    read_timeline, timelines, alive = tags_folder.read_timeline, [], []
+
+    def read_and_count(*args):
+        timeline = read_timeline(*args)
+        timelines.append(weakref.ref(timeline))
+        alive.append(sum(each() is not None for each in timelines))
+        return timeline
+
+    monkeypatch.setattr(tags_folder, "read_timeline", read_and_count)
+    assert tag("--events_only", "--output_dir", tmp_path / "out", "--threshold", 0.9) == 0
+    assert len(alive) == 6 and max(alive) <= 2
+
+
+def test_a_timeline_that_is_gone_leaves_all_events_as_they_were(recordings, model, tmp_path):
+    out = tmp_path / "out"
+    tag(recordings, "--model", model, "--output_dir", out)
+    (out / "timelines" / "recordings" / "street.wav.csv").unlink()
+    before = contents(out)
+    with pytest.raises(DataError, match="No such file.*street.wav.csv"):
+        tag("--events_only", "--output_dir", out, "--threshold", 0.1)
+    assert contents(out) == before
+
+
 @pytest.mark.parametrize(
     ("formats", "arguments", "words"),
     [
@@ -998,7 +1051,7 @@ def test_sources_models_and_folders_that_cannot_be_used_are_named(recordings, mo
     ASTFeatureExtractor(max_length=64, num_mel_bins=64).save_pretrained(tmp_path / "other")
     with pytest.raises(ModelError, match="other cannot be used: .*the model's 32 mel bins, got one with 64"):
         tag(recordings, "--model", tmp_path / "other", "--output_dir", tmp_path / "out")
-    with pytest.raises(DataError, match="Expected output_dir to be a folder, got the file .*notes.txt."):
+    with pytest.raises(DataError, match="Expected a folder for the results, got the file .*notes.txt."):
         tag(recordings, "--model", model, "--output_dir", recordings / "notes.txt")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.jsonl").write_text("mine")

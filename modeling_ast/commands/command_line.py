@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from types import TracebackType
@@ -70,12 +71,39 @@ def add_ignore_length(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_running_options(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that run a model over many recordings."""
+def add_bulk_options(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that run a model over many recordings, with a journal of what is done."""
     parser.add_argument("--batch_size", type=int, default=8, help="windows at a time; default: %(default)s")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read files; default: 0, this one")
     add_device(parser)
     add_ignore_length(parser)
+    parser.add_argument("--part", metavar="K/N", help="from 1/N to N/N; default: that of a SLURM job array, or all")
+    parser.add_argument("--retry", action="store_true", help="try recordings again that could not be used")
+    parser.add_argument("--overwrite", action="store_true", help="delete the results that are there and begin anew")
+
+
+def check_bulk_options(args: argparse.Namespace, environment: Mapping[str, str], **least: float) -> None:
+    """Check the options of `add_bulk_options`, and put the part of this process in the place of the one that is given.
+
+    Args:
+        args: Of the command line.
+        environment: Of the process, which may say its part.
+        least: The lowest values of further numbers.
+
+    Raises:
+        CommandError: One of them cannot be.
+    """
+    from modeling_ast.inference.parts import find_part
+
+    check_least(args, batch_size=1, num_workers=0, **least)
+    try:
+        args.part = find_part(args.part, environment)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    if args.overwrite and args.part.count > 1:
+        raise CommandError(
+            f"Expected no --overwrite of part {args.part}, which would delete what others have written."
+        )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

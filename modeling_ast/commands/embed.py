@@ -1,36 +1,40 @@
 """Vectors of sounds, to search, cluster or train on: of files and folders, or of the clips of a recipe.
 
-    modeling-ast embed FILE|FOLDER ... --model MODEL --output FILE.parquet
-    modeling-ast embed --recipe RECIPE.yaml [--key value ...] --model MODEL --output ...
+    modeling-ast embed FILE|FOLDER|LIST ... --model MODEL --output FILE.parquet
+    modeling-ast embed --recipe RECIPE.yaml [--key value ...] --model MODEL --output FILE.parquet
 
 A row is a recording, a window of it, or a patch of time (`--level`), with path, start and end in seconds; of the clips
-of a recipe split and label too. The file is written while the model runs and gets its name when it is whole; what was
-interrupted starts anew.
+of a recipe split and label too. FILE.journal, a folder beside the table, gets a line a recording once it is done, and
+the table is made of it at the end: the same command again goes on where it was stopped, with what is new or changed
+alone, also divided otherwise. The folder may be deleted when no more recordings come.
 
-A file that cannot be used is named and left out, and the exit status is then 1.
+Under accelerate launch or torchrun each process takes its share of the recordings and a GPU of its own; --part K/N is
+one of N shares, which a SLURM job array fills in. Who is last writes the table; until then it is said what is missing.
+
+Exit status: 0; 1 if some recordings cannot be used, which are left out (a launcher's processes leave that to the last
+one, since they would end one another), 2 if nothing can be done.
 """
 
 import argparse
 import logging
+import os
 from pathlib import Path
 
 from modeling_ast import __version__
-from modeling_ast.commands.command_line import (
-    CommandError,
-    Parser,
-    add_running_options,
-    check_least,
-    run_command,
-)
+from modeling_ast.commands.command_line import CommandError, Parser, add_bulk_options, check_bulk_options, run_command
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.labels import DataError
-from modeling_ast.data.locks import RUNNING, claimed, still_written
+from modeling_ast.data.locks import still_written
 from modeling_ast.data.recipes import RecipeError, parse_data_arguments
 from modeling_ast.data.splits import read_splits
-from modeling_ast.inference.embedding_tables import Clips, Files, embed, write_parquet
+from modeling_ast.inference.bulk import report_results
+from modeling_ast.inference.embedding_tables import Clips, EmbeddingsFolder, Files, embed_recordings, journal_folder
 from modeling_ast.inference.embeddings import LEVELS, audio_embedder
 from modeling_ast.inference.fingerprint import fingerprint_model
+from modeling_ast.inference.parts import claimed_part, own_device
 from modeling_ast.inference.sound_files import find_files
+
+GOES_ON = "The same command goes on from here."
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,45 +52,33 @@ def main(argv: list[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, rest = parse_command_line(argv)
-    refusal = DataError(still_written(args.output, "--output"))
-    with claimed(args.output.absolute().parent, refusal, f"{RUNNING}_{args.output.name}"):
-        return run(args, rest)
+    journal = journal_folder(args.output)
+    recordings = find_clips(args.recipe, args.split, rest) if args.recipe else Files(find_files(rest, journal))
+    with claimed_part(journal, args.part, DataError(still_written(args.output, "--output"))):
+        folder, num_new = run(args, recordings)
+    # Where a part is no longer at work, so that the last one knows that it is the last.
+    return 0 if report_results(folder, recordings.files, num_new, args.output, "row") else 1
 
 
-def run(args: argparse.Namespace, rest: list[str]) -> int:
-    """Embed what the command line names, and return the exit status."""
-    embedder = audio_embedder(args.model, device=args.device, level=args.level, on_error="return")
+def run(args: argparse.Namespace, recordings: Files | Clips) -> tuple[EmbeddingsFolder, int]:
+    """Do what the command line says, up to the table, and return the journal and how many were embedded now."""
+    embedder = audio_embedder(args.model, device=args.device or own_device(os.environ), level=args.level)
     try:
         windows = embedder.window_keywords(args.window, args.hop)
     except ValueError as error:
         raise CommandError(str(error)) from error
-    if args.recipe is None:
-        recordings = Files([file.path for file in find_files(rest, args.output)])
-    else:
-        recordings = find_clips(args.recipe, args.split, rest)
-
-    left_out = []
-    items = embed(
-        embedder,
-        recordings,
-        left_out,
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        ignore_length=args.ignore_length or recordings.ignore_length,
-        **windows,
-    )
-    metadata = {
+    settings = {
         "model": args.model,
         "fingerprint": fingerprint_model(embedder.model.base_model, embedder.feature_extractor),
         "level": args.level,
         **windows,
         "version": __version__,
     }
-    num_rows = write_parquet(args.output, items, recordings.columns, embedder.model.config.hidden_size, metadata)
-    print(f"{num_rows} rows of {len(recordings) - len(left_out)} recordings, saved in {args.output}.")
-    if left_out:
-        print(f"{len(left_out)} of {len(recordings)} recordings were left out.")
-    return int(bool(left_out))
+    hidden_size = embedder.model.config.hidden_size
+    folder = EmbeddingsFolder(args.output, settings, recordings, hidden_size, args.overwrite, args.part)
+    reading = {"batch_size": args.batch_size, "num_workers": args.num_workers}
+    ignore_length = args.ignore_length or recordings.ignore_length
+    return folder, embed_recordings(embedder, folder, args.retry, ignore_length=ignore_length, **reading, **windows)
 
 
 def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -100,7 +92,7 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     parser.add_argument("--level", choices=LEVELS, default="clip", help="what a row is; default: %(default)s")
     parser.add_argument("--window", type=float, metavar="SECONDS", help="default: the model's own length")
     parser.add_argument("--hop", type=float, metavar="SECONDS", help="default: two thirds of the window")
-    add_running_options(parser)
+    add_bulk_options(parser)
     parser.add_argument("--recipe", help="whose clips are embedded, in place of files")
     parser.add_argument("--split", nargs="+", choices=SPLITS, help="of the recipe's clips; default: all")
     args, rest = parser.parse_known_args(argv)
@@ -113,7 +105,7 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
             raise CommandError("Expected --split together with --recipe: files have no splits.")
     if args.output.suffix != ".parquet" or not args.output.absolute().parent.is_dir():
         raise CommandError(f"Expected output to end in .parquet, in a folder that exists, got {args.output}.")
-    check_least(args, batch_size=1, num_workers=0)
+    check_bulk_options(args, os.environ)
     return args, rest
 
 

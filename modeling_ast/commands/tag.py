@@ -25,13 +25,16 @@ import os
 import sys
 from pathlib import Path
 
-from modeling_ast.commands.command_line import CommandError, Parser, add_running_options, check_least, run_command
+from modeling_ast.commands.command_line import CommandError, Parser, add_bulk_options, check_bulk_options, run_command
+from modeling_ast.data.labels import DataError
+from modeling_ast.data.locks import still_written
+from modeling_ast.inference.bulk import report_results
 from modeling_ast.inference.fingerprint import fingerprint_model
-from modeling_ast.inference.parts import Part, claimed_part, find_part, own_device
+from modeling_ast.inference.parts import claimed_part, own_device
 from modeling_ast.inference.pipeline import audio_tagger
-from modeling_ast.inference.results_folder import FORMATS, ResultsFolder
 from modeling_ast.inference.sound_files import SoundFile, find_files
-from modeling_ast.inference.tagging import check_event_options, report_results, tag_files
+from modeling_ast.inference.tagging import check_event_options, tag_files
+from modeling_ast.inference.tags_folder import FORMATS, TagsFolder
 
 EVENT_OPTIONS = ("threshold", "low_threshold", "min_seconds", "merge_seconds", "ignore")
 GOES_ON = "The same command goes on from here."
@@ -52,17 +55,17 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parse_options(argv)
     files = None if args.events_only else find_files(args.sources, args.output_dir)
-    with claimed_part(args.output_dir, args.part):
+    with claimed_part(args.output_dir, args.part, DataError(still_written(args.output_dir))):
         folder, num_new = run(args, files)
     # Where a part is no longer at work, so that the last one knows that it is the last.
-    return 0 if report_results(folder, files, num_new) else 1
+    return 0 if report_results(folder, files, num_new, args.output_dir, "event") else 1
 
 
-def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[ResultsFolder, int]:
+def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[TagsFolder, int]:
     """Do what the command line says, up to the tables, and return the results and how many files were tagged now."""
     event_options = {name: getattr(args, name) for name in EVENT_OPTIONS}
     if args.events_only:
-        folder = ResultsFolder.reopen(args.output_dir)
+        folder = TagsFolder.reopen(args.output_dir)
         folder.find_again(event_options)
         return folder, 0
     classifier = audio_tagger(args.model, device=args.device or own_device(os.environ))
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[Result
         "sampling_rate": classifier.feature_extractor.sampling_rate,
     }
     formats = args.formats or ["jsonl", "csv", *(["audacity"] if with_events else [])]
-    folder = ResultsFolder(args.output_dir, settings, formats, args.overwrite, args.part)
+    folder = TagsFolder(args.output_dir, settings, formats, args.overwrite, args.part)
     options = {**windows, **scoring, **reading}
     return folder, tag_files(classifier, folder, files, event_options if with_events else None, args.retry, **options)
 
@@ -113,12 +116,9 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--min_seconds", type=float, default=0.0, help="length of the shortest event; default: %(default)s")
     add("--merge_seconds", type=float, default=0.0, help="gaps that events bridge; default: %(default)s")
     add("--ignore", nargs="+", default=[], metavar="LABEL", help="labels without events, such as a background")
-    add("--formats", nargs="+", choices=FORMATS, help="default: all but png; results.jsonl is written in any case")
-    add_running_options(parser)
-    add("--part", metavar="K/N", help="of the files, from 1/N to N/N; default: that of a SLURM job array, or all")
+    add("--formats", nargs="+", choices=FORMATS, help="default: jsonl csv audacity; jsonl in any case")
+    add_bulk_options(parser)
     add("--events_only", action="store_true", help="find events anew in the saved timelines, without the model")
-    add("--retry", action="store_true", help="try files again that could not be used")
-    add("--overwrite", action="store_true", help="delete the results in the folder and begin anew")
     args = parser.parse_args(argv)
     if args.events_only:
         used = {*EVENT_OPTIONS, "events_only", "output_dir"}
@@ -129,15 +129,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         raise CommandError("Expected recordings and --model, or --events_only.")
     if "png" in (args.formats or ()):
         import modeling_ast.inference.plots  # noqa: F401 - or say at once that matplotlib is missing
-    try:
-        args.part = Part() if args.events_only else find_part(args.part, os.environ)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-    if args.overwrite and args.part.count > 1:
-        raise CommandError(
-            f"Expected no --overwrite of part {args.part}, which would delete what others have written."
-        )
-    check_least(args, top_k=1, min_seconds=0, merge_seconds=0, batch_size=1, num_workers=0)
+    environment = {} if args.events_only else os.environ
+    check_bulk_options(args, environment, top_k=1, min_seconds=0, merge_seconds=0)
     for name in ("threshold", "low_threshold"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
             raise CommandError(f"Expected {name} between 0 and 1, got {getattr(args, name)}.")

@@ -1,35 +1,34 @@
-"""Tables of embeddings: of many recordings, files or the clips of a data set, written while they come."""
+"""Embeddings of many recordings, files or the clips of a data set: a journal of them, and one table at the end."""
 
-import json
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+import os
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from torch.utils.data import Dataset
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset, Subset
 
 from modeling_ast.audio import AudioError
 from modeling_ast.data.clip_tables import AudioSplits
-from modeling_ast.data.files import written_beside
+from modeling_ast.inference.bulk import run_pending
 from modeling_ast.inference.embeddings import ASTEmbeddingPipeline, Embeddings
+from modeling_ast.inference.parquet_tables import to_text, write_rows
+from modeling_ast.inference.parts import Part
+from modeling_ast.inference.results_folder import UNDIVIDED, ResultsFolder
+from modeling_ast.inference.sound_files import SoundFile, stamp_of
+from modeling_ast.inference.timeline import is_number
 
 # What can be written of a recording beside its vectors.
-COLUMN_TYPES = {
+_COLUMN_TYPES = {
     "path": pa.string(),
     "split": pa.string(),
     "label": pa.string(),
     "labels": pa.list_(pa.string()),
 }
-# Rows of a Parquet file that are in memory before they are written: 12 MB of base384's vectors.
-ROWS_A_GROUP = 4096
-
-Items = Iterable[tuple[Mapping[str, Any], Embeddings]]  # what is known of a recording, by column, and its vectors
+_BATCH_SIZE = 1000  # rows of a data set whose names are read at once
 
 
 class Files(Dataset):
@@ -38,29 +37,39 @@ class Files(Dataset):
     columns = ("path",)
     ignore_length = False
 
-    def __init__(self, paths: list[str]):
-        self.paths = paths
+    def __init__(self, files: list[SoundFile]):
+        self.files = files
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> str:
-        return self.paths[index]
+        return self.files[index].path
 
     def describe(self, index: int) -> dict[str, Any]:
-        return {"path": self.paths[index]}
+        return {"path": to_text(self.files[index].path)}
 
 
 class Clips(Dataset):
-    """The clips of some splits of a data set (`clips[index]`), and what is written of each."""
+    """The clips of some splits of a data set (`clips[index]`), and what is written of each.
+
+    Attributes:
+        files: What each is known by: its split, its number there and its path.
+    """
 
     def __init__(self, splits: AudioSplits, names: Sequence[str], multi_label: bool):
         self.ignore_length = splits.ignore_length
         chosen = {name: rows for name, rows in splits if name in names}
         self.rows = datasets.concatenate_datasets(list(chosen.values()))
         self.splits = np.repeat(list(chosen), [len(rows) for rows in chosen.values()])
+        self.labels = self.rows.select_columns("labels")
         self.label_names, self.multi_label = splits.label_names, multi_label
         self.columns = ("path", "split", "labels" if multi_label else "label")
+        numbers = (number for rows in chosen.values() for number in range(len(rows)))
+        self.files = [
+            SoundFile(f"{split} {number}, {path or ''}", "", stamp_of(path) if path else [0, 0])
+            for split, number, path in zip(self.splits.tolist(), numbers, self._list_paths(), strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,69 +79,123 @@ class Clips(Dataset):
         return {**audio, "path": audio["path"] or f"row {index}"}  # sounds that lie in a table may have no name
 
     def describe(self, index: int) -> dict[str, Any]:
-        known, labels = {"path": self[index]["path"], "split": str(self.splits[index])}, self.rows[index]["labels"]
+        path = self.files[index].path.partition(", ")[2] or f"row {index}"
+        known = {"path": to_text(path), "split": str(self.splits[index])}
+        labels = self.labels[index]["labels"]
         if self.multi_label:
             return {**known, "labels": [self.label_names[label] for label in labels]}
         return {**known, "label": self.label_names[labels]}
 
+    def _list_paths(self) -> Iterator[str | None]:
+        for batch in self.rows.select_columns("audio").with_format("arrow").iter(_BATCH_SIZE):
+            yield from batch["audio"].combine_chunks().field("path").to_pylist()
 
-def embed(
-    embedder: ASTEmbeddingPipeline, recordings: Files | Clips, left_out: list[str], **kwargs
-) -> Iterator[tuple[dict[str, Any], Embeddings]]:
-    """What is written of each recording that can be used.
+
+class EmbeddingsFolder(ResultsFolder):
+    """The journal of a table of embeddings, in a folder beside it that has its name and ends in `.journal`.
+
+    A line, or one with an error:
+
+        {"path", "seconds", "starts", "ends", "vectors", "stamp"}
+
+    `vectors` are float32 numbers, little-endian, row by row, in base64: so a line has all digits, and one that was cut
+    off is known. The folder may be deleted when no more recordings come; what is in the table would then be computed
+    anew.
 
     Args:
-        embedder: With `on_error="return"`.
-        recordings: To embed.
-        left_out: Gets the messages of the others.
-        kwargs: Of the embedder.
+        output: The table, ending in `.parquet`.
+        settings: As for `ResultsFolder`.
+        recordings: Of the run, with all its parts.
+        hidden_size: Of the vectors.
+        overwrite: Whether to forget what there is. A table stays until another one takes its place.
+        part: Of a divided run, which this process does.
 
     Raises:
-        AudioError: None can be used.
+        DataError: There are embeddings with other settings, or something else in their place.
     """
-    results = tqdm(embedder(recordings, **kwargs), total=len(recordings), desc="Embedding", unit="recording")
-    for index, result in enumerate(results):
-        if isinstance(result, Embeddings):
-            yield recordings.describe(index), result
-        else:
-            left_out.append(result["error"])
-            tqdm.write(f"left out: {result['error']}", file=sys.stderr)
-    if len(left_out) == len(recordings):
-        raise AudioError("Expected recordings that can be used, got none: nothing is written.")
+
+    option, unit, list_name = "--output", "recording", "starts"
+
+    def __init__(
+        self,
+        output: str | os.PathLike,
+        settings: Mapping[str, Any],
+        recordings: Files | Clips,
+        hidden_size: int,
+        overwrite: bool = False,
+        part: Part = UNDIVIDED,
+    ):
+        self.output, self.recordings, self.hidden_size = Path(output), recordings, hidden_size
+        super().__init__(journal_folder(self.output), settings, overwrite, part)
+
+    def add(self, file: SoundFile, embeddings: Embeddings) -> None:
+        """Write the vectors of a recording."""
+        starts, ends = embeddings.starts.tolist(), embeddings.ends.tolist()
+        vectors = b64encode(embeddings.vectors.astype("<f4")).decode("ascii")
+        line = {"path": file.path, "seconds": ends[-1], "starts": starts, "ends": ends}
+        self.journal.append({**line, "vectors": vectors, "stamp": file.stamp})
+
+    def is_result(self, entry: Mapping[str, Any]) -> bool:
+        """Whether a line, with a path and without an error, is one that is written here."""
+        starts, ends, vectors = (entry.get(name) for name in ("starts", "ends", "vectors"))
+        if not (isinstance(starts, list) and isinstance(ends, list) and isinstance(vectors, str)):
+            return False
+        num_bytes = 4 * self.hidden_size * len(starts)
+        is_whole = len(starts) == len(ends) and len(vectors) == 4 * -(-num_bytes // 3)
+        return is_whole and is_number(entry.get("seconds")) and all(map(is_number, starts + ends))
+
+    def write_tables(self, files: Sequence[SoundFile]) -> None:
+        """The vectors of the recordings of the run, in their order, those apart that cannot be used.
+
+        Columns of the table are those that describe the recordings, `start` and `end` in seconds, and `embedding`
+        (float32 lists of fixed size).
+
+        Raises:
+            AudioError: None can be used.
+        """
+        usable = [index for index, file in enumerate(files) if not self.entries[file.path].has_error]
+        if not usable:
+            raise AudioError("Expected recordings that can be used, got none: no table is written.")
+        lines = self.journal.lines(files[index].path for index in usable)
+        rows = (
+            {**known, "start": start, "end": end, "embedding": vector}
+            for known, line in zip(map(self.recordings.describe, usable), lines)
+            for start, end, vector in zip(line["starts"], line["ends"], self._to_vectors(line["vectors"]))
+        )
+        fields = {
+            **{name: _COLUMN_TYPES[name] for name in self.recordings.columns},
+            "start": pa.float64(),
+            "end": pa.float64(),
+            "embedding": pa.list_(pa.float32(), self.hidden_size),
+        }
+        write_rows(self.output, rows, fields, self.settings)
+
+    def _to_vectors(self, text: str) -> np.ndarray:
+        return np.frombuffer(b64decode(text), "<f4").reshape(-1, self.hidden_size)
 
 
-def write_parquet(
-    path: Path, items: Items, columns: Sequence[str], hidden_size: int, metadata: Mapping[str, Any]
+def journal_folder(output: Path) -> Path:
+    """Where the journal of a table is."""
+    return output.with_suffix(".journal")
+
+
+def embed_recordings(
+    embedder: ASTEmbeddingPipeline, folder: EmbeddingsFolder, retry: bool = False, **options: Any
 ) -> int:
-    """Embeddings as a table that is written while they come; the file is there when it is whole.
-
-    Its columns are those named, `start` and `end` in seconds, and `embedding` (float32 lists of fixed size).
+    """Embed the recordings of the folder's part whose vectors it does not hold yet.
 
     Args:
-        path: Of the file.
-        items: As they come.
-        columns: Out of `COLUMN_TYPES`; what each item says of its recording.
-        hidden_size: Of the vectors.
-        metadata: Where they come from; in the schema's metadata, as JSON, under `modeling_ast`.
+        embedder: Whichever.
+        folder: Of the results.
+        retry: Whether recordings that could not be used are tried again.
+        options: Of the embedder.
 
     Returns:
-        The number of rows.
+        The number of recordings that were embedded now.
     """
-    fields = [
-        *((name, COLUMN_TYPES[name]) for name in columns),
-        ("start", pa.float64()),
-        ("end", pa.float64()),
-        ("embedding", pa.list_(pa.float32(), hidden_size)),
-    ]
-    schema = pa.schema(fields, metadata={"modeling_ast": json.dumps(metadata)})
-    rows = (
-        {**known, "start": start, "end": end, "embedding": vector}
-        for known, part in items
-        for start, end, vector in zip(part.starts, part.ends, part.vectors)
-    )
-    num_rows = 0
-    with written_beside(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
-        while group := list(islice(rows, ROWS_A_GROUP)):
-            writer.write_table(pa.Table.from_pylist(group, schema))
-            num_rows += len(group)
-    return num_rows
+    files = folder.recordings.files
+    pending = folder.pending(files, retry)
+    is_pending = {file.path for file in pending}
+    recordings = Subset(folder.recordings, [index for index, file in enumerate(files) if file.path in is_pending])
+    run_pending(embedder, folder, files, pending, recordings, folder.add, "Embedding", **options)
+    return len(pending)

@@ -1,7 +1,8 @@
 """The journal of results over many recordings: a line of JSON each, of which memory holds what is asked for often."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,12 +10,8 @@ from typing import Any, NamedTuple
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
 from modeling_ast.inference.parts import Part, part_named
-from modeling_ast.inference.timeline import is_number
 
-# What a line lists of a recording, and what each row of a list says.
-TABLES = {"tags": ("label", "score"), "events": ("label", "start", "end", "score")}
 _NAME = "results.jsonl"
-MEND = "Give another --output_dir, or --overwrite to delete them and begin anew."
 
 
 class Entry(NamedTuple):
@@ -23,9 +20,10 @@ class Entry(NamedTuple):
     file: Path
     position: int  # of the line in the file, in bytes
     stamp: tuple[int, ...] | None
-    place: str | None  # None of a recording that cannot be used
+    has_error: bool
+    place: str | None
     seconds: float
-    num_events: int
+    num_rows: int  # of its list
 
 
 class Journal:
@@ -41,14 +39,24 @@ class Journal:
     Args:
         folder: Of the files, which are made with their first lines.
         part: Whose file gets new lines; the beginning of a line that was cut off is removed from it.
-        is_place: Whether what a line says of the place of further results can be trusted.
+        list_name: Of the list in a line whose rows are counted.
+        is_result: Whether a line is one of those that are written of a recording that can be used.
+        remedy: What to tell who has other lines in these files.
 
     Raises:
         DataError: Another line than those that are written here.
     """
 
-    def __init__(self, folder: Path, part: Part, is_place: Callable[[Any], bool]):
-        self.folder, self.part, self._is_place = folder, part, is_place
+    def __init__(
+        self,
+        folder: Path,
+        part: Part,
+        list_name: str,
+        is_result: Callable[[Mapping[str, Any]], bool],
+        remedy: str,
+    ):
+        self.folder, self.part, self._list_name = folder, part, list_name
+        self._is_result, self._remedy = is_result, remedy
         self.entries: dict[str, Entry] = {}
         self._own = folder / (part.name("results") + ".jsonl")
         self._join([path for path in _part_files(folder) if part_named(path.stem).count != part.count])
@@ -65,35 +73,48 @@ class Journal:
             file.write(_to_line(entry))
         self._keep(entry, self._own, position)
 
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """The lines that count, read again, in the order of their paths."""
-        with ExitStack() as stack:
-            files = {}
-            for path in sorted(self.entries):
-                entry = self.entries[path]
-                if entry.file not in files:
-                    files[entry.file] = stack.enter_context(open(entry.file, "rb"))
-                files[entry.file].seek(entry.position)
-                yield json.loads(files[entry.file].readline())
+    def lines(self, paths: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
+        """The lines that count, read again.
+
+        Args:
+            paths: Of which recordings; `None` means all, in the order of their paths.
+        """
+        return map(json.loads, self._read_again(sorted(self.entries) if paths is None else paths))
 
     def join(self) -> None:
-        """Bring the lines of all parts, none of which is at work any longer, into `results.jsonl`."""
+        """Bring the lines of all parts, none of which is at work any longer, into `results.jsonl`.
+
+        Parts that were given different lists of files may have chosen one place twice: what is there is one's or the
+        other's, and the lines of both are left out.
+        """
         self._join(_part_files(self.folder))
-        self.read()
 
     def replace(self, lines: Iterator[Mapping[str, Any]]) -> None:
         """Write `results.jsonl` anew; the lines may come out of `lines()`."""
-        path = self.folder / _NAME
-        with written_beside(path) as unfinished, open(unfinished, "wb") as file:
-            file.writelines(map(_to_line, lines))
+        self._write(map(_to_line, lines))
         self.read()
 
     def _join(self, parts: list[Path]) -> None:
         if parts:
             self._read([path for path in (self.folder / _NAME, *parts) if path.exists()])
-            self.replace(self.lines())
+            self._forget_shared_places()
+            self._write(self._read_again(sorted(self.entries)))
             for path in parts:
                 path.unlink()
+            self.read()
+
+    def _read_again(self, paths: Iterable[str]) -> Iterator[bytes]:
+        with ExitStack() as stack:
+            files = {}
+            for entry in map(self.entries.__getitem__, paths):
+                if entry.file not in files:
+                    files[entry.file] = stack.enter_context(open(entry.file, "rb"))
+                files[entry.file].seek(entry.position)
+                yield files[entry.file].readline()
+
+    def _write(self, lines: Iterable[bytes]) -> None:
+        with written_beside(self.folder / _NAME) as unfinished, open(unfinished, "wb") as file:
+            file.writelines(lines)
 
     def _read(self, paths: list[Path]) -> None:
         self.entries = {}
@@ -107,28 +128,28 @@ class Journal:
                         break
                     entry = parse(line)
                     if entry is None or not self._is_entry(entry):
-                        raise DataError(f"{path}, line {number}: not a line of results. {MEND}")
+                        raise DataError(f"{path}, line {number}: not a line of results. {self._remedy}")
                     self._keep(entry, path, position)
                     position += len(line)
 
+    def _forget_shared_places(self) -> None:
+        counts = Counter(entry.place.casefold() for entry in self.entries.values() if entry.place)
+        shared = {place for place, count in counts.items() if count > 1}
+        for path in [path for path, entry in self.entries.items() if (entry.place or "").casefold() in shared]:
+            del self.entries[path]
+
     def _keep(self, entry: Mapping[str, Any], file: Path, position: int) -> None:
         stamp = tuple(entry["stamp"]) if isinstance(entry.get("stamp"), list) else None
-        figures = (None, 0.0, 0) if "error" in entry else (entry["place"], entry["seconds"], len(entry["events"]))
-        self.entries[entry["path"]] = Entry(file, position, stamp, *figures)
+        seconds, rows = entry.get("seconds", 0.0), entry.get(self._list_name, ())
+        self.entries[entry["path"]] = Entry(
+            file, position, stamp, "error" in entry, entry.get("place"), seconds, len(rows)
+        )
 
     def _is_entry(self, entry: Mapping[str, Any]) -> bool:
         """Whether a line is one that is written here, with nothing in it that leads out of the folder."""
-        if not isinstance(entry.get("path"), str):
-            return False
         if "error" in entry:
-            return isinstance(entry["error"], str) and "place" not in entry
-        if not is_number(entry.get("seconds")) or not self._is_place(entry.get("place")):
-            return False
-        return all(
-            isinstance(entry.get(name), list)
-            and all(isinstance(row, dict) and row.keys() == set(columns) for row in entry[name])
-            for name, columns in TABLES.items()
-        )
+            return isinstance(entry.get("path"), str) and isinstance(entry["error"], str) and "place" not in entry
+        return isinstance(entry.get("path"), str) and self._is_result(entry)
 
 
 def journal_files(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from modeling_ast.data.labels import DataError
-from modeling_ast.data.locks import RUNNING, claimed, still_written
+from modeling_ast.data.locks import RUNNING, claimed
 
 _NAME = re.compile(r"-(\d+)-of-(\d+)$")
 
@@ -84,19 +84,19 @@ def own_device(environment: Mapping[str, str]) -> str | None:
 
 
 @contextmanager
-def claimed_part(folder: Path, part: Part) -> Iterator[None]:
+def claimed_part(folder: Path, part: Part, refusal: DataError) -> Iterator[None]:
     """While it is entered, no other process can enter it for the same part, nor for one of another division.
 
     Args:
         folder: Of the results.
         part: Of the run that writes there.
+        refusal: What is raised where another process is inside.
 
     Raises:
-        DataError: Another process is inside, or the folder is a file.
+        DataError: The folder is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"Expected output_dir to be a folder, got the file {folder}.")
-    refusal = DataError(still_written(folder))
+        raise DataError(f"Expected a folder for the results, got the file {folder}.")
     with claimed(folder, refusal, part.name(RUNNING)):
         if any(other.count != part.count for other in running_parts(folder, part)):
             raise refusal

@@ -15,7 +15,7 @@ _LIST_SUFFIXES, _LIST_COLUMNS = (".txt", ".csv", ".tsv"), ("path", "audio")
 _MAX_NAME_BYTES = 240
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SoundFile:
     """A file to tag.
 
@@ -72,7 +72,7 @@ def find_files(sources: Iterable[str | os.PathLike], output_dir: str | os.PathLi
             f"No sound files ({', '.join(AUDIO_SUFFIXES)}) in {', '.join(map(str, sources))}, nor below. A file with "
             "another suffix is taken when it is named itself."
         )
-    return [SoundFile(path, _cut_name(place), _stamp(path)) for path, place in found.values()]
+    return [SoundFile(path, _cut_name(place), stamp_of(path)) for path, place in found.values()]
 
 
 def _is_list(source: Path) -> bool:
@@ -108,7 +108,8 @@ def _cut_name(place: str) -> str:
     return Path(place).with_name(name[:_MAX_NAME_BYTES].decode(errors="ignore")).as_posix()
 
 
-def _stamp(path: str) -> list[int]:
+def stamp_of(path: str) -> list[int]:
+    """Size in bytes and time of change in nanoseconds."""
     if not os.path.exists(path):  # a link that leads nowhere, which reading it will report
         return [0, 0]
     status = os.stat(path)

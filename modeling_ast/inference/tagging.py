@@ -1,23 +1,16 @@
 """Tags of many recordings: what the pipeline says of each goes into a folder of results."""
 
-import os
-import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError
-from modeling_ast.data.labels import plain
-from modeling_ast.inference.parts import Part, part_of
+from modeling_ast.inference.bulk import run_pending
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
-from modeling_ast.inference.results_folder import ResultsFolder
 from modeling_ast.inference.sound_files import SoundFile
+from modeling_ast.inference.tags_folder import TagsFolder
 
 
 def check_event_options(
@@ -49,7 +42,7 @@ def check_event_options(
 
 def tag_files(
     classifier: ASTAudioClassificationPipeline,
-    folder: ResultsFolder,
+    folder: TagsFolder,
     files: Sequence[SoundFile],
     event_options: Mapping[str, Any] | None,
     retry: bool = False,
@@ -68,61 +61,16 @@ def tag_files(
     Returns:
         The number of files that were tagged now.
     """
-    pending, num_files = folder.pending(files, retry), sum(folder.part.includes(file.path) for file in files)
-    results = classifier((file.path for file in pending), return_timeline=True, on_error="return", **options)
-    with tqdm(total=num_files, initial=num_files - len(pending), desc="Tagging", unit="file", miniters=0) as progress:
+    pending = folder.pending(files, retry)
+    extractor, ignore_length = classifier.feature_extractor, options.get("ignore_length", False)
 
-        def show(index: int, seconds: float) -> None:  # within a long file
-            name = Path(pending[index].path).name
-            progress.set_postfix_str(plain(f"{name} {timedelta(seconds=round(seconds))}"), refresh=False)
-            progress.update(0)
+    def add(file: SoundFile, result: Mapping[str, Any]) -> None:
+        timeline = result["timeline"]
+        if not np.isfinite(timeline.scores).all():  # which JSON cannot say
+            raise AudioError(f"{file.path}: the model's scores are not finite.")
+        events = [] if event_options is None else timeline.find_events(**event_options)
+        folder.add(file, result["tags"], events, timeline, extractor, ignore_length)
 
-        classifier.on_window = show
-        for file, result in zip(pending, results, strict=True):
-            try:
-                if "error" in result:
-                    raise AudioError(result["error"])
-                timeline = result["timeline"]
-                if not np.isfinite(timeline.scores).all():  # which JSON cannot say
-                    raise AudioError(f"{file.path}: the model's scores are not finite.")
-                events = [] if event_options is None else timeline.find_events(**event_options)
-                extractor, ignore_length = classifier.feature_extractor, options.get("ignore_length", False)
-                folder.add(file, result["tags"], events, timeline, extractor, ignore_length)
-            except AudioError as error:
-                folder.add_error(file, str(error))
-                progress.write(plain(str(error)), file=sys.stderr)
-            progress.update()
+    paths = (file.path for file in pending)
+    run_pending(classifier, folder, files, pending, paths, add, "Tagging", return_timeline=True, **options)
     return len(pending)
-
-
-def report_results(folder: ResultsFolder, files: list[SoundFile] | None, num_new: int) -> bool:
-    """Write the tables where no part is missing, and say what has been done.
-
-    Args:
-        folder: Of the results.
-        files: Of the run; `None` means all that have results.
-        num_new: How many were tagged now.
-
-    Returns:
-        Whether all is well as far as this process is to tell: of several that a launcher has started, those that are
-            not the last one leave broken files to it, since a launcher ends all where one fails.
-    """
-    is_whole, missing = folder.finish(files or [])
-    part, paths = folder.part, list(folder.entries) if files is None else [file.path for file in files]
-    if not is_whole:
-        paths = [path for path in paths if part.includes(path)]
-    entries = {path: folder.entries[path] for path in paths}
-    broken = [path for path, entry in entries.items() if entry.place is None]
-    length = timedelta(seconds=round(sum(entry.seconds for entry in entries.values())))
-    num_events = sum(entry.num_events for entry in entries.values())
-    print(f"{len(entries)} file(s), {num_new} of them now: {length} of sound (h:mm:ss), {num_events} event(s).")
-    if broken:
-        print(f"{len(broken)} cannot be used (--retry tries again), such as {plain(broken[0])}.")
-    print(f"Results in {folder.path}.")
-    if not is_whole:
-        print(f"Part {part} is done; the last one writes the tables.")
-    if missing:
-        shares = Counter(part_of(file.path, part.count) for file in missing)
-        others = ", ".join(f"{number} in part {Part(share, part.count)}" for share, number in sorted(shares.items()))
-        print(f"{len(missing)} file(s) have no results yet: {others}.")
-    return not broken or (not is_whole and "WORLD_SIZE" in os.environ)
