@@ -229,6 +229,33 @@ def test_formats_that_are_not_wanted_are_not_written(recordings, model, tmp_path
     }  # fmt: skip
 
 
+def test_a_row_of_parquet_is_a_recording(recordings, model, tmp_path, opened):
+    pq = pytest.importorskip("pyarrow.parquet")
+    out = tmp_path / "out"
+    arguments = [recordings, "--model", model, "--output_dir", out, "--top_k", 4]
+    assert tag(*arguments) == 1 and not (out / "tags.parquet").exists()
+    opened.clear()
+    assert tag(*arguments, "--formats", "jsonl", "csv", "audacity", "parquet") == 1 and not opened
+    table, lines = pq.read_table(out / "tags.parquet"), read(out)
+    assert table.column_names == ["path", "seconds", "error", "labels", "scores"]
+    assert table["path"].to_pylist() == sorted(lines)
+    for row in table.to_pylist():
+        line = lines[row["path"]]
+        assert (row["seconds"], row["error"]) == (line.get("seconds"), line.get("error"))
+        assert row["labels"] == [each["label"] for each in line.get("tags", ())]
+        assert row["scores"] == [np.float32(each["score"]) for each in line.get("tags", ())]
+    assert [len(labels) for labels in table["labels"].to_pylist()] == [0, 4, 4, 4, 4, 4]
+    told = json.loads(table.schema.metadata[b"modeling_ast"])
+    assert (told["model"], told["top_k"]) == (str(model), 4)
+    # Once it is there it is kept up, and it goes with the results.
+    write_sound(recordings / "new.wav", 0.3)
+    for number in (1, 2):
+        tag(*arguments, "--part", f"{number}/2")
+    assert len(pq.read_table(out / "tags.parquet")) == 7
+    tag(recordings / "new.wav", *arguments[1:], "--overwrite", "--formats", "jsonl")
+    assert sorted(contents(out)) == ["results.jsonl", "settings.json"]
+
+
 @pytest.mark.slow
 def test_worker_processes_change_nothing(recordings, model, tmp_path):
     for workers in (0, 2):

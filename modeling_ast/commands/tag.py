@@ -4,7 +4,8 @@
     modeling-ast tag --events_only --output_dir OUT --threshold 0.3 [--min_seconds 1 ...]
 
 Recordings (WAV, FLAC, OGG, MP3) of any length are cut into overlapping windows. A LIST (.txt, .csv, .tsv) names one a
-line, or in a column path. OUT gets `results.jsonl`, a line a file; the tables `tags.csv` and `events.csv`; and file by
+line, or in a column path. OUT gets `results.jsonl`, a line a file; the tables `tags.csv`, `events.csv` and, with
+`--formats parquet`, `tags.parquet` (a row a file: path, seconds, error, labels and scores, best first); and file by
 file `timelines/` (scores over time, CSV), `audacity/` (labels to import), and `pictures/` (with `--formats png`).
 
 In a line of `results.jsonl`, `place` is what the file's own results are called in these folders, without the suffix,
@@ -129,6 +130,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         raise CommandError("Expected recordings and --model, or --events_only.")
     if "png" in (args.formats or ()):
         import modeling_ast.inference.plots  # noqa: F401 - or say at once that matplotlib is missing
+    if "parquet" in (args.formats or ()):
+        import modeling_ast.inference.parquet_tables  # noqa: F401 - or that pyarrow is
     environment = {} if args.events_only else os.environ
     check_bulk_options(args, environment, top_k=1, min_seconds=0, merge_seconds=0)
     for name in ("threshold", "low_threshold"):

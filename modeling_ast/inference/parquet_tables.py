@@ -39,3 +39,31 @@ def write_rows(
 def to_text(name: str) -> str:
     """The name of a file as UTF-8, in which other bytes are shown as `\\udcXX`."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def write_tags(path: str | os.PathLike, lines: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]) -> None:
+    """The tags of recordings, a row each: path, seconds, error, and labels with their scores, best first.
+
+    Args:
+        path: Of the file.
+        lines: As a folder of tags has them.
+        settings: Of that folder.
+    """
+    fields = {
+        "path": pa.string(),
+        "seconds": pa.float64(),
+        "error": pa.string(),
+        "labels": pa.list_(pa.string()),
+        "scores": pa.list_(pa.float32()),
+    }
+    rows = (
+        {
+            "path": to_text(line["path"]),
+            "seconds": line.get("seconds"),
+            "error": to_text(line["error"]) if "error" in line else None,
+            "labels": [tag["label"] for tag in line.get("tags", ())],
+            "scores": [tag["score"] for tag in line.get("tags", ())],
+        }
+        for line in lines
+    )
+    write_rows(path, rows, fields, settings)

@@ -25,7 +25,7 @@ _LISTS = {"tags": ("label", "score"), "events": ("label", "start", "end", "score
 # What can be written of each recording, in a folder each.
 _FOLDERS = {"csv": ("timelines", ".csv"), "audacity": ("audacity", ".txt"), "png": ("pictures", ".png")}
 # The lines of `results.jsonl` are always written.
-FORMATS = ("jsonl", *_FOLDERS)
+FORMATS = ("jsonl", "parquet", *_FOLDERS)
 
 
 class TagsFolder(ResultsFolder):
@@ -66,6 +66,11 @@ class TagsFolder(ResultsFolder):
     ):
         self.formats = [name for name in _FOLDERS if name in formats]
         self._tables = [Path(path) / f"{name}.csv" for name in _LISTS]
+        self._parquet = Path(path) / "tags.parquet"
+        # A table that is there is kept up with the lines, from which it can be had at any time.
+        self._has_parquet = "parquet" in formats or (self._parquet.exists() and not overwrite)
+        if self._has_parquet:
+            import modeling_ast.inference.parquet_tables  # noqa: F401 - or say at once that pyarrow is missing
         self._inside = {}  # whether a folder, its links followed, lies in that of its format
         super().__init__(path, {**settings, "formats": self.formats}, overwrite, part)
 
@@ -219,7 +224,7 @@ class TagsFolder(ResultsFolder):
         return self.path / folder / (place + suffix)
 
     def write_tables(self, files: Sequence[SoundFile] = ()) -> None:
-        """`tags.csv` and `events.csv`, where csv is wanted, of all lines."""
+        """`tags.csv` and `events.csv`, where csv is wanted, and `tags.parquet` of all lines."""
         with ExitStack() as stack:
             writers = {}
             for table, (name, columns) in zip(self._tables, _LISTS.items()) if "csv" in self.formats else ():
@@ -232,6 +237,10 @@ class TagsFolder(ResultsFolder):
                 for name, writer in writers.items():
                     rows = line.get(name, ())
                     writer.writerows([line["path"], *(row[column] for column in _LISTS[name])] for row in rows)
+        if self._has_parquet:
+            from modeling_ast.inference.parquet_tables import write_tags
+
+            write_tags(self._parquet, self.journal.lines(), self.settings)
 
     def is_result(self, entry: Mapping[str, Any]) -> bool:
         """Whether a line is one that is written here, with nothing in it that leads out of the folder."""
@@ -262,7 +271,7 @@ class TagsFolder(ResultsFolder):
                     # A file of somebody else's lies elsewhere, whatever a line says.
                     if self._is_place(entry.get("place")):
                         self._delete_outputs(entry["place"])
-        for path in self._tables:
+        for path in (*self._tables, self._parquet):
             path.unlink(missing_ok=True)
         super()._delete()
 
