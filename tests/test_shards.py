@@ -1,16 +1,22 @@
-"""Tar archives and lists of sound files: the same clips as those of a folder a class, as a table and as a stream."""
+"""Shards and lists of sound files: the clips of a folder a class, as a table and as a stream, wherever they lie."""
 
 import io
 import json
 import subprocess
 import sys
 import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
+from threading import Thread
 
+import fsspec
 import pandas as pd
 import pytest
 import soundfile
 import torch
+from datasets import Audio, ClassLabel, Dataset
 
 from modeling_ast.data import shards
 from modeling_ast.data.clip_tables import AudioSplits
@@ -253,3 +259,108 @@ def test_a_list_leads_nowhere_outside_its_folder(tmp_path, label_file, streaming
         file.write(f"{way},hum\n")
     with pytest.raises(DataError, match="cannot be read"):
         list(load(name, streaming, label_file=label_file).train)
+
+
+# Elsewhere than on this disk
+
+
+def write_parquet(folder: Path, clips: Clips, shards: int = 2) -> str:
+    """As the Hub has them."""
+    folder.mkdir()
+    for split, each in clips.items():
+        for shard in range(shards):
+            rows = [
+                {"audio": {"bytes": content, "path": name}, "label": label}
+                for name, content, label in each[shard::shards]
+            ]
+            table = Dataset.from_list(rows).cast_column("audio", Audio(decode=False))
+            table = table.cast_column("label", ClassLabel(names=NAMES))
+            table.to_parquet(folder / f"{split}-{shard:05}-of-{shards:05}.parquet")
+    return str(folder)
+
+
+class Server(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Addresses of a folder with shards of Parquet and one of tar archives, in several file systems."""
+    root = tmp_path_factory.mktemp("places")
+    write_parquet(root / "parquet", make_clips())
+    write_shards(root / "tar", make_clips())
+    (root / "parquet" / ".train-00002-of-00002.parquet").write_bytes(b"PAR1")  # hidden, and of no data set
+    memory = fsspec.filesystem("memory")
+    for path in root.rglob("*.[pt]*"):
+        memory.pipe(f"/bucket/{path.relative_to(root)}", path.read_bytes())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=str(root)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield {
+        "folder": str(root),
+        "file": f"file://{root}",
+        "memory": "memory://bucket",
+        "http": f"http://127.0.0.1:{server.server_port}",
+    }
+    server.shutdown()
+    server.server_close()
+    memory.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize(
+    "place, pattern",
+    [
+        ("folder", "parquet/*.parquet"),
+        ("memory", "parquet/"),
+        *(
+            pytest.param(place, pattern, marks=pytest.mark.slow)
+            for place, pattern in product(
+                ("folder", "file", "memory", "http"), ("parquet/*.parquet", "tar/*.tar", "parquet/")
+            )
+        ),
+    ],
+)
+@WAYS
+def test_clips_are_those_of_the_folder_wherever_they_lie(places, label_file, monkeypatch, streaming, place, pattern):
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # of a server of the test's own
+    columns = {"audio_column_name": "wav", "label_column_name": "cls"} if "tar" in pattern else {}
+    splits = load(f"{places[place]}/{pattern}", streaming, label_file=label_file, **columns)
+    expected = load(f"{places['folder']}/parquet", False)
+    assert heard(splits) == heard(expected)
+
+
+@WAYS
+def test_an_address_without_shards_is_one_sentence(places, tmp_path, streaming):
+    (tmp_path / "clips.csv").write_text("audio,label\na.wav,hum\n")
+    for name, words in (
+        (f"{places['memory']}/nothing", "expected Parquet files or tar archives, found none"),
+        (f"{places['folder']}/parquet/other-*.parquet", "expected Parquet files or tar archives, found none"),
+        (f"file://{tmp_path}/clips.csv", "expected Parquet files or tar archives, found none"),
+        ("nowhere://bucket/shards", "Protocol not known: nowhere"),
+        ("gdrive://bucket/shards", "gdrive"),
+    ):
+        with pytest.raises(DataError, match=words) as caught:
+            load(name, streaming)
+        assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_a_pattern_may_name_the_clips_to_choose_on(places):
+    folder = f"{places['folder']}/parquet"
+    few = load(f"{folder}/train-00000-*.parquet", False, validation_file=f"{folder}/test-*.parquet")
+    assert (len(few.train), len(few.validation)) == (3, 6)
+    with pytest.raises(DataError, match="validation_file to name the files of one split, got test, train, validation"):
+        load(f"{folder}/train-*.parquet", False, validation_file=f"{folder}/*-00000-*.parquet")
+
+
+def test_two_folders_of_one_name_have_clips_of_their_own(tmp_path):
+    """Also with cards, by which `datasets` would take them for one."""
+    found = []
+    for parent, count in (("a", 4), ("b", 6)):
+        (tmp_path / parent).mkdir()
+        folder = write_parquet(tmp_path / parent / "sounds", make_clips(count=count))
+        files = [{"split": split, "path": f"{split}-*.parquet"} for split in SPLITS]
+        card = f"---\nconfigs: {json.dumps([{'config_name': 'default', 'data_files': files}])}\n---\n"
+        (tmp_path / parent / "sounds" / "README.md").write_text(card)
+        found.append([len(rows) for _, rows in load(folder, False)])
+    assert found == [[4, 4, 4], [6, 6, 6]]

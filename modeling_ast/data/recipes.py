@@ -132,7 +132,8 @@ class DataArguments:
         metadata={
             "help": "synthetic, a folder with a sub-folder a class, a list (.csv, .tsv, .txt, .jsonl, or .json as the "
             "original's), Parquet (file or folder), a folder of tar archives (WebDataset) or with metadata.csv "
-            "(AudioFolder), or the name of a data set on the Hub."
+            "(AudioFolder), an address or pattern of Parquet files or archives (s3://bucket/shards, "
+            "shards/train-*.parquet), or the name of a data set on the Hub."
         },
     )
     validation_file: str | None = field(
@@ -173,8 +174,8 @@ class DataArguments:
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Train on clips while they arrive from the Hub, or from Parquet or tar archives on this disk; "
-            "needs max_steps."
+            "help": "Train on clips while they arrive from the Hub, or from Parquet or tar archives on this disk or "
+            "elsewhere; needs max_steps."
         },
     )
     max_train_samples: int | None = field(

@@ -1,15 +1,19 @@
-"""Tar archives (WebDataset) and lists of sound files (AudioFolder), from this disk or the Hub, without torchcodec.
+"""Parquet files, tar archives (WebDataset) and lists of sound files (AudioFolder), from this disk, the Hub elsewhere.
 
-`datasets` finds and reads them; sounds are taken as they are in their files, before it would encode or decode them.
+`datasets` finds and reads them, without torchcodec: sounds are taken as they are in their files, before it would
+encode or decode them.
 """
 
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 from datasets import Audio, Dataset, DatasetBuilder, Features, IterableDataset, Value, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
@@ -17,7 +21,7 @@ from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import xopen
 
 from modeling_ast import __version__
-from modeling_ast.data.clip_tables import refuse_parts
+from modeling_ast.data.clip_tables import refuse_parts, split_of, suffix_of
 from modeling_ast.data.folders import FolderContents
 from modeling_ast.data.labels import DataError
 
@@ -37,19 +41,65 @@ def builder_of(found: FolderContents) -> str | None:
     return "webdataset" if found.archives and not found.sounds and not found.parquet else None
 
 
+def is_address(name: str) -> bool:
+    """Whether a data set is a pattern of files, or lies elsewhere than on this disk and is no name of the Hub's."""
+    return "://" in name or (any(mark in name for mark in "*?[") and not Path(name).expanduser().exists())
+
+
 def find_builder(name: str, path: Path, config_name: str | None, found: FolderContents | None) -> DatasetBuilder:
-    """What `datasets` reads a folder on this disk with, or a data set on the Hub.
+    """What `datasets` reads a data set with: a file or folder on this disk, an address, or a name of the Hub's.
+
+    Args:
+        name: Of the data set.
+        path: Of the file or folder, where it is one.
+        config_name: Of the Hub's.
+        found: In the folder, where it is one.
 
     Raises:
-        DataError: A tar archive on this disk is cut off.
+        DataError: There is nothing at an address, or a tar archive on this disk is cut off.
     """
+    if suffix_of(path) == ".parquet" and path.is_file():
+        return load_dataset_builder("parquet", data_files={"train": [str(path)]})
+    if is_address(name):
+        return _find_elsewhere(str(path) if "://" not in name else name)
     if found is None:
         return load_dataset_builder(name, config_name)
-    if (own := builder_of(found)) == "webdataset" and (
-        cut := [each for each in found.archives if _is_cut(path / each)]
-    ):
+    own = builder_of(found)
+    if own == "webdataset" and (cut := [each for each in found.archives if _is_cut(path / each)]):
         raise DataError(f"{path / cut[0]}: expected a whole tar archive, got one that is cut off before its end.")
-    return load_dataset_builder(str(path)) if own is None else load_dataset_builder(own, data_dir=str(path))
+    if own is not None:
+        return load_dataset_builder(own, data_dir=str(path))
+    # Of a folder with a card `datasets` knows the name alone, and would take what another one of that name had.
+    with TemporaryDirectory() as no_cache:
+        by_card = load_dataset_builder(str(path), cache_dir=no_cache)
+    if by_card.name != "parquet":
+        return load_dataset_builder(str(path))
+    files = {split: list(files) for split, files in by_card.config.data_files.items()}
+    return load_dataset_builder("parquet", data_files=files, features=by_card.info.features)
+
+
+def _find_elsewhere(address: str) -> DatasetBuilder:
+    """Of files in any file system that fsspec knows, by a pattern, or in and below a folder."""
+    disk, place = fsspec.core.url_to_fs(address)
+    fixed = re.split(r"[*?[]", place)[0]
+    paths = disk.find(place) if fixed == place else disk.glob(place)
+    paths = sorted(path for path in paths if not re.search(r"(^|/)\.", path[len(fixed) :]))
+    for suffix, builder in ((".parquet", "parquet"), (".tar", "webdataset")):
+        if files := [path for path in paths if suffix_of(path) == suffix]:
+            is_local = "file" in (disk.protocol if isinstance(disk.protocol, tuple) else (disk.protocol,))
+            files = files if is_local else [disk.unstrip_protocol(path) for path in files]
+            return load_dataset_builder(builder, data_files=_group_by_split(files))
+    raise DataError(f"{address}: expected Parquet files or tar archives, found none.")
+
+
+def _group_by_split(files: list[str]) -> dict[str, list[str]]:
+    """By names as the Hub's are, `train-00000-of-00012.parquet`, or by those of folders, `train/0000.parquet`."""
+    groups = {}
+    for file in files:
+        folder, name = file.rpartition("/")[::2]
+        split = re.sub(r"(-\d+-of-\d+)?(-[0-9a-f]{16})?\.\w+$|[-_.]?\d*\.\w+$", "", name)
+        groups.setdefault(split or folder.rpartition("/")[2], []).append(file)
+    return groups if len(groups) > 1 or split_of(next(iter(groups))) else {"train": files}
 
 
 def _is_cut(archive: Path) -> bool:
@@ -146,11 +196,10 @@ def _rows(stream: IterableDataset) -> Iterator[dict[str, Any]]:
     yield from stream
 
 
-def version_of(folder: Path, found: FolderContents) -> str:
-    """Names, sizes and times of the files that a table is made of, and the names of the sounds beside them."""
-    files = [folder.absolute() / name for name in (*found.archives, *found.metadata)]
-    stamps = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    return "\n".join((__version__, *stamps, *found.sounds))
+def version_of(builder: DatasetBuilder) -> str | None:
+    """Tells files in this state from all others; `None` where what they lie on does not tell when they change."""
+    is_known = all(all(files.origin_metadata) for files in builder.config.data_files.values())
+    return f"{__version__}\n{builder.cache_dir}" if is_known else None
 
 
 def describe_cause(error: Exception) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Value, load_dataset
+from datasets import Dataset, Value
 
 from modeling_ast.data.class_folders import read_class_folders
 from modeling_ast.data.clip_tables import (
@@ -47,6 +47,7 @@ from modeling_ast.data.shards import (
     builder_of,
     describe_cause,
     find_builder,
+    is_address,
     keep,
     open_sound_streams,
     version_of,
@@ -160,28 +161,33 @@ class DataSource:
             logger.warning(f"{name} takes the place of the {split} clips of {self.name}.")
         if suffix_of(name) not in FILE_SUFFIXES:
             raise DataError(f"Expected {split}_file to be a file {', '.join(FILE_SUFFIXES)}, got {name}.")
-        return self._read(name, [self.args.audio_column_name, self.args.label_column_name])["train"]
+        tables = self._read(name, [self.args.audio_column_name, self.args.label_column_name])
+        if len(tables) > 1:
+            raise DataError(
+                f"Expected {split}_file to name the files of one split, got {', '.join(tables)} by {name}."
+            )
+        return next(iter(tables.values()))
 
     def _read(
         self, name: str, columns: list[str], max_missing: int = 0, config_name: str | None = None
     ) -> dict[str, Table]:
         path = synthetic_folder() if name == "synthetic" else Path(name).expanduser()
         is_local = path.is_absolute() or name.startswith(".") or suffix_of(path) in FILE_SUFFIXES
-        if is_local and not path.exists():
+        if is_local and not path.exists() and not is_address(name):
             raise DataError(f"{name}: no such file or folder.")
         if config_name is not None and path.exists():
             raise DataError(f"Expected a data set on the Hub with dataset_config_name, got {name}.")
         if path.exists() and not path.is_dir() and suffix_of(path) not in FILE_SUFFIXES:
             raise DataError(f"{name}: expected a folder or a file {', '.join(FILE_SUFFIXES)}.")
         audio_column, label_column = columns[:2]
-        if suffix_of(path) in TABLE_SUFFIXES:
+        if suffix_of(path) in TABLE_SUFFIXES and not is_address(name):
             return {
                 "train": Table(
                     read_table(path, columns, self.args.audio_dir, max_missing), name, audio_column, label_column
                 )
             }
         found = look_into(path) if path.is_dir() else None
-        if suffix_of(path) == ".json":
+        if suffix_of(path) == ".json" and not is_address(name):
             tables = {"train": read_json(path, self.args.audio_dir, max_missing)}
         elif found is not None and builder_of(found) is None and (found.are_classes or not found.parquet):
             splits = read_class_folders(path, found)
@@ -272,20 +278,22 @@ def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
 def _load_dataset(name: str, path: Path, config_name: str | None, found: FolderContents | None) -> dict[str, Dataset]:
     """Parquet, tar archives, lists of sound files, or the Hub."""
     try:
-        if suffix_of(path) == ".parquet":
-            raw = load_dataset("parquet", data_files=str(path))
-        elif (builder := find_builder(name, path, config_name, found)).name in BUILDERS:
-            version = None if found is None else version_of(path, found)
+        builder = find_builder(name, path, config_name, found)
+        if builder.name in BUILDERS:
+            version = version_of(builder)
             streams = open_sound_streams(builder, name)
             raw = {split: keep(stream, name, version and f"{split}\n{version}") for split, stream in streams.items()}
         else:
-            raw = load_dataset(str(path) if path.is_dir() else name, config_name)
+            builder.download_and_prepare()
+            raw = builder.as_dataset()
     except DataError:
         raise
     except READING_ERRORS as error:  # missing, out of reach, or broken
         if path.exists():
             kind = " as Parquet" if found is None or builder_of(found) is None else ""
             raise DataError(f"{name}: cannot be read{kind} ({describe_cause(error)}).") from error
+        if is_address(name):
+            raise DataError(f"{name}: cannot be read ({describe_cause(error)}).") from error
         raise DataError(
             f"{name}: no such file or folder, nor to be had from the Hub ({describe_cause(error)})."
         ) from error
