@@ -25,8 +25,8 @@ MODULE_NAMES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 # By the extra that brings what they lack first; the other commands do without.
 COMMANDS = {
     "train": {
-        "calibrate", "check", "embed", "ensemble", "evaluate", "explain", "folds", "prepare", "push", "statistics",
-        "train",
+        "calibrate", "check", "embed", "ensemble", "evaluate", "explain", "folds", "pack", "prepare", "push",
+        "statistics", "train",
     },
     "demo": {"page"},
 }  # fmt: skip

@@ -16,12 +16,14 @@ import soundfile
 import torch
 import transformers
 from conftest import make_tiny_config, random_model
-from helpers import contents, end_of
+from datasets import load_dataset
+from helpers import contents, end_of, write_sound
 from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.commands import pack
 from modeling_ast.commands import push as push_to_hub
 from modeling_ast.commands import train as run_audio_classification
 from modeling_ast.data import synthetic
@@ -198,6 +200,27 @@ def test_a_folder_without_a_run_gets_a_card_too(hub, run_folder):
     assert (
         hub.files == MODEL_FILES and "Trained on" not in text and "## Recipe" not in text and "| split |" not in text
     )
+
+
+# Packed data
+
+
+def test_packed_shards_are_uploaded_as_a_data_set(hub, tmp_path, capsys):
+    for number in range(8):
+        write_sound(tmp_path / "data" / ("dog", "rain")[number % 2] / f"{number}.wav", torch.rand(800) / 2)
+    (tmp_path / "data" / "dog" / "8.wav").write_bytes(b"no sound")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"dataset_name: {tmp_path / 'data'}\nmax_bad_clips: 1\nvalidation_fraction: 0.2\n")
+    pack.main([str(recipe), "--output", str(tmp_path / "shards"), "--push_to_hub=me/sounds", "--clips_per_shard=4"])
+    assert hub.files == {
+        *("README.md", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"),
+        "validation-00000-of-00001.parquet",
+    }
+    made = hub.options("create_repo")
+    assert made == {"repo_id": "me/sounds", "private": None, "exist_ok": True, "repo_type": "dataset"}
+    assert hub.options("upload_folder")["repo_type"] == "dataset" and "Uploaded to" in capsys.readouterr().out
+    rows = load_dataset(str(hub.folder), split="train")  # as its card says
+    assert rows.features["label"].names == ["dog", "rain"] and len(rows) == 6
 
 
 # The code

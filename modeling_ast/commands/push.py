@@ -40,8 +40,6 @@ def main(argv: list[str] | None = None) -> None:
         CommandError: Not logged in, or refused by the Hub.
     """
     args = parse_command_line(argv)
-    if not args.dry_run and get_token() is None:
-        raise CommandError("Not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may write.")
     model, extractor = load_folder(args.folder)
     with tempfile.TemporaryDirectory() as root:
         staged = Path(root) / args.folder.resolve().name  # the card takes the model's name from its folder
@@ -57,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.dry_run:
             print("Nothing was uploaded.")
         else:
-            print(f"Uploaded to {upload(staged, args)}")
+            options = {"revision": args.revision, "commit_message": args.commit_message}
+            print(f"Uploaded to {upload(staged, args.repo_id, args.private, **options)}")
 
 
 def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
@@ -72,15 +71,42 @@ def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--commit_message", help="default: Upload and the folder's name")
     parser.add_argument("--dry_run", action="store_true", help="check and list everything, upload nothing")
     args = parser.parse_args(argv)
-    try:
-        validate_repo_id(args.repo_id)
-    except ValueError as error:
-        raise CommandError(f"Expected NAME/MODEL as repo_id: {' '.join(str(error).split())}") from error
+    check_hub(args.repo_id, needs_token=not args.dry_run)
     return args
 
 
-def upload(staged: Path, args: argparse.Namespace) -> str:
-    """Make the repository and its branch if need be, and upload the folder in one commit.
+def check_hub(repo_id: str, needs_token: bool = True) -> None:
+    """
+    Raises:
+        CommandError: The Hub has no such names, or there is no token.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise CommandError(f"Expected NAME/MODEL as repo_id: {' '.join(str(error).split())}") from error
+    if needs_token and get_token() is None:
+        raise CommandError("Not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may write.")
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    private: bool,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    repo_type: str | None = None,
+    **patterns: list[str],
+) -> str:
+    """Make the repository and its branch if need be, and upload the folder; what is there already is not sent again.
+
+    Args:
+        folder: What is uploaded.
+        repo_id: Where to.
+        private: Whether others must not see it.
+        revision: Branch; `None` means main.
+        commit_message: `None` names the folder.
+        repo_type: "dataset"; `None` means a model.
+        patterns: Which files, as `HfApi.upload_folder` has them.
 
     Returns:
         The address.
@@ -88,18 +114,20 @@ def upload(staged: Path, args: argparse.Namespace) -> str:
     Raises:
         CommandError: The Hub does not take it, or would show it to all.
     """
-    api = HfApi()
+    api, kind = HfApi(), {"repo_type": repo_type} if repo_type else {}
     try:
-        url = api.create_repo(args.repo_id, private=args.private or None, exist_ok=True)
-        if args.private and not api.repo_info(url.repo_id).private:
+        url = api.create_repo(repo_id, private=private or None, exist_ok=True, **kind)
+        if private and not api.repo_info(url.repo_id, **kind).private:
             raise CommandError(f"{url.repo_id} is there already and public: make it private in its settings first.")
-        if args.revision:
-            api.create_branch(url.repo_id, branch=args.revision, exist_ok=True)
+        if revision:
+            api.create_branch(url.repo_id, branch=revision, exist_ok=True, **kind)
         api.upload_folder(
             repo_id=url.repo_id,
-            folder_path=staged,
-            revision=args.revision,
-            commit_message=args.commit_message or f"Upload {staged.name}",
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message or f"Upload {folder.resolve().name}",
+            **kind,
+            **patterns,
         )
     except CommandError:
         raise
@@ -107,9 +135,9 @@ def upload(staged: Path, args: argparse.Namespace) -> str:
         status = getattr(error.response, "status_code", None)
         reasons = {401: "it does not know your token; run `hf auth login`.", 403: "your token may not write there."}
         reason = reasons.get(status, " ".join(str(error).split()))
-        raise CommandError(f"The Hub refused {args.repo_id}: {reason}") from error
+        raise CommandError(f"The Hub refused {repo_id}: {reason}") from error
     except (HTTPError, OSError, ValueError) as error:  # no connection; metadata that the Hub does not accept
-        raise CommandError(f"Nothing was uploaded to {args.repo_id}: {' '.join(str(error).split())}") from error
+        raise CommandError(f"Nothing was uploaded to {repo_id}: {' '.join(str(error).split())}") from error
     return str(url)
 
 

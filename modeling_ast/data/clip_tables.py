@@ -126,6 +126,11 @@ def to_lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32), values)
 
 
+def is_sound(feature: Any) -> bool:
+    """Whether a column holds sounds, decoded or not."""
+    return isinstance(feature, Audio) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
+
+
 def filter_rows(rows: Dataset, is_wanted: np.ndarray) -> Dataset:
     if rows.cache_files:  # on disk, perhaps with the sounds in it: an index, and no copy
         return rows.select(np.flatnonzero(is_wanted))
@@ -133,8 +138,14 @@ def filter_rows(rows: Dataset, is_wanted: np.ndarray) -> Dataset:
     return Dataset(rows.with_format("arrow")[:].filter(pa.array(is_wanted)), info=rows.info)
 
 
-def to_rows(table: Table, labels: pa.Array | None = None) -> Dataset:
-    rows = table.rows.select_columns([table.audio_column])
+def to_rows(table: Table, labels: pa.Array | None = None, keep_columns: bool = False) -> Dataset:
+    """Rows with `audio`, not decoded, with `labels` where they are given, and perhaps with what is no other sound."""
+    others = [
+        name
+        for name, feature in table.rows.features.items()
+        if name not in ("audio", "labels", table.audio_column, table.label_column) and not is_sound(feature)
+    ]
+    rows = table.rows.select_columns([table.audio_column, *(others if keep_columns else [])])
     if table.audio_column != "audio":
         rows = rows.rename_column(table.audio_column, "audio")
     # Not decoded here: `datasets` would need torchcodec and FFmpeg.

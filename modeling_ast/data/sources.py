@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Value
+from datasets import Dataset, Value, concatenate_datasets
 
 from modeling_ast.data.class_folders import read_class_folders
 from modeling_ast.data.clip_tables import (
@@ -74,12 +74,14 @@ class DataSource:
         multi_label: Whether a clip may have several labels; `labels` is then a list.
         max_missing: Files of training clips in a list that may not be there; their rows stay.
         model_labels: What a trained model calls its outputs, in their order: the labels of the result.
+        keep_columns: Whether rows have the data's other columns too, and folds stay together, as they are packed.
     """
 
     args: DataArguments
     multi_label: bool = False
     max_missing: int = 0
     model_labels: Sequence[str] | None = None
+    keep_columns: bool = False
 
     @property
     def name(self) -> str:
@@ -98,10 +100,10 @@ class DataSource:
         labels, index = self._read_labels(tables)
         # Rows first and splits after: selecting from rows copies no audio, adding a column to a selection would.
         rows = {
-            split: to_rows(table, number_labels(labels[split], index, self.multi_label))
+            split: to_rows(table, number_labels(labels[split], index, self.multi_label), self.keep_columns)
             for split, table in tables.items()
         }
-        rows = self._hold_out(rows, tables["train"]) if "train" in tables else rows
+        rows = self._hold_out(rows, tables) if "train" in tables else rows
         rows = self._choose(rows)
         if self.max_missing and suffix_of(self.name) in LIST_SUFFIXES:
             for split in rows.keys() - {"train"}:
@@ -119,7 +121,7 @@ class DataSource:
             raise DataError(f"Expected a list ({', '.join(LIST_SUFFIXES)}) with audio_dir, got {self.name}.")
         if self.args.eval_fold is not None and self.args.fold_column_name is None:
             raise DataError("Expected fold_column_name with eval_fold, got eval_fold alone.")
-        if self.args.fold_column_name is not None and self.args.eval_fold is None:
+        if self.args.fold_column_name is not None and self.args.eval_fold is None and not self.keep_columns:
             raise DataError(
                 "Expected eval_fold with fold_column_name, the fold to hold out, got fold_column_name alone. "
                 "`modeling-ast folds` holds out each in turn, and needs none."
@@ -216,13 +218,24 @@ class DataSource:
             report_unknown(labels, index, tables, self.name, self.args.leave_out_unknown_labels)
         return labels, index
 
-    def _hold_out(self, rows: dict[str, Dataset], table: Table) -> dict[str, Dataset]:
+    def _hold_out(self, rows: dict[str, Dataset], tables: dict[str, Table]) -> dict[str, Dataset]:
         """The splits by a fold or a column, where there is one; what files hold stays."""
         args, of_files = self.args, {split: rows[split] for split in self.files}
-        if args.eval_fold is not None:
-            return rows | hold_out_fold(rows["train"], table, args.fold_column_name, args.eval_fold) | of_files
+        if args.eval_fold is not None and not self.keep_columns:
+            return (
+                rows | hold_out_fold(rows["train"], tables["train"], args.fold_column_name, args.eval_fold) | of_files
+            )
         if args.split_column_name is not None:
-            return split_by_column(rows["train"], table, args.split_column_name) | of_files
+            parts = {}
+            for split in [split for split in rows if split not in self.files]:
+                table = tables[split]
+                has_column = args.split_column_name in table.rows.column_names
+                own = (
+                    split_by_column(rows[split], table, args.split_column_name) if has_column else {split: rows[split]}
+                )
+                for name, part in own.items():
+                    parts.setdefault(name, []).append(part)
+            return {name: concatenate_datasets(each) for name, each in parts.items()} | of_files
         return rows
 
     def _choose(self, rows: dict[str, Dataset]) -> dict[str, Dataset]:
@@ -235,7 +248,7 @@ class DataSource:
             return known
         if "train" not in rows:
             raise DataError(f"{self.name}: expected clips to train on, got {', '.join(rows)} alone.")
-        if "validation" not in rows:
+        if "validation" not in rows and not (self.keep_columns and self.args.fold_column_name):
             return rows | hold_out_some(rows["train"], self.name, self.args.validation_fraction)
         return rows
 

@@ -16,8 +16,13 @@ from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.loading import ModelError, is_ast
 
 
-def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
+def read_splits(data_args: DataArguments, multi_label: bool, keep_columns: bool = False) -> AudioSplits:
     """The data set, cut to some clips, drawn at random, where the arguments say so.
+
+    Args:
+        data_args: Of the data.
+        multi_label: Whether a clip may have several labels.
+        keep_columns: Of a table, as for `DataSource`.
 
     Raises:
         DataError: As from `DataSource` and `load_streamed_splits`.
@@ -25,7 +30,8 @@ def read_splits(data_args: DataArguments, multi_label: bool) -> AudioSplits:
     if data_args.streaming:
         splits = load_streamed_splits(data_args, multi_label)
     else:
-        splits = DataSource(data_args, multi_label, max_missing=data_args.max_bad_clips).load()
+        source = DataSource(data_args, multi_label, data_args.max_bad_clips, keep_columns=keep_columns)
+        splits = source.load()
         for name, rows in splits:
             limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples
             setattr(splits, name, _some(rows, limit))
