@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
-from helpers import few_synthetic_sounds, save_checkpoint, write_csv
+from helpers import contents, few_synthetic_sounds, save_checkpoint, write_csv
 from sklearn.metrics import average_precision_score
 from test_conversion import BINS, IN_NAME, original_weights
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
@@ -23,7 +24,7 @@ from modeling_ast import (
     load_waveform,
 )
 from modeling_ast.commands.command_line import CommandError
-from modeling_ast.data import synthetic
+from modeling_ast.data import processes, synthetic
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.synthetic import CLASSES, generate_clip, synthetic_folder
@@ -302,6 +303,55 @@ def test_the_same_model_twice_and_a_file_as_output_are_refused(recipe, short, tm
         run(short, short, "--recipe", recipe, "--output_dir", tmp_path / "out")
     with pytest.raises(CommandError, match="Expected output_dir to be a folder, got the file"):
         run(short, "--recipe", recipe, "--output_dir", recipe)
+
+
+# Several processes
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 64, 1001])
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 20])
+def test_shares_of_processes_are_whole_batches_and_all_rows_once(monkeypatch, count, num_processes):
+    monkeypatch.setattr(processes, "is_one_of_several", lambda: num_processes > 1)
+    shares = []
+    for index in range(num_processes):
+        state = SimpleNamespace(process_index=index, num_processes=num_processes)
+        monkeypatch.setattr(processes, "PartialState", lambda state=state: state)
+        shares.append(processes.own_share(count, unit=8))
+    assert [row for first, last in shares for row in range(first, last)] == list(range(count))
+    assert all(first % 8 == 0 or first == last == count for first, last in shares)
+    batches = [-(-(last - first) // 8) for first, last in shares]
+    assert max(batches) - min(batches) <= 1
+
+
+def launch(folder: Path, *argv) -> subprocess.CompletedProcess:
+    """The command by two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "modeling_ast.commands.ensemble", *map(str, argv)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_give_what_one_gives(short, long, tmp_path):
+    for number in range(21):
+        (tmp_path / "data" / CLASSES[number % 10]).mkdir(parents=True, exist_ok=True)
+        clip = generate_clip(CLASSES[number % 10], torch.Generator().manual_seed(number))
+        soundfile.write(tmp_path / "data" / CLASSES[number % 10] / f"{number}.wav", clip.numpy(), 16000)
+    paths = sorted((tmp_path / "data").rglob("*.wav"))
+    write_csv(tmp_path / "clips.csv", [{"audio": path, "label": path.parent.name} for path in paths])
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(f"dataset_name: {tmp_path / 'clips.csv'}\nper_device_eval_batch_size: 2\n")
+    run(short, long, "--recipe", recipe, "--output_dir", tmp_path / "one")
+    done = launch(tmp_path, short, long, "--recipe", recipe, "--output_dir", tmp_path / "two")
+    assert done.returncode == 0 and done.stdout.count("Saved in") == 1, done.stderr
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    # What one process cannot use ends both, in one sentence.
+    paths[-1].write_bytes(b"no sound")
+    done = launch(tmp_path, short, "--recipe", recipe, "--output_dir", tmp_path / "broken")
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode and len(told) == 1 and f"{paths[-1]}: cannot be decoded" in told[0], done.stderr
+    assert not (tmp_path / "broken").exists()
 
 
 @pytest.mark.slow

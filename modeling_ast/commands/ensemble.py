@@ -7,6 +7,9 @@ mel bins and statistics. The recipe, and keys that win over it, say which data a
 their validation clips, else all of them, where they name no splits. Labels are those of the models. The metrics of
 each model and of the ensemble go to `ensemble_results.csv` in the output folder, the averaged predictions to
 `predictions.csv` in it, a row a clip.
+
+Under accelerate launch or torchrun each process predicts its share of the clips, on a GPU of its own; the results are
+those of a single process.
 """
 
 import argparse
@@ -18,7 +21,9 @@ import pandas
 from modeling_ast.commands.command_line import CommandError, Parser, run_command
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import written_beside
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import METRICS, compute_metrics, to_probabilities
+from modeling_ast.data.processes import gather_values, join_launched, raise_in_all, together
 from modeling_ast.data.recipes import FEATURE_KEYS, parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits
 from modeling_ast.inference.ensemble import find_label_names, load_member
@@ -47,35 +52,38 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         CommandError, ModelError, RecipeError, DataError, AudioError: Options, a model, keys, a data set or a sound
             file that cannot be used.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args, keys = parse_command_line(argv)
-    brings_features = not any(Path(name).is_file() for name in args.models)
-    effective = {"problem_type", *KEYS, *(() if brings_features else (*FEATURE_KEYS, "num_mel_bins"))}
-    model_args, data_args, batch_args = parse_data_arguments(args.recipe, keys, "an ensemble", effective, WITHOUT)
-    problem_type = model_args.problem_type
-    multi_label = problem_type == "multi_label_classification"
-
-    label_names = find_label_names(args.models, data_args, multi_label)
-    splits = read_evaluation_splits(data_args, multi_label, label_names)
-    held_out = next((name for name in ("test", "validation") if getattr(splits, name) is not None), None)
-    chosen = choose_rows(splits, args.split or held_out, data_args.dataset_name)
+    is_main = join_launched()
+    logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
+    with together():
+        args, keys = parse_command_line(argv)
+        brings_features = not any(Path(name).is_file() for name in args.models)
+        effective = {"problem_type", *KEYS, *(() if brings_features else (*FEATURE_KEYS, "num_mel_bins"))}
+        model_args, data_args, batch_args = parse_data_arguments(args.recipe, keys, "an ensemble", effective, WITHOUT)
+        multi_label = model_args.problem_type == "multi_label_classification"
+        label_names = find_label_names(args.models, data_args, multi_label)
+        splits = read_evaluation_splits(data_args, multi_label, label_names)
+        held_out = next((name for name in ("test", "validation") if getattr(splits, name) is not None), None)
+        chosen = choose_rows(splits, args.split or held_out, data_args.dataset_name)
     (rows,) = chosen.values()
+    if len(set(sizes := gather_values(len(rows)))) > 1:
+        raise_in_all(DataError(f"Expected all processes to read the same clips, got {' and '.join(map(str, sizes))}."))
 
     results, total = {}, 0
     for name in args.models:
-        model, extractor = load_member(name, model_args, label_names)
+        with together():
+            model, extractor = load_member(name, model_args, label_names)
         logits, labels = predict(model, extractor, rows, splits, multi_label, batch_args, description=name)
         probabilities = to_probabilities(logits, model.config.problem_type)
-        results[name] = compute_metrics(probabilities, labels, problem_type, label_names=label_names)
+        results[name] = compute_metrics(probabilities, labels, model_args.problem_type, label_names=label_names)
         total = total + probabilities
     mean = total / len(args.models)
-    results["ensemble"] = compute_metrics(mean, labels, problem_type, label_names=label_names)
-
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    decisions = decide(mean, problem_type, label_thresholds(label_names, None))
-    clips = list_clips(chosen)
-    write_predictions(args.output_dir / "predictions.csv", clips, mean, decisions, labels, label_names)
-    report(results, args.output_dir / "ensemble_results.csv")
+    results["ensemble"] = compute_metrics(mean, labels, model_args.problem_type, label_names=label_names)
+    if is_main:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        decisions = decide(mean, model_args.problem_type, label_thresholds(label_names, None))
+        clips = list_clips(chosen)
+        write_predictions(args.output_dir / "predictions.csv", clips, mean, decisions, labels, label_names)
+        report(results, args.output_dir / "ensemble_results.csv")
     return results
 
 

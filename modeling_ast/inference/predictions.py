@@ -19,6 +19,7 @@ from modeling_ast.data.decoding import DecodeAudio
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError, plain
 from modeling_ast.data.metrics import multi_hot, per_class_metrics, positive_labels
+from modeling_ast.data.processes import gather_values, own_share, together
 from modeling_ast.data.recipes import BatchArguments
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 from modeling_ast.loading import ModelError, load_model
@@ -89,6 +90,9 @@ def predict(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The logits of clips and their labels, on a GPU where there is one.
 
+    Processes that have joined take a share of the clips each, in the batches of a single one, and get the logits of
+    all; all of them have to call it together.
+
     Args:
         model: With these labels, in any order.
         extractor: Its feature extractor.
@@ -107,6 +111,9 @@ def predict(
     """
     order, num_labels = label_order(model.config.id2label, splits.label_names), len(splits.label_names)
     labels = multi_hot(rows["labels"], num_labels) if multi_label else np.array(rows["labels"])
+    first, last = own_share(len(rows), batch_args.per_device_eval_batch_size)
+    rows = rows.select(range(first, last))
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
     batches = DataLoader(
@@ -115,12 +122,12 @@ def predict(
         num_workers=batch_args.dataloader_num_workers,
         collate_fn=ASTDataCollator(extractor, num_labels, multi_label),
     )
-    logits = []
-    with torch.inference_mode():
-        for batch in tqdm(batches, desc=description):
+    logits = [np.zeros((0, num_labels), np.float32)]
+    with together(), torch.inference_mode():
+        for batch in tqdm(batches, desc=description, disable=first > 0):
             inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
             logits.append(model(**inputs).logits.float().cpu().numpy())
-    return np.concatenate(logits)[:, order], labels
+    return np.concatenate(gather_values(np.concatenate(logits)))[:, order], labels
 
 
 def label_order(id2label: dict[int, str], label_names: Sequence[str]) -> list[int]:
