@@ -110,7 +110,7 @@ def heard(splits: AudioSplits) -> dict[str, list[tuple]]:
 def names(shards: Path, split: str) -> list[str]:
     """What the clips are called, in their order."""
     tables = [pq.read_table(path) for path in sorted(shards.glob(f"{split}-*.parquet"))]
-    return [audio["path"] for table in tables for audio in table["audio"].to_pylist()]
+    return [audio["path"] for table in tables for audio in table.column(0).to_pylist()]
 
 
 @each_layout
@@ -171,6 +171,16 @@ def test_datasets_gives_names_and_columns_back(tmp_path):
     assert sorted(rows["fold"]) == sorted(str(number % 4 + 1) for number in range(18))
     run(tmp_path, write_several_labels(tmp_path), "--output", tmp_path / "several")
     assert load_dataset(str(tmp_path / "several"), split="train").features["kinds"] == List(ClassLabel(names=NAMES))
+
+
+def test_what_to_leave_out_of_the_recipe_is_said(tmp_path, capsys):
+    settings, shards = write_list(tmp_path, "note", ["x"]), tmp_path / "shards"
+    (tmp_path / "held_out").mkdir()
+    held_out = write_list(tmp_path / "held_out", "note", ["x"])["dataset_name"]
+    run(tmp_path, settings, "--output", shards, "--validation_file", held_out, "--audio_dir=.")
+    assert capsys.readouterr().out.endswith(f"dataset_name: {shards}, without audio_dir, validation_file\n")
+    assert len(names(shards, "train")) == len(names(shards, "validation")) == 18
+    assert names(shards, "validation")[0] == "held_out/clips/0.wav"
 
 
 def test_training_clips_are_shuffled_and_others_keep_their_order(tmp_path):

@@ -21,7 +21,7 @@ from datasets import Audio, ClassLabel, Dataset
 from modeling_ast.data import shards
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.decoding import decode
-from modeling_ast.data.labels import DataError
+from modeling_ast.data.labels import DataError, read_label_table
 from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.streams import load_streamed_splits
@@ -101,10 +101,10 @@ def label_file(tmp_path) -> str:
     return str(path)
 
 
-def load(name: str, streaming: bool, **settings) -> AudioSplits:
+def load(name: str, streaming: bool, multi_label: bool = False, **settings) -> AudioSplits:
     if streaming:
-        return load_streamed_splits(DataArguments(name, streaming=True, **settings))
-    return load_splits(name, **settings)
+        return load_streamed_splits(DataArguments(name, streaming=True, **settings), multi_label)
+    return load_splits(name, multi_label=multi_label, **settings)
 
 
 def heard(splits: AudioSplits) -> dict[str, list[tuple]]:
@@ -364,3 +364,77 @@ def test_two_folders_of_one_name_have_clips_of_their_own(tmp_path):
         (tmp_path / parent / "sounds" / "README.md").write_text(card)
         found.append([len(rows) for _, rows in load(folder, False)])
     assert found == [[4, 4, 4], [6, 6, 6]]
+
+
+# Splits by other names
+
+
+MIDS = read_label_table("audioset").mids[:3]
+
+
+def write_audioset(folder: Path) -> str:
+    """As the Hub has it: folders of Parquet files, and lists of mids."""
+    for place, split in enumerate(("bal_train", "unbal_train", "eval")):
+        (folder / "data" / split).mkdir(parents=True)
+        for shard in range(2):
+            rows = [
+                {
+                    "video_id": f"{split}-{number}",
+                    "audio": {"bytes": content, "path": f"{name}.wav"},
+                    "labels": [MIDS[number % 3], MIDS[(number + place) % 3]][: 1 + number % 2],
+                    "human_labels": ["Speech"],
+                }
+                for number, (name, content, _) in enumerate(make_clips()[SPLITS[place]])
+                if number % 2 == shard
+            ]
+            table = Dataset.from_list(rows).cast_column("audio", Audio(decode=False))
+            table.to_parquet(folder / "data" / split / f"{shard:02}.parquet")
+    return f"{folder}/data/*/*.parquet"
+
+
+AUDIOSET = {"label_file": "audioset", "label_column_name": "labels", "validation_split_name": "eval"}
+
+
+@pytest.mark.parametrize("train, sizes", [("bal_train", [6, 6]), ("bal_train+unbal_train", [12, 6])])
+@WAYS
+def test_keys_say_which_split_trains_and_which_chooses(tmp_path, monkeypatch, streaming, train, sizes):
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    name = write_audioset(tmp_path / "audioset")
+    splits = load(name, streaming, multi_label=True, train_split_name=train, **AUDIOSET)
+    assert [len(list(rows)) for _, rows in splits] == sizes and len(splits.label_names) == 527
+    numbers = read_label_table("audioset").index_of()
+    expected = [[MIDS[number % 3], MIDS[(number + 2) % 3]][: 1 + number % 2] for number in (0, 2, 4, 1, 3, 5)]
+    found = [row["labels"] for row in splits.validation]
+    assert found == [[numbers[mid] for mid in mids] for mids in expected]
+
+
+def test_a_card_may_call_them_train_and_test(tmp_path):
+    write_audioset(tmp_path / "audioset")
+    files = [{"split": "train", "path": "data/bal_train/*.parquet"}, {"split": "test", "path": "data/eval/*.parquet"}]
+    card = f"---\nconfigs: {json.dumps([{'config_name': 'balanced', 'data_files': files}])}\n---\n"
+    (tmp_path / "audioset" / "README.md").write_text(card)
+    settings = AUDIOSET | {"validation_split_name": "test"}
+    splits = load(str(tmp_path / "audioset"), False, multi_label=True, **settings)
+    assert [(name, len(rows)) for name, rows in splits] == [("train", 6), ("validation", 6)]
+
+
+def test_splits_that_nobody_asks_for_are_not_read(tmp_path):
+    """Of AudioSet they are a hundred times as much."""
+    name = write_audioset(tmp_path / "audioset")
+    for path in (tmp_path / "audioset" / "data" / "unbal_train").iterdir():
+        path.write_bytes(b"PAR1")
+    assert len(load(name, False, multi_label=True, train_split_name="bal_train", **AUDIOSET).train) == 6
+
+
+@WAYS
+def test_a_key_that_names_no_split_is_one_sentence(tmp_path, streaming):
+    name = write_audioset(tmp_path / "audioset")
+    with pytest.raises(DataError, match="expected a split called balanced, got bal_train, eval, unbal_train"):
+        load(name, streaming, multi_label=True, train_split_name="bal_train+balanced", **AUDIOSET)
+    with pytest.raises(ValueError, match="Expected splits of their own to train, choose and report on"):
+        load(name, streaming, train_split_name="bal_train+eval", **AUDIOSET)
+
+
+def test_lists_and_folders_of_classes_have_no_other_names_for_splits(tmp_path):
+    with pytest.raises(DataError, match="train_split_name has no effect on lists and on a folder a class"):
+        load(write_classes(tmp_path / "classes", make_clips()), False, train_split_name="x")

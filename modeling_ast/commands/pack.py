@@ -27,7 +27,10 @@ GOES_ON = "The same command goes on from here."
 # Keys of the recipe that have an effect here, besides those that say where the rows come from.
 KEYS = {"sampling_rate", "problem_type", "max_bad_clips"}
 # Keys of a recipe that shards have no use for, and that are refused beside them.
-NOT_OF_SHARDS = ("audio_dir", "validation_file", "test_file", "dataset_config_name")
+NOT_OF_SHARDS = (
+    *("audio_dir", "validation_file", "test_file", "dataset_config_name"),
+    *("train_split_name", "validation_split_name", "test_split_name"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

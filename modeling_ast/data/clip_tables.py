@@ -1,14 +1,15 @@
 """The clips of a data set as a table, whatever they are read from, and what its splits are called."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Audio, Dataset, Value
+from datasets import Audio, Dataset, IterableDataset, Value, concatenate_datasets
 
 from modeling_ast.data.labels import DataError
 
@@ -79,16 +80,38 @@ def split_of(name: str) -> str | None:
     return SPLIT_ALIASES.get(name.lower())
 
 
-def name_splits(source: str | Path, names: Iterable[str]) -> dict[str, str]:
+def name_splits(
+    source: str | Path, names: Iterable[str], given: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
     """What the source calls each of the splits that it has, among other names.
 
+    Args:
+        source: Of all of them.
+        names: Its own.
+        given: Those of some splits, where it is said; several names of one split with a plus between.
+
     Raises:
-        DataError: Two names of one split.
+        DataError: Two names of one split, or one that is given and not there.
     """
-    splits = {}
+    splits, names = dict(given), list(names)
+    taken = [name for each in given.values() for name in each.split("+")]
+    if missing := [name for name in taken if name not in names]:
+        raise DataError(f"{source}: expected a split called {missing[0]}, got {', '.join(names)}.")
     for name in names:
-        if (split := split_of(name)) is not None and splits.setdefault(split, name) != name:
+        split = None if name in taken else split_of(name)
+        if split is not None and split not in given and splits.setdefault(split, name) != name:
             raise DataError(f"{source}: expected one {split} split, got {splits[split]} and {name}.")
+    return splits
+
+
+def choose_splits(
+    source: str | Path, found: Mapping[str, Any], given: Mapping[str, str]
+) -> dict[str, Dataset | IterableDataset]:
+    """The splits as `name_splits` names them."""
+    splits = {}
+    for split, own in name_splits(source, found, given).items():
+        parts = [found[name] for name in own.split("+")] if split in given else [found[own]]
+        splits[split] = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     return splits
 
 

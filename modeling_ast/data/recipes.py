@@ -148,6 +148,20 @@ class DataArguments:
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    train_split_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which split of Parquet, tar archives or the Hub trains, if not the one called train; or several, "
+            "as bal_train+unbal_train."
+        },
+    )
+    validation_split_name: str | None = field(
+        default=None,
+        metadata={"help": "Which one the epoch is chosen on, such as eval; if not called validation, dev or eval."},
+    )
+    test_split_name: str | None = field(
+        default=None, metadata={"help": "Which one is reported, if not the one called test."}
+    )
     audio_column_name: str = field(
         default="audio", metadata={"help": "Column with the sound; of tar archives the ending, such as wav."}
     )
@@ -213,6 +227,9 @@ class DataArguments:
         check_numbers(self, {"max_bad_clips": "[0, inf)", **samples})
         if not self.label_separator:
             raise ValueError("Expected a label_separator, got nothing.")
+        own_names = [part for name in self.split_names.values() for part in name.split("+")]
+        if len(set(own_names)) < len(own_names):
+            raise ValueError(f"Expected splits of their own to train, choose and report on, got {self.split_names}.")
         not_for_streams = (
             *("audio_dir", "fold_column_name", "split_column_name", "validation_file", "test_file"),
             *("linear_baseline", "leave_out_unknown_labels"),
@@ -220,6 +237,12 @@ class DataArguments:
         for name in not_for_streams if self.streaming else ():
             if getattr(self, name):
                 raise ValueError(f"{name} has no effect on a stream: leave it out, or streaming.")
+
+    @property
+    def split_names(self) -> dict[str, str]:
+        """What the data call the splits, those of which it is said."""
+        names = {split: getattr(self, f"{split}_split_name") for split in ("train", "validation", "test")}
+        return {split: name for split, name in names.items() if name}
 
 
 @dataclass

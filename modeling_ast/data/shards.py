@@ -7,7 +7,7 @@ encode or decode them.
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -102,6 +102,20 @@ def _group_by_split(files: list[str]) -> dict[str, list[str]]:
     return groups if len(groups) > 1 or split_of(next(iter(groups))) else {"train": files}
 
 
+def without_others(builder: DatasetBuilder, splits: Mapping[str, str]) -> DatasetBuilder:
+    """Of Parquet files, those of some splits alone, which are thousands of times as much elsewhere.
+
+    Args:
+        builder: Of all of them.
+        splits: Which are wanted, as of `name_splits`.
+    """
+    files, wanted = builder.config.data_files, {name for each in splits.values() for name in each.split("+")}
+    if builder.name != "parquet" or "train" not in splits or not wanted < files.keys():
+        return builder
+    files = {name: list(files[name]) for name in files if name in wanted}
+    return load_dataset_builder("parquet", data_files=files, features=builder.info.features)
+
+
 def _is_cut(archive: Path) -> bool:
     """Whether a tar archive lacks the zeros at its end, without which clips are missing that nobody misses."""
     with open(archive, "rb") as file:
@@ -176,6 +190,7 @@ def keep(stream: IterableDataset, source: str, version: str | None = None) -> Da
     """All rows of a stream, on disk, in the cache of `datasets`.
 
     Args:
+        stream: Of them.
         source: The data set.
         version: Tells these rows from all others, so that they are found there again; `None` writes them anew.
 

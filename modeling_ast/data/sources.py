@@ -6,9 +6,10 @@ Columns stay in Arrow from the file to the rows, so that two million clips fit i
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from datasets import Dataset, Value, concatenate_datasets
@@ -18,6 +19,7 @@ from modeling_ast.data.clip_tables import (
     SPLITS,
     AudioSplits,
     Table,
+    choose_splits,
     expect_columns,
     name_splits,
     refuse_parts,
@@ -51,6 +53,7 @@ from modeling_ast.data.shards import (
     keep,
     open_sound_streams,
     version_of,
+    without_others,
 )
 from modeling_ast.data.synthetic import synthetic_folder
 
@@ -140,7 +143,7 @@ class DataSource:
                 next(read_columns(Path(name).expanduser(), columns), None)
         held_out_by = self.args.fold_column_name or self.args.split_column_name
         columns += filter(None, [held_out_by])
-        tables = self._read(self.name, columns, self.max_missing, self.args.dataset_config_name)
+        tables = self._read(self.name, columns, self.max_missing, self.args.dataset_config_name, self.args.split_names)
         for split, name in self.files.items():
             tables[split] = self._read_instead(name, split, split in tables)
         if columns[:2] != ["audio", "label"] and not any(table.has_columns for table in tables.values()):
@@ -171,7 +174,12 @@ class DataSource:
         return next(iter(tables.values()))
 
     def _read(
-        self, name: str, columns: list[str], max_missing: int = 0, config_name: str | None = None
+        self,
+        name: str,
+        columns: list[str],
+        max_missing: int = 0,
+        config_name: str | None = None,
+        split_names: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Table]:
         path = synthetic_folder() if name == "synthetic" else Path(name).expanduser()
         is_local = path.is_absolute() or name.startswith(".") or suffix_of(path) in FILE_SUFFIXES
@@ -182,20 +190,22 @@ class DataSource:
         if path.exists() and not path.is_dir() and suffix_of(path) not in FILE_SUFFIXES:
             raise DataError(f"{name}: expected a folder or a file {', '.join(FILE_SUFFIXES)}.")
         audio_column, label_column = columns[:2]
-        if suffix_of(path) in TABLE_SUFFIXES and not is_address(name):
-            return {
-                "train": Table(
-                    read_table(path, columns, self.args.audio_dir, max_missing), name, audio_column, label_column
-                )
-            }
         found = look_into(path) if path.is_dir() else None
-        if suffix_of(path) == ".json" and not is_address(name):
+        suffix = "" if is_address(name) else suffix_of(path)
+        are_classes = found is not None and builder_of(found) is None and (found.are_classes or not found.parquet)
+        if split_names and (are_classes or suffix in LIST_SUFFIXES):
+            keys = ", ".join(f"{split}_split_name" for split in split_names)
+            raise DataError(f"{name}: {keys} has no effect on lists and on a folder a class.")
+        if suffix in TABLE_SUFFIXES:
+            rows = read_table(path, columns, self.args.audio_dir, max_missing)
+            return {"train": Table(rows, name, audio_column, label_column)}
+        if suffix == ".json":
             tables = {"train": read_json(path, self.args.audio_dir, max_missing)}
-        elif found is not None and builder_of(found) is None and (found.are_classes or not found.parquet):
+        elif are_classes:
             splits = read_class_folders(path, found)
             tables = {split: Table(rows, name, has_columns=False) for split, rows in splits.items()}
         else:
-            splits = _load_dataset(name, path, config_name, found)
+            splits = _load_dataset(name, path, config_name, found, split_names)
             tables = {split: Table(rows, name, audio_column, label_column) for split, rows in splits.items()}
         for split, table in tables.items():
             needed = [table.audio_column, table.label_column, *(columns[2:] if split == "train" else [])]
@@ -283,12 +293,15 @@ def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
     """
     columns = [data_args.audio_column_name, data_args.fold_column_name]
     source = DataSource(data_args)
-    table = source._read(data_args.dataset_name, columns, sys.maxsize, data_args.dataset_config_name)["train"]
+    of_dataset = data_args.dataset_config_name, data_args.split_names
+    table = source._read(data_args.dataset_name, columns, sys.maxsize, *of_dataset)["train"]
     folds, codes = find_folds(table, data_args.fold_column_name)
     return to_rows(table), [folds[code] for code in codes]
 
 
-def _load_dataset(name: str, path: Path, config_name: str | None, found: FolderContents | None) -> dict[str, Dataset]:
+def _load_dataset(
+    name: str, path: Path, config_name: str | None, found: FolderContents | None, split_names: Mapping[str, str]
+) -> dict[str, Dataset]:
     """Parquet, tar archives, lists of sound files, or the Hub."""
     try:
         builder = find_builder(name, path, config_name, found)
@@ -297,6 +310,7 @@ def _load_dataset(name: str, path: Path, config_name: str | None, found: FolderC
             streams = open_sound_streams(builder, name)
             raw = {split: keep(stream, name, version and f"{split}\n{version}") for split, stream in streams.items()}
         else:
+            builder = without_others(builder, name_splits(name, builder.config.data_files or (), split_names))
             builder.download_and_prepare()
             raw = builder.as_dataset()
     except DataError:
@@ -310,7 +324,7 @@ def _load_dataset(name: str, path: Path, config_name: str | None, found: FolderC
         raise DataError(
             f"{name}: no such file or folder, nor to be had from the Hub ({describe_cause(error)})."
         ) from error
-    splits = {split: raw[own] for split, own in name_splits(name, raw).items()}
+    splits = choose_splits(name, raw, split_names)
     if not splits:
         raise DataError(f"{name}: expected splits called {', '.join(SPLITS)}, got {', '.join(raw)}.")
     return splits

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Audio, Dataset, DatasetInfo, Features, IterableDataset, Value
 
-from modeling_ast.data.clip_tables import AudioSplits, Table, name_splits
+from modeling_ast.data.clip_tables import AudioSplits, Table, choose_splits
 from modeling_ast.data.folders import look_into
 from modeling_ast.data.label_columns import (
     LabelIndex,
@@ -118,7 +118,7 @@ def _open_splits(data_args: DataArguments) -> dict[str, IterableDataset]:
         raise
     except READING_ERRORS as error:
         raise DataError(f"{dataset_name}: cannot be streamed ({describe_cause(error)}).") from error
-    splits = {split: streams[own] for split, own in name_splits(dataset_name, streams).items()}
+    splits = choose_splits(dataset_name, streams, data_args.split_names)
     for name in ("train", "validation"):
         if name not in splits:
             raise DataError(f"{dataset_name}: expected splits train and validation, got {', '.join(streams)}.")
