@@ -186,6 +186,19 @@ def test_sound_files_on_this_disk_are_no_stream(tmp_path):
         load_streamed_splits(str(tmp_path))
 
 
+def test_held_out_clips_are_copied_once(tmp_path):
+    """And anew where the files, or how they are read, have changed."""
+    folder = write_parquet(tmp_path / "data")
+    copies = [
+        load_streamed_splits(str(folder), **settings).validation.cache_files
+        for settings in ({}, {}, {"max_eval_samples": 3})
+    ]
+    write_parquet(tmp_path / "other")
+    (tmp_path / "other" / "validation-00000-of-00001.parquet").replace(folder / "validation-00000-of-00001.parquet")
+    copies.append(load_streamed_splits(str(folder)).validation.cache_files)
+    assert copies[0] == copies[1] and copies[0] not in copies[2:] and copies[2] != copies[3]
+
+
 COMMON = {
     **{"model_name_or_path": "tiny224", "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3},
     **{"intermediate_size": 24, "max_length": 32, "num_mel_bins": 32, "streaming": "true", "do_train": "true"},

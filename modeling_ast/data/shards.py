@@ -186,7 +186,7 @@ def _read(path: str) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
 
 
-def keep(stream: IterableDataset, source: str, version: str | None = None) -> Dataset:
+def keep(stream: IterableDataset, source: str, version: str | None) -> Dataset:
     """All rows of a stream, on disk, in the cache of `datasets`.
 
     Args:

@@ -28,6 +28,7 @@ from modeling_ast.data.shards import (
     find_builder,
     keep,
     open_sound_streams,
+    version_of,
 )
 
 FEW_SHARDS = 256  # so many files can be opened before a run, to divide them
@@ -50,7 +51,7 @@ def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) ->
             names, or a held-out clip without a label that they hold; a training clip without one when it is read.
     """
     source, audio_column = data_args.dataset_name, data_args.audio_column_name
-    splits = _open_splits(data_args)
+    splits, version = _open_splits(data_args)
     for name, stream in splits.items():
         limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples
         splits[name] = stream if limit is None else stream.take(limit)
@@ -77,7 +78,14 @@ def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) ->
             remove_columns=list(stream.features),
             features=features,
         )
-    held_out = {name: keep(stream, source) for name, stream in rows.items() if name != "train"}
+    # What makes other rows of the same files.
+    columns = audio_column, data_args.label_column_name, data_args.label_separator
+    settings = f"{columns} {data_args.split_names} {data_args.max_eval_samples} {multi_label} {index} {version}"
+    held_out = {
+        name: keep(stream, source, version and f"{name}\n{settings}")
+        for name, stream in rows.items()
+        if name != "train"
+    }
     train = rows["train"]
     if data_args.max_train_samples is not None:
         # Else `datasets` would take some from each shard.
@@ -99,8 +107,8 @@ def _divide_files(rows: IterableDataset, source: str) -> IterableDataset:
         raise DataError(f"{source}: cannot be streamed ({describe_cause(error)}).") from error
 
 
-def _open_splits(data_args: DataArguments) -> dict[str, IterableDataset]:
-    """The streams of train, validation and perhaps test, which have the columns of sounds and labels."""
+def _open_splits(data_args: DataArguments) -> tuple[dict[str, IterableDataset], str | None]:
+    """The streams of train, validation and perhaps test, with sounds and labels, and what tells their version."""
     dataset_name, folder = data_args.dataset_name, Path(data_args.dataset_name).expanduser()
     found = look_into(folder) if folder.is_dir() else None
     if found is not None and not found.parquet and builder_of(found) is None:
@@ -126,7 +134,7 @@ def _open_splits(data_args: DataArguments) -> dict[str, IterableDataset]:
         if column not in (splits["train"].features or {}):
             found = ", ".join(splits["train"].features or {})
             raise DataError(f"{dataset_name}: expected a column {column!r}, got {found}.")
-    return splits
+    return splits, version_of(builder)
 
 
 class _Rows(Table):
