@@ -1,22 +1,16 @@
 """Sound files: the one place that reads them."""
 
-import io
 import math
 import os
-import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
 from functools import reduce
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 
-from .containers import ENDLESS, Sound, Source, View, end_of_frames, find_sound, has_index, other_kind
-from .resampling import StreamResampler, resample
+from .opening import COMPRESSED, IGNORE_LENGTH, AudioError, declared_length, opened
+from .resampling import StreamResampler, find_origin, resample, resampled_length
 
-# Of the containers that libsndfile knows, those that recordings come in. Some of the others lie and are not found out:
-# two kilobytes of a MIDI sample dump give 2^31 samples.
-FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "AIFF", "AU", "CAF", "NIST")
 # What their files are called, in lower case.
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".mp3", ".wave", ".bwf", ".rf64", ".w64", ".oga", ".opus"),
@@ -30,10 +24,9 @@ CONVERTIBLE_SUFFIXES = {
     **{".aac": "AAC", ".amr": "AMR", ".awb": "AMR", ".ac3": "AC-3", ".ape": "Monkey's Audio", ".wv": "WavPack"},
     **{".spx": "Speex", ".avi": "AVI"},
 }
-COMPRESSED = ("FLAC", "OGG", "MP3")  # which show how much there is of them when they are decoded
-# Rates in Hz that recordings of sound have: whales are archived at 250 Hz, porpoises at 1 MHz. What lies outside is a
-# broken header, and would cost memory: 1 Hz becomes 16,000 times as long.
-FILE_RATES = range(100, 1_000_001)
+# Encodings, also within FLAC, in which libsndfile goes to any sample. In Vorbis it arrives elsewhere once in a hundred
+# times; MP3 needs frames before it, of which mpg123 complains on stderr, and differs in the last bits.
+SEEKABLE = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 # Numbers (samples of all channels) that are decoded at once, 64 MiB of float32: a header that promises more than the
 # file holds costs no more.
 MAX_AT_ONCE = 2**24
@@ -45,15 +38,7 @@ MAX_WHOLE_SECONDS = 24 * 3600
 # square what they get, and float32 ends at 3e38.
 MAX_AMPLITUDE = 1e10
 MAX_MP3_FRAME = 1441  # bytes: 320 kbit/s at 32 kHz
-# So many samples are no length: libsndfile says 2^63 - 1 of a FLAC file that was written into a pipe, and an MP3 file
-# without an index is said to have as many bytes as make more.
-UNKNOWN_LENGTH = 2**40
 MAX_MISSING_SECONDS, MAX_MISSING_SHARE = 0.1, 0.01  # of what is compressed; encoders round, and pad
-IGNORE_LENGTH = "To take what is there, set ignore_length."
-
-
-class AudioError(ValueError):
-    """A sound file that is missing, broken or not decodable. The message holds its name and the decoder's words."""
 
 
 def load_waveform(
@@ -83,9 +68,54 @@ def load_waveform(
             at once (`read_blocks` reads it).
         ImportError: torchaudio is needed for resampling and cannot be loaded.
     """
-    decoded = _decode(source, name, ignore_length)
+    return _to_one(_decode(source, name, ignore_length), sampling_rate)
+
+
+def _to_one(decoded: Iterator[tuple[torch.Tensor, int]], sampling_rate: int) -> torch.Tensor:
     blocks, rates = zip(*((_average_channels(samples), rate) for samples, rate in decoded))
     return resample(_concatenate(blocks), rates[0], sampling_rate)
+
+
+def load_part(
+    source: str | os.PathLike[str] | bytes,
+    choose: Callable[[int], slice],
+    sampling_rate: int = 16000,
+    name: str | None = None,
+    ignore_length: bool = False,
+) -> torch.Tensor:
+    """Read a part of what `load_waveform` gives, and decode no more than that takes.
+
+    WAV, FLAC and their like are read from where the part begins, MP3 and OGG from their beginning to its end. A file
+    that does not say how long it is, is decoded whole. So is one that fails on the way; but what is wrong with a file
+    elsewhere is not noticed.
+
+    Args:
+        source: Path of a file, or its bytes.
+        choose: Gets the number of samples of the whole waveform, and gives the first and the end of those that are
+            wanted; always the same, as it may be asked twice.
+        sampling_rate: Of the result, in Hz.
+        name: What to call the file in errors; `None` means the path.
+        ignore_length: As for `load_waveform`.
+
+    Returns:
+        float32 tensor of shape (samples,). Where the file has another rate, within 1e-7 of the part of the whole.
+
+    Raises:
+        AudioError, ImportError: As from `load_waveform`, as far as the file is read.
+    """
+    with opened(source, name, ignore_length) as (file, stream, opened_name):
+        length = 0 if ignore_length and file.format in COMPRESSED else declared_length(file)
+        wanted = choose(resampled_length(length, file.samplerate, sampling_rate))
+        origin, offset = find_origin(wanted, file.samplerate, sampling_rate)
+        is_all = origin.stop >= length and (origin.start == 0 or not file.subtype.startswith(SEEKABLE))
+        if is_all:
+            waveform = _to_one(_decode_opened(file, stream, opened_name, ignore_length), sampling_rate)
+            return waveform[choose(len(waveform))]
+        samples = _read_stretch(file, origin.start, min(origin.stop, length), opened_name)
+        if samples is not None:
+            return to_waveform(samples, file.samplerate, sampling_rate)[offset:][: wanted.stop - wanted.start]
+    waveform = load_waveform(source, sampling_rate, name, ignore_length)
+    return waveform[choose(len(waveform))]
 
 
 def read_blocks(
@@ -159,71 +189,13 @@ def read_seconds(
         AudioError: No sound file, one with a header that none has, or that announces another length than is there. Of
             FLAC and MP3 the latter shows when they are decoded.
     """
-    with _opened(source, name, ignore_length) as (file, _, _):
+    with opened(source, name, ignore_length) as (file, _, _):
         is_known = not (ignore_length and file.format in COMPRESSED)
-        declared, rate = _declared_length(file) if is_known else 0, file.samplerate
+        declared, rate = declared_length(file) if is_known else 0, file.samplerate
     if not declared:
         blocks = _decode(source, name, ignore_length, block_seconds=10.0)
         declared = sum(len(samples) for samples, _ in blocks)
     return declared / rate
-
-
-@contextmanager
-def _opened(
-    source: str | os.PathLike | bytes | BinaryIO, name: str | None, ignore_length: bool
-) -> Iterator[tuple[Any, BinaryIO, str]]:
-    """The file as soundfile has it, what that reads from, and what to call it.
-
-    Raises:
-        AudioError: The file is no sound file, announces another length than is there, or what is read from it raises
-            an error.
-    """
-    import soundfile
-
-    name = name or _name_of(source)
-    try:
-        with ExitStack() as stack:
-            stream = stack.enter_context(_open(source, name))
-            in_file = Source(stream)
-            if (other := other_kind(in_file)) is not None:
-                kind, remedy = other
-                raise AudioError(f"{name}: cannot be decoded ({kind}). {remedy}")
-            sound = find_sound(in_file)
-            if sound is not None and sound.needs_view:
-                stream = sound.view(in_file)
-            file = stack.enter_context(_soundfile(stream))
-            if file.format == "MP3":
-                position = stream.tell()  # which is the decoder's
-                if has_index(in_file):
-                    stream.seek(position)
-                else:
-                    stream = View(stream, 0, end_of_frames(in_file), beyond=ENDLESS)
-                    file = stack.enter_context(_soundfile(stream))
-            _check_header(file, name)
-            if not ignore_length:
-                _check_length(file, sound, name)
-            yield file, stream, name
-    except AudioError:
-        raise
-    # A TypeError is soundfile's word for an open file whose name ends in `.raw`.
-    except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as error:
-        # Without the name or the object that was opened.
-        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
-        reason = reason or "not enough memory"  # a MemoryError may say nothing
-        raise AudioError(f"{name}: cannot be decoded ({reason}). Readable are WAV, FLAC, OGG and MP3.") from error
-
-
-def _soundfile(stream: BinaryIO):
-    """The stream, from its beginning, as soundfile has it, which leaves it open.
-
-    A file of the system's by its descriptor: libsndfile takes a name such as `clip.gsm` for a format whatever the file
-    holds, and soundfile refuses names that are not UTF-8.
-    """
-    import soundfile
-
-    stream.seek(0)
-    is_systems = isinstance(stream, io.FileIO) and os.name == "posix"
-    return soundfile.SoundFile(stream.fileno() if is_systems else stream, closefd=False)
 
 
 def _decode(
@@ -234,34 +206,69 @@ def _decode(
     max_seconds: float = math.inf,
 ) -> Iterator[tuple[torch.Tensor, int]]:
     """Pieces of (samples, channels), each with the rate; without a length those of a file that is to be kept whole."""
-    num_samples = 0
-    with _opened(source, name, ignore_length) as (file, stream, name):
-        rate, longest = file.samplerate, MAX_AT_ONCE // file.channels
-        most = max_seconds * rate
-        if block_seconds is None:
-            most = min(MAX_WHOLE // file.channels, MAX_WHOLE_SECONDS * rate)
-        else:
-            longest = min(longest, max(1, round(block_seconds * rate)))
-        if file.format == "MP3" and (ignore_length or not _declared_length(file)):
-            longest = min(longest, rate // 4)  # of a block that cannot be decoded to its end, nothing is known
-        # soundfile seeks to where it is after each block, which breaks an MP3 decoder's memory of the last frames.
-        file.seekable = lambda: False
-        while True:
-            if max(num_samples, 0 if ignore_length else _declared_length(file)) > most:
-                if block_seconds is not None:
-                    raise AudioError(f"{name}: longer than the {max_seconds / 60:.4g} minutes that are taken.")
-                hours = most / rate / 3600
-                raise AudioError(f"{name}: too long to be read as a whole, more than {hours:.1f} hours.")
-            wanted = min(longest, file.frames - num_samples)
-            samples = _read(file, wanted, num_samples, name, ignore_length)
-            num_samples += len(samples)
-            if len(samples):
-                if not file.subtype.startswith("PCM"):  # integers are within the scale
-                    _check_samples(samples, name)
-                yield samples, rate
-            if len(samples) < wanted or num_samples == file.frames:
-                break
-        _check_end(file, stream, num_samples, name, ignore_length)
+    with opened(source, name, ignore_length) as (file, stream, name):
+        yield from _decode_opened(file, stream, name, ignore_length, block_seconds, max_seconds)
+
+
+def _decode_opened(
+    file,
+    stream: BinaryIO,
+    name: str,
+    ignore_length: bool,
+    block_seconds: float | None = None,
+    max_seconds: float = math.inf,
+) -> Iterator[tuple[torch.Tensor, int]]:
+    num_samples, rate, longest = 0, file.samplerate, MAX_AT_ONCE // file.channels
+    most = max_seconds * rate
+    if block_seconds is None:
+        most = min(MAX_WHOLE // file.channels, MAX_WHOLE_SECONDS * rate)
+    else:
+        longest = min(longest, max(1, round(block_seconds * rate)))
+    if file.format == "MP3" and (ignore_length or not declared_length(file)):
+        longest = min(longest, rate // 4)  # of a block that cannot be decoded to its end, nothing is known
+    # soundfile seeks to where it is after each block, which breaks an MP3 decoder's memory of the last frames.
+    file.seekable = lambda: False
+    while True:
+        if max(num_samples, 0 if ignore_length else declared_length(file)) > most:
+            if block_seconds is not None:
+                raise AudioError(f"{name}: longer than the {max_seconds / 60:.4g} minutes that are taken.")
+            hours = most / rate / 3600
+            raise AudioError(f"{name}: too long to be read as a whole, more than {hours:.1f} hours.")
+        wanted = min(longest, file.frames - num_samples)
+        samples = _read(file, wanted, num_samples, name, ignore_length)
+        num_samples += len(samples)
+        if len(samples):
+            _check_samples(file, samples, name)
+            yield samples, rate
+        if len(samples) < wanted or num_samples == file.frames:
+            break
+    _check_end(file, stream, num_samples, name, ignore_length)
+
+
+def _read_stretch(file, first: int, end: int, name: str) -> torch.Tensor | None:
+    """Samples from the first to the end, as (samples, channels); `None` where they are not to be had so.
+
+    Raises:
+        AudioError: They are no sound.
+    """
+    import soundfile
+
+    file.seekable = lambda: False  # as above
+    position, pieces = 0, []
+    try:
+        if file.subtype.startswith(SEEKABLE):
+            position = file.seek(first)
+        while position < end:
+            piece = torch.from_numpy(file.read(min(end - position, 2**18), dtype="float32", always_2d=True))
+            if len(piece) == 0:
+                return None
+            pieces.append(piece[max(0, first - position) :])
+            position += len(piece)
+    except soundfile.SoundFileError:
+        return None
+    samples = torch.cat(pieces)
+    _check_samples(file, samples, name)
+    return samples
 
 
 def _read(file, wanted: int, num_before: int, name: str, ignore_length: bool) -> torch.Tensor:
@@ -289,77 +296,14 @@ def _read(file, wanted: int, num_before: int, name: str, ignore_length: bool) ->
         ) from error
 
 
-def _name_of(source: str | os.PathLike | bytes | BinaryIO) -> str:
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    return "<bytes>" if isinstance(source, bytes) else str(getattr(source, "name", None) or "<file>")
-
-
-@contextmanager
-def _open(source: str | os.PathLike | bytes | BinaryIO, name: str) -> Iterator[BinaryIO]:
-    """A source from its beginning, in which one can go back and forth; closed at the end if it was opened here.
-
-    Raises:
-        AudioError: No source, or a path of something else than a file.
-    """
-    if isinstance(source, (str, os.PathLike)):
-        if not os.path.isfile(source):  # a pipe would wait for somebody to write into it
-            found = "not a file, but a folder, a pipe or a device" if os.path.exists(source) else "no such file"
-            raise AudioError(f"{name}: {found}.")
-        descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        with open(descriptor, "rb", buffering=0) as file:
-            yield file
-        return
-    if isinstance(source, bytes):
-        yield io.BytesIO(source)
-    elif not hasattr(source, "read") or isinstance(source, io.TextIOBase):
-        raise AudioError(f"Expected a path, bytes or a file open for reading bytes, got {type(source).__name__}.")
-    # libsndfile counts from the beginning of a file, and goes back and forth in it.
-    elif hasattr(source, "seekable") and source.seekable() and source.tell() == 0:
-        yield source
-    else:
-        yield io.BytesIO(source.read())
-
-
-def _check_header(file, name: str) -> None:
-    """Refuse what no recording comes in.
-
-    Raises:
-        AudioError: Another container or sampling rate.
-    """
-    if file.format not in FORMATS:
-        raise AudioError(f"{name}: cannot be decoded ({file.format_info}). Readable are WAV, FLAC, OGG and MP3.")
-    if file.samplerate not in FILE_RATES:
-        raise AudioError(
-            f"{name}: expected a sampling rate from {FILE_RATES[0]} to {FILE_RATES[-1]} Hz, got {file.samplerate} Hz."
-        )
-
-
-def _check_length(file, sound: Sound | None, name: str) -> None:
-    """Refuse a file of which another length is announced than is there, as far as that shows before it is decoded.
-
-    Raises:
-        AudioError: It is more than a slip of some bytes.
-    """
-    # libsndfile takes the last whole page of an OGG file for its end, and says so in its log only.
-    if re.search(r"^Ogg ?: (Last page lacks|Junk after)", file.extra_info, re.MULTILINE):
-        raise AudioError(f"{name}: truncated, the file ends before the audio that it declares. {IGNORE_LENGTH}")
-    seconds = file.frames / file.samplerate
-    if sound is not None and sound.is_wrong and seconds > 0:
-        announced = seconds * sound.announced / sound.taken
-        words = "truncated, " if announced > seconds else ""
-        raise AudioError(
-            f"{name}: {words}its header announces {announced:.2f} s of sound, and {seconds:.2f} s are there. "
-            f"{IGNORE_LENGTH}"
-        )
-
-
-def _check_samples(samples: torch.Tensor, name: str) -> None:
+def _check_samples(file, samples: torch.Tensor, name: str) -> None:
     """Refuse what is no sound.
 
     Raises:
         AudioError: Samples that are NaN, infinite or beyond all measure.
     """
+    if file.subtype.startswith("PCM"):  # integers are within the scale
+        return
     samples = samples.flatten()
     # The fastest pass there is: where the sum of squares is no more, no square is, and neither is NaN or infinite.
     if samples.dot(samples).item() <= MAX_AMPLITUDE**2 or samples.abs().max().item() <= MAX_AMPLITUDE:
@@ -375,7 +319,7 @@ def _check_end(file, stream: BinaryIO, num_samples: int, name: str, ignore_lengt
     """
     if num_samples == 0:
         raise AudioError(f"{name}: holds no samples.")
-    missing = _declared_length(file) - num_samples
+    missing = declared_length(file) - num_samples
     allowed = min(MAX_MISSING_SECONDS * file.samplerate, MAX_MISSING_SHARE * file.frames)
     if missing > allowed and not ignore_length:
         raise AudioError(f"{name}: truncated, the file ends before the audio that it declares. {IGNORE_LENGTH}")
@@ -404,11 +348,6 @@ def _average_channels(samples: torch.Tensor) -> torch.Tensor:
     """(samples, channels) -> (samples,), as `mean` gives it, which is slow along so short an axis."""
     first, *others = samples.unbind(dim=1)
     return reduce(torch.add, others, first).div_(samples.shape[1]) if others else first
-
-
-def _declared_length(file) -> int:
-    """Samples that an open file says it has, 0 where it says nothing."""
-    return file.frames if file.frames < UNKNOWN_LENGTH else 0
 
 
 def _bytes_of_frames_behind(stream: BinaryIO) -> int:

@@ -37,6 +37,27 @@ def resample(waveform: torch.Tensor, source_rate: int, target_rate: int) -> torc
     return torch.cat(outputs, dim=1).flatten()[: -(-len(waveform) * target // source)]
 
 
+def resampled_length(num_samples: int, source_rate: int, target_rate: int) -> int:
+    """How many samples `resample` makes of so many."""
+    return -(-num_samples * target_rate // source_rate)
+
+
+def find_origin(wanted: slice, source_rate: int, target_rate: int) -> tuple[slice, int]:
+    """The samples on which some resampled ones depend, and where the latter begin when these alone are resampled.
+
+    Args:
+        wanted: First and end of the resampled ones; the end of what they depend on may lie behind all samples.
+        source_rate: In Hz.
+        target_rate: In Hz.
+    """
+    stream = StreamResampler(source_rate, target_rate)
+    if stream.source == stream.target:
+        return wanted, 0
+    unit = max(0, wanted.start // stream.target - stream.context)  # whole ones, for the same filters
+    end = -(-wanted.stop // stream.target) * stream.source + stream.reach
+    return slice(unit * stream.source, end), wanted.start - unit * stream.target
+
+
 @lru_cache(maxsize=8)
 def _torchaudio_resampler(source: int, target: int) -> torch.nn.Module:
     """torchaudio's resampling, with its filters made once and not for each clip."""

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +20,8 @@ from transformers import TrainerCallback
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands import command_line
 from modeling_ast.data import synthetic
+from modeling_ast.training.collator import AugmentingCollator
+from modeling_ast.training.rows import TrainingRows, cut
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,6 +47,11 @@ def end_of(command: str, *argv) -> tuple[int, str]:
     ):
         command_line.run_command(command)
     return stop.value.code, tell.call_args.args[0] if tell.called else ""
+
+
+def prepare(collator: AugmentingCollator, batch: list[dict], rows: list[dict]) -> list[dict]:
+    """Decoded rows with positions as a loader prepares them, and rows to draw partners from."""
+    return [collator.prepare(partial(cut, row), row["position"], TrainingRows(rows)) for row in batch]
 
 
 # Files

@@ -16,13 +16,14 @@ import torch
 from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
-from modeling_ast.audio import _opened, read_blocks, read_samples, read_seconds, to_waveform
+from modeling_ast.audio import load_part, read_blocks, read_samples, read_seconds, to_waveform
 from modeling_ast.data.decoding import decode
 from modeling_ast.data.examination import Examination
 from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.splits import read_splits
 from modeling_ast.data.statistics import pooled_statistics
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
+from modeling_ast.opening import opened
 from modeling_ast.resampling import StreamResampler
 from modeling_ast.training.sampling import read_clip_seconds, sort_by_length
 
@@ -276,7 +277,7 @@ def test_recordings_beyond_4_gib_have_all_their_length(tmp_path, size):
         file.seek(start + GIBIBYTES - len(word))
         file.write(word + (chunk(b"LIST", bytes(100)) if size == GIBIBYTES % 2**32 else b""))
     assert read_seconds(path) == GIBIBYTES / 32000
-    with _opened(path, None, False) as (file, _, _):
+    with opened(path, None, False) as (file, _, _):
         file.seek(GIBIBYTES // 2 - 32000)
         np.testing.assert_allclose(file.read(), tone(2.0), atol=1e-4, rtol=0)
 
@@ -350,6 +351,53 @@ def test_blocks_of_mp3_equal_the_whole_file_at_every_bit_rate(tmp_path, file_rat
     soundfile.write(path, samples, file_rate, compression_level=compression_level, bitrate_mode=bitrate_mode)
     for block_seconds in (0.1, 0.77):
         assert_blocks_equal_the_whole(path, block_seconds)
+
+
+PARTS = [
+    *(("WAV", subtype) for subtype in ("PCM_16", "PCM_24", "PCM_U8", "FLOAT", "DOUBLE", "ULAW", "ALAW", "MS_ADPCM")),
+    *((format, "PCM_16") for format in ("FLAC", "AIFF", "AU", "CAF", "W64", "RF64", "NIST")),
+    *(("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)),
+]
+
+
+@pytest.mark.parametrize("file_rate", [16000, 48000])
+@pytest.mark.parametrize("format, subtype", PARTS)
+def test_a_part_is_that_of_the_whole(tmp_path, format, subtype, file_rate):
+    path, stereo = tmp_path / "clip", np.stack([noise(4 * file_rate), tone(4.0, file_rate)], axis=1)
+    soundfile.write(path, stereo, file_rate, format=format, subtype=subtype)
+    draws = random.Random(0)
+    for sampling_rate in (16000, 22050):
+        whole = load_waveform(path, sampling_rate)
+        for source in (path, path.read_bytes()):
+            places = [0, len(whole) - 5000, *(draws.randrange(len(whole) - 5000) for _ in range(4))]
+            for part in (*(slice(place, place + 5000) for place in places), slice(0, len(whole))):
+                lengths = []
+                found = load_part(source, lambda length: (lengths.append(length), part)[1], sampling_rate)  # noqa: B023
+                assert set(lengths) == {len(whole)}
+                torch.testing.assert_close(found, whole[part], atol=1e-7, rtol=0)
+                assert sampling_rate != file_rate or torch.equal(found, whole[part])
+
+
+@pytest.mark.parametrize("format, most", [("WAV", 0.2), ("FLAC", 0.2), ("OGG", 4.2), ("MP3", 4.2)])
+def test_no_more_is_decoded_than_a_part_takes(tmp_path, format, most, monkeypatch):
+    path, read, decoded = tmp_path / "clip", soundfile.SoundFile.read, []
+    soundfile.write(path, noise(441000), 44100, format=format)
+
+    def count(*args, **options):
+        decoded.append(read(*args, **options))
+        return decoded[-1]
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", count)
+    assert len(load_part(path, lambda length: slice(64000, 64000 + 1600))) == 1600  # a tenth of a second, after 4 s
+    assert 0.1 * 44100 < sum(map(len, decoded)) < most * 44100
+
+
+def test_parts_of_a_rate_without_a_common_divisor_are_those_of_the_whole(tmp_path):
+    soundfile.write(tmp_path / "clip.wav", noise(60000), 22051)
+    whole = load_waveform(tmp_path / "clip.wav")
+    for start in (0, 17000, len(whole) - 4000):
+        part = load_part(tmp_path / "clip.wav", lambda length: slice(start, start + 4000))  # noqa: B023
+        torch.testing.assert_close(part, whole[start : start + 4000], atol=1e-7, rtol=0)
 
 
 def test_blocks_are_as_long_as_they_are_asked_to_be(tmp_path):

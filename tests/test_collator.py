@@ -1,23 +1,26 @@
 """Batches: features are the original's, augmentation keeps its rules, and only training is augmented."""
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from conftest import call_with_portable_fft, make_tiny_config, random_model
 from datasets import Dataset
+from helpers import prepare, write_sound
 from scipy.stats import chisquare, kstest
 from torch.utils.data import DataLoader
 from torchaudio.transforms import FrequencyMasking, TimeMasking
 
 from modeling_ast import ASTFeatureExtractor, load_waveform
 from modeling_ast.data.collating import ASTDataCollator
+from modeling_ast.data.decoding import BadClips, DecodeAudio
 from modeling_ast.training import collator as collator_module
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
 from modeling_ast.training.augment import clip_generator, mask, mix, roll
 from modeling_ast.training.collator import AugmentingCollator
-from modeling_ast.training.rows import TrainingRows
+from modeling_ast.training.rows import TrainingRows, cut
 from modeling_ast.training.sampling import TrainingSampler
 from modeling_ast.training.trainer import ASTTrainer
 
@@ -56,7 +59,7 @@ def collate(batch, augment=None, extractor=EXTRACTOR, num_labels=3, rows=None, *
     if augment is None:
         return ASTDataCollator(extractor, num_labels, **options)(batch)
     collator = AugmentingCollator(extractor, num_labels, augment=augment, **options)
-    return collator(batch if rows is None else [collator.prepare(row, rows) for row in batch])
+    return collator(batch if rows is None else prepare(collator, batch, rows))
 
 
 def features(batch, augment=None, **options) -> torch.Tensor:
@@ -86,7 +89,9 @@ def test_evaluation_features_are_the_extractors_on_mean_free_waveforms(lengths):
     rows = make_rows(*lengths)
     actual = features(rows)
     assert actual.shape == (3, 64, 32) and actual.dtype == torch.float32
-    assert torch.equal(actual, extracted(*(centred(row["waveform"]) for row in rows)))
+    assert torch.equal(actual, extracted(*(centred(row["waveform"][:LONG]) for row in rows)))
+    from_all = extracted(*(centred(row["waveform"]) for row in rows))  # as the original removes the mean
+    torch.testing.assert_close(actual, from_all, atol=1e-4, rtol=0)
 
 
 def test_rows_are_left_as_they_were():
@@ -589,6 +594,39 @@ def test_batches_do_not_depend_on_the_number_of_workers():
     for alone, by_workers in zip(*epochs, strict=True):
         assert torch.equal(alone["input_values"], by_workers["input_values"])
         assert torch.equal(alone["labels"], by_workers["labels"])
+
+
+@pytest.mark.parametrize("augment", [EVERYTHING, AugmentArguments(mixup_probability=0.5)], ids=["crops", "heads"])
+def test_parts_that_are_decoded_alone_are_those_of_decoded_clips(augment, tmp_path):
+    """The same draws and the same samples, of partners and of clips in place of broken ones too."""
+    rows = []
+    for number, row in enumerate(make_rows(LONG + 30000, 8000, LONG + 100, LONG + 9000)):
+        kind = (".wav", ".flac", ".ogg", ".flac")[number]
+        path = write_sound(tmp_path / f"{number}{kind}", row["waveform"])
+        rows.append({"audio": {"path": str(path), "bytes": None}, "labels": number % 3})
+    rows.append({"audio": {"path": str(tmp_path / "broken.flac"), "bytes": None}, "labels": 0})
+    write_sound(tmp_path / "broken.flac", torch.rand(2 * LONG)).write_bytes((tmp_path / "3.flac").read_bytes()[:999])
+    dataset = Dataset.from_list(rows)
+    to_waveform = DecodeAudio(16000, BadClips(tmp_path / "bad.csv", 1))
+    collator = AugmentingCollator(EXTRACTOR, 3, augment=augment)
+
+    def decode_all(row: dict, choose: Callable) -> dict:
+        decoded = to_waveform.decode_row(row)
+        return decoded if decoded["waveform"] is None else cut(decoded, choose)
+
+    whole = TrainingRows(dataset, collator.prepare, decode_all)
+    parts = TrainingRows(dataset, collator.prepare, to_waveform.decode_row)
+    pairs = [(position, position % len(rows)) for position in range(60)]
+    expected, found = whole.__getitems__(pairs), parts.__getitems__(pairs)
+    assert any("partner" in row for row in found)
+    for row, other in zip(expected, found, strict=True):
+        assert torch.equal(row["waveform"], other["waveform"]) and row["labels"] == other["labels"]
+        assert ("partner" in row) == ("partner" in other)
+        if "partner" in row:
+            assert row["weight"] == other["weight"]
+            assert torch.equal(row["partner"]["waveform"], other["partner"]["waveform"])
+    of_both = [collator(rows) for rows in (expected, found)]
+    assert torch.equal(of_both[0]["input_values"], of_both[1]["input_values"])
 
 
 # Trainer

@@ -10,6 +10,7 @@ import soundfile
 import torch
 from conftest import make_tiny_config, random_model
 from datasets import Audio, Dataset
+from helpers import prepare
 from transformers import pipeline
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_waveform
@@ -56,7 +57,7 @@ def make_collator(augment, rows, extractor=FREE, seed=0) -> Callable:
     if augment is None:
         return ASTDataCollator(extractor, 3)
     collator = AugmentingCollator(extractor, 3, augment=augment, seed=seed)
-    return lambda batch: collator([collator.prepare(row, rows) for row in batch])
+    return lambda batch: collator(prepare(collator, batch, rows))
 
 
 @pytest.mark.parametrize("augment", [None, EVERYTHING], ids=["evaluation", "training"])

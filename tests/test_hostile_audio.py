@@ -30,9 +30,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
-from modeling_ast.audio import AUDIO_SUFFIXES, FILE_RATES, read_blocks, read_samples
+from modeling_ast.audio import AUDIO_SUFFIXES, load_part, read_blocks, read_samples
 from modeling_ast.data.labels import plain
 from modeling_ast.inference.recordings import read_recording
+from modeling_ast.opening import FILE_RATES
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 16000
@@ -295,6 +296,7 @@ def join(blocks) -> torch.Tensor:
 
 READERS: dict[str, Callable[..., torch.Tensor]] = {
     "load_waveform": load_waveform,
+    "load_part": lambda source, name=None: load_part(source, lambda length: slice(0, length), RATE, name),
     "read_samples": lambda source, name=None: read_samples(source, name=name)[0],
     "read_blocks": lambda source, name=None: join(read_blocks(source, name=name, block_seconds=0.11)),
     "read_recording": lambda source, name=None: join(
@@ -477,6 +479,47 @@ def test_open_files_that_cannot_be_read_are_one_error(tmp_path):
             for read in READERS.values():
                 with pytest.raises(AudioError, match=": cannot be decoded"):
                     read(source)
+
+
+# Parts
+
+
+@pytest.mark.parametrize("format", ["FLAC", "OGG", "MP3"])
+def test_a_part_is_read_before_a_break_and_told_as_the_whole_behind_it(format):
+    content = encode(sound(3.0), format=format)
+    whole, cut = load_waveform(content), content[: len(content) // 2]
+    with pytest.raises(AudioError) as of_whole:
+        load_waveform(cut)
+    for start in (0, 8000):
+        part = slice(start, start + 8000)
+        if format == "OGG":  # which shows that its end is missing when it is opened
+            with pytest.raises(AudioError, match="truncated"):
+                load_part(cut, lambda length: part)  # noqa: B023
+        else:
+            assert torch.equal(load_part(cut, lambda length: part), whole[part])  # noqa: B023
+    for start in (20000, 40000):
+        with pytest.raises(AudioError) as of_part:
+            load_part(cut, lambda length: slice(start, start + 8000))  # noqa: B023
+        assert str(of_part.value) == str(of_whole.value)
+
+
+def test_a_part_is_refused_for_samples_of_its_own_that_are_no_sound():
+    samples = sound(3.0)
+    samples[30000] = np.nan
+    content = encode(samples, subtype="FLOAT")
+    assert load_part(content, lambda length: slice(0, 30000)).isfinite().all()
+    for part in (slice(29999, 30001), slice(30000, 48000)):
+        with pytest.raises(AudioError, match="got NaN, infinite or far larger ones"):
+            load_part(content, lambda length: part)  # noqa: B023
+
+
+def test_a_header_that_promises_years_costs_no_more_for_a_part():
+    content = flac_header(encode(sound(3.0), format="FLAC"), samples=2**36 - 1)
+    with pytest.raises(AudioError, match="too long to be read as a whole"):
+        load_part(content, lambda length: slice(length - 8000, length))
+    unknown = flac_header(content, samples=0)
+    whole = load_waveform(unknown)
+    assert torch.equal(load_part(unknown, lambda length: slice(length - 8000, length)), whole[-8000:])
 
 
 # Little memory, and no long wait

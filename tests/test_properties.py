@@ -24,6 +24,7 @@ import torch
 import transformers
 from accelerate.data_loader import BatchSamplerShard
 from conftest import make_tiny_config, random_model
+from helpers import prepare
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torch.utils.data import BatchSampler
@@ -47,7 +48,7 @@ from modeling_ast.inference.windows import WindowCutter
 from modeling_ast.modeling_ast import GEOMETRY_KEYS, adapt_position_embeddings
 from modeling_ast.resampling import StreamResampler
 from modeling_ast.training.arguments import AugmentArguments
-from modeling_ast.training.augment import add_noise, clip_generator, crop, draw_mixing_weight, mask, mix, roll
+from modeling_ast.training.augment import add_noise, clip_generator, draw_crop, draw_mixing_weight, mask, mix, roll
 from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.sampling import TrainingSampler
 
@@ -1088,7 +1089,7 @@ def test_mixing_adds_no_energy_and_no_mean(lengths, alpha, num_samples, position
     rest[:shared] -= (1 - weight) * partner[:shared]
     assert_near(rest, rest[:1].expand_as(rest), 1e-6)  # but for a constant, the mean
     assert_near(mix(anchor, partner, 1.0), anchor - anchor.mean(), 1e-6)
-    part = crop(anchor, num_samples, generator)
+    part = anchor[draw_crop(len(anchor), num_samples, generator)]
     assert len(part) == min(num_samples, len(anchor))
     assert any(torch.equal(part, anchor[start : start + len(part)]) for start in range(len(anchor) - len(part) + 1))
 
@@ -1130,7 +1131,7 @@ def test_a_training_clip_is_the_same_in_any_batch_and_mixes_labels_by_their_weig
         for index, labels in enumerate(label_sets)
     ]
     collate = AugmentingCollator(extractor, 5, multi_label, augment=augment, seed=seed % 1000)
-    prepared = [[collate.prepare(row, rows) for row in rows] for _ in range(2)]
+    prepared = [prepare(collate, rows, rows) for _ in range(2)]
     together, alone = collate(prepared[0]), [collate([row]) for row in prepared[1]]
     for index, batch in enumerate(alone):
         frames = batch["input_values"].shape[1]

@@ -9,12 +9,13 @@ import io
 import logging
 import os
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 
-from modeling_ast.audio import AudioError, load_waveform
+from modeling_ast.audio import AudioError, load_part
 
 logger = logging.getLogger(__name__)
 
@@ -93,28 +94,56 @@ class BadClips:
 class DecodeAudio:
     """Dataset transform: rows to `waveform` (float32 tensors of shape (samples,)), `labels` and `path`.
 
+    Of a clip that is longer than what is read of it, the rest may be broken: `modeling-ast check` reads all.
+
     Args:
         sampling_rate: Of the waveforms, in Hz.
-        bad_clips: Where clips that cannot be decoded are noted, whose `waveform` is `None`; without it they raise.
+        bad_clips: Where clips that cannot be decoded are noted, whose `waveform` is `None`; without it, or with a
+            limit of 0, they raise.
         ignore_length: As for `load_waveform`.
+        max_samples: So many are read of a longer clip, its head; `None` means all.
     """
 
-    def __init__(self, sampling_rate: int, bad_clips: BadClips | None = None, ignore_length: bool = False):
-        self.sampling_rate, self.bad_clips, self.ignore_length = sampling_rate, bad_clips, ignore_length
+    def __init__(
+        self,
+        sampling_rate: int,
+        bad_clips: BadClips | None = None,
+        ignore_length: bool = False,
+        max_samples: int | None = None,
+    ):
+        self.sampling_rate, self.ignore_length, self.max_samples = sampling_rate, ignore_length, max_samples
+        self.bad_clips = bad_clips if bad_clips is not None and bad_clips.limit else None
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         """
         Raises:
             AudioError: A clip cannot be decoded, or more of them than are allowed for.
         """
-        audios = [audio or {"bytes": None, "path": None} for audio in rows["audio"]]
-        waveforms = [self._decode(audio) for audio in audios]
-        return {"waveform": waveforms, "labels": rows["labels"], "path": [audio["path"] for audio in audios]}
+        pairs = zip(rows["audio"], rows["labels"])
+        decoded = [self.decode_row({"audio": audio, "labels": labels}) for audio, labels in pairs]
+        return {name: [row[name] for row in decoded] for name in ("waveform", "labels", "path")}
 
-    def _decode(self, audio: dict[str, Any]) -> torch.Tensor | None:
+    def decode_row(self, row: dict[str, Any], choose: Callable[[int], slice] | None = None) -> dict[str, Any]:
+        """One row.
+
+        Args:
+            row: Not decoded.
+            choose: Which part of the clip is read, as for `load_part`, in place of all or its head.
+
+        Raises:
+            AudioError: As from a call.
+        """
+        audio = row["audio"] or {"bytes": None, "path": None}
+        waveform = self._decode(audio, choose or self._choose)
+        return {"waveform": waveform, "labels": row["labels"], "path": audio["path"]}
+
+    def _choose(self, num_samples: int) -> slice:
+        return slice(0, num_samples if self.max_samples is None else min(num_samples, self.max_samples))
+
+    def _decode(self, audio: dict[str, Any], choose: Callable[[int], slice]) -> torch.Tensor | None:
         try:
             source = audio["bytes"] or audio["path"]
-            return load_waveform(source, self.sampling_rate, audio["path"], self.ignore_length)
+            return load_part(source, choose, self.sampling_rate, audio["path"], self.ignore_length)
         except AudioError as error:
             if self.bad_clips is None:
                 raise
@@ -127,6 +156,7 @@ def decode(
     sampling_rate: int,
     bad_clips: BadClips | None = None,
     ignore_length: bool = False,
+    max_samples: int | None = None,
 ) -> Dataset | IterableDataset:
     """Rows with `waveform`, `labels` and `path`, read when asked for, of a table or of a stream.
 
@@ -136,9 +166,9 @@ def decode(
         bad_clips: Where clips that cannot be decoded are noted; their `waveform` is `None`. `None`, or a limit of 0,
             raises an error when one is asked for.
         ignore_length: As for `load_waveform`.
+        max_samples: As for `DecodeAudio`.
     """
-    bad_clips = bad_clips if bad_clips is not None and bad_clips.limit else None
-    to_waveforms = DecodeAudio(sampling_rate, bad_clips, ignore_length)
+    to_waveforms = DecodeAudio(sampling_rate, bad_clips, ignore_length, max_samples)
     if isinstance(rows, IterableDataset):
         return rows.map(to_waveforms, batched=True, batch_size=1, remove_columns=["audio"])
     return rows.with_transform(to_waveforms)

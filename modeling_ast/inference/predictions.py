@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
-from modeling_ast.data.decoding import DecodeAudio
+from modeling_ast.data.decoding import decode
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError, plain
 from modeling_ast.data.metrics import multi_hot, per_class_metrics, positive_labels
@@ -116,8 +116,9 @@ def predict(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
+    max_samples = extractor.num_samples(extractor.max_length)
     batches = DataLoader(
-        rows.with_transform(DecodeAudio(extractor.sampling_rate, ignore_length=splits.ignore_length)),
+        decode(rows, extractor.sampling_rate, None, splits.ignore_length, max_samples),
         batch_size=batch_args.per_device_eval_batch_size,
         num_workers=batch_args.dataloader_num_workers,
         collate_fn=ASTDataCollator(extractor, num_labels, multi_label),

@@ -11,9 +11,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from modeling_ast.audio import FILE_RATES, AudioError, read_blocks
+from modeling_ast.audio import AudioError, read_blocks
 from modeling_ast.data.download import shown_address
 from modeling_ast.data.labels import plain
+from modeling_ast.opening import FILE_RATES
 from modeling_ast.resampling import StreamResampler
 from modeling_ast.samples import to_float32, to_native
 

@@ -21,13 +21,13 @@ def clip_generator(seed: int, position: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
-def crop(waveform: torch.Tensor, num_samples: int, generator: torch.Generator) -> torch.Tensor:
-    """A stretch of `num_samples` samples that starts anywhere; the whole clip where it is not longer."""
-    spare = waveform.shape[0] - num_samples
+def draw_crop(length: int, num_samples: int, generator: torch.Generator) -> slice:
+    """A stretch of `num_samples` samples that starts anywhere in a clip; the whole clip where it is not longer."""
+    spare = length - num_samples
     if spare <= 0:
-        return waveform
+        return slice(0, length)
     start = torch.randint(spare + 1, (), generator=generator).item()
-    return waveform[start : start + num_samples]
+    return slice(start, start + num_samples)
 
 
 def draw_mixing_weight(alpha: int, generator: torch.Generator) -> float:

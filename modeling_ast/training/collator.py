@@ -1,6 +1,7 @@
 """Batches of training: decoded rows, augmented, to what the model's forward takes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.collating import ASTDataCollator, remove_mean
 from modeling_ast.training.arguments import AugmentArguments
-from modeling_ast.training.augment import add_noise, clip_generator, crop, draw_mixing_weight, mask, mix, roll
+from modeling_ast.training.augment import add_noise, clip_generator, draw_crop, draw_mixing_weight, mask, mix, roll
+from modeling_ast.training.rows import Choice, TrainingRows, cut
 
 
 class AugmentingCollator(ASTDataCollator):
@@ -39,23 +41,24 @@ class AugmentingCollator(ASTDataCollator):
         self.augment = augment
         self.seed = seed
 
-    def prepare(self, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def prepare(self, read: Callable[[Choice], dict[str, Any]], position: int, rows: TrainingRows) -> dict[str, Any]:
         """A row with what is drawn first, where it is read: the part of it that is taken, and what is mixed in.
 
         Args:
-            row: Decoded, with its `position`, which seeds all of the clip's draws.
-            rows: The decoded rows of which mixup draws a partner, uniformly.
+            read: Gives a part of the decoded row.
+            position: Seeds all of the clip's draws.
+            rows: The rows of which mixup draws a partner, uniformly.
 
         Returns:
             The row with its `generator` and, with the recipe's probability, its `partner` and the own `weight` in it.
         """
-        generator = clip_generator(self.seed, row["position"])
-        row = {**self._cropped(row, generator), "generator": generator}
+        generator = clip_generator(self.seed, position)
+        row = {**read(self._choice(generator)), "position": position, "generator": generator}
         probability = self.augment.mixup_probability
         if probability > 0 and torch.rand((), generator=generator) < probability:
-            partner = rows[int(torch.randint(len(rows), (), generator=generator))]
+            partner = int(torch.randint(len(rows), (), generator=generator))
             row["weight"] = draw_mixing_weight(self.augment.mixup_alpha, generator)
-            row["partner"] = self._cropped(partner, generator)
+            row["partner"] = rows.read(partner, self._choice(generator))
         return row
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -67,7 +70,8 @@ class AugmentingCollator(ASTDataCollator):
         Returns:
             As `ASTDataCollator` gives them; with mixup, `labels` are weights (batch, num_labels).
         """
-        rows = [row if "generator" in row else self.prepare(row, rows) for row in rows]
+        batch = TrainingRows(rows)
+        rows = [row if "generator" in row else self.prepare(partial(cut, row), row["position"], batch) for row in rows]
         waveforms, labels = [remove_mean(row["waveform"]) for row in rows], self.labels(rows)
         if self.augment.mixup_probability > 0:
             labels = torch.stack([self.label_weights(row) for row in rows])
@@ -78,12 +82,13 @@ class AugmentingCollator(ASTDataCollator):
                 labels[index] = weight * labels[index] + (1 - weight) * self.label_weights(partner)
         return {**self.augmented_features(waveforms, [row["generator"] for row in rows]), "labels": labels}
 
-    def _cropped(self, row: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """A part of the clip where a random crop is wanted."""
-        if not self.augment.random_crop:
-            return row
+    def _choice(self, generator: torch.Generator) -> Choice:
+        """What is taken of a longer clip: any part where a random crop is wanted, else its head."""
         samples = self.extractor.num_samples(self.extractor.max_length)
-        return {**row, "waveform": crop(row["waveform"], samples, generator)}
+        if not self.augment.random_crop:
+            return lambda length: slice(0, min(length, samples))
+        state = generator.get_state()  # so that it may be asked again, of this clip or of one in its place
+        return lambda length: draw_crop(length, samples, generator.set_state(state))
 
     def augmented_features(
         self, waveforms: list[torch.Tensor], generators: list[torch.Generator]

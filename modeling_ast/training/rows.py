@@ -2,13 +2,13 @@
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from modeling_ast.audio import AudioError
@@ -20,21 +20,35 @@ logger = logging.getLogger(__name__)
 MAX_DRAWS = 1000  # of clips that cannot be decoded, one after the other: then there is hardly one that can
 SHUFFLE_BLOCK = 1000  # clips of a stream, not decoded
 _PLACE = "stream_place"
+Choice = Callable[[int], slice]  # of a part of a clip, by the number of its samples, as `load_part` takes it
+
+
+def cut(row: dict[str, Any], choose: Choice | None = None) -> dict[str, Any]:
+    """A part of a clip that is decoded already."""
+    return row if choose is None else {**row, "waveform": row["waveform"][choose(len(row["waveform"]))]}
 
 
 class TrainingRows(torch.utils.data.Dataset):
     """Decoded clips of a table: one of them by its index, batches by the pairs of `TrainingSampler`.
 
-    In place of each that cannot be decoded, which `decode` gives without a waveform, stands another one, always the
-    same.
+    Of each clip the part is decoded that is asked for. In place of each that cannot be decoded, whose `waveform` is
+    `None`, stands another one, always the same.
 
     Args:
-        rows: As from `decode`.
-        prepare: What is done with a row of a batch where it is read: gets it, with its position, and all rows.
+        rows: Not decoded.
+        prepare: What makes a row of a batch where it is read: gets a function that reads it, or a part of it, its
+            position, and all rows; `None` reads all of it.
+        decode: What decodes a row, or a part of it, as `DecodeAudio.decode_row`; of rows that are decoded already, it
+            takes the part alone.
     """
 
-    def __init__(self, rows: Dataset, prepare: Callable | None = None):
-        self.rows, self.prepare = rows, prepare
+    def __init__(
+        self,
+        rows: Sequence[dict[str, Any]],
+        prepare: Callable | None = None,
+        decode: Callable[[dict[str, Any], Choice | None], dict[str, Any]] = cut,
+    ):
+        self.rows, self.prepare, self.decode = rows, prepare, decode
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,22 +58,32 @@ class TrainingRows(torch.utils.data.Dataset):
         Raises:
             AudioError: More clips than the limit cannot be decoded, or hardly any can.
         """
-        return self._replaced(index, self.rows[index])
+        return self.read(index)
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
-        indices = [index for _, index in pairs]
-        rows = map(self._replaced, indices, self.rows.__getitems__(indices))
-        rows = [{**row, "position": position} for (position, _), row in zip(pairs, rows)]
-        return rows if self.prepare is None else [self.prepare(row, self) for row in rows]
+        rows = self.rows.__getitems__([index for _, index in pairs])
+        readers = [partial(self._decode, index, row) for (_, index), row in zip(pairs, rows)]
+        if self.prepare is None:
+            return [{**read(), "position": position} for (position, _), read in zip(pairs, readers)]
+        return [self.prepare(read, position, self) for (position, _), read in zip(pairs, readers)]
 
-    def _replaced(self, index: int, row: dict[str, Any]) -> dict[str, Any]:
-        if row["waveform"] is not None:
-            return row
+    def read(self, index: int, choose: Choice | None = None) -> dict[str, Any]:
+        """A clip, or the part of it that is chosen.
+
+        Raises:
+            AudioError: As when all of it is asked for.
+        """
+        return self._decode(index, self.rows[index], choose)
+
+    def _decode(self, index: int, row: dict[str, Any], choose: Choice | None = None) -> dict[str, Any]:
+        decoded = self.decode(row, choose)
+        if decoded["waveform"] is not None:
+            return decoded
         draws = random.Random(index)
         for _ in range(MAX_DRAWS - 1):
-            row = self.rows[draws.randrange(len(self.rows))]
-            if row["waveform"] is not None:
-                return row
+            decoded = self.decode(self.rows[draws.randrange(len(self.rows))], choose)
+            if decoded["waveform"] is not None:
+                return decoded
         raise AudioError(f"{MAX_DRAWS} training clips in a row cannot be decoded. Is the data where it should be?")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
-from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips, decode
+from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips, DecodeAudio, decode
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
 from modeling_ast.data.recipes import RECIPE_NAME
@@ -122,17 +122,23 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
     multi_label = model_args.problem_type == "multi_label_classification"
     collator = AugmentingCollator(extractor, num_labels, multi_label, augment=augment_args, seed=training_args.seed)
     to_clips = partial(decode, sampling_rate=extractor.sampling_rate, ignore_length=splits.ignore_length)
+    max_samples = extractor.num_samples(extractor.max_length)
     for name, rows in splits:
         if name != "train":
-            setattr(splits, name, to_clips(sort_by_length(rows, splits.ignore_length) if is_free else rows))
-    rows, to_clips = None, partial(to_clips, bad_clips=_bad_clips(arguments))
+            rows = sort_by_length(rows, splits.ignore_length) if is_free else rows
+            setattr(splits, name, to_clips(rows, max_samples=max_samples))
+    train_rows, bad_clips = None, _bad_clips(arguments)
     if data_args.streaming:
-        rows = TrainingStream(splits.train, to_clips, training_args.order_seed)
+        # What is cut out of a longer clip is drawn with the batch.
+        longest = None if augment_args.random_crop else max_samples
+        to_clips = partial(to_clips, bad_clips=bad_clips, max_samples=longest)
+        train_rows = TrainingStream(splits.train, to_clips, training_args.order_seed)
     elif splits.train is not None:
-        splits.train = to_clips(splits.train)
-        rows = TrainingRows(splits.train, collator.prepare)
+        decoder = DecodeAudio(extractor.sampling_rate, bad_clips, splits.ignore_length)
+        train_rows = TrainingRows(splits.train, collator.prepare, decoder.decode_row)
+        splits.train = to_clips(splits.train, bad_clips=bad_clips, max_samples=max_samples)
     return {
-        "train_dataset": rows,
+        "train_dataset": train_rows,
         "train_collator": collator,
         "sampling_weights": sampling_weights,
         "clip_seconds": clip_seconds,
