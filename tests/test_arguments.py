@@ -193,6 +193,16 @@ def test_early_stopping_that_has_nothing_to_go_by_is_refused(make, settings, wor
         ({"ema_decay": 0.0}, r"ema_decay in \(0, 1\), got 0.0"),
         ({"ema_decay": 1.0}, r"ema_decay in \(0, 1\), got 1.0"),
         ({"weight_average_end": 3}, "weight_average_end has no effect without weight_average_start"),
+        ({"weight_average_steps": 3}, "weight_average_steps has no effect without weight_average_start"),
+        ({"weight_average_steps": 0, "weight_average_start": 1}, r"weight_average_steps in \[1, inf\), got 0"),
+        (
+            {"weight_average_steps": 2, "weight_average_start": 6, "max_steps": 5},
+            "over updates of 1 to 5, got 6 to 5",
+        ),
+        (
+            {"weight_average_steps": 4, "weight_average_start": 5, "max_steps": 7},
+            "Expected weight_average_steps to divide an update of 5 to 7, got 4",
+        ),
         ({"weight_average_start": 0, "num_train_epochs": 5}, "over epochs of 1 to 5, got 0 to 5"),
         ({"weight_average_start": 6, "num_train_epochs": 5}, "over epochs of 1 to 5, got 6 to 5"),
         (
@@ -293,6 +303,8 @@ def test_numbers_of_the_other_blocks_lie_within_theirs(settings):
         {"weight_average_start": 1},
         {"ema_decay": 0.999},
         {"weight_average_start": 5, "weight_average_end": 5, "num_train_epochs": 5},
+        {"weight_average_start": 100, "weight_average_steps": 7},
+        {"weight_average_start": 100, "weight_average_end": 105, "weight_average_steps": 7, "max_steps": 105},
         {"decoupled_weight_decay": False, "optim": "adamw_torch_fused"},
         {"metric_for_best_model": "eval_mAP"},
     ],

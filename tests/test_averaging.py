@@ -274,6 +274,27 @@ def test_a_run_averages_its_epochs(tmp_path, settings, updates):
     assert_mean(trainer.average.weights, weights_of([tmp_path / f"checkpoint-{update}" for update in updates]))
 
 
+@pytest.mark.parametrize(("first", "last"), [(2, 7), (1, None)])
+def test_a_run_averages_the_weights_after_every_so_many_updates(tmp_path, first, last):
+    """Wherever epochs end; the average goes on where the run was stopped."""
+    settings = {"weight_average_start": first, "weight_average_end": last, "weight_average_steps": 3}
+    whole, weights = make_trainer(tmp_path / "whole", **settings, save_strategy="no"), Weights()
+    whole.add_callback(weights)
+    whole.train()
+    taken = [update for update in (3, 6) if first <= update <= (last or 8)]
+    assert whole.average.count == len(taken) == 2
+    mean = {name: sum(weights.seen[update - 1][name] for update in taken) / 2 for name in weights.seen[0]}
+    torch.testing.assert_close(whole.average.weights, mean)
+    settings |= {"save_strategy": "steps", "save_steps": 4}
+    interrupted = make_trainer(tmp_path / "parts", **settings)
+    interrupted.add_callback(StopAt(5))
+    interrupted.train()
+    resumed = make_trainer(tmp_path / "parts", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-4"))
+    assert resumed.average.count == 2
+    torch.testing.assert_close(resumed.average.weights, whole.average.weights, rtol=0, atol=0)
+
+
 def test_a_run_averages_nothing_where_nothing_is_said(tmp_path):
     trainer = make_trainer(tmp_path, save_strategy="no", num_train_epochs=1)
     trainer.train()

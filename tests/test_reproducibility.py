@@ -197,6 +197,7 @@ def test_the_same_seed_makes_the_same_run_in_a_process_of_its_own(whole, tmp_pat
 
 STREAM_STEPS = 8  # three passes of 19 clips
 STREAM_OPTIONS = ["--streaming=true", f"--max_steps={STREAM_STEPS}", "--eval_strategy=steps", "--eval_steps=2"]
+STREAM_OPTIONS += ["--weight_average_start=2", "--weight_average_steps=3"]
 # What needs to know all clips in advance.
 NOT_FOR_STREAMS = ("split_column_name", "num_train_epochs", "lr_step", "weight_average", "eval_strategy")
 
@@ -238,8 +239,9 @@ def test_the_same_seed_makes_the_same_run_on_a_stream(stream, tmp_path, workers,
 def assert_same_stream(folder: Path, expected: Path) -> None:
     assert len(updates(expected)) == STREAM_STEPS and updates(folder) == updates(expected)
     assert len(results(expected)) == STREAM_STEPS // 2 and results(folder) == results(expected)
-    assert weights(folder).keys() == weights(expected).keys()
-    assert all(torch.equal(weights(folder)[name], tensor) for name, tensor in weights(expected).items())
+    for part in ("", "weight_average"):
+        found, wanted = weights(folder / part), weights(expected / part)
+        assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 # The same updates, however they are divided

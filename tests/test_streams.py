@@ -256,6 +256,7 @@ def test_the_script_trains_on_a_stream(tmp_path, folder):
         ({"max_steps": 2, "accelerator_config": '{"dispatch_batches": true}'}, "one process read the stream for all"),
         ({"max_steps": 2, "class_balanced_sampling": "true"}, "class_balanced_sampling needs to know all clips"),
         ({"max_steps": 2, "lr_scheduler_type": "constant", "lr_step_factor": 0.5}, "lr_step_factor needs to know"),
+        ({"max_steps": 2, "weight_average_start": 1}, "Expected weight_average_steps with weight_average_start"),
         ({"max_steps": 2, "linear_baseline": "true"}, "linear_baseline has no effect on a stream"),
         ({"max_steps": 2, "fold_column_name": "fold", "eval_fold": 1}, "fold_column_name has no effect"),
     ],

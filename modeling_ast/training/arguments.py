@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ _INTERVALS = {
         "(0, 1)": "ema_decay",
         "(0, inf)": "num_train_epochs save_steps logging_steps lr_step_factor head_learning_rate_factor",
         "[1, inf)": "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-        "save_total_limit lr_step_epochs early_stopping_patience ddp_timeout",
+        "save_total_limit lr_step_epochs weight_average_steps early_stopping_patience ddp_timeout",
         "[0, inf)": "learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps eval_steps eval_delay "
         "dataloader_num_workers freq_mask_bins time_mask_frames max_noise roll_frames lr_step_first_epochs "
         "early_stopping_threshold",
@@ -139,9 +140,19 @@ class ASTTrainingArguments(TrainingArguments):
     lr_step_first_epochs: int = field(default=0, metadata={"help": "Epochs before lr_step_factor first applies."})
     lr_step_epochs: int = field(default=1, metadata={"help": "Epochs between its later applications."})
     weight_average_start: int | None = field(
-        default=None, metadata={"help": "First epoch, counted from 1, of the average of the epochs' weights."}
+        default=None,
+        metadata={
+            "help": "First epoch, counted from 1, of the average of the epochs' weights; with weight_average_steps "
+            "the first update."
+        },
     )
-    weight_average_end: int | None = field(default=None, metadata={"help": "Last epoch of it; the last one if unset."})
+    weight_average_end: int | None = field(
+        default=None, metadata={"help": "Last epoch, or update, of it; the last one if unset."}
+    )
+    weight_average_steps: int | None = field(
+        default=None,
+        metadata={"help": "Average the weights after every so many updates, and not after epochs, as for a stream."},
+    )
     ema_decay: float | None = field(
         default=None,
         metadata={
@@ -188,17 +199,7 @@ class ASTTrainingArguments(TrainingArguments):
         self._check_schedule()
         if not self.decoupled_weight_decay and self.optim not in ("adamw_torch", "adamw_torch_fused"):
             raise ValueError(f"Expected optim adamw_torch with decoupled_weight_decay false, got {self.optim.value}.")
-        if self.ema_decay is not None and self.weight_average_start is not None:
-            raise ValueError("Expected one average of the weights, got ema_decay and weight_average_start.")
-        if self.weight_average_start is None and self.weight_average_end is not None:
-            raise ValueError("weight_average_end has no effect without weight_average_start.")
-        if self.weight_average_start is not None:
-            last = self.num_train_epochs if self.weight_average_end is None else self.weight_average_end
-            if not 1 <= self.weight_average_start <= last <= self.num_train_epochs:
-                raise ValueError(
-                    f"Expected weight averaging over epochs of 1 to {self.num_train_epochs:g}, got "
-                    f"{self.weight_average_start} to {last:g}."
-                )
+        self._check_averages()
         self._check_early_stopping()
         self.label_names = self.label_names or ["labels"]
         # `Trainer` takes a path or True (the last checkpoint of the folder); a command line gives text.
@@ -214,6 +215,33 @@ class ASTTrainingArguments(TrainingArguments):
     def order_seed(self) -> int:
         """Of the order of training clips."""
         return self.seed if self.data_seed is None else self.data_seed
+
+    def is_averaged(self, update: int, ended_epoch: int | None) -> bool:
+        """Whether the mean of weights takes those after an update, with which an epoch has ended, or none has."""
+        number = ended_epoch if self.weight_average_steps is None else update
+        if self.weight_average_start is None or number is None:
+            return False
+        last = math.inf if self.weight_average_end is None else self.weight_average_end
+        return number % (self.weight_average_steps or 1) == 0 and self.weight_average_start <= number <= last
+
+    def _check_averages(self) -> None:
+        start, end, steps = self.weight_average_start, self.weight_average_end, self.weight_average_steps
+        if self.ema_decay is not None and start is not None:
+            raise ValueError("Expected one average of the weights, got ema_decay and weight_average_start.")
+        if start is None:
+            for name in ("weight_average_end", "weight_average_steps"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} has no effect without weight_average_start.")
+            return
+        total = self.num_train_epochs if steps is None else self.max_steps if self.max_steps > 0 else math.inf
+        last = total if end is None else end
+        if not 1 <= start <= last <= total:
+            raise ValueError(
+                f"Expected weight averaging over {'epochs' if steps is None else 'updates'} of 1 to {total:g}, got "
+                f"{start} to {last:g}."
+            )
+        if steps is not None and -(-start // steps) * steps > last:
+            raise ValueError(f"Expected weight_average_steps to divide an update of {start} to {last:g}, got {steps}.")
 
     def _check_early_stopping(self) -> None:
         if self.early_stopping_patience is None:
@@ -296,7 +324,9 @@ def _check_stream(data_args: DataArguments, training_args: ASTTrainingArguments)
             raise RecipeError(f"Expected {name} steps or no with streaming, got epoch: a stream has no end.")
     if training_args.accelerator_config.dispatch_batches:
         raise RecipeError("dispatch_batches of accelerator_config would let one process read the stream for all.")
-    for name in ("class_balanced_sampling", "lr_step_factor", "weight_average_start"):
+    if training_args.weight_average_start is not None and training_args.weight_average_steps is None:
+        raise RecipeError("Expected weight_average_steps with weight_average_start: a stream has no end of an epoch.")
+    for name in ("class_balanced_sampling", "lr_step_factor"):
         if getattr(training_args, name):
             raise RecipeError(f"{name} needs to know all clips in advance, which a stream does not tell.")
 

@@ -191,7 +191,7 @@ class ResumableTrainer(Trainer):
                 self.average.to_model(self.model.config).save_pretrained(unfinished)
                 self.processing_class.save_pretrained(unfinished)
         elif self.is_world_process_zero() and self.args.weight_average_start is not None:
-            logger.warning("The run ended before the first epoch whose weights were to be averaged.")
+            logger.warning("The run ended before the first weights that were to be averaged.")
         self.save_model()
         with saving(folder):
             self.save_metrics("train", metrics)

@@ -191,13 +191,9 @@ class ASTTrainer(ResumableTrainer):
         return metrics
 
     def average_weights(self, is_epoch_end: bool) -> None:
-        """Take the weights into the average: after each update, or after those epochs that are to be averaged."""
-        args = self.args
-        is_due = args.ema_decay is not None
-        if is_epoch_end and args.weight_average_start is not None:
-            end = args.num_train_epochs if args.weight_average_end is None else args.weight_average_end
-            is_due = args.weight_average_start <= round(self.state.epoch) <= end
-        if not is_due:
+        """Take the weights into the average: after each update, or after those updates or epochs that are averaged."""
+        ended_epoch = round(self.state.epoch) if is_epoch_end else None
+        if self.args.ema_decay is None and not self.args.is_averaged(self.state.global_step, ended_epoch):
             return
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         weights = self.accelerator.get_state_dict(self.model_wrapped) if is_sharded else self.model.state_dict()
