@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from conftest import make_tiny_config, random_model
 from datasets import Audio, ClassLabel, Dataset
+from helpers import end_of, save_checkpoint
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands import check as check_data
@@ -229,9 +231,45 @@ def test_statistics_of_a_stream_are_those_of_its_clips(tmp_path, folder, capsys,
     assert f"# of {limit or 6} training clips" in capsys.readouterr().out
 
 
-def test_a_command_that_needs_all_clips_refuses_a_stream_in_one_sentence(tmp_path, folder):
-    with pytest.raises(RecipeError, match="^Expected streaming: false.*the doctor compares all clips"):
+def test_the_first_clips_of_a_stream_are_checked(tmp_path, folder, capsys):
+    found = []
+    for others in (["--max_train_samples=4"], ["--streaming=false", "--max_train_samples=4"]):
+        status = check_data.main([*command_line(tmp_path, folder, *others), "--json", str(tmp_path / "found.json")])
+        assert "2 labels, 4 clips for train, 6 clips for validation; listened to 10" in capsys.readouterr().out
+        found.append(
+            (status, {each["check"] for each in json.loads((tmp_path / "found.json").read_text())["findings"]})
+        )
+    assert found[0] == found[1]
+
+
+def test_a_command_that_compares_clips_says_how_many_of_a_stream(tmp_path, folder):
+    with pytest.raises(RecipeError, match="^Expected max_train_samples with streaming: clips are compared with one"):
         check_data.main(command_line(tmp_path, folder))
+
+
+NEED_A_TABLE = {
+    "evaluate": ("MODEL", "RECIPE"),
+    "calibrate": ("MODEL", "--recipe", "RECIPE"),
+    "ensemble": ("MODEL", "OTHER", "--recipe", "RECIPE"),
+    "embed": ("--recipe", "RECIPE", "--model", "MODEL", "--output", "OUTPUT"),
+    "pack": ("RECIPE", "--output", "OUTPUT"),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    folder, config = tmp_path_factory.mktemp("models"), make_tiny_config(num_labels=2)
+    return {name: save_checkpoint(folder / name, random_model(config)) for name in ("MODEL", "OTHER")}
+
+
+@pytest.mark.parametrize(("command", "argv"), NEED_A_TABLE.items(), ids=NEED_A_TABLE)
+def test_what_cannot_be_done_with_a_stream_is_one_sentence(tmp_path, folder, models, command, argv):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"dataset_name: {folder}\nstreaming: true\n")
+    places = {**models, "RECIPE": recipe, "OUTPUT": tmp_path / "output.parquet"}
+    status, said = end_of(command, *(places.get(each, each) for each in argv))
+    assert status == 2 and said.startswith("error: Expected streaming: false;") and said.count(". ") <= 1
+    assert not (tmp_path / "output.parquet").exists()
 
 
 def run(tmp_path: Path, **settings) -> dict[str, float]:

@@ -6,8 +6,8 @@ Listens to every clip once and looks at the files (readable, long enough), sampl
 silence, lengths against `max_length`, labels and their order against the model's, mean and std against the
 recipe's, masks, sampling weights, clips that stand in two splits or folds, and groups (voices, places) that go
 along with a label. Findings stand in the order in which to mend them. All other keys are those of the
-training script; `--dataloader_num_workers` processes listen. Exit status: 0 without errors or warnings (notes
-tell true facts that do no harm), 1 with warnings, 2 with errors.
+training script; `--dataloader_num_workers` processes listen. Of a stream it takes the first `--max_train_samples`.
+Exit status: 0 without errors or warnings (notes tell true facts that do no harm), 1 with warnings, 2 with errors.
 """
 
 import argparse
@@ -28,8 +28,7 @@ from modeling_ast.data import label_checks, sound_checks
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.examination import LEVELS, ClipSummary, Examination, Finding, in_order, read_all_folds
 from modeling_ast.data.files import written_beside
-from modeling_ast.data.recipes import RecipeError
-from modeling_ast.data.splits import read_splits
+from modeling_ast.data.splits import read_tables
 from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.building import build_model_and_extractor
 from modeling_ast.training.sampling import class_balanced_weights
@@ -51,13 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     options, recipe_argv = parse_options(argv)
     arguments = model_args, data_args, _, training_args = parse_arguments(recipe_argv)
-    if data_args.streaming:
-        raise RecipeError(
-            "Expected streaming: false; the doctor compares all clips with each other, which a stream does not hold. "
-            "Examine a part of it that lies on this disk, such as some of its Parquet files."
-        )
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    splits = read_splits(data_args, model_args.problem_type == "multi_label_classification")
+    splits = read_tables(data_args, model_args.problem_type == "multi_label_classification")
     _, extractor = build_model_and_extractor(model_args, splits.label_names)
     model_label_names = label_checks.read_model_labels(model_args.model_name_or_path)
 

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from modeling_ast import ASTConfig
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, RecipeError, read_settings
+from modeling_ast.data.shards import keep
 from modeling_ast.data.sources import DataSource
 from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.loading import ModelError, is_ast
@@ -36,6 +37,24 @@ def read_splits(data_args: DataArguments, multi_label: bool, keep_columns: bool 
             limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples
             setattr(splits, name, _some(rows, limit))
     splits.ignore_length = data_args.ignore_length
+    return splits
+
+
+def read_tables(data_args: DataArguments, multi_label: bool) -> AudioSplits:
+    """The data set; of a stream the first clips, kept on disk, in the cache of `datasets`.
+
+    Raises:
+        RecipeError: All clips of a stream.
+        DataError: As from `read_splits`.
+    """
+    if data_args.streaming and data_args.max_train_samples is None:
+        raise RecipeError(
+            "Expected max_train_samples with streaming: clips are compared with one another, so many of the stream's "
+            "first, which are kept on this disk."
+        )
+    splits = read_splits(data_args, multi_label)
+    if data_args.streaming:
+        splits.train = keep(splits.train, data_args.dataset_name, None)
     return splits
 
 
