@@ -63,7 +63,7 @@ def check_output_dir(output_dir: Path, arguments: Arguments) -> None:
         RecipeError: It is a file, cannot be written, or holds another run, or the same one and nothing was asked.
     """
     training_args = arguments.training
-    if output_dir.exists() and not output_dir.is_dir():
+    if output_dir.is_file():  # one look: another process may make the folder for now, and remove it
         raise RecipeError(f"Expected output_dir to be a folder, got the file {output_dir}.")
     checkpoint = training_args.resume_from_checkpoint
     if isinstance(checkpoint, str) and not Path(checkpoint).is_dir():
