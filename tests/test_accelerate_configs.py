@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 import modeling_ast.modeling_ast as modeling
 
@@ -40,6 +42,17 @@ export SLURM_GPUS_ON_NODE=4 SLURM_NNODES=2 SLURM_JOB_NODELIST=x SLURM_JOB_ID=17
 def run_slurm_script(programs: str) -> subprocess.CompletedProcess:
     shell = f"{CLUSTER}{programs}\nset -- configs/esc50.yaml --seed 1; source {SLURM_SCRIPT}"
     return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=30)
+
+
+def test_every_key_of_fsdp_reaches_the_processes():
+    path = ROOT / "configs" / "accelerate" / "fsdp.yaml"
+    argv = ["--config_file", str(path), "--fsdp_offload_params", "true", "script.py"]  # which wins over the file
+    args, file, _ = _validate_launch_command(launch_command_parser().parse_args(argv))
+    told = prepare_multi_gpu_env(args)
+    assert told["ACCELERATE_USE_FSDP"] == "true" and told["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    names = {"fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
+    for key, value in (file.fsdp_config | {"fsdp_offload_params": True}).items():
+        assert told[names.get(key, key.upper())].lower() == str(value).lower(), key
 
 
 def test_the_slurm_script_starts_the_same_command_on_every_machine():

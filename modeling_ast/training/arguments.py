@@ -22,6 +22,7 @@ from modeling_ast.data.recipes import (
     read_recipe,
 )
 from modeling_ast.training.processes import join_on_cpus, refuse_lone_processes
+from modeling_ast.training.sharding import refuse_unusable_fsdp
 
 # What the best epoch can be chosen by; the first is of the logits.
 BEST_METRICS = ("loss", *(name for name in METRICS if name != COUNT_LEFT_OUT))
@@ -181,6 +182,7 @@ class ASTTrainingArguments(TrainingArguments):
         check_numbers(self, _INTERVALS)
         join_on_cpus(self)
         super().__post_init__()
+        refuse_unusable_fsdp(self)
         refuse_lone_processes(self)
         if self.hub_token is not None:  # Transformers saves these arguments beside the model, and uploads the file
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None

@@ -42,6 +42,7 @@ from modeling_ast.training.output_dir import AVERAGE_FOLDER, checkpoint_step, la
 from modeling_ast.training.processes import decided_by_main, raise_in_all, together
 from modeling_ast.training.results import RESULTS_NAME, EpochRecord
 from modeling_ast.training.rows import TrainingStream
+from modeling_ast.training.sharding import check_strategy, check_whole_files, save_whole_models
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +62,18 @@ class ResumableTrainer(Trainer):
         self.record = record
         self.losses, self.last_rate = TrainingLosses(self.accelerator), 0.0
         decay = self.args.ema_decay
-        # An average of every update stays where the weights are: to copy them each time would take long.
-        self.average = RunningAverage() if decay is None else RunningAverage(decay, self.args.device)
+        # An average of every update stays where the weights are: to copy them each time would take long. Weights that
+        # are nowhere whole have theirs in the memory of the main process.
+        stays = decay is not None and not self.is_sharded
+        self.average = RunningAverage(decay, self.args.device if stays else "cpu")
         self.stop_request = StopRequest()
         self._is_saving_checkpoint, self._resumed_from = False, None
         self._stops_early = None  # the callback that ends a training without progress
         self.add_callback(_CheckpointCallback(self))
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     @property
     def global_batch_size(self) -> int:
@@ -109,6 +116,9 @@ class ResumableTrainer(Trainer):
                 self.record.save_state(unfinished)
             if self.average.count:
                 self.average.save(unfinished / _AVERAGE_NAME)
+            if self.is_sharded:  # what the weights need that are made whole of shards, where the Trainer leaves it out
+                self.model.config.save_pretrained(unfinished)
+                self.processing_class.save_pretrained(unfinished)
         self._is_saving_checkpoint = True
         try:
             super()._save_checkpoint(model, trial)
@@ -192,6 +202,7 @@ class ResumableTrainer(Trainer):
                 self.processing_class.save_pretrained(unfinished)
         elif self.is_world_process_zero() and self.args.weight_average_start is not None:
             logger.warning("The run ended before the first weights that were to be averaged.")
+        save_whole_models(self.accelerator)
         self.save_model()
         with saving(folder):
             self.save_metrics("train", metrics)
@@ -209,8 +220,8 @@ class ResumableTrainer(Trainer):
         """Take up what `save_end` saved.
 
         Returns:
-            The metrics of the training, or `None` where it has not ended, saved no whole model (FSDP's shards), or
-            where a file of it is damaged, for the main process.
+            The metrics of the training, or `None` where it has not ended, or where a file of it is damaged, for the
+            main process.
 
         Raises:
             RecipeError: Another process cannot read what the main process has read.
@@ -260,8 +271,10 @@ class ResumableTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = decided_by_main(lambda: last_whole_checkpoint(self.args.output_dir))
         if resume_from_checkpoint:
-            with self._loading(resume_from_checkpoint):
+            with together(), self._loading(resume_from_checkpoint):
                 TrainerState.load_from_json(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)
+                check_strategy(Path(resume_from_checkpoint), self.accelerator)
+                check_whole_files(Path(resume_from_checkpoint), self.accelerator, self.model)
                 self._load_progress(Path(resume_from_checkpoint))
                 self._check_optimizer(Path(resume_from_checkpoint))
         self._resumed_from = resume_from_checkpoint or None
@@ -328,8 +341,7 @@ class ResumableTrainer(Trainer):
     def _loading(self, checkpoint: str | Path | None) -> Iterator[None]:
         is_of_this_run = Path(checkpoint or "").absolute().parent == Path(self.args.output_dir).absolute()
         # While they load shards the processes wait for one another, and none could be told of another one's error.
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        with nullcontext() if is_sharded else together(), loading(checkpoint, is_of_this_run):
+        with nullcontext() if self.is_sharded else together(), loading(checkpoint, is_of_this_run):
             yield
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:

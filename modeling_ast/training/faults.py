@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pickle import PickleError
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.checkpoint import CheckpointException
 
 from modeling_ast.conversion import why_unreadable
 from modeling_ast.data.recipes import RecipeError
@@ -88,9 +90,10 @@ def saving(what: str | os.PathLike) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-        raise SaveError(f"{what} cannot be saved ({reason}). What was saved before is whole. {GOES_ON}") from error
+    except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
+        cause = _cause(error)
+        reason = getattr(cause, "strerror", None) or str(cause).strip().splitlines()[0]
+        _tell(SaveError(f"{what} cannot be saved ({reason}). What was saved before is whole. {GOES_ON}"), error)
 
 
 @contextmanager
@@ -110,11 +113,22 @@ def loading(checkpoint: str | os.PathLike, is_of_this_run: bool) -> Iterator[Non
         yield
     except (RecipeError, torch.OutOfMemoryError):
         raise
-    except (*_UNREADABLE, SafetensorError) as error:
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # of the disk
-            raise
-        reason = "it is of another model" if "size mismatch" in str(error) else why_unreadable(error)
+    except (*_UNREADABLE, SafetensorError, CheckpointException) as error:
+        cause = _cause(error)
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):  # of the disk
+            raise cause from error
+        reason = "it is of another model" if "size mismatch" in str(cause).lower() else why_unreadable(cause)
         advice = "Remove it, and the same command goes on from the one before it, if there is one."
         if not is_of_this_run:
             advice = "Give another one as resume_from_checkpoint."
-        raise RecipeError(f"{checkpoint} cannot be continued from ({reason}). {advice}") from error
+        _tell(RecipeError(f"{checkpoint} cannot be continued from ({reason}). {advice}"), error)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a process met, where shards were to be read or written: torch's own error has the tracebacks of all."""
+    return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+
+
+def _tell(told: Exception, error: BaseException) -> NoReturn:
+    told.of_all_processes = isinstance(error, CheckpointException)  # which torch raises in all of them
+    raise told from error

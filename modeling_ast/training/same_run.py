@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,7 +50,8 @@ def compare_processes(arguments: Arguments) -> None:
         return
     training_args = arguments.training
     versions = {module.__name__: module.__version__ for module in (modeling_ast, torch, transformers)}
-    _compare({f"the version of {name}": version for name, version in versions.items()} | _settings(arguments))
+    facts = {f"the version of {name}": version for name, version in versions.items()} | _settings(arguments)
+    _compare(facts | _settings_of_launcher())
     if training_args.do_train and not training_args.dry_run:
         _check_shared(Path(training_args.output_dir))
         with together():
@@ -142,6 +144,13 @@ def _settings(arguments: Arguments) -> dict[str, str]:
         for each in dataclasses.fields(block)
         if each.init and each.name not in _OWN_KEYS and not each.name.endswith("_token")
     }
+
+
+def _settings_of_launcher() -> dict[str, str]:
+    """How the model is shared and computed with, which no recipe says."""
+    names = [name for name in os.environ if name.startswith("FSDP_")]
+    names += ["ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION"]
+    return {f"{name} of the launcher": os.environ.get(name, "no") for name in names}
 
 
 def _shown(value: Any) -> str:

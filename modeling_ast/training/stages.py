@@ -14,7 +14,7 @@ from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips, DecodeAudio, decode
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
-from modeling_ast.data.recipes import RECIPE_NAME
+from modeling_ast.data.recipes import RECIPE_NAME, RecipeError
 from modeling_ast.data.splits import read_held_out, read_splits
 from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.baseline import check_classes
@@ -164,20 +164,26 @@ def make_trainer(
         extractor: Of its features.
         thresholds: The score from which on each label counts as present, (num_labels,).
         training: What `prepare_clips` gives, for a model that is trained.
+
+    Raises:
+        RecipeError: Keys that do not go together.
     """
-    problem_type = arguments.model.problem_type
+    problem_type, label_names = arguments.model.problem_type, splits.label_names
     multi_label = problem_type == "multi_label_classification"
-    return ASTTrainer(
-        model=model,
-        args=arguments.training,
-        eval_dataset=splits.test if splits.validation is None else splits.validation,
-        data_collator=ASTDataCollator(extractor, len(splits.label_names), multi_label),
-        processing_class=extractor,
-        compute_metrics=lambda p: compute_metrics(
-            to_probabilities(p.predictions, problem_type), p.label_ids, problem_type, thresholds, splits.label_names
-        ),
-        **training,
-    )
+    try:
+        return ASTTrainer(
+            model=model,
+            args=arguments.training,
+            eval_dataset=splits.test if splits.validation is None else splits.validation,
+            data_collator=ASTDataCollator(extractor, len(label_names), multi_label),
+            processing_class=extractor,
+            compute_metrics=lambda p: compute_metrics(
+                to_probabilities(p.predictions, problem_type), p.label_ids, problem_type, thresholds, label_names
+            ),
+            **training,
+        )
+    except ValueError as error:  # of keys that do not go together, by Transformers' or Accelerate's own check
+        raise RecipeError(f"This recipe cannot be trained by: {' '.join(str(error).split())}") from error
 
 
 def train(trainer: ASTTrainer, arguments: Arguments) -> dict[str, float]:

@@ -169,6 +169,9 @@ class ASTTrainer(ResumableTrainer):
         The Trainer's own weighs a smaller last batch like a whole one, and counts the clips twice that complete the
         batches of several processes.
         """
+        if self.is_fsdp_enabled and not self.accelerator._models:  # not trained, which alone would shard it
+            self.is_fsdp_enabled = False
+            self._move_model_to_device(self.model, self.args.device)
         self.last_evaluation = super().evaluation_loop(*args, **kwargs)
         if self.last_evaluation.predictions is not None:  # as without metrics
             (name,) = [name for name in self.last_evaluation.metrics if name.endswith("_loss")]
@@ -195,8 +198,7 @@ class ASTTrainer(ResumableTrainer):
         ended_epoch = round(self.state.epoch) if is_epoch_end else None
         if self.args.ema_decay is None and not self.args.is_averaged(self.state.global_step, ended_epoch):
             return
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        weights = self.accelerator.get_state_dict(self.model_wrapped) if is_sharded else self.model.state_dict()
+        weights = self.accelerator.get_state_dict(self.model_wrapped) if self.is_sharded else self.model.state_dict()
         if self.is_world_process_zero():
             self.average.update(weights)
 
