@@ -222,6 +222,7 @@ def test_early_stopping_that_has_nothing_to_go_by_is_refused(make, settings, wor
         ({"remove_unused_columns": True}, "remove_unused_columns must stay false"),
         ({"do_predict": True}, "do_predict must stay false: every held-out split"),
         ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint must stay false: SIGTERM and Ctrl-C save"),
+        ({"save_on_each_node": True}, "save_on_each_node must stay false: all machines share output_dir"),
         ({"ignore_data_skip": True}, "ignore_data_skip must stay false"),
         ({"dataloader_in_order": False}, "dataloader_in_order must stay true"),
         ({"prediction_loss_only": True}, "prediction_loss_only must stay false"),

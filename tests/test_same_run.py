@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -17,10 +18,12 @@ import torch
 from datasets import Audio, Dataset
 from helpers import ROOT, contents, end_of, restored_signals
 
+from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands import command_line
 from modeling_ast.commands import train as script
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.recipes import RecipeError
+from modeling_ast.inference.fingerprint import fingerprint_model
 from modeling_ast.training import processes, same_run
 from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.faults import Stopped, StopRequest
@@ -31,7 +34,7 @@ from modeling_ast.training.processes import (
     refuse_lone_processes,
     together,
 )
-from modeling_ast.training.same_run import compare_clips, compare_processes, find_difference
+from modeling_ast.training.same_run import compare_clips, compare_models, compare_processes, find_difference
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures_in_module")
 
@@ -149,6 +152,24 @@ def test_versions_are_compared(main, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "1.0")
     with pytest.raises(RecipeError, match="the version of torch is .* for process 0 .a. and 1.0 for process 0"):
         main.against(compare_processes, read(tmp_path))
+
+
+def test_models_are_compared_by_weights_and_settings_or_by_these_alone(main, tiny_model):
+    def compare(extractor: ASTFeatureExtractor, **options) -> None:
+        compare_models(lambda: fingerprint_model(tiny_model, extractor, **options))
+
+    main.is_like(compare, ASTFeatureExtractor())
+    main.against(compare, ASTFeatureExtractor())
+    with pytest.raises(RecipeError, match=r"the model is \w{12} for process 0 \(a\) and \w{12} for process 0"):
+        main.against(compare, ASTFeatureExtractor(mean=-4.0))
+    other = main.facts
+    tiny_model.classifier.dense.bias.data += 1
+    with pytest.raises(RecipeError, match="the model is"):
+        main.against(compare, ASTFeatureExtractor())
+    main.is_like(partial(compare, with_weights=False), ASTFeatureExtractor())
+    assert main.facts != other
+    tiny_model.classifier.dense.bias.data += 1
+    main.against(partial(compare, with_weights=False), ASTFeatureExtractor())
 
 
 # The group of processes

@@ -27,6 +27,7 @@ from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.model_card import write_model_card
 from modeling_ast.inference.figures import may_fail
+from modeling_ast.inference.fingerprint import fingerprint_model
 from modeling_ast.inference.plots import plot_tags
 from modeling_ast.inference.predictions import label_thresholds
 from modeling_ast.inference.result_plots import plot_classes, plot_training_curves
@@ -37,7 +38,7 @@ from modeling_ast.training.faults import GOES_ON as GOES_ON  # read by `run_comm
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, claimed
 from modeling_ast.training.processes import decided_by_main, together
 from modeling_ast.training.results import RESULTS_NAME
-from modeling_ast.training.same_run import compare_processes
+from modeling_ast.training.same_run import compare_models, compare_processes
 from modeling_ast.training.stages import build, evaluate, make_trainer, prepare_clips, read_arguments, read_data, train
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ def run(arguments: Arguments) -> dict[str, float]:
     set_seed(training_args.seed)
     splits = read_data(arguments)
     model, extractor = build(arguments, splits)
+    # Weights that are trained are the main process's everywhere, and new ones may round otherwise on other processors.
+    compare_models(lambda: fingerprint_model(model, extractor, with_weights=not training_args.do_train))
     thresholds = label_thresholds(splits.label_names, model.config.thresholds)  # 0.5, but of a calibrated model
     of_training = prepare_clips(arguments, splits, extractor)
     trainer = make_trainer(arguments, splits, model, extractor, thresholds, **of_training)

@@ -50,6 +50,7 @@ _INTERVALS = {
 _ONLY_VALUES = {
     "remove_unused_columns": (False, "the audio column is read by a transform"),
     "enable_jit_checkpoint": (False, "SIGTERM and Ctrl-C save a checkpoint anyway, and two that listen would collide"),
+    "save_on_each_node": (False, "all machines share output_dir, and would write the same files at the same time"),
     "ignore_data_skip": (False, "a resumed epoch goes on with the clips that it has not had yet"),
     "dataloader_in_order": (True, "a resumed run goes on in the order of the draws"),
     "do_predict": (False, "every held-out split is evaluated, and nothing else predicted"),

@@ -5,7 +5,7 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,16 @@ def compare_clips(splits: AudioSplits) -> None:
         facts = {"the table of labels": f"{len(splits.label_names)} labels ({_digest(splits.label_names)})"}
         facts |= {f"the {name} split": _describe_rows(rows) for name, rows in splits}
     _compare(facts)
+
+
+def compare_models(fingerprint: Callable[[], str]) -> None:
+    """Compare the models that the processes have read, by what tells them apart.
+
+    Raises:
+        RecipeError: A process has another one.
+    """
+    if is_one_of_several():
+        _compare({"the model": fingerprint()[:12]})
 
 
 def find_difference(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> str | None:
