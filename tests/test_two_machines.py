@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import fault_campaign as campaign
 import pytest
+from helpers import contents
+from safetensors.torch import load_file, save_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -98,6 +101,9 @@ def need_cable(cabled):
         pytest.skip("needs the right to make network namespaces")
 
 
+TWO_STEPS = ["--gradient_accumulation_steps=2", "--dataloader_num_workers=1"]
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory, one_thread) -> Path:
     """Of 16 updates, four an epoch, with a checkpoint after every second one."""
@@ -111,6 +117,9 @@ def _free_port() -> int:
 
 
 def _run(machine: Machine, environment: dict[str, str], argv: list[str], first: Callable[[], None]) -> None:
+    from modeling_ast.training import same_run
+
+    same_run.PATIENCE_SECONDS = 1.0
     os.setsid()
     machine.enter()
     os.chdir(machine.folder)
@@ -119,13 +128,15 @@ def _run(machine: Machine, environment: dict[str, str], argv: list[str], first: 
     campaign.run_script(argv, "log")
 
 
-def run(machines: list[Machine], *argv, first: tuple[Callable[[], None], ...] = (int, int), seconds: int = 90) -> list:
+def run(
+    machines: list[Machine], *argv, first: tuple[Callable[[], None] | None, ...] = (int, int), seconds: int = 120
+) -> list[int | None]:
     """Start a process on each machine, in its folder.
 
     Args:
         machines: On which.
         argv: Of the command.
-        first: What each of them does before.
+        first: What each of them does before; `None` of one that is not started.
         seconds: By when they have to have ended.
 
     Returns:
@@ -136,7 +147,9 @@ def run(machines: list[Machine], *argv, first: tuple[Callable[[], None], ...] = 
     argv = list(map(str, argv))
     context = campaign.forking()
     processes = [
-        context.Process(target=_run, args=(machine, environment, argv, do)) for machine, do in zip(machines, first)
+        context.Process(target=_run, args=(machine, environment, argv, do))
+        for machine, do in zip(machines, first)
+        if do is not None
     ]
     for process in processes:
         process.start()
@@ -155,6 +168,10 @@ def told(machine: Machine) -> list[str]:
     return re.findall(r"^error: (.*)", machine.log, re.MULTILINE)
 
 
+def of_one_machine() -> None:
+    os.environ |= {"LOCAL_RANK": os.environ["RANK"], "LOCAL_WORLD_SIZE": os.environ["WORLD_SIZE"]}
+
+
 def at_update(number: int, do: Callable[[], None]) -> None:
     """Do something once, within an update."""
     from modeling_ast.training.trainer import ASTTrainer
@@ -170,20 +187,6 @@ def at_update(number: int, do: Callable[[], None]) -> None:
     ASTTrainer.training_step = training_step
 
 
-# Signals, to the process and its workers of data
-
-
-def terminated() -> None:
-    at_update(7, lambda: os.killpg(0, signal.SIGTERM))
-
-
-def interrupted() -> None:
-    at_update(8, lambda: os.killpg(0, signal.SIGINT))
-
-
-TWO_STEPS = ["--gradient_accumulation_steps=2", "--dataloader_num_workers=1"]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(cabled, recipe, tmp_path_factory) -> Path:
     """A run of two processes, two accumulation steps an update."""
@@ -193,6 +196,211 @@ def undisturbed(cabled, recipe, tmp_path_factory) -> Path:
         machine.folder.mkdir()
     assert run(machines, recipe, f"--output_dir={folder / 'run'}", *TWO_STEPS) == [0, 0], machines[0].log[-3000:]
     return folder / "run"
+
+
+# What is not one run
+
+
+def with_another_recipe() -> None:
+    from modeling_ast.commands import train
+
+    main = train.main
+    train.main = lambda: main([*sys.argv[1:], "--learning_rate=0.002"])
+
+
+def with_another_version() -> None:
+    import modeling_ast
+
+    modeling_ast.__version__ = "0"
+
+
+def lose_a_clip(folder: Path) -> None:
+    head, _, *lines = (folder / "data" / "clips.csv").read_text().splitlines()
+    (folder / "data" / "clips.csv").write_text("\n".join([head, *lines]))
+
+
+def lose_all_clips(folder: Path) -> None:
+    shutil.rmtree(folder / "data")
+
+
+def go_further(folder: Path) -> None:
+    (folder / "old" / "checkpoint-2" / "trainer_state.json").write_text('{"global_step": 2}')
+
+
+UNSHARED = (
+    r"output_dir .* process 1 \(.*\) does not find in .*/node-b/run what process 0 \(.*\) wrote into .*/node-a/run\."
+)
+# By what differs: what the second machine does first, what happens to its folder, keys, and what is told.
+DIFFERENCES = {
+    "folder": (int, None, ["--output_dir=run"], UNSHARED),
+    "folder, resumed": (int, None, ["--output_dir=resumed"], UNSHARED.replace("/run", "/resumed")),
+    "recipe": (
+        with_another_recipe,
+        None,
+        [],
+        r"learning_rate is 0.001 for process 0 \(.*\) and 0.002 for process 1 \(.*\)\.",
+    ),
+    "version": (
+        with_another_version,
+        None,
+        [],
+        r"the version of modeling_ast is .* for process 0 \(.*\) and 0 for process 1 \(.*\)\.",
+    ),
+    "clips": (
+        int,
+        lose_a_clip,
+        [],
+        r"the train split is 16 clips \(\w+\) for process 0 \(.*\) and 15 clips \(\w+\) for process 1 \(.*\)\.",
+    ),
+    "no clips": (int, lose_all_clips, [], r"^(process 1 \(.*\): )?data/clips.csv: no such file or folder\.$"),
+    "checkpoint": (
+        int,
+        go_further,
+        ["--resume_from_checkpoint=old/checkpoint-2"],
+        r"the checkpoint to go on from is checkpoint-2 \(\w+\) for process 0 \(.*\) and checkpoint-2 \(\w+\) for ",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENCES)
+def test_machines_that_are_not_one_run_end_in_one_sentence_before_anything_is_written(
+    machines, recipe, tmp_path, what
+):
+    first, lose, argv, words = DIFFERENCES[what]
+    for machine in machines:
+        shutil.copytree(recipe.parent, machine.folder / "data")
+        (machine.folder / "old" / "checkpoint-2").mkdir(parents=True)
+        (machine.folder / "old" / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    shutil.copytree(machines[0].folder / "old", machines[0].folder / "resumed")
+    if lose is not None:
+        lose(machines[1].folder)
+    before = contents(tmp_path)
+    argv = [recipe, f"--output_dir={tmp_path / 'shared'}", "--dataset_name=data/clips.csv", *argv]
+    assert run(machines, *argv, first=(int, first)) == [2, 2]
+    for machine in machines:
+        (sentence,) = told(machine)
+        assert re.search(words, sentence)
+    after = {name: content for name, content in contents(tmp_path).items() if not name.endswith(("/log", "/hosts"))}
+    assert after == before and not (tmp_path / "shared").exists()
+
+
+def test_models_that_differ_are_not_evaluated(machines, recipe, undisturbed):
+    for machine in machines:
+        shutil.copytree(undisturbed, machine.folder / "model")
+    weights = load_file(undisturbed / "model.safetensors")
+    weights["classifier.dense.bias"] += 0.1
+    save_file(weights, machines[1].folder / "model" / "model.safetensors", {"format": "pt"})
+    argv = [f"--dataset_name={recipe.parent / 'clips.csv'}", "--split_column_name=split", "--do_train=false"]
+    argv += ["--model_name_or_path=model", "--output_dir=metrics", "--use_cpu=true", "--report_to=none"]
+    assert run(machines, *argv) == [2, 2]
+    for machine in machines:
+        (sentence,) = told(machine)
+        assert re.search(r"the model is \w{12} for process 0 \(.*\) and \w{12} for process 1", sentence)
+        assert not (machine.folder / "metrics").exists()
+    shutil.copy(undisturbed / "model.safetensors", machines[1].folder / "model")
+    assert run(machines, *argv) == [0, 0], machines[0].log[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--learn_rate=3"], "Unknown: --learn_rate=3"),
+        (["--dataset_name=none/clips.csv"], "none/clips.csv: no such file or folder"),
+        (["--model_name_or_path=none"], "none cannot be used"),
+    ],
+    ids=["key", "clips", "model"],
+)
+def test_an_error_of_all_processes_of_a_machine_is_told_once(machines, recipe, tmp_path, argv, words):
+    argv = [recipe, f"--output_dir={tmp_path / 'run'}", *argv]
+    assert run(machines, *argv, first=(of_one_machine, of_one_machine)) == [2, 2]
+    (sentence,) = told(machines[0])
+    assert sentence.startswith(words) and told(machines[1]) == []
+
+
+# What ends, or hangs, or is not there
+
+
+def silent() -> None:
+    at_update(7, lambda: (time.sleep(15), os._exit(7)))
+
+
+def without_cable() -> None:
+    at_update(7, lambda: subprocess.run("ip link set eth0 down".split(), check=True))
+
+
+LOST = "Another process of this run has ended or hangs, and none goes on without it. The same command "
+
+
+def test_a_process_that_hangs_ends_the_other_one(machines, recipe, tmp_path):
+    argv = [recipe, f"--output_dir={tmp_path / 'run'}", "--ddp_timeout=5"]
+    assert run(machines, *argv, first=(int, silent)) == [2, 7]
+    (sentence,) = told(machines[0])
+    assert sentence.startswith(LOST) and (tmp_path / "run" / "checkpoint-6").is_dir()
+
+
+def test_a_cable_that_is_pulled_ends_both(machines, need_cable, recipe, tmp_path):
+    argv = [recipe, f"--output_dir={tmp_path / 'run'}", "--ddp_timeout=5"]
+    try:
+        assert run(machines, *argv, first=(int, without_cable)) == [2, 2]
+    finally:
+        ip("-n", machines[1].namespace, *"link set eth0 up".split())
+    for machine in machines:
+        (sentence,) = told(machine)
+        assert sentence.startswith(LOST)
+
+
+@pytest.mark.parametrize("is_there", [0, 1])
+def test_a_process_that_does_not_come_ends_the_other_one(machines, recipe, tmp_path, is_there):
+    first = [None, None]
+    first[is_there] = int
+    assert run(machines, recipe, f"--output_dir={tmp_path / 'run'}", "--ddp_timeout=3", first=tuple(first)) == [2]
+    (sentence,) = told(machines[is_there])
+    assert sentence.startswith("This process does not find the others of the run: they have not begun, have ended, ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_host_names_that_no_other_machine_finds_are_one_sentence(machines, need_cable, recipe, tmp_path):
+    """As Debian has them."""
+    for machine, name in zip(machines, NAMES):
+        machine.hosts = f"127.0.0.1 localhost\n127.0.1.1 {name}\n"
+    assert run(machines, recipe, f"--output_dir={tmp_path / 'run'}") == [2, 2]
+    for machine, name in zip(machines, NAMES):
+        (sentence,) = told(machine)
+        assert re.match(rf"The name of this machine, {name}, leads to 127.0.1.1, .* GLOO_SOCKET_IFNAME", sentence)
+
+
+def dies() -> None:
+    at_update(7, lambda: os._exit(7))
+
+
+def blind() -> None:
+    """See no checkpoint and no average, as on a disk that tells of them late."""
+    from modeling_ast.training import checkpoints, stages
+
+    checkpoints.last_whole_checkpoint = stages.last_whole_checkpoint = lambda folder: None
+    is_dir = Path.is_dir
+    Path.is_dir = lambda path: is_dir(path) and not path.name.startswith(("checkpoint-", "weight_average"))
+    checkpoints.ResumableTrainer._check_optimizer = staticmethod(lambda checkpoint: None)  # which looks into one
+
+
+def test_the_main_process_decides_what_is_resumed_and_what_is_best(machines, recipe, undisturbed, tmp_path):
+    argv = [recipe, f"--output_dir={tmp_path / 'run'}", "--gradient_accumulation_steps=2"]
+    assert run(machines, *argv, first=(dies, dies)) == [7, 7]
+    assert (tmp_path / "run" / "checkpoint-6").is_dir()
+    for _ in "12":  # goes on; finds the end and evaluates
+        assert run(machines, *argv, first=(int, blind)) == [0, 0], machines[0].log[-3000:]
+        assert campaign.run_difference(0, tmp_path / "run", undisturbed) is None
+
+
+# Signals, to the process and its workers of data
+
+
+def terminated() -> None:
+    at_update(7, lambda: os.killpg(0, signal.SIGTERM))
+
+
+def interrupted() -> None:
+    at_update(8, lambda: os.killpg(0, signal.SIGINT))
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ _LOST_PROCESS = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"),
     "Timed out waiting",
 )
+# And what they say where the processes do not find one another at the beginning.
+_NOT_FOUND = ("waiting for clients", "trying to connect to", "connectFullMesh failed")
 
 
 class CommandError(ValueError):
@@ -269,6 +271,11 @@ def fault_sentence(error: BaseException, goes_on: str = "") -> str | None:
         )
     if isinstance(error, RuntimeError) and any(words in message for words in _LOST_PROCESS):
         return _join("error: Another process of this run has ended or hangs, and none goes on without it.", goes_on)
+    if isinstance(error, RuntimeError) and any(words in message for words in _NOT_FOUND):
+        return (
+            "error: This process does not find the others of the run: they have not begun, have ended, or cannot be "
+            f"reached ({message.partition(': ')[0].rstrip('.')})."
+        )
     return None
 
 

@@ -2,13 +2,15 @@
 
 import os
 import platform
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils.environment import get_cpu_distributed_information
 
 from modeling_ast.data.recipes import RecipeError
 
@@ -42,7 +44,7 @@ def own_share(count: int, unit: int) -> tuple[int, int]:
 
 def process_name() -> str:
     """What to call this process."""
-    return f"process {PartialState().process_index} ({platform.node()})"
+    return f"process {torch.distributed.get_rank() if is_group() else 0} ({platform.node()})"
 
 
 def is_one_of_several() -> bool:
@@ -77,6 +79,8 @@ def together() -> Iterator[None]:
         yield
     except Exception as own_error:
         error = own_error
+    if isinstance(error, ValueError) and not is_group():
+        _join_to_tell()
     message = None if error is None else f"{process_name()}: {str(error) or type(error).__name__}"
     messages = list(filter(None, gather_values(message)))
     if error is not None:
@@ -89,6 +93,33 @@ def raise_in_all(error: BaseException) -> NoReturn:
     """Raise an error that all processes raise, marked as such: the first one of each machine tells it."""
     error.of_all_processes = True
     raise error
+
+
+def host_name_fault() -> str | None:
+    """Why the other machines would not find this one without GPUs: gloo tells them the address of its own name."""
+    place, main_address = get_cpu_distributed_information(), os.environ.get("MASTER_ADDR", "localhost")
+    is_one_machine = place.local_world_size == place.world_size or main_address == "localhost"
+    if is_one_machine or "GLOO_SOCKET_IFNAME" in os.environ or main_address.startswith("127."):
+        return None
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        address = "no address"
+    if not address.startswith("127.") and address != "no address":
+        return None
+    return (
+        f"The name of this machine, {name}, leads to {address}, where no other machine finds it. Set "
+        "GLOO_SOCKET_IFNAME (with GPUs NCCL_SOCKET_IFNAME) to the network interface that leads to the others "
+        "(such as eth0), or mend /etc/hosts."
+    )
+
+
+def _join_to_tell() -> None:
+    """Join the group before an error is told that came before it: the others may wait there already."""
+    if get_cpu_distributed_information().world_size > 1 and host_name_fault() is None:
+        with suppress(RuntimeError):  # they have ended too, or cannot be reached
+            PartialState()
 
 
 def is_group() -> bool:

@@ -1,7 +1,6 @@
 """How the processes of a training run join, on CPUs too, and what they cannot be."""
 
 import os
-import socket
 from datetime import timedelta
 
 import torch
@@ -14,6 +13,7 @@ from transformers.training_args import ParallelMode
 from modeling_ast.data.processes import (
     decided_by_main,
     gather_values,
+    host_name_fault,
     is_group,
     is_one_of_several,
     process_name,
@@ -52,8 +52,8 @@ def join_on_cpus(args: TrainingArguments) -> None:
                 "for one process."
             )
     elif args.use_cpu or str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "False")):
-        if place.local_world_size < place.world_size:
-            _check_host_name()
+        if fault := host_name_fault():
+            raise ValueError(fault)
         PartialState(cpu=True, backend=args.ddp_backend, timeout=timedelta(seconds=args.ddp_timeout))
 
 
@@ -66,22 +66,4 @@ def refuse_lone_processes(args: TrainingArguments) -> None:
         raise ValueError(
             f"Expected use_cpu true for {torch.distributed.get_world_size()} processes that find no GPU: without it "
             "each of them would train alone."
-        )
-
-
-def _check_host_name() -> None:
-    """Gloo tells the other machines the address that this one's own name leads to."""
-    main_address = os.environ.get("MASTER_ADDR", "localhost")
-    if "GLOO_SOCKET_IFNAME" in os.environ or main_address == "localhost" or main_address.startswith("127."):
-        return
-    name = socket.gethostname()
-    try:
-        address = socket.gethostbyname(name)
-    except OSError:
-        address = "no address"
-    if address.startswith("127.") or address == "no address":
-        raise ValueError(
-            f"The name of this machine, {name}, leads to {address}, where no other machine finds it. Set "
-            "GLOO_SOCKET_IFNAME (with GPUs NCCL_SOCKET_IFNAME) to the network interface that leads to the others "
-            "(such as eth0), or mend /etc/hosts."
         )
