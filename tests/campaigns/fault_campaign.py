@@ -94,6 +94,10 @@ TESTS = {
     ),
     "checkpoints": ("a damaged checkpoint to continue from", ["tests/test_faults.py", "-k", "damaged"]),
     "processes": ("one of two processes killed", ["tests/test_faults.py", "-k", "two_processes"]),
+    "machines": (
+        "two machines that are not one run, or that a signal or a cable stops",
+        ["tests/test_two_machines.py"],
+    ),
     "sounds": ("broken and mutated sound files", ["tests/test_hostile_audio.py"]),
     "input": ("hostile weights, archives, tables, recipes and names", ["tests/test_hostile_input.py"]),
 }
