@@ -345,6 +345,20 @@ def test_an_address_without_shards_is_one_sentence(places, tmp_path, streaming):
         assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
+class NoKeysError(Exception):
+    """As `botocore` has one of its own."""
+
+
+@WAYS
+def test_what_a_file_system_raises_is_one_sentence(places, monkeypatch, streaming):
+    def refuse(*_, **__):
+        raise NoKeysError("Unable to locate\ncredentials")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "find", refuse)
+    with pytest.raises(DataError, match=r"memory://bucket: cannot be read \(Unable to locate credentials\)"):
+        load(places["memory"], streaming)
+
+
 def test_a_pattern_may_name_the_clips_to_choose_on(places):
     folder = f"{places['folder']}/parquet"
     few = load(f"{folder}/train-00000-*.parquet", False, validation_file=f"{folder}/test-*.parquet")

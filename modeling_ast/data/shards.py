@@ -56,7 +56,7 @@ def find_builder(name: str, path: Path, config_name: str | None, found: FolderCo
         found: In the folder, where it is one.
 
     Raises:
-        DataError: There is nothing at an address, or a tar archive on this disk is cut off.
+        DataError: An address cannot be read or nothing is there, or a tar archive on this disk is cut off.
     """
     if suffix_of(path) == ".parquet" and path.is_file():
         return load_dataset_builder("parquet", data_files={"train": [str(path)]})
@@ -80,9 +80,12 @@ def find_builder(name: str, path: Path, config_name: str | None, found: FolderCo
 
 def _find_elsewhere(address: str) -> DatasetBuilder:
     """Of files in any file system that fsspec knows, by a pattern, or in and below a folder."""
-    disk, place = fsspec.core.url_to_fs(address)
-    fixed = re.split(r"[*?[]", place)[0]
-    paths = disk.find(place) if fixed == place else disk.glob(place)
+    try:
+        disk, place = fsspec.core.url_to_fs(address)
+        fixed = re.split(r"[*?[]", place)[0]
+        paths = disk.find(place) if fixed == place else disk.glob(place)
+    except Exception as error:  # each file system has its own, such as botocore's for want of keys
+        raise DataError(f"{address}: cannot be read ({describe_cause(error)}).") from error
     paths = sorted(path for path in paths if not re.search(r"(^|/)\.", path[len(fixed) :]))
     for suffix, builder in ((".parquet", "parquet"), (".tar", "webdataset")):
         if files := [path for path in paths if suffix_of(path) == suffix]:
