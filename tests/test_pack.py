@@ -3,6 +3,9 @@
 import errno
 import io
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -256,6 +259,28 @@ def test_what_is_whole_stays_and_the_rest_is_made(tmp_path, monkeypatch):
     made, expected = contents(shards), contents(tmp_path / "at_once")
     readmes = [files.pop("README.md").replace(b"# at_once", b"# shards") for files in (made, expected)]
     assert made == expected and readmes[0] == readmes[1]
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_no_whole_shard(tmp_path):
+    settings, keys = write_classes(tmp_path / "data", clips=150), ["--clips_per_shard=10", "--format=opus"]
+    recipe = write_recipe(tmp_path, settings)
+    command = [sys.executable, "-m", "modeling_ast.commands.pack", recipe, *keys, "--output", tmp_path / "shards"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while len(whole := list((tmp_path / "shards").glob(".train-*-of-*.parquet"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    times = {path.name[1:]: path.stat().st_mtime_ns for path in whole}
+    for name in ("shards", "at_once"):
+        run(tmp_path, settings, *keys, "--output", tmp_path / name)
+    assert times.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").iterdir()}.items()
+    made, expected = ({path.name: path for path in (tmp_path / name).glob("*")} for name in ("shards", "at_once"))
+    assert made.keys() == expected.keys() and len(made) == 10 + 3 + 3 + 1
+    assert all(names(tmp_path / name, "train") for name in ("shards", "at_once"))
+    for split in ("train", "validation", "test"):
+        assert names(tmp_path / "shards", split) == names(tmp_path / "at_once", split)
 
 
 def test_a_second_start_writes_nothing(tmp_path):

@@ -42,7 +42,7 @@ FORMATS = {
 GROUP_CLIPS, GROUP_BYTES = 100, 2**24
 SAMPLED_CLIPS = 64  # from which the size of all is told
 ROWS_AT_ONCE = 20
-MAX_CLIP_BYTES = 2**31 - 1  # of a value in Arrow
+MAX_CLIP_BYTES = 2**31 - 1 - GROUP_BYTES  # an array of Arrow's, which a group is read to, has less than 2 GiB
 
 
 @dataclass(frozen=True)
