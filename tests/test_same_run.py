@@ -147,6 +147,18 @@ def test_recipes_are_compared_but_for_what_each_process_may_have_its_own(main, t
             main.against(compare_processes, arguments)
 
 
+def test_what_the_launcher_says_of_the_model_is_compared(main, tmp_path, monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    main.is_like(compare_processes, read(tmp_path))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    main.against(compare_processes, read(tmp_path))
+    for name, value in (("ACCELERATE_MIXED_PRECISION", "bf16"), ("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(RecipeError, match=f"{name} of the launcher is .* and {value} for process 0"):
+                main.against(compare_processes, read(tmp_path))
+
+
 def test_versions_are_compared(main, tmp_path, monkeypatch):
     main.is_like(compare_processes, read(tmp_path))
     monkeypatch.setattr(torch, "__version__", "1.0")

@@ -257,6 +257,10 @@ def fault_sentence(error: BaseException, goes_on: str = "") -> str | None:
     if advice := _remedy(error):
         message = ". ".join(" ".join(message.split()).split(". ")[:3])  # a GPU's own goes on and on
         return _join(f"error: {message.rstrip('.') or 'There is not enough memory'}. {advice}.", goes_on)
+    # Also while all read or write a checkpoint, which has an error of its own.
+    met = [" ".join(str(each).split()) for each in (error, error.__cause__) if isinstance(each, RuntimeError)]
+    if any(words in each for each in met for words in _LOST_PROCESS):
+        return _join("error: Another process of this run has ended or hangs, and none goes on without it.", goes_on)
     if type(error).__module__.startswith("modeling_ast.") or type(error) is ImportError:
         return f"error: {message}"  # made to be told
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
@@ -269,8 +273,6 @@ def fault_sentence(error: BaseException, goes_on: str = "") -> str | None:
             "want of memory, where fewer of them may do (--dataloader_num_workers).",
             goes_on,
         )
-    if isinstance(error, RuntimeError) and any(words in message for words in _LOST_PROCESS):
-        return _join("error: Another process of this run has ended or hangs, and none goes on without it.", goes_on)
     if isinstance(error, RuntimeError) and any(words in message for words in _NOT_FOUND):
         return (
             "error: This process does not find the others of the run: they have not begun, have ended, or cannot be "

@@ -379,9 +379,11 @@ class ResumableTrainer(Trainer):
     def _raise_diverged(self, what: str) -> None:
         checkpoint = last_whole_checkpoint(self.args.output_dir)
         kept = f"{checkpoint} is from before" if checkpoint else "No checkpoint was saved before"
-        raise DivergedError(
-            f"{what} is no finite number: did the training diverge? Try a lower learning_rate, more warmup_steps, "
-            f"max_grad_norm 1, or bf16 in place of fp16, in another output_dir. {kept}."
+        raise_in_all(
+            DivergedError(
+                f"{what} is no finite number: did the training diverge? Try a lower learning_rate, more warmup_steps, "
+                f"max_grad_norm 1, or bf16 in place of fp16, in another output_dir. {kept}."
+            )
         )
 
 
