@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,11 +24,15 @@ from accelerate import DistributedType, PartialState
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from helpers import ROOT, end_of, leave_out_pictures, read_csv
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.fsdp import StateDictType
+from torch.distributed.tensor import DTensor
+from transformers.distributed import DistributedConfig
 from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor, ASTForAudioClassification
 
+from modeling_ast import ASTForAudioClassification as ours
+from modeling_ast.commands.command_line import fault_sentence
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.faults import SaveError, loading, saving
 from modeling_ast.training.sharding import check_strategy, refuse_unusable_fsdp
@@ -56,7 +61,8 @@ def asked(monkeypatch):
         for name, value in environment_of("FULL_STATE_DICT", *options).items():
             monkeypatch.setenv(name, value)
         state = SimpleNamespace(distributed_type=DistributedType.MULTI_GPU)
-        return SimpleNamespace(fsdp=None, fsdp_plugin_args=None, distributed_state=state)
+        options = {"fsdp": None, "fsdp_plugin_args": None, "auto_find_batch_size": False}
+        return SimpleNamespace(distributed_state=state, **options)
 
     return ask
 
@@ -91,6 +97,13 @@ def test_fsdp_is_refused_where_it_would_be_left_out(asked, kind):
 def test_what_would_train_otherwise_is_refused(asked, options, words):
     with pytest.raises(ValueError, match=words):
         refuse_unusable_fsdp(asked(*options))
+
+
+def test_a_batch_size_that_is_to_be_found_is_refused(asked):
+    args = asked()
+    args.auto_find_batch_size = True
+    with pytest.raises(ValueError, match="auto_find_batch_size cannot begin anew"):
+        refuse_unusable_fsdp(args)
 
 
 def accelerator_of(strategy: str) -> SimpleNamespace:
@@ -133,6 +146,16 @@ def test_an_error_of_shards_is_told_by_its_cause_and_once():
         assert caught.value.of_all_processes
 
 
+@pytest.mark.parametrize("around", [saving, functools.partial(loading, is_of_this_run=True)])
+def test_a_process_that_is_lost_meanwhile_is_no_fault_of_the_checkpoint(around):
+    with pytest.raises((SaveError, RecipeError)) as caught, around("run"):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer. GLHF!")
+    sentence = fault_sentence(caught.value, goes_on="Begin anew.")
+    assert sentence == (
+        "error: Another process of this run has ended or hangs, and none goes on without it. Begin anew."
+    )
+
+
 def test_keys_that_do_not_go_together_are_one_sentence(tmp_path):
     recipe = campaign.write_recipe(tmp_path / "data")
     argv = ["--accelerator_config", '{"gradient_accumulation_kwargs": {"num_steps": 2}}', f"--output_dir={tmp_path}"]
@@ -151,18 +174,20 @@ def recipe(tmp_path_factory, one_thread) -> Path:
     return path
 
 
-def train_as_a_process(environment: dict[str, str], argv: list[str], log: Path, signal_at: int | None) -> None:
+def train_as_a_process(
+    own: dict[str, str], told: dict[str, str], argv: list[str], log: Path, signal_at: int | None
+) -> None:
     """Be a process of a run, the last of which gets a signal after an update."""
     from modeling_ast.commands.command_line import run_command
     from modeling_ast.training.trainer import ASTTrainer
 
-    os.environ.update(environment)
+    os.environ.update(own | told)
     torch.set_num_threads(1)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     leave_out_pictures(pytest.MonkeyPatch())
-    if environment.get("ACCELERATE_USE_FSDP") == "true":
+    if told:
         PartialState._prepare_backend = lambda *args: ("gloo", DistributedType.MULTI_GPU)
     average = ASTTrainer.average_weights
 
@@ -177,33 +202,36 @@ def train_as_a_process(environment: dict[str, str], argv: list[str], log: Path, 
     run_command("train")
 
 
+def start_processes(number: int, target: Callable, *args) -> set[int]:
+    """Call a function in processes that find one another, after the variables of each, and give how they ended."""
+    context = multiprocessing.get_context("forkserver")  # imports once
+    context.set_forkserver_preload(["test_fsdp", "modeling_ast.commands.train"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    common |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    each = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+    processes = [context.Process(target=target, args=(own, *args)) for own in each]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+        process.kill()
+    return {process.exitcode for process in processes}
+
+
 @pytest.fixture(scope="module")
 def start():
     """A function that runs some processes of one run, and gives how all of them ended and what they told."""
-    context = multiprocessing.get_context("forkserver")  # imports once
-    context.set_forkserver_preload(["test_fsdp", "modeling_ast.commands.train"])
 
     def start(strategy: str, number: int, recipe: Path, run: Path, *argv: str, signal_at: int | None = None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        common |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
-        if strategy != "DDP":
-            common |= {"ACCELERATE_TORCH_DEVICE": "cpu", **environment_of(strategy)}
+        told = {"ACCELERATE_TORCH_DEVICE": "cpu", **environment_of(strategy)} if strategy != "DDP" else {}
         argv = [str(recipe), f"--output_dir={run}", f"--use_cpu={strategy == 'DDP'}", *argv]
-        logs = [run.with_name(f"{run.name}.{rank}.log") for rank in range(number)]
-        processes = []
-        for rank, log in enumerate(logs):
-            log.unlink(missing_ok=True)
-            own = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            process = context.Process(target=train_as_a_process, args=(own, argv, log, signal_at))
-            process.start()
-            processes.append(process)
-        for process in processes:
-            process.join(200)
-            process.kill()
-        return {process.exitcode for process in processes}, "".join(log.read_text() for log in logs)
+        log = run.with_name(f"{run.name}.log")
+        log.unlink(missing_ok=True)
+        statuses = start_processes(number, train_as_a_process, told, argv, log, signal_at)
+        return statuses, log.read_text()
 
     return start
 
@@ -302,6 +330,14 @@ def test_an_average_of_every_update_and_small_steps_are_those_of_one_process(sta
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["DDP", "SHARDED_STATE_DICT"])
+def test_a_run_that_diverges_is_told_once(start, recipe, tmp_path, strategy):
+    argv = ["--learning_rate=1e38", "--max_grad_norm=0"]
+    statuses, log = start(strategy, 2, recipe, tmp_path / "run", *argv)
+    assert statuses == {2} and log.count("error: The loss of update 2 is no finite number") == 1, log
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
 def test_a_damaged_checkpoint_and_one_of_another_strategy_are_told_once(start, stopped, recipe, tmp_path, strategy):
     kept = tmp_path / "kept"
@@ -314,3 +350,36 @@ def test_a_damaged_checkpoint_and_one_of_another_strategy_are_told_once(start, s
         assert statuses == {2} and "Traceback" not in log, log
         (sentence,) = re.findall("error: (.*)", log)
         assert sentence.startswith(f"{kept} cannot" if own == strategy else f"{kept} was saved with FSDP's {strategy}")
+
+
+def compute_as_a_process(own: dict[str, str], folder: Path, sizes: dict[str, int]) -> None:
+    """Compute logits and gradients with a model that Transformers shards by our plans."""
+    os.environ.update(own)
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    model = ours.from_pretrained(folder, distributed_config=DistributedConfig(**sizes))
+    layer = model.audio_spectrogram_transformer.encoder.layer[0]
+    assert isinstance(layer.intermediate.dense.weight, DTensor)
+    output = model(**load_file(folder / "batch.safetensors"))
+    output.loss.backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters()} | {"": output.logits}
+    found = {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in found.items()}
+    if own["RANK"] == "0":
+        save_file(found, folder / "found.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"fsdp_size": 2}, {"tp_size": 2}], ids=["fsdp", "tp"])
+def test_transformers_own_sharding_by_our_plans_changes_nothing(tiny_model, input_values, tmp_path, sizes):
+    batch = {"input_values": input_values, "labels": torch.tensor([0, 1, 4])}
+    tiny_model.save_pretrained(tmp_path)
+    save_file(batch, tmp_path / "batch.safetensors")
+    assert start_processes(2, compute_as_a_process, tmp_path, sizes) == {0}
+    output = tiny_model(**batch)
+    output.loss.backward()
+    expected = {name: parameter.grad for name, parameter in tiny_model.named_parameters()} | {"": output.logits}
+    found = load_file(tmp_path / "found.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)

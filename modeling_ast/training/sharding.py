@@ -22,7 +22,8 @@ def refuse_unusable_fsdp(args: TrainingArguments) -> None:
     """
     Raises:
         ValueError: FSDP was asked for, by the launcher or the recipe, where Accelerate would leave it out without a
-            word, in its first version, or so that other processes than the main one have no weights to evaluate.
+            word, in its first version, with a batch size that is to be found, or so that other processes than the main
+            one have no weights to evaluate.
     """
     if not (args.fsdp or str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false"))):
         return
@@ -34,6 +35,8 @@ def refuse_unusable_fsdp(args: TrainingArguments) -> None:
     version = int((args.fsdp_plugin_args or {}).get("fsdp_version", os.environ.get("FSDP_VERSION", "1")))
     if version != 2:
         raise ValueError(f"Expected fsdp_version 2, got {version}, which Accelerate takes where its file says none.")
+    if args.auto_find_batch_size:
+        raise ValueError("auto_find_batch_size cannot begin anew with a sharded model: set global_batch_size.")
     if str_to_bool(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")):
         raise ValueError(
             "Expected fsdp_cpu_ram_efficient_loading false, got true: then the main process alone reads a model, and "
