@@ -1,5 +1,6 @@
 """Shards and lists of sound files: the clips of a folder a class, as a table and as a stream, wherever they lie."""
 
+import gzip
 import io
 import json
 import subprocess
@@ -229,6 +230,52 @@ def test_a_list_that_says_which_part_of_a_file_is_a_clip_is_refused(tmp_path, la
         path.write_text("file_name,label,start_time\n" + path.read_text().partition("\n")[2].replace("\n", ",0.5\n"))
     with pytest.raises(DataError, match=r"which part of a file is the clip \(start_time\)"):
         load(name, streaming, label_file=label_file)
+
+
+def packed(clips: Clips, place: int | None = None, content: bytes = b"") -> Clips:
+    """Each compressed, but for the one in a place of the training clips."""
+    clips = {split: [(name, gzip.compress(c), label) for name, c, label in each] for split, each in clips.items()}
+    if place is not None:
+        name, _, label = clips["train"][place]
+        clips["train"][place] = (name, content, label)
+    return clips
+
+
+SPOILT = {
+    "bomb": (gzip.compress(bytes(4000)), "bytes when unpacked, got more"),
+    "cut": (gzip.compress(b"x")[:-9], "cannot be read"),
+}
+
+
+@WAYS
+def test_compressed_members_are_unpacked(tmp_path, label_file, streaming):
+    clips = make_clips()
+    settings = {"audio_column_name": "wav.gz", "label_column_name": "cls", "label_file": label_file}
+    found = load(write_shards(tmp_path / "shards", packed(clips), suffix="wav.gz"), streaming, **settings)
+    expected = load_splits(write_classes(tmp_path / "folder", clips))
+    assert heard(found) == heard(expected)
+
+
+@pytest.mark.parametrize("place", [0, 5], ids=["first", "last"])
+@pytest.mark.parametrize("spoilt", SPOILT)
+@WAYS
+def test_a_compressed_member_is_no_bomb(tmp_path, label_file, streaming, spoilt, place, monkeypatch):
+    monkeypatch.setattr(shards, "MAX_UNPACKED_BYTES", 3999)
+    content, words = SPOILT[spoilt]
+    folder = write_shards(tmp_path / "shards", packed(make_clips(), place, content), suffix="wav.gz")
+    with pytest.raises(DataError, match=words):
+        splits = load(folder, streaming, audio_column_name="wav.gz", label_column_name="cls", label_file=label_file)
+        list(splits.train)
+
+
+def test_a_compressed_file_of_a_list_is_no_bomb(tmp_path, monkeypatch):
+    for place, size in enumerate((3000, 4000)):
+        path = tmp_path / f"{place}.wav.gz"
+        path.write_bytes(gzip.compress(bytes(size)))
+    monkeypatch.setattr(shards, "MAX_UNPACKED_BYTES", 3999)
+    assert len(shards._read(f"gzip://0.wav::{tmp_path / '0.wav.gz'}")["bytes"]) == 3000
+    with pytest.raises(DataError, match="1.wav.gz: expected at most .* bytes when unpacked, got more"):
+        shards._read(f"gzip://1.wav::{tmp_path / '1.wav.gz'}")
 
 
 @WAYS

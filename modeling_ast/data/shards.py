@@ -4,23 +4,37 @@
 encode or decode them.
 """
 
+import io
+import lzma
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
-from datasets import Audio, Dataset, DatasetBuilder, Features, IterableDataset, Value, load_dataset_builder
+from datasets import (
+    Audio,
+    Dataset,
+    DatasetBuilder,
+    Features,
+    IterableDataset,
+    SplitGenerator,
+    Value,
+    load_dataset_builder,
+)
 from datasets.exceptions import DatasetGenerationError
+from datasets.filesystems import EXTENSION_TO_COMPRESSION_FS_FILE_CLS
 from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import xopen
 
 from modeling_ast import __version__
+from modeling_ast.audio import AUDIO_SUFFIXES
 from modeling_ast.data.clip_tables import refuse_parts, split_of, suffix_of
 from modeling_ast.data.folders import FolderContents
 from modeling_ast.data.labels import DataError
@@ -30,8 +44,10 @@ ENCODED = {"bytes": Value("binary"), "path": Value("string")}
 # What builders of `datasets`, which read anything, raise at files that are not as they should be.
 READING_ERRORS = (
     *(OSError, ValueError, TypeError, LookupError, RuntimeError, ImportError, EOFError),
-    *(pa.ArrowException, tarfile.TarError, DatasetGenerationError),
+    *(pa.ArrowException, tarfile.TarError, zlib.error, lzma.LZMAError, DatasetGenerationError),
 )
+MAX_UNPACKED_BYTES = 2**30  # of a compressed file, as of what is fetched: an hour and a half of stereo WAV
+TOO_LARGE = f"expected at most {MAX_UNPACKED_BYTES:,} bytes when unpacked, got more."
 
 
 def builder_of(found: FolderContents) -> str | None:
@@ -138,9 +154,44 @@ def open_sound_streams(builder: DatasetBuilder, source: str) -> dict[str, Iterab
     Raises:
         DataError: A list of sound files has columns that say which part of a file is a clip.
     """
+    builder._split_generators = partial(_split_with_limit, builder._split_generators)
     # What a stream goes through while clips train: broken files are to be a sentence there too.
     builder._generate_examples = partial(_read_examples, builder._generate_examples)
     return {split: _as_encoded(stream, source) for split, stream in builder.as_streaming_dataset().items()}
+
+
+def _split_with_limit(split: Callable, manager: Any) -> list[SplitGenerator]:
+    """The splits of a builder, which looks into its archives for them too, and reads no bombs."""
+    iter_archive = manager.iter_archive
+    manager.iter_archive = lambda archive: _Members(iter_archive(archive))
+    return split(manager)
+
+
+class _Members:
+    """The files of an archive, none of which unpacks to more than the limit."""
+
+    def __init__(self, archive: Iterable[tuple[str, BinaryIO]]):
+        self.archive = archive
+
+    def __iter__(self) -> Iterator[tuple[str, BinaryIO]]:
+        for name, file in self.archive:
+            unpack = EXTENSION_TO_COMPRESSION_FS_FILE_CLS.get(suffix_of(name))
+            if unpack is not None:
+                file = io.BytesIO(file.read())
+                _check_unpacked(name, unpack(file, mode="rb"))
+                file.seek(0)
+            yield name, file
+
+
+def _check_unpacked(name: str, file: BinaryIO) -> None:
+    """
+    Raises:
+        DataError: There is more in it than the limit.
+    """
+    size = 0
+    while part := file.read(2**20):
+        if (size := size + len(part)) > MAX_UNPACKED_BYTES:
+            raise DataError(f"{name}: {TOO_LARGE}")
 
 
 def _read_examples(read: Callable, **files: Any) -> Iterator[tuple]:
@@ -160,6 +211,8 @@ def _as_encoded(stream: IterableDataset, source: str) -> IterableDataset:
         written = Value("string")
     for name in sounds:
         stream = stream.cast_column(name, written)
+    # As `wav.gz`, which `datasets` has unpacked and does not take for a sound.
+    sounds += [name for name in stream.features if _is_packed_sound(name)]
     features = Features()
     for name, feature in stream.features.items():
         is_json = isinstance(feature, dict) and name not in sounds
@@ -169,12 +222,19 @@ def _as_encoded(stream: IterableDataset, source: str) -> IterableDataset:
     return stream.map(to_row, remove_columns=list(stream.features), features=Features(features))
 
 
+def _is_packed_sound(column: str) -> bool:
+    sound, packed = Path(f"_.{column.lower()}").suffixes[-2:] if "." in column else ("", "")
+    return sound in AUDIO_SUFFIXES and packed in EXTENSION_TO_COMPRESSION_FS_FILE_CLS
+
+
 def _to_row(row: dict[str, Any], sounds: list[str], names: list[str]) -> dict[str, Any]:
     found = {}
     for name in names:
         own, _, key = name.partition(".") if name not in row else (name, "", "")
         value = (row[own] or {}).get(key) if key else row[own]
-        found[name] = _read(value) if name in sounds and isinstance(value, str) else value
+        if name in sounds and isinstance(value, (str, bytes)):
+            value = _read(value) if isinstance(value, str) else {"bytes": value, "path": None}
+        found[name] = value
     return found
 
 
@@ -184,9 +244,12 @@ def _read(path: str) -> dict[str, Any]:
         return {"bytes": None, "path": path}
     try:
         with xopen(path, "rb") as file:
-            return {"bytes": file.read(), "path": path}
-    except (OSError, ValueError) as error:
+            content = file.read(MAX_UNPACKED_BYTES + 1)
+    except (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
+    if len(content) > MAX_UNPACKED_BYTES:
+        raise DataError(f"{path}: {TOO_LARGE}")
+    return {"bytes": content, "path": path}
 
 
 def keep(stream: IterableDataset, source: str, version: str | None) -> Dataset:
