@@ -3,15 +3,22 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Audio, Dataset, IterableDataset, Value, concatenate_datasets
+from datasets.arrow_writer import ArrowWriter
 
+from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
+
+ROWS_AT_ONCE = 100_000  # of a table, where they are not taken all together
 
 SPLITS = ("train", "validation", "test")
 # What people call the three splits, in columns and folders.
@@ -159,6 +166,36 @@ def filter_rows(rows: Dataset, is_wanted: np.ndarray) -> Dataset:
         return rows.select(np.flatnonzero(is_wanted))
     # In memory, and small but for the paths: later reading a column through an index would take row by row.
     return Dataset(rows.with_format("arrow")[:].filter(pa.array(is_wanted)), info=rows.info)
+
+
+def keep_on_disk(rows: Dataset) -> Dataset:
+    """The same rows, of a file in the cache of `datasets` where they are in memory: what reads it, shares its memory.
+
+    The same rows are the same file, by a digest.
+
+    Raises:
+        DataError: The cache cannot be written to.
+    """
+    if rows.cache_files:
+        return rows
+    batches = partial(rows.with_format("arrow").iter, ROWS_AT_ONCE)
+    digest = blake2b(repr(rows.features).encode(), digest_size=16)
+    for table in batches():
+        digest.update(table.combine_chunks().to_batches()[0].serialize())
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "modeling_ast" / f"{digest.hexdigest()}.arrow"
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_beside(path) as unfinished:
+                with ArrowWriter(features=rows.features, path=str(unfinished)) as writer:
+                    for table in batches():
+                        writer.write_table(table)
+        return Dataset.from_file(str(path))
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}), where all processes of a machine are to find the list of "
+            "clips. Set HF_DATASETS_CACHE to a folder on a disk with room."
+        ) from error
 
 
 def to_rows(table: Table, labels: pa.Array | None = None, keep_columns: bool = False) -> Dataset:

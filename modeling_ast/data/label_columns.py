@@ -119,7 +119,7 @@ def _parse_lists(table: Table, column: pa.Array) -> pa.Array | None:
             f"{table.where(np.argmax(codes == wrong))}: expected a list of labels in {table.label_column!r} as in "
             f"other rows, such as ['dog', 'cat'], got {texts[wrong]!r}."
         )
-    return pa.array([lists[code] for code in codes], pa.list_(pa.string()))
+    return pa.array(lists, pa.list_(pa.string())).take(pa.array(codes))
 
 
 def _parse_list(text: str) -> list[str] | None:

@@ -2,14 +2,16 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from datasets import Dataset
+from accelerate import PartialState
+from datasets import Dataset, IterableDataset
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTConfig
-from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.clip_tables import AudioSplits, keep_on_disk
+from modeling_ast.data.processes import gather_values, is_one_of_several, together
 from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, RecipeError, read_settings
 from modeling_ast.data.shards import keep
 from modeling_ast.data.sources import DataSource
@@ -74,6 +76,30 @@ def read_evaluation_splits(data_args: DataArguments, multi_label: bool, model_la
     for name, rows in splits:
         setattr(splits, name, _some(rows, data_args.max_eval_samples))
     return splits
+
+
+def read_once(read: Callable[[], AudioSplits]) -> AudioSplits:
+    """A data set that the first process of each machine reads; the others map the rows that it keeps on disk.
+
+    Where there is nothing to keep, as of streams and of what `datasets` keeps itself, they read it too, after the
+    first one. All processes have to call it together.
+
+    Raises:
+        DataError: As from `read`, or the rows cannot be kept.
+    """
+    if not is_one_of_several():
+        return read()
+    state, own, kept = PartialState(), None, None
+    with together():
+        if state.is_local_main_process:
+            own = read()
+            if not all(isinstance(rows, IterableDataset) or rows.cache_files for _, rows in own):
+                kept = dataclasses.replace(own, **{name: keep_on_disk(rows) for name, rows in own})
+    kept = gather_values(kept)[state.process_index - state.local_process_index]
+    with together():
+        if kept is not None:
+            return kept
+        return read() if own is None else own
 
 
 def _some(rows: Dataset, limit: int | None) -> Dataset:

@@ -1,6 +1,7 @@
 """The order of training clips: shuffled, class-balanced, grouped by length; the same for any number of processes."""
 
 from collections.abc import Iterator
+from itertools import chain
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
@@ -13,6 +14,8 @@ from tqdm.auto import tqdm
 from modeling_ast.audio import AudioError, read_seconds
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.augment import clip_generator
+
+INDICES_AT_ONCE = 10_000  # of an epoch, as Python objects
 
 
 def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
@@ -166,7 +169,8 @@ class TrainingSampler(Sampler):
         if self.clip_seconds is not None:
             order = group_by_length(order, self.clip_seconds, self.global_batch_size, generator)
         first = self.epoch * self.length
-        return ((first + offset, index) for offset, index in enumerate(order.tolist()))
+        indices = chain.from_iterable(part.tolist() for part in order.split(INDICES_AT_ONCE))
+        return ((first + offset, index) for offset, index in enumerate(indices))
 
 
 class StreamSampler(Sampler):

@@ -15,7 +15,7 @@ from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips, DecodeAudio, de
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
 from modeling_ast.data.recipes import RECIPE_NAME, RecipeError
-from modeling_ast.data.splits import read_held_out, read_splits
+from modeling_ast.data.splits import read_held_out, read_once, read_splits
 from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.baseline import check_classes
 from modeling_ast.training.building import build_model_and_extractor, check_reporters
@@ -63,11 +63,10 @@ def read_data(arguments: Arguments) -> AudioSplits:
     """
     model_args, data_args, _, training_args = arguments
     multi_label = model_args.problem_type == "multi_label_classification"
-    with together(), training_args.main_process_first(desc="reading the data set"):
-        if training_args.do_train or data_args.streaming:
-            splits = read_splits(data_args, multi_label)
-        else:
-            splits = read_held_out(model_args.model_name_or_path, data_args, multi_label)
+    if training_args.do_train or data_args.streaming:
+        splits = read_once(partial(read_splits, data_args, multi_label))
+    else:
+        splits = read_once(partial(read_held_out, model_args.model_name_or_path, data_args, multi_label))
     compare_clips(splits)
     sizes = {name: "a stream of" if data_args.streaming and name == "train" else len(rows) for name, rows in splits}
     logger.info(
