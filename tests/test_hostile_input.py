@@ -34,8 +34,8 @@ from modeling_ast.data.recipes import ModelArguments, RecipeError, read_recipe
 from modeling_ast.data.sources import load_splits
 from modeling_ast.inference.page import find_examples
 from modeling_ast.inference.pipeline import audio_tagger
-from modeling_ast.inference.results_folder import ResultsFolder
 from modeling_ast.inference.sound_files import SoundFile
+from modeling_ast.inference.tags_folder import TagsFolder
 from modeling_ast.inference.timeline import Timeline
 from modeling_ast.loading import ModelError
 from modeling_ast.training.arguments import parse_arguments
@@ -699,7 +699,7 @@ LABELS = [
 
 def test_names_and_labels_come_back_equal_from_every_file(tmp_path):
     timeline = Timeline(np.arange(6) * 16000, np.eye(5, dtype=np.float32), LABELS, 16000)
-    folder = ResultsFolder(tmp_path, {"model": "m", "fingerprint": "f"}, ["csv", "audacity"])
+    folder = TagsFolder(tmp_path, {"model": "m", "fingerprint": "f"}, ["csv", "audacity"])
     names = ["=1+1.wav", 'a,b"c"\n\r\x1b[31m.wav', "<img src=x onerror=alert(1)>.wav", "\u202egnp.wav", "-rf.wav"]
     sounds = [SoundFile(name, f"place{number}", [number, number]) for number, name in enumerate(names)]
     for sound in sounds:
