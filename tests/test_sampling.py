@@ -11,10 +11,11 @@ import torch
 from datasets import Dataset, List, Value, concatenate_datasets
 from scipy.stats import chisquare
 
+from modeling_ast.data.clip_tables import ClipCounts
 from modeling_ast.data.labels import read_label_table
 from modeling_ast.data.sources import load_splits
 from modeling_ast.training.rows import TrainingRows
-from modeling_ast.training.sampling import TrainingSampler, class_balanced_weights
+from modeling_ast.training.sampling import TrainingSampler, class_balanced_draws, class_balanced_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,6 +60,17 @@ def test_weights_of_a_data_file_of_the_original_equal_the_original(reference, tm
     )
     weights = class_balanced_weights(splits.train, len(splits.label_names))
     np.testing.assert_allclose(weights, np.loadtxt(reference / "sampling_train_data_weight.csv"), rtol=1e-9)
+
+
+def test_a_stream_draws_by_the_same_weights_as_a_table():
+    labels = [[0], [0, 1], [2], [], [0, 2], [0]]
+    weights = class_balanced_weights(Dataset.from_dict({"labels": labels}), 4)
+    counts = np.bincount([label for clip in labels for label in clip], minlength=4)
+    draws = class_balanced_draws(ClipCounts(len(labels), counts))
+    of_clips = torch.stack([draws[clip].sum() for clip in labels])
+    torch.testing.assert_close(of_clips, weights / weights.sum() * len(labels))
+    with pytest.raises(ValueError, match="got clips without any"):
+        class_balanced_draws(ClipCounts(3, np.zeros(2, int)))
 
 
 def test_weights_of_one_label_a_clip_balance_the_classes():

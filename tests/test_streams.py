@@ -15,6 +15,7 @@ from helpers import end_of, save_checkpoint
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands import check as check_data
+from modeling_ast.commands import pack
 from modeling_ast.commands import statistics as compute_fbank_stats
 from modeling_ast.commands import train as run_audio_classification
 from modeling_ast.data import streams
@@ -292,8 +293,10 @@ def test_the_script_trains_on_a_stream(tmp_path, folder):
         ({"max_steps": 2, "eval_strategy": "epoch"}, "Expected eval_strategy steps or no with streaming, got epoch"),
         ({"max_steps": 2, "save_strategy": "epoch"}, "Expected save_strategy steps or no with streaming, got epoch"),
         ({"max_steps": 2, "accelerator_config": '{"dispatch_batches": true}'}, "one process read the stream for all"),
-        ({"max_steps": 2, "class_balanced_sampling": "true"}, "class_balanced_sampling needs to know all clips"),
-        ({"max_steps": 2, "lr_scheduler_type": "constant", "lr_step_factor": 0.5}, "lr_step_factor needs to know"),
+        (
+            {"max_steps": 2, "lr_scheduler_type": "constant", "lr_step_factor": 0.5},
+            "lr_step_factor needs to know how long an epoch is",
+        ),
         ({"max_steps": 2, "weight_average_start": 1}, "Expected weight_average_steps with weight_average_start"),
         ({"max_steps": 2, "linear_baseline": "true"}, "linear_baseline has no effect on a stream"),
         ({"max_steps": 2, "fold_column_name": "fold", "eval_fold": 1}, "fold_column_name has no effect"),
@@ -302,3 +305,21 @@ def test_the_script_trains_on_a_stream(tmp_path, folder):
 def test_what_a_stream_cannot_do_is_refused(tmp_path, settings, message):
     with pytest.raises(RecipeError, match=message):
         run(tmp_path, dataset_name=tmp_path, **settings)
+
+
+@pytest.mark.slow
+def test_classes_are_balanced_where_packed_shards_count_their_labels(tmp_path, folder):
+    settings = {"max_steps": 2, "class_balanced_sampling": "true"}
+    with pytest.raises(RecipeError, match="class_balanced_sampling needs to know how many .* modeling-ast pack"):
+        run(tmp_path, dataset_name=folder, **settings)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"dataset_name: {folder}\n")
+    assert pack.main([str(recipe), "--output", str(tmp_path / "packed"), "--max_train_samples=4"]) == 0
+    table = tmp_path / "labels.csv"
+    table.write_text("index,mid,display_name\n0,/m/1,rain\n1,/m/0,hum\n2,/m/2,hiss\n")
+    packed, of_table = load_streamed_splits(str(tmp_path / "packed")), load_splits(str(tmp_path / "packed")).train
+    hiss = of_table["labels"][:].count(0)
+    assert (packed.train_counts.clips, list(packed.train_counts.of_labels)) == (4, [hiss, 4 - hiss])
+    packed = load_streamed_splits(str(tmp_path / "packed"), label_file=str(table))
+    assert (packed.train_counts.clips, list(packed.train_counts.of_labels)) == (4, [0, 4 - hiss, hiss])
+    assert 0 <= run(tmp_path, dataset_name=tmp_path / "packed", **settings)["validation_accuracy"] <= 1

@@ -81,7 +81,9 @@ class Run:
         self.places = {}
         self.num_parts, self.num_shards = processes * max(1, workers), rows.num_shards
         for rank in range(processes):
-            stream = TrainingStream(rows, partial(decode, **others.get("decoding", {})), seed)
+            stream = TrainingStream(
+                rows, partial(decode, **others.get("decoding", {})), seed, others.get("mean_draws")
+            )
             if saved is not None:
                 stream.load_state(torch.load(io.BytesIO(saved), weights_only=True))
             stream.divide(self.num_parts)
@@ -202,6 +204,31 @@ def test_with_another_number_of_workers_a_run_goes_on_with_a_new_pass(caplog):
     end = Run(rows, 1, 2, num_draws=300, saved=begun.state, skip=100)
     assert min(end.passes) == 2 and sorted(end.passes[2]) == list(range(60))
     assert "new pass: it has 12 shards for 2 data workers in all, and had 12 for 1 before" in caplog.text
+
+
+def test_classes_are_drawn_alike():
+    """Label 1 is that of every tenth clip: each of its clips is drawn nine times as often, and not always so often."""
+    rows = make_rows([20] * 10).map(lambda row: {"labels": int(row["audio"] % 10 == 0)})
+    rows = rows.cast(Dataset.from_dict({"audio": [0], "labels": [0]}).features)
+    draws = torch.tensor([1 / 0.9, 1 / 0.1]) / 2
+    run = Run(rows, 2, 2, num_draws=2000, mean_draws=draws)  # ten passes
+    counts = Counter(run.clips.values())
+    rare = [counts[clip] for clip in range(0, 200, 10)]
+    assert sum(rare) / 2000 == pytest.approx(0.5, abs=0.05)
+    assert sum(rare) / len(rare) == pytest.approx(50, rel=0.1) and len(set(rare)) > 10
+    assert len(counts) >= 195
+    passes = [len(run.passes[number]) for number in range(8)]
+    assert sum(passes) / 8 == pytest.approx(200, rel=0.05) and len(set(passes)) > 3
+    begun = Run(rows, 2, 2, num_draws=1000, mean_draws=draws)
+    end = Run(rows, 2, 2, num_draws=2000, saved=begun.state, skip=500, mean_draws=draws)
+    assert begun.clips | end.clips == run.clips
+
+
+def test_parts_that_share_a_shard_share_its_draws():
+    draws = torch.tensor([1.5, 0.5])
+    alone, shared = (Run(make_rows([30]), workers=workers, num_draws=198, mean_draws=draws) for workers in (0, 3))
+    for number in range(3):
+        assert sorted(alone.passes[number]) == sorted(shared.passes[number])
 
 
 def test_clips_that_cannot_be_decoded_are_left_out():

@@ -40,6 +40,14 @@ _PART = re.compile(
 
 
 @dataclass
+class ClipCounts:
+    """How many clips there are, and how many of each label, (num_labels,)."""
+
+    clips: int
+    of_labels: np.ndarray
+
+
+@dataclass
 class AudioSplits:
     """Rows `{"audio": {"path", "bytes"}, "labels": int or list of int}` for training, choosing and reporting.
 
@@ -51,6 +59,7 @@ class AudioSplits:
     test: Dataset | None
     label_names: list[str]
     ignore_length: bool = False  # for `load_waveform`, of all clips
+    train_counts: ClipCounts | None = None  # of a stream whose shards tell them
 
     def __iter__(self) -> Iterable[tuple[str, Dataset]]:
         return ((name, split) for name in SPLITS if (split := getattr(self, name)) is not None)

@@ -29,9 +29,9 @@ from modeling_ast.data.decoding import BadClips
 from modeling_ast.data.files import remove_unfinished, written_beside
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.prepare import FLAC_RATES
+from modeling_ast.data.shards import METADATA
 
 CARD_NAME = "README.md"
-METADATA = b"modeling_ast"  # key of what a shard's schema says of its split, as JSON
 # What clips become: how `soundfile` calls it, the ending of their names, and the rates in Hz that there are.
 FORMATS = {
     "original": None,

@@ -5,19 +5,22 @@ encode or decode them.
 """
 
 import io
+import json
 import lzma
 import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import fsspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import (
     Audio,
     Dataset,
@@ -35,11 +38,12 @@ from datasets.utils.file_utils import xopen
 
 from modeling_ast import __version__
 from modeling_ast.audio import AUDIO_SUFFIXES
-from modeling_ast.data.clip_tables import refuse_parts, split_of, suffix_of
+from modeling_ast.data.clip_tables import ClipCounts, refuse_parts, split_of, suffix_of
 from modeling_ast.data.folders import FolderContents
 from modeling_ast.data.labels import DataError
 
 BUILDERS = ("webdataset", "audiofolder")  # of `datasets`, which would encode each sound
+METADATA = b"modeling_ast"  # key of what the schema of a packed shard says of its split, as JSON
 ENCODED = {"bytes": Value("binary"), "path": Value("string")}
 # What builders of `datasets`, which read anything, raise at files that are not as they should be.
 READING_ERRORS = (
@@ -133,6 +137,20 @@ def without_others(builder: DatasetBuilder, splits: Mapping[str, str]) -> Datase
         return builder
     files = {name: list(files[name]) for name in files if name in wanted}
     return load_dataset_builder("parquet", data_files=files, features=builder.info.features)
+
+
+def read_clip_counts(builder: DatasetBuilder, splits: Sequence[str]) -> ClipCounts | None:
+    """What packed shards say of some splits together, in the order of their classes; `None` of any other data."""
+    counts = []
+    for split in splits if builder.name == "parquet" else ():
+        with xopen(builder.config.data_files[split][0], "rb") as file:
+            said = (pq.read_schema(file).metadata or {}).get(METADATA)
+        if said is None:
+            return None
+        counts.append(json.loads(said))
+    if not counts:
+        return None
+    return ClipCounts(sum(each["clips"] for each in counts), np.sum([each["label_counts"] for each in counts], axis=0))
 
 
 def _is_cut(archive: Path) -> bool:

@@ -5,10 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Audio, Dataset, DatasetInfo, Features, IterableDataset, Value
 
-from modeling_ast.data.clip_tables import AudioSplits, Table, choose_splits
+from modeling_ast.data.clip_tables import AudioSplits, ClipCounts, Table, choose_splits, name_splits
 from modeling_ast.data.folders import look_into
 from modeling_ast.data.label_columns import (
     LabelIndex,
@@ -18,7 +19,7 @@ from modeling_ast.data.label_columns import (
     read_labels,
     refuse_unknown,
 )
-from modeling_ast.data.labels import DataError
+from modeling_ast.data.labels import DataError, composed
 from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.shards import (
     BUILDERS,
@@ -28,6 +29,7 @@ from modeling_ast.data.shards import (
     find_builder,
     keep,
     open_sound_streams,
+    read_clip_counts,
     version_of,
 )
 
@@ -51,7 +53,7 @@ def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) ->
             names, or a held-out clip without a label that they hold; a training clip without one when it is read.
     """
     source, audio_column = data_args.dataset_name, data_args.audio_column_name
-    splits, version = _open_splits(data_args)
+    splits, version, counts = _open_splits(data_args)
     for name, stream in splits.items():
         limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples
         splits[name] = stream if limit is None else stream.take(limit)
@@ -92,7 +94,18 @@ def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) ->
         train = IterableDataset.from_generator(_read_in_order, train.features, {"rows": train})
     elif train.num_shards < FEW_SHARDS:
         train = _divide_files(train, source)
-    return AudioSplits(train, held_out["validation"], held_out.get("test"), index.names)
+    if counts is not None:
+        counts = _number_counts(counts, names, index)
+    return AudioSplits(train, held_out["validation"], held_out.get("test"), index.names, train_counts=counts)
+
+
+def _number_counts(counts: ClipCounts, names: list[str], index: LabelIndex) -> ClipCounts:
+    """Counts in the order of the classes of a data set, in that of the labels."""
+    of_labels = np.zeros(len(index.names), np.int64)
+    for name, count in zip(names, counts.of_labels):
+        if (number := index.numbers.get(composed(name))) is not None:  # else a clip with it is an error
+            of_labels[number] += count
+    return ClipCounts(counts.clips, of_labels)
 
 
 def _read_in_order(rows: IterableDataset) -> Iterator[dict[str, Any]]:
@@ -107,8 +120,9 @@ def _divide_files(rows: IterableDataset, source: str) -> IterableDataset:
         raise DataError(f"{source}: cannot be streamed ({describe_cause(error)}).") from error
 
 
-def _open_splits(data_args: DataArguments) -> tuple[dict[str, IterableDataset], str | None]:
-    """The streams of train, validation and perhaps test, with sounds and labels, and what tells their version."""
+def _open_splits(data_args: DataArguments) -> tuple[dict[str, IterableDataset], str | None, ClipCounts | None]:
+    """The streams of train, validation and perhaps test, with sounds and labels, what tells their version, and what
+    there is of training clips, where the shards tell it."""
     dataset_name, folder = data_args.dataset_name, Path(data_args.dataset_name).expanduser()
     found = look_into(folder) if folder.is_dir() else None
     if found is not None and not found.parquet and builder_of(found) is None:
@@ -134,7 +148,12 @@ def _open_splits(data_args: DataArguments) -> tuple[dict[str, IterableDataset], 
         if column not in (splits["train"].features or {}):
             found = ", ".join(splits["train"].features or {})
             raise DataError(f"{dataset_name}: expected a column {column!r}, got {found}.")
-    return splits, version_of(builder)
+    of_train = name_splits(dataset_name, streams, data_args.split_names)["train"]
+    of_train = of_train.split("+") if "train" in data_args.split_names else [of_train]
+    try:
+        return splits, version_of(builder), read_clip_counts(builder, of_train)
+    except READING_ERRORS as error:
+        raise DataError(f"{dataset_name}: cannot be streamed ({describe_cause(error)}).") from error
 
 
 class _Rows(Table):

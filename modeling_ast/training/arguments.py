@@ -329,9 +329,8 @@ def _check_stream(data_args: DataArguments, training_args: ASTTrainingArguments)
         raise RecipeError("dispatch_batches of accelerator_config would let one process read the stream for all.")
     if training_args.weight_average_start is not None and training_args.weight_average_steps is None:
         raise RecipeError("Expected weight_average_steps with weight_average_start: a stream has no end of an epoch.")
-    for name in ("class_balanced_sampling", "lr_step_factor"):
-        if getattr(training_args, name):
-            raise RecipeError(f"{name} needs to know all clips in advance, which a stream does not tell.")
+    if training_args.lr_step_factor is not None:
+        raise RecipeError("lr_step_factor needs to know how long an epoch is, which a stream does not tell.")
 
 
 def save_recipe(arguments: Arguments, path: str | Path) -> None:

@@ -103,10 +103,21 @@ class TrainingStream(torch.utils.data.Dataset):
         rows: With `audio`, not decoded, and `labels`.
         decode: Makes them rows with a `waveform`, which is `None` where a clip cannot be decoded: it is left out.
         seed: Of the order.
+        mean_draws: How often a clip is drawn in a pass for each of its labels, on average, of shape (num_labels,):
+            `class_balanced_draws`. How often it is, is Poisson's, which draws with replacement come to; all within
+            one block. `None` draws each clip once.
+
+    Source: Oza and Russell, "Online Bagging and Boosting" (2001), for Poisson's numbers in place of draws from all.
     """
 
-    def __init__(self, rows: IterableDataset, decode: Callable[[IterableDataset], IterableDataset], seed: int = 0):
-        self.rows, self.decode, self.seed = rows, decode, seed
+    def __init__(
+        self,
+        rows: IterableDataset,
+        decode: Callable[[IterableDataset], IterableDataset],
+        seed: int = 0,
+        mean_draws: torch.Tensor | None = None,
+    ):
+        self.rows, self.decode, self.seed, self.mean_draws = rows, decode, seed, mean_draws
         self._saved: dict[str, Any] = {}
         self.divide(1)
 
@@ -181,6 +192,7 @@ class TrainingStream(torch.utils.data.Dataset):
                 seed=self.seed,
                 first_block=(number * self.num_groups + group) << 32,
                 share=slice((member + number) % num_members, None, num_members),
+                mean_draws=self.mean_draws,
             ),
             with_indices=True,
             batched=True,
@@ -212,10 +224,19 @@ def collate_with_place(rows: list[dict[str, Any]], collator: Callable) -> dict[s
 
 
 def _shuffle_block(
-    rows: dict[str, list], indices: list[int], seed: int, first_block: int, share: slice
+    rows: dict[str, list],
+    indices: list[int],
+    seed: int,
+    first_block: int,
+    share: slice,
+    mean_draws: torch.Tensor | None,
 ) -> dict[str, list]:
     """Some of so many rows, in another order, which is the same for all parts that read them."""
     # Positions are not negative: no clip has this generator.
     generator = clip_generator(seed, -1 - first_block - indices[0])
-    order = torch.randperm(len(indices), generator=generator)[share].tolist()
+    drawn = torch.arange(len(indices))
+    if mean_draws is not None:
+        means = torch.stack([mean_draws[labels].sum() for labels in rows["labels"]])
+        drawn = drawn.repeat_interleave(torch.poisson(means, generator).long())
+    order = drawn[torch.randperm(len(drawn), generator=generator)][share].tolist()
     return {name: [column[index] for index in order] for name, column in rows.items()}

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError, read_seconds
+from modeling_ast.data.clip_tables import ClipCounts
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.augment import clip_generator
 
@@ -42,8 +43,28 @@ def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
     if len(labels) == 0:
         raise ValueError("Expected labels to balance the classes by, got clips without any.")
     clips = np.repeat(np.arange(len(counts_per_clip)), counts_per_clip)
-    class_weights = 1000 / (np.bincount(labels, minlength=num_labels) + 0.01)
+    class_weights = _class_weights(np.bincount(labels, minlength=num_labels))
     return torch.from_numpy(np.bincount(clips, weights=class_weights[labels], minlength=len(counts_per_clip)))
+
+
+def class_balanced_draws(counts: ClipCounts) -> torch.Tensor:
+    """How often a clip of a stream is drawn in a pass for each of its labels, on average: as `class_balanced_weights`
+    have it, and as many draws as there are clips.
+
+    Returns:
+        float64 tensor of shape (num_labels,).
+
+    Raises:
+        ValueError: No clip has a label.
+    """
+    weights = np.where(counts.of_labels > 0, _class_weights(counts.of_labels), 0)
+    if not (total := weights @ counts.of_labels):
+        raise ValueError("Expected labels to balance the classes by, got clips without any.")
+    return torch.from_numpy(weights * counts.clips / total)
+
+
+def _class_weights(counts: np.ndarray) -> np.ndarray:
+    return 1000 / (counts + 0.01)
 
 
 def read_clip_seconds(

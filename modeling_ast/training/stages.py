@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.clip_tables import AudioSplits
@@ -30,7 +31,12 @@ from modeling_ast.training.processes import decided_by_main, together
 from modeling_ast.training.results import EpochRecord
 from modeling_ast.training.rows import TrainingRows, TrainingStream
 from modeling_ast.training.same_run import compare_clips
-from modeling_ast.training.sampling import class_balanced_weights, read_clip_seconds, sort_by_length
+from modeling_ast.training.sampling import (
+    class_balanced_draws,
+    class_balanced_weights,
+    read_clip_seconds,
+    sort_by_length,
+)
 from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger(__name__)
@@ -116,7 +122,8 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
             splits.train, allow_bad=data_args.max_bad_clips > 0, ignore_length=splits.ignore_length
         )
         clip_seconds = seconds.clamp(max=extractor.seconds(extractor.max_length))  # longer ones are cut
-    if training_args.class_balanced_sampling and training_args.do_train:
+    is_balanced = training_args.class_balanced_sampling and training_args.do_train
+    if is_balanced and not data_args.streaming:
         sampling_weights = class_balanced_weights(splits.train, num_labels)
     multi_label = model_args.problem_type == "multi_label_classification"
     collator = AugmentingCollator(extractor, num_labels, multi_label, augment=augment_args, seed=training_args.seed)
@@ -131,7 +138,8 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
         # What is cut out of a longer clip is drawn with the batch.
         longest = None if augment_args.random_crop else max_samples
         to_clips = partial(to_clips, bad_clips=bad_clips, max_samples=longest)
-        train_rows = TrainingStream(splits.train, to_clips, training_args.order_seed)
+        mean_draws = _mean_draws(splits) if is_balanced else None
+        train_rows = TrainingStream(splits.train, to_clips, training_args.order_seed, mean_draws)
     elif splits.train is not None:
         decoder = DecodeAudio(extractor.sampling_rate, bad_clips, splits.ignore_length)
         train_rows = TrainingRows(splits.train, collator.prepare, decoder.decode_row)
@@ -260,6 +268,15 @@ def _train_or_go_on(trainer: ASTTrainer) -> dict[str, float]:
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_end(metrics)
     return metrics
+
+
+def _mean_draws(splits: AudioSplits) -> torch.Tensor:
+    if splits.train_counts is None:
+        raise RecipeError(
+            "class_balanced_sampling needs to know how many clips of each label there are, which a stream of shards "
+            "tells that modeling-ast pack has made, and no other."
+        )
+    return class_balanced_draws(splits.train_counts)
 
 
 def _bad_clips(arguments: Arguments) -> BadClips:
