@@ -22,18 +22,13 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands import command_line
 from modeling_ast.commands import train as script
 from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.processes import decided_by_main, raise_in_all, together
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.inference.fingerprint import fingerprint_model
-from modeling_ast.training import processes, same_run
+from modeling_ast.training import process_group, same_run
 from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.faults import Stopped, StopRequest
-from modeling_ast.training.processes import (
-    decided_by_main,
-    join_on_cpus,
-    raise_in_all,
-    refuse_lone_processes,
-    together,
-)
+from modeling_ast.training.process_group import join_on_cpus, refuse_lone_processes
 from modeling_ast.training.same_run import compare_clips, compare_models, compare_processes, find_difference
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures_in_module")
@@ -191,7 +186,7 @@ def test_models_are_compared_by_weights_and_settings_or_by_these_alone(main, tin
 def joined(monkeypatch) -> list[dict]:
     """With what groups would be made, two processes each on two machines."""
     made = []
-    monkeypatch.setattr(processes, "PartialState", lambda **options: made.append(options))
+    monkeypatch.setattr(process_group, "PartialState", lambda **options: made.append(options))
     for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node-a"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)

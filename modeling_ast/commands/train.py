@@ -26,6 +26,7 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.model_card import write_model_card
+from modeling_ast.data.processes import decided_by_main, together
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.fingerprint import fingerprint_model
 from modeling_ast.inference.plots import plot_tags
@@ -36,7 +37,6 @@ from modeling_ast.training.baseline import compare_with_baseline
 from modeling_ast.training.dry_run import dry_run, nothing_written
 from modeling_ast.training.faults import GOES_ON as GOES_ON  # read by `run_command`
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, claimed
-from modeling_ast.training.processes import decided_by_main, together
 from modeling_ast.training.results import RESULTS_NAME
 from modeling_ast.training.same_run import compare_models, compare_processes
 from modeling_ast.training.stages import build, evaluate, make_trainer, prepare_clips, read_arguments, read_data, train

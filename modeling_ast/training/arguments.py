@@ -21,7 +21,7 @@ from modeling_ast.data.recipes import (
     parse_blocks,
     read_recipe,
 )
-from modeling_ast.training.processes import join_on_cpus, refuse_lone_processes
+from modeling_ast.training.process_group import join_on_cpus, refuse_lone_processes
 from modeling_ast.training.sharding import refuse_unusable_fsdp
 
 # What the best epoch can be chosen by; the first is of the logits.

@@ -34,12 +34,12 @@ from modeling_ast.data.files import (
     written_beside,
 )
 from modeling_ast.data.metrics import DivergedError
+from modeling_ast.data.processes import decided_by_main, raise_in_all, together
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.averaging import RunningAverage
 from modeling_ast.training.faults import GOES_ON, Stopped, StopRequest, loading, saving
 from modeling_ast.training.losses import TrainingLosses
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, checkpoint_step, last_whole_checkpoint
-from modeling_ast.training.processes import decided_by_main, raise_in_all, together
 from modeling_ast.training.results import RESULTS_NAME, EpochRecord
 from modeling_ast.training.rows import TrainingStream
 from modeling_ast.training.sharding import check_strategy, check_whole_files, save_whole_models

@@ -12,8 +12,8 @@ from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from modeling_ast.audio import AudioError
+from modeling_ast.data.processes import gather_values
 from modeling_ast.training.augment import clip_generator
-from modeling_ast.training.processes import gather_values
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 import modeling_ast
 from modeling_ast.data.clip_tables import AudioSplits
-from modeling_ast.data.recipes import RecipeError
-from modeling_ast.training.arguments import Arguments
-from modeling_ast.training.output_dir import last_whole_checkpoint, made_for_now
-from modeling_ast.training.processes import (
+from modeling_ast.data.processes import (
     decided_by_main,
     gather_values,
     is_one_of_several,
@@ -29,6 +26,9 @@ from modeling_ast.training.processes import (
     raise_in_all,
     together,
 )
+from modeling_ast.data.recipes import RecipeError
+from modeling_ast.training.arguments import Arguments
+from modeling_ast.training.output_dir import last_whole_checkpoint, made_for_now
 
 # Where a process may have its own: the name of a shared folder, how it reads its clips, and what it shows.
 _OWN_KEYS = set(

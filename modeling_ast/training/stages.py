@@ -15,6 +15,7 @@ from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips, DecodeAudio, decode
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
+from modeling_ast.data.processes import decided_by_main, together
 from modeling_ast.data.recipes import RECIPE_NAME, RecipeError
 from modeling_ast.data.splits import read_held_out, read_once, read_splits
 from modeling_ast.training.arguments import Arguments, parse_arguments
@@ -27,7 +28,6 @@ from modeling_ast.training.output_dir import (
     last_whole_checkpoint,
     prepare_output_dir,
 )
-from modeling_ast.training.processes import decided_by_main, together
 from modeling_ast.training.results import EpochRecord
 from modeling_ast.training.rows import TrainingRows, TrainingStream
 from modeling_ast.training.same_run import compare_clips

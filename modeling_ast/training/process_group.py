@@ -10,27 +10,7 @@ from accelerate.utils.environment import get_cpu_distributed_information
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
-from modeling_ast.data.processes import (
-    decided_by_main,
-    gather_values,
-    host_name_fault,
-    is_group,
-    is_one_of_several,
-    process_name,
-    raise_in_all,
-    together,
-)
-
-__all__ = [  # what a training run needs of processes, from here and from below
-    "decided_by_main",
-    "gather_values",
-    "is_one_of_several",
-    "join_on_cpus",
-    "process_name",
-    "raise_in_all",
-    "refuse_lone_processes",
-    "together",
-]
+from modeling_ast.data.processes import host_name_fault, is_group
 
 
 def join_on_cpus(args: TrainingArguments) -> None:
