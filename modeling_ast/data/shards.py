@@ -144,10 +144,10 @@ def read_clip_counts(builder: DatasetBuilder, splits: Sequence[str]) -> ClipCoun
     counts = []
     for split in splits if builder.name == "parquet" else ():
         with xopen(builder.config.data_files[split][0], "rb") as file:
-            said = (pq.read_schema(file).metadata or {}).get(METADATA)
-        if said is None:
+            metadata = (pq.read_schema(file).metadata or {}).get(METADATA)
+        if metadata is None:
             return None
-        counts.append(json.loads(said))
+        counts.append(json.loads(metadata))
     if not counts:
         return None
     return ClipCounts(sum(each["clips"] for each in counts), np.sum([each["label_counts"] for each in counts], axis=0))
