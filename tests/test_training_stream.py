@@ -243,3 +243,10 @@ def test_a_stream_without_clips_is_an_error(monkeypatch):
         Run(make_rows([30]), decoding={"bad": frozenset(range(30))})
     with pytest.raises(AudioError, match="100 training clips of a stream in a row"):
         Run(make_rows([0]))
+
+
+def test_a_checkpoint_without_the_place_in_its_stream_is_told(caplog):
+    stream = TrainingStream(make_rows(SIZES["one"]), lambda rows: rows)
+    stream.load_state({})
+    stream.divide(1)
+    assert stream.places == {} and "the stream begins anew" in caplog.text

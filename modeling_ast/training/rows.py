@@ -214,7 +214,13 @@ class TrainingStream(torch.utils.data.Dataset):
         return {"num_parts": self.num_parts, "num_shards": self.rows.num_shards, "places": places}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from the state of a checkpoint, when the stream is divided next."""
+        """Go on from the state of a checkpoint, when the stream is divided next.
+
+        Args:
+            state: As from `state`; empty of a checkpoint that does not have it, as of earlier versions.
+        """
+        if not state:
+            logger.warning("The checkpoint does not tell where its stream was: the stream begins anew.")
         self._saved = state
 
 
