@@ -85,7 +85,8 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     """This command's own arguments, and the rest: files and folders, or keys of the recipe."""
     parser = Parser(
         __doc__,
-        usage="%(prog)s FILE|FOLDER ... | --recipe RECIPE [--key value ...]  --model MODEL --output FILE [options]",
+        usage="%(prog)s FILE|FOLDER|LIST ... | --recipe RECIPE [--key value ...]  "
+        "--model MODEL --output FILE [options]",
     )
     parser.add_argument("--model", required=True, help="folder or name on the Hub, with a head or without")
     parser.add_argument("--output", required=True, type=Path, help="ends in .parquet")
