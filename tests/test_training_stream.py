@@ -250,3 +250,18 @@ def test_a_checkpoint_without_the_place_in_its_stream_is_told(caplog):
     stream.load_state({})
     stream.divide(1)
     assert stream.places == {} and "the stream begins anew" in caplog.text
+
+
+def test_a_checkpoint_of_a_resumed_run_has_the_newest_place_of_each_part(monkeypatch):
+    saved = {"num_parts": 2, "num_shards": 4, "places": {part: {"pass": 0, "rows": None} for part in (0, 1)}}
+    streams = [TrainingStream(make_rows([5] * 4), decode) for _ in range(2)]
+    gathered = []
+    monkeypatch.setattr(training_rows, "gather_values", lambda value: gathered.append(value) or [value])
+    for rank, stream in enumerate(streams):
+        stream.load_state(saved)
+        stream.divide(2)
+        stream.note_place({"stream_place": {rank: {"pass": 3, "rows": None}}})
+        stream.state()
+    monkeypatch.setattr(training_rows, "gather_values", lambda value: gathered)
+    for stream in streams:
+        assert {part: place["pass"] for part, place in stream.state()["places"].items()} == {0: 3, 1: 3}

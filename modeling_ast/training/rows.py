@@ -137,6 +137,7 @@ class TrainingStream(torch.utils.data.Dataset):
                 f"The stream goes on with a new pass: it has {num_shards} shards for {num_parts} data workers in all, "
                 f"and had {self._saved['num_shards']} for {self._saved['num_parts']} before."
             )
+        self._own_parts: set[int] = set()  # of which this process has had clips
         self._readers: dict[int, Iterator] = {}
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
@@ -206,11 +207,15 @@ class TrainingStream(torch.utils.data.Dataset):
 
     def note_place(self, batch: dict[str, Any]) -> None:
         """Take out of a batch of `collate_with_place` what says that its clips have been trained on."""
-        self.places = {**self.places, **batch.pop(_PLACE)}
+        place = batch.pop(_PLACE)
+        self.places = {**self.places, **place}
+        self._own_parts |= place.keys()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, of all processes together."""
-        places = {part: place for own in gather_values(self.places) for part, place in own.items()}
+        places = dict(self.places)  # from where the run goes on, those of the parts of other processes too
+        for own in gather_values({part: self.places[part] for part in self._own_parts}):
+            places |= own
         return {"num_parts": self.num_parts, "num_shards": self.rows.num_shards, "places": places}
 
     def load_state(self, state: dict[str, Any]) -> None:
