@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -95,10 +96,11 @@ def read_once(read: Callable[[], AudioSplits]) -> AudioSplits:
             own = read()
             if not all(isinstance(rows, IterableDataset) or rows.cache_files for _, rows in own):
                 kept = dataclasses.replace(own, **{name: keep_on_disk(rows) for name, rows in own})
+                kept = pickle.dumps(kept)  # names of files, which the processes of other machines may not have
     kept = gather_values(kept)[state.process_index - state.local_process_index]
     with together():
         if kept is not None:
-            return kept
+            return pickle.loads(kept)
         return read() if own is None else own
 
 
