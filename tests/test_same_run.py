@@ -142,6 +142,13 @@ def test_recipes_are_compared_but_for_what_each_process_may_have_its_own(main, t
             main.against(compare_processes, arguments)
 
 
+def test_of_a_stream_the_numbers_of_data_workers_are_compared_which_share_it_out(main, tmp_path):
+    stream = ["--streaming=true", "--max_steps=1"]
+    main.is_like(compare_processes, read(tmp_path, *stream))
+    with pytest.raises(RecipeError, match="dataloader_num_workers is 0 for process 0 .a. and 3 for process 0"):
+        main.against(compare_processes, read(tmp_path, *stream, "--dataloader_num_workers=3"))
+
+
 def test_what_the_launcher_says_of_the_model_is_compared(main, tmp_path, monkeypatch):
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     main.is_like(compare_processes, read(tmp_path))

@@ -148,11 +148,13 @@ def _finds(note: Path) -> bool:
 
 def _settings(arguments: Arguments) -> dict[str, str]:
     """All that a recipe can say, as it was resolved, without access tokens."""
+    # Data workers share out a stream, and all processes have to know how many there are.
+    own_keys = _OWN_KEYS - {"dataloader_num_workers"} if arguments.data.streaming else _OWN_KEYS
     return {
         each.name: _shown(getattr(block, each.name))
         for block in arguments
         for each in dataclasses.fields(block)
-        if each.init and each.name not in _OWN_KEYS and not each.name.endswith("_token")
+        if each.init and each.name not in own_keys and not each.name.endswith("_token")
     }
 
 
