@@ -5,7 +5,7 @@ import multiprocessing
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands import command_line
 from modeling_ast.data import synthetic
+from modeling_ast.data.decoding import DecodeAudio
 from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.rows import TrainingRows, cut
 
@@ -47,6 +48,11 @@ def end_of(command: str, *argv) -> tuple[int, str]:
     ):
         command_line.run_command(command)
     return stop.value.code, tell.call_args.args[0] if tell.called else ""
+
+
+def decoded(rows: Iterable[dict], sampling_rate: int = 16000) -> Iterator[dict]:
+    """Rows of a table or a stream with their waveforms."""
+    return map(DecodeAudio(sampling_rate).decode_row, rows)
 
 
 def prepare(collator: AugmentingCollator, batch: list[dict], rows: list[dict]) -> list[dict]:

@@ -59,7 +59,7 @@ def collate(batch, augment=None, extractor=EXTRACTOR, num_labels=3, rows=None, *
     if augment is None:
         return ASTDataCollator(extractor, num_labels, **options)(batch)
     collator = AugmentingCollator(extractor, num_labels, augment=augment, **options)
-    return collator(batch if rows is None else prepare(collator, batch, rows))
+    return collator(prepare(collator, batch, batch if rows is None else rows))
 
 
 def features(batch, augment=None, **options) -> torch.Tensor:
@@ -636,13 +636,14 @@ def test_trainer_augments_training_and_nothing_else(tmp_path):
     rows = make_rows(*[10640] * 8, labels=[0, 1] * 4)  # 65 frames
     dataset = Dataset.from_dict({"number": list(range(8))}).with_transform(Decode(rows))
     plain = ASTDataCollator(EXTRACTOR, 3)
+    collator = AugmentingCollator(EXTRACTOR, 3, augment=MASKS)
     trainer = ASTTrainer(
         model=random_model(make_tiny_config(num_labels=3)),
         args=ASTTrainingArguments(str(tmp_path), per_device_train_batch_size=8, use_cpu=True, report_to="none"),
-        train_dataset=TrainingRows(dataset),
+        train_dataset=TrainingRows(dataset, collator.prepare),
         eval_dataset=dataset,
         data_collator=plain,
-        train_collator=AugmentingCollator(EXTRACTOR, 3, augment=MASKS),
+        train_collator=collator,
     )
     expected = plain(rows)
     for _ in range(2):  # the second time too: nothing stays exchanged

@@ -97,7 +97,7 @@ def test_time_masks_shrink_with_the_clip():
     """Up to 24 of 64 frames are up to 12 of 32, and no short clip is hidden."""
     (row,) = make_rows([32])
     augment = AugmentArguments(time_mask_frames=24)
-    batch = AugmentingCollator(FREE, 3, augment=augment)([{**row, "position": position} for position in range(400)])
+    batch = make_collator(augment, [row])([{**row, "position": position} for position in range(400)])
     widths = batch["input_values"].eq(FILL).all(2).sum(1)
     assert widths.unique().tolist() == list(range(12))
 
@@ -105,7 +105,7 @@ def test_time_masks_shrink_with_the_clip():
 def test_rolls_go_round_within_the_clips_own_frames():
     (row,) = make_rows([32])
     plain = ASTDataCollator(FREE, 3)([row])["input_values"][0]
-    collate = AugmentingCollator(FREE, 3, augment=AugmentArguments(roll_frames=10))
+    collate = make_collator(AugmentArguments(roll_frames=10), [row])
     rolled = collate([{**row, "position": position} for position in range(100)] + make_rows([64]))["input_values"]
     shifts = [[s for s in range(-5, 5) if torch.equal(clip[:32], plain.roll(s, 0))] for clip in rolled[:100]]
     assert all(len(found) == 1 for found in shifts) and len({found[0] for found in shifts}) == 10

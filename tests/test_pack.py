@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from datasets import ClassLabel, List, load_dataset
-from helpers import another_process, contents, end_of, write_csv, write_sound
+from helpers import another_process, contents, decoded, end_of, write_csv, write_sound
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AudioError
@@ -21,7 +21,6 @@ from modeling_ast.commands import pack
 from modeling_ast.commands.command_line import CommandError
 from modeling_ast.data import packing
 from modeling_ast.data.clip_tables import AudioSplits
-from modeling_ast.data.decoding import decode
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import claimed
 from modeling_ast.data.recipes import DataArguments, RecipeError
@@ -105,9 +104,7 @@ def load(settings: dict[str, str], **others) -> AudioSplits:
 
 def heard(splits: AudioSplits) -> dict[str, list[tuple]]:
     """Labels and samples of each clip, by split."""
-    return {
-        name: sorted((row["labels"], row["waveform"].tolist()) for row in decode(rows, 16000)) for name, rows in splits
-    }
+    return {name: sorted((row["labels"], row["waveform"].tolist()) for row in decoded(rows)) for name, rows in splits}
 
 
 def names(shards: Path, split: str) -> list[str]:
@@ -143,7 +140,7 @@ def test_clips_of_other_kinds_become_mono_of_the_recipes_rate(tmp_path):
     run(tmp_path, settings, *keys, "--format=flac")
     rows = load(settings, dataset_name=str(tmp_path / "shards")).train
     (content,) = [row["audio"]["bytes"] for row in rows if row["audio"]["path"] == "dog/stereo.flac"]
-    expected = next(row["waveform"] for row in decode(load(settings).train, 24000) if "stereo" in row["path"])
+    expected = next(row["waveform"] for row in decoded(load(settings).train, 24000) if "stereo" in row["path"])
     samples, rate = soundfile.read(io.BytesIO(content), dtype="float32")
     assert rate == 24000 and soundfile.info(io.BytesIO(content)).format == "FLAC"
     torch.testing.assert_close(torch.from_numpy(samples), expected, atol=2**-16, rtol=0)
@@ -158,8 +155,8 @@ def test_opus_sounds_alike_and_is_as_long(tmp_path):
     extractor = ASTFeatureExtractor(max_length=98)
     before, after = load(settings), load(settings, dataset_name=str(shards))
     for (_, rows), (_, packed) in zip(before, after):
-        clips = {Path(row["path"]).stem: row["waveform"] for row in decode(packed, 16000)}
-        for row in decode(rows, 16000):
+        clips = {Path(row["path"]).stem: row["waveform"] for row in decoded(packed)}
+        for row in decoded(rows):
             clip = clips.pop(Path(row["path"]).stem)
             assert len(clip) == len(row["waveform"])
             difference = torch.stack(extractor.fbank([clip])) - torch.stack(extractor.fbank([row["waveform"]]))

@@ -18,10 +18,10 @@ import pytest
 import soundfile
 import torch
 from datasets import Audio, ClassLabel, Dataset
+from helpers import decoded
 
 from modeling_ast.data import shards
 from modeling_ast.data.clip_tables import AudioSplits
-from modeling_ast.data.decoding import decode
 from modeling_ast.data.labels import DataError, read_label_table
 from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.sources import load_splits
@@ -110,9 +110,7 @@ def load(name: str, streaming: bool, multi_label: bool = False, **settings) -> A
 
 def heard(splits: AudioSplits) -> dict[str, list[tuple]]:
     """Label and samples of each clip, by split."""
-    return {
-        name: sorted((row["labels"], row["waveform"].tolist()) for row in decode(rows, 16000)) for name, rows in splits
-    }
+    return {name: sorted((row["labels"], row["waveform"].tolist()) for row in decoded(rows)) for name, rows in splits}
 
 
 WRITERS = {

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from conftest import make_tiny_config, random_model
 from datasets import Audio, ClassLabel, Dataset
-from helpers import end_of, save_checkpoint
+from helpers import decoded, end_of, save_checkpoint
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands import check as check_data
@@ -20,7 +20,6 @@ from modeling_ast.commands import statistics as compute_fbank_stats
 from modeling_ast.commands import train as run_audio_classification
 from modeling_ast.data import streams
 from modeling_ast.data.clip_tables import AudioSplits
-from modeling_ast.data.decoding import decode
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import DataArguments, RecipeError
 from modeling_ast.data.sources import load_splits
@@ -67,8 +66,8 @@ def test_a_stream_gives_the_rows_of_the_table(folder, stream):
     table = load_splits(folder)
     assert stream.label_names == table.label_names == NAMES
     for name in ("train", "validation"):
-        expected = {row["waveform"].max().item(): row["labels"] for row in decode(getattr(table, name), 16000)}
-        found = {row["waveform"].max().item(): row["labels"] for row in decode(getattr(stream, name), 16000)}
+        expected = {row["waveform"].max().item(): row["labels"] for row in decoded(getattr(table, name))}
+        found = {row["waveform"].max().item(): row["labels"] for row in decoded(getattr(stream, name))}
         assert found == expected and len(found) == 6
 
 

@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from modeling_ast.audio import AudioError
 from modeling_ast.training import rows as training_rows
-from modeling_ast.training.rows import TrainingStream, collate_with_place
+from modeling_ast.training.rows import TrainingRows, TrainingStream, collate_with_place
 from modeling_ast.training.sampling import StreamSampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,15 +60,20 @@ def write_row_groups(folder: Path, sizes: list[int]) -> IterableDataset:
     return load_dataset_builder(str(folder)).as_streaming_dataset()["train"].reshard()
 
 
-def _to_clips(rows: dict[str, list], bad: frozenset, decoded: list | None) -> dict[str, list]:
+def decode(row: dict, choose: Callable, bad: frozenset = frozenset(), decoded: list | None = None) -> dict:
+    """A clip is its number, and a part of it that and the part."""
     if decoded is not None:
-        decoded += rows["audio"]
-    return {"waveform": [None if clip in bad else clip for clip in rows["audio"]], "labels": rows["labels"]}
+        decoded.append(row["audio"])
+    return {"waveform": None if row["audio"] in bad else row["audio"], "labels": row["labels"], "part": choose(100)}
 
 
-def decode(rows: IterableDataset, bad: frozenset = frozenset(), decoded: list | None = None) -> IterableDataset:
-    to_clips = partial(_to_clips, bad=bad, decoded=decoded)
-    return rows.map(to_clips, batched=True, batch_size=1, remove_columns=["audio"])
+def make_stream(rows: IterableDataset, decode: Callable = decode, **others) -> TrainingStream:
+    """Of clips of which the part is taken that begins at their position, without partners."""
+
+    def take_part(read: Callable, position: int) -> dict:
+        return {**read(lambda length: slice(position, length)), "position": position}
+
+    return TrainingStream(rows, decode, take_part, lambda row, rows: row, **others)
 
 
 class Run:
@@ -81,9 +86,8 @@ class Run:
         self.places = {}
         self.num_parts, self.num_shards = processes * max(1, workers), rows.num_shards
         for rank in range(processes):
-            stream = TrainingStream(
-                rows, partial(decode, **others.get("decoding", {})), seed, others.get("mean_draws")
-            )
+            decoding = partial(decode, **others.get("decoding", {}))
+            stream = make_stream(rows, decoding, seed=seed, mean_draws=others.get("mean_draws"))
             if saved is not None:
                 stream.load_state(torch.load(io.BytesIO(saved), weights_only=True))
             stream.divide(self.num_parts)
@@ -141,7 +145,7 @@ def test_no_shard_is_read_twice_in_a_pass():
     """Nor does any part read what is another one's, where there is a shard for each."""
     for processes, workers in ((1, 0), (2, 2), (3, 3)):
         read: list[int] = []
-        stream = TrainingStream(make_rows(SIZES["many"], read), decode)
+        stream = make_stream(make_rows(SIZES["many"], read))
         stream.divide(processes * max(1, workers))
         for part in range(stream.num_parts):
             for _ in stream._begin_pass(part, 3).iter(1):
@@ -172,7 +176,7 @@ def test_clips_of_several_shards_are_mixed():
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("processes, workers, batch_size", [(1, 0, 4), (1, 3, 1), (2, 0, 3), (2, 3, 4), (3, 2, 2)])
 def test_a_resumed_run_has_the_clips_of_one_that_was_not_stopped(sizes, processes, workers, batch_size):
-    """And decodes no clip again but the last one of each part."""
+    """And decodes no clip again."""
     layout = {"processes": processes, "workers": workers, "batch_size": batch_size}
     rows, in_all = make_rows(sizes), processes * batch_size * 20
     whole = Run(rows, num_draws=in_all, **layout)
@@ -181,15 +185,15 @@ def test_a_resumed_run_has_the_clips_of_one_that_was_not_stopped(sizes, processe
         decoded: list[int] = []
         end = Run(rows, num_draws=in_all, saved=begun.state, skip=skip, decoding={"decoded": decoded}, **layout)
         assert begun.clips | end.clips == whole.clips
-        assert len(decoded) <= len(end.clips) + begun.num_parts
+        assert len(decoded) == len(end.clips)
 
 
 def test_a_resumed_run_reads_again_the_block_and_the_shard_that_it_was_in():
     read: list[int] = []
     rows = make_rows([14] * 20, read)
-    stream = TrainingStream(rows, decode)
+    stream = make_stream(rows)
     before = [stream.__getitems__([(position, 0)])[0] for position in range(200)]
-    again = TrainingStream(rows, decode)
+    again = make_stream(rows)
     again.load_state({"num_parts": 1, "num_shards": 20, "places": before[-1]["stream_place"]})
     again.divide(1)
     read.clear()
@@ -231,6 +235,26 @@ def test_parts_that_share_a_shard_share_its_draws():
         assert sorted(alone.passes[number]) == sorted(shared.passes[number])
 
 
+def test_partners_are_rows_of_the_batch_and_parts_those_of_the_position():
+    """A row that cannot be decoded is none of the batch, and the next one has its position."""
+    bad = frozenset({3, 17, 29})
+
+    def add_partner(row: dict, rows: TrainingRows) -> dict:
+        return {**row, "partners": [rows.read(number, lambda length: slice(7)) for number in range(len(rows))]}
+
+    stream = make_stream(make_rows([30]), partial(decode, bad=bad))
+    stream.add_partner = add_partner
+    found = []
+    for start in range(0, 27, 3):
+        batch = stream.__getitems__([(position, 0) for position in range(start, start + 3)])
+        for position, row in enumerate(batch, start):
+            assert (row["position"], row["part"]) == (position, slice(position, 100))
+            partners = [(each["waveform"], each["part"]) for each in row["partners"]]
+            assert partners == [(each["waveform"], slice(7)) for each in batch]
+            found.append(row["waveform"])
+    assert sorted(found) == [clip for clip in range(30) if clip not in bad]
+
+
 def test_clips_that_cannot_be_decoded_are_left_out():
     bad = frozenset({3, 4, 17})
     run = Run(make_rows(SIZES["many"]), 2, 2, decoding={"bad": bad})
@@ -246,7 +270,7 @@ def test_a_stream_without_clips_is_an_error(monkeypatch):
 
 
 def test_a_checkpoint_without_the_place_in_its_stream_is_told(caplog):
-    stream = TrainingStream(make_rows(SIZES["one"]), lambda rows: rows)
+    stream = make_stream(make_rows(SIZES["one"]))
     stream.load_state({})
     stream.divide(1)
     assert stream.places == {} and "the stream begins anew" in caplog.text

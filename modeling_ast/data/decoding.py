@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from modeling_ast.audio import AudioError, load_part
 
@@ -152,13 +152,13 @@ class DecodeAudio:
 
 
 def decode(
-    rows: Dataset | IterableDataset,
+    rows: Dataset,
     sampling_rate: int,
     bad_clips: BadClips | None = None,
     ignore_length: bool = False,
     max_samples: int | None = None,
-) -> Dataset | IterableDataset:
-    """Rows with `waveform`, `labels` and `path`, read when asked for, of a table or of a stream.
+) -> Dataset:
+    """Rows with `waveform`, `labels` and `path`, read when asked for.
 
     Args:
         rows: With `audio`, not decoded, and `labels`.
@@ -168,10 +168,7 @@ def decode(
         ignore_length: As for `load_waveform`.
         max_samples: As for `DecodeAudio`.
     """
-    to_waveforms = DecodeAudio(sampling_rate, bad_clips, ignore_length, max_samples)
-    if isinstance(rows, IterableDataset):
-        return rows.map(to_waveforms, batched=True, batch_size=1, remove_columns=["audio"])
-    return rows.with_transform(to_waveforms)
+    return rows.with_transform(DecodeAudio(sampling_rate, bad_clips, ignore_length, max_samples))
 
 
 def _name_of(audio: dict[str, Any] | None) -> str:

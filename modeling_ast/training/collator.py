@@ -1,7 +1,6 @@
 """Batches of training: decoded rows, augmented, to what the model's forward takes."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.collating import ASTDataCollator, remove_mean
 from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.augment import add_noise, clip_generator, draw_crop, draw_mixing_weight, mask, mix, roll
-from modeling_ast.training.rows import Choice, TrainingRows, cut
+from modeling_ast.training.rows import Choice, TrainingRows
 
 
 class AugmentingCollator(ASTDataCollator):
@@ -52,9 +51,16 @@ class AugmentingCollator(ASTDataCollator):
         Returns:
             The row with its `generator` and, with the recipe's probability, its `partner` and the own `weight` in it.
         """
+        return self.add_partner(self.take_part(read, position), rows)
+
+    def take_part(self, read: Callable[[Choice], dict[str, Any]], position: int) -> dict[str, Any]:
+        """The first half of `prepare`."""
         generator = clip_generator(self.seed, position)
-        row = {**read(self._choice(generator)), "position": position, "generator": generator}
-        probability = self.augment.mixup_probability
+        return {**read(self._choice(generator)), "position": position, "generator": generator}
+
+    def add_partner(self, row: dict[str, Any], rows: TrainingRows) -> dict[str, Any]:
+        """The second half of `prepare`."""
+        generator, probability = row["generator"], self.augment.mixup_probability
         if probability > 0 and torch.rand((), generator=generator) < probability:
             partner = int(torch.randint(len(rows), (), generator=generator))
             row["weight"] = draw_mixing_weight(self.augment.mixup_alpha, generator)
@@ -64,14 +70,11 @@ class AugmentingCollator(ASTDataCollator):
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: As `prepare` gives them. Of a stream, which cannot be indexed, they are prepared here: partners then
-                come from the batch.
+            rows: As `prepare` gives them.
 
         Returns:
             As `ASTDataCollator` gives them; with mixup, `labels` are weights (batch, num_labels).
         """
-        batch = TrainingRows(rows)
-        rows = [row if "generator" in row else self.prepare(partial(cut, row), row["position"], batch) for row in rows]
         waveforms, labels = [remove_mean(row["waveform"]) for row in rows], self.labels(rows)
         if self.augment.mixup_probability > 0:
             labels = torch.stack([self.label_weights(row) for row in rows])

@@ -96,12 +96,17 @@ class TrainingStream(torch.utils.data.Dataset):
     ones, and each takes its own of their clips. Of the clips a part reads, each 1,000 are shuffled.
 
     The same seed and number of parts give the same clips, also where a run goes on from a checkpoint: a part reads
-    again the block that it was in, of which it decodes one clip again. With another number of parts the order is
+    again the block that it was in, and decodes none of its clips again. With another number of parts the order is
     another, and a run that goes on begins a new pass.
+
+    Of each clip the part is decoded that is asked for; one that cannot be decoded is left out.
 
     Args:
         rows: With `audio`, not decoded, and `labels`.
-        decode: Makes them rows with a `waveform`, which is `None` where a clip cannot be decoded: it is left out.
+        decode: As for `TrainingRows`.
+        take_part: What makes a row of a batch where it is read: gets a function that reads a part of it, and its
+            position.
+        add_partner: What is done with it then: gets it, and all rows of the batch.
         seed: Of the order.
         mean_draws: How often a clip is drawn in a pass for each of its labels, on average, of shape (num_labels,):
             `class_balanced_draws`. How often it is, is Poisson's, which draws with replacement come to; all within
@@ -113,11 +118,14 @@ class TrainingStream(torch.utils.data.Dataset):
     def __init__(
         self,
         rows: IterableDataset,
-        decode: Callable[[IterableDataset], IterableDataset],
+        decode: Callable[[dict[str, Any], Choice | None], dict[str, Any]],
+        take_part: Callable,
+        add_partner: Callable,
         seed: int = 0,
         mean_draws: torch.Tensor | None = None,
     ):
         self.rows, self.decode, self.seed, self.mean_draws = rows, decode, seed, mean_draws
+        self.take_part, self.add_partner = take_part, add_partner
         self._saved: dict[str, Any] = {}
         self.divide(1)
 
@@ -152,36 +160,23 @@ class TrainingStream(torch.utils.data.Dataset):
             AudioError: Hardly any clip can be decoded.
         """
         part = pairs[0][1]
-        reader = self._readers.setdefault(part, self._read(part))
-        rows = []
-        for position, _ in pairs:
-            number, stream, row = next(reader)
-            rows.append({**row, "position": position})
-        rows[-1][_PLACE] = {part: {"pass": number, "rows": stream.state_dict()}}
+        batch = _Batch(self._readers.setdefault(part, self._read(part)), self.decode)
+        rows = [self.take_part(batch.read_next, position) for position, _ in pairs]
+        partners = TrainingRows(batch.rows, decode=self.decode)
+        rows = [self.add_partner(row, partners) for row in rows]
+        rows[-1][_PLACE] = {part: batch.place}
         return rows
 
     def _read(self, part: int) -> Iterator[tuple[int, IterableDataset, dict[str, Any]]]:
         place = self.places.get(part, {"pass": self.first_pass, "rows": None})
-        misses = 0
         for number in count(place["pass"]):
             stream = self._begin_pass(part, number)
             if place["rows"] is not None and number == place["pass"]:
                 stream.load_state_dict(place["rows"])
             # Not by its own `__iter__`, which divides it among data workers once more.
             for batch in stream.iter(batch_size=1):
-                row = {name: values[0] for name, values in batch.items()}
-                if row["waveform"] is not None:
-                    misses = 0
-                    yield number, stream, row
-                elif (misses := misses + 1) >= MAX_DRAWS:
-                    break
-            else:
-                misses += 1
-            if misses >= MAX_DRAWS:
-                raise AudioError(
-                    f"{MAX_DRAWS} training clips of a stream in a row cannot be decoded. Is the data where it should "
-                    "be?"
-                )
+                yield number, stream, {name: values[0] for name, values in batch.items()}
+            yield number, stream, None  # the end of a pass
 
     def _begin_pass(self, part: int, number: int) -> IterableDataset:
         group, member = part % self.num_groups, part // self.num_groups
@@ -200,7 +195,6 @@ class TrainingStream(torch.utils.data.Dataset):
             batch_size=SHUFFLE_BLOCK,
             features=self.rows.features,
         )
-        stream = self.decode(stream)
         # The order of shards, which `datasets` shuffles by this number unless it is 0.
         stream.set_epoch((self.seed << 31) + number + 1)
         return stream
@@ -227,6 +221,38 @@ class TrainingStream(torch.utils.data.Dataset):
         if not state:
             logger.warning("The checkpoint does not tell where its stream was: the stream begins anew.")
         self._saved = state
+
+
+class _Batch:
+    """The next clips of a part of a stream that can be decoded.
+
+    Args:
+        reader: Gives them, not decoded, each with the pass and the stream that it is of, and `None` after a pass.
+        decode: As for `TrainingRows`.
+    """
+
+    def __init__(self, reader: Iterator, decode: Callable):
+        self.reader, self.decode = reader, decode
+        self.rows: list[dict[str, Any]] = []  # not decoded
+
+    def read_next(self, choose: Choice) -> dict[str, Any]:
+        """
+        Raises:
+            AudioError: More clips than the limit cannot be decoded, or hardly any can.
+        """
+        for _ in range(MAX_DRAWS):
+            self.number, self.stream, row = next(self.reader)
+            if row is not None and (decoded := self.decode(row, choose))["waveform"] is not None:
+                self.rows.append(row)
+                return decoded
+        raise AudioError(
+            f"{MAX_DRAWS} training clips of a stream in a row cannot be decoded. Is the data where it should be?"
+        )
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Behind the last clip."""
+        return {"pass": self.number, "rows": self.stream.state_dict()}
 
 
 def collate_with_place(rows: list[dict[str, Any]], collator: Callable) -> dict[str, Any]:

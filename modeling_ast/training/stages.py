@@ -134,14 +134,14 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
             rows = sort_by_length(rows, splits.ignore_length) if is_free else rows
             setattr(splits, name, to_clips(rows, max_samples=max_samples))
     train_rows, bad_clips = None, _bad_clips(arguments)
+    decoder = DecodeAudio(extractor.sampling_rate, bad_clips, splits.ignore_length)
     if data_args.streaming:
-        # What is cut out of a longer clip is drawn with the batch.
-        longest = None if augment_args.random_crop else max_samples
-        to_clips = partial(to_clips, bad_clips=bad_clips, max_samples=longest)
+        parts = {"take_part": collator.take_part, "add_partner": collator.add_partner}
         mean_draws = _mean_draws(splits) if is_balanced else None
-        train_rows = TrainingStream(splits.train, to_clips, training_args.order_seed, mean_draws)
+        train_rows = TrainingStream(
+            splits.train, decoder.decode_row, **parts, seed=training_args.order_seed, mean_draws=mean_draws
+        )
     elif splits.train is not None:
-        decoder = DecodeAudio(extractor.sampling_rate, bad_clips, splits.ignore_length)
         train_rows = TrainingRows(splits.train, collator.prepare, decoder.decode_row)
         splits.train = to_clips(splits.train, bad_clips=bad_clips, max_samples=max_samples)
     return {

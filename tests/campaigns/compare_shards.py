@@ -28,7 +28,7 @@ import torch
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands import pack
 from modeling_ast.data.clip_tables import AudioSplits
-from modeling_ast.data.decoding import decode
+from modeling_ast.data.decoding import DecodeAudio
 from modeling_ast.data.recipes import DataArguments, parse_data_arguments
 from modeling_ast.data.splits import read_splits
 
@@ -75,7 +75,7 @@ def digest(splits: AudioSplits, rate: int) -> Clips:
                 row["labels"],
                 blake2b(row["waveform"].numpy().tobytes()).digest(),
             )
-            for row in decode(rows, rate)
+            for row in map(DecodeAudio(rate).decode_row, rows)
         }
         for name, rows in splits
     }
@@ -170,10 +170,10 @@ def served(folder: Path) -> Iterator[str]:
 
 def describe_difference(before: AudioSplits, folder: Path, rate: int) -> str:
     """Of held-out clips, which keep their order."""
-    rows = {name: decode(part, rate) for name, part in before}
-    packed = decode(read_splits(DataArguments(str(folder)), isinstance(before.train[0]["labels"], list)).test, rate)
+    packed = read_splits(DataArguments(str(folder)), isinstance(before.train[0]["labels"], list))
+    to_clips = partial(map, DecodeAudio(rate).decode_row)
     extractor, largest, features, is_as_long = ASTFeatureExtractor(sampling_rate=rate), 0.0, [], True
-    for row, other in zip(rows["test"], packed):
+    for row, other in zip(to_clips(before.test), to_clips(packed.test)):
         clip, changed = row["waveform"], other["waveform"]
         is_as_long &= len(clip) == len(changed)
         largest = max(largest, (clip - changed).abs().max().item())
