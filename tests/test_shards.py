@@ -329,6 +329,25 @@ class Server(SimpleHTTPRequestHandler):
         pass
 
 
+def test_files_that_do_not_tell_when_they_change_are_read_anew():
+    disk = fsspec.filesystem("memory")
+
+    def write(numbers: list[int]) -> None:
+        with disk.open("/changing/train-0.parquet", "wb") as file:
+            pd.DataFrame({"number": numbers}).to_parquet(file)
+
+    def read() -> list[int]:
+        builder = shards.find_builder("memory://changing", Path("changing"), None, None)
+        stream = builder.as_streaming_dataset()["train"]
+        return shards.keep(stream, "changing", shards.version_of(builder))["number"][:]
+
+    write([1, 2])
+    assert read() == [1, 2]
+    write([3, 4])
+    assert read() == [3, 4]
+    disk.rm("/changing", recursive=True)
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """Addresses of a folder with shards of Parquet and one of tar archives, in several file systems."""

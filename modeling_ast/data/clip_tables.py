@@ -60,6 +60,7 @@ class AudioSplits:
     label_names: list[str]
     ignore_length: bool = False  # for `load_waveform`, of all clips
     train_counts: ClipCounts | None = None  # of a stream whose shards tell them
+    version: str | None = None  # of a stream: tells its clips from all others, also when its files change
 
     def __iter__(self) -> Iterable[tuple[str, Dataset]]:
         return ((name, split) for name in SPLITS if (split := getattr(self, name)) is not None)
@@ -123,7 +124,11 @@ def name_splits(
 def choose_splits(
     source: str | Path, found: Mapping[str, Any], given: Mapping[str, str]
 ) -> dict[str, Dataset | IterableDataset]:
-    """The splits as `name_splits` names them."""
+    """The splits as `name_splits` names them.
+
+    Raises:
+        DataError: As from `name_splits`.
+    """
     splits = {}
     for split, own in name_splits(source, found, given).items():
         parts = [found[name] for name in own.split("+")] if split in given else [found[own]]
@@ -195,14 +200,15 @@ def keep_on_disk(rows: Dataset) -> Dataset:
     try:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with written_beside(path) as unfinished:
+            with written_beside(path, durable=True) as unfinished:
                 with ArrowWriter(features=rows.features, path=str(unfinished)) as writer:
                     for table in batches():
                         writer.write_table(table)
         return Dataset.from_file(str(path))
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{path}: cannot be written ({error.strerror}), where all processes of a machine are to find the list of "
+            f"{path}: cannot be written or read ({reason}), where all processes of a machine are to find the list of "
             "clips. Set HF_DATASETS_CACHE to a folder on a disk with room."
         ) from error
 

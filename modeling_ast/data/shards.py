@@ -10,6 +10,7 @@ import lzma
 import os
 import re
 import tarfile
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -140,7 +141,11 @@ def without_others(builder: DatasetBuilder, splits: Mapping[str, str]) -> Datase
 
 
 def read_clip_counts(builder: DatasetBuilder, splits: Sequence[str]) -> ClipCounts | None:
-    """What packed shards say of some splits together, in the order of their classes; `None` of any other data."""
+    """What packed shards say of some splits together, in the order of their classes; `None` of any other data.
+
+    Raises:
+        OSError, ValueError: A shard cannot be read.
+    """
     counts = []
     for split in splits if builder.name == "parquet" else ():
         with xopen(builder.config.data_files[split][0], "rb") as file:
@@ -276,13 +281,14 @@ def keep(stream: IterableDataset, source: str, version: str | None) -> Dataset:
     Args:
         stream: Of them.
         source: The data set.
-        version: Tells these rows from all others, so that they are found there again; `None` writes them anew.
+        version: Tells these rows from all others, so that they are found there again; `None` writes them anew, since
+            `datasets` does not notice by itself that files have changed.
 
     Raises:
         DataError: A row that cannot be read.
     """
     try:
-        fingerprint = version and Hasher.hash(version)
+        fingerprint = Hasher.hash(uuid.uuid4().hex if version is None else version)
         kwargs = {"features": stream.features, "gen_kwargs": {"stream": stream}, "fingerprint": fingerprint}
         return Dataset.from_generator(_rows, **kwargs)
     except READING_ERRORS as error:

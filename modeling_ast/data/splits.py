@@ -57,7 +57,7 @@ def read_tables(data_args: DataArguments, multi_label: bool) -> AudioSplits:
         )
     splits = read_splits(data_args, multi_label)
     if data_args.streaming:
-        splits.train = keep(splits.train, data_args.dataset_name, None)
+        splits.train = keep(splits.train, data_args.dataset_name, splits.version)
     return splits
 
 

@@ -96,7 +96,9 @@ def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) ->
         train = _divide_files(train, source)
     if counts is not None:
         counts = _number_counts(counts, names, index)
-    return AudioSplits(train, held_out["validation"], held_out.get("test"), index.names, train_counts=counts)
+    version = version and f"train\n{settings} {data_args.max_train_samples}"
+    told = {"train_counts": counts, "version": version}
+    return AudioSplits(train, held_out["validation"], held_out.get("test"), index.names, **told)
 
 
 def _number_counts(counts: ClipCounts, names: list[str], index: LabelIndex) -> ClipCounts:
