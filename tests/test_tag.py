@@ -252,6 +252,11 @@ def test_a_row_of_parquet_is_a_recording(recordings, model, tmp_path, opened):
     for number in (1, 2):
         tag(*arguments, "--part", f"{number}/2")
     assert len(pq.read_table(out / "tags.parquet")) == 7
+    # What a killed run left half-written goes, and events by other options are those that the table tells.
+    (out / ".1.2.unfinished.parquet").write_bytes(b"PAR1")
+    tag("--events_only", "--output_dir", out, "--threshold", 0.4)
+    assert json.loads(pq.read_schema(out / "tags.parquet").metadata[b"modeling_ast"])["threshold"] == 0.4
+    assert not (out / ".1.2.unfinished.parquet").exists()
     tag(recordings / "new.wav", *arguments[1:], "--overwrite", "--formats", "jsonl")
     assert sorted(contents(out)) == ["results.jsonl", "settings.json"]
 

@@ -77,6 +77,9 @@ def report_results(
     Returns:
         Whether all is well as far as this process is to tell: of several that a launcher has started, those that are
             not the last one leave broken files to it, since a launcher ends all where one fails.
+
+    Raises:
+        DataError, AudioError: As from the folder, when the tables are written.
     """
     is_whole, missing = folder.finish(files or [])
     part, paths = folder.part, list(folder.entries) if files is None else [file.path for file in files]

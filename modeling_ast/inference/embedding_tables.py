@@ -168,7 +168,9 @@ class EmbeddingsFolder(ResultsFolder):
             "end": pa.float64(),
             "embedding": pa.list_(pa.float32(), self.hidden_size),
         }
-        write_rows(self.output, rows, fields, self.settings)
+        whole = self.path / self.output.name  # in this folder, where what a killed process leaves is removed
+        write_rows(whole, rows, fields, self.settings)
+        whole.replace(self.output)
 
     def _to_vectors(self, text: str) -> np.ndarray:
         return np.frombuffer(b64decode(text), "<f4").reshape(-1, self.hidden_size)

@@ -98,17 +98,21 @@ def claimed_part(folder: Path, part: Part, refusal: DataError) -> Iterator[None]
     if folder.exists() and not folder.is_dir():
         raise DataError(f"Expected a folder for the results, got the file {folder}.")
     with claimed(folder, refusal, part.name(RUNNING)):
-        if any(other.count != part.count for other in running_parts(folder, part)):
+        if running_parts(folder, part, of_other_divisions=True):
             raise refusal
         yield
 
 
-def running_parts(folder: Path, but: Part) -> list[Part]:
-    """The parts, this one apart, that processes are at work on."""
+def running_parts(folder: Path, but: Part, of_other_divisions: bool = False) -> list[Part]:
+    """The parts, this one apart, that processes are at work on; all, or those of other divisions.
+
+    To ask about a part keeps it from starting for a moment: not to be done while others of one division start.
+    """
     running = []
     for path in folder.glob(f"{RUNNING}*"):
         part = part_named(path.name)
-        if part != but and path.name == part.name(RUNNING):
+        is_asked = part.count != but.count if of_other_divisions else part != but
+        if is_asked and path.name == part.name(RUNNING):
             try:
                 with claimed(folder, DataError(str(part)), path.name):
                     pass

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from modeling_ast.data.files import written_beside
+from modeling_ast.data.files import remove_unfinished, written_beside
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import claimed
 from modeling_ast.inference.journal import Entry, Journal, journal_files, parse
@@ -49,6 +49,7 @@ class ResultsFolder:
         self.settings = json.loads(json.dumps(settings))
         remedy = f"Give another {self.option}, or --overwrite to delete them and begin anew."
         with self._joining():
+            remove_unfinished(self.path)  # which no other part writes meanwhile
             if overwrite:
                 self._delete()
             if self.settings_path.exists():

@@ -177,6 +177,7 @@ class TagsFolder(ResultsFolder):
                 events = [Event(**row) for row in line["events"]]
                 self._write_events(line["path"], line["place"], timeline, events, extractor, ignore_length=True)
         write_text(self.settings_path, json.dumps({**settings, **options}, indent=2, allow_nan=False) + "\n")
+        self.settings |= options
         self.write_tables()
 
     def _with_events(self, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
