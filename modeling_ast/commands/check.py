@@ -88,15 +88,15 @@ def check_clips(
     """What the sounds say."""
     augment_args = arguments[2]
     yield from sound_checks.check_files(clips)
-    heard = [clip for clip in clips if not clip.fault]
-    training = [clip for clip in heard if clip.split == "train"]
-    yield from sound_checks.check_rates(heard, extractor.sampling_rate)
-    yield from sound_checks.check_channels(heard)
-    yield from sound_checks.check_levels(heard)
-    yield from label_checks.check_duplicates(heard, splits.label_names)
+    readable = [clip for clip in clips if not clip.fault]
+    training = [clip for clip in readable if clip.split == "train"]
+    yield from sound_checks.check_rates(readable, extractor.sampling_rate)
+    yield from sound_checks.check_channels(readable)
+    yield from sound_checks.check_levels(readable)
+    yield from label_checks.check_duplicates(readable, splits.label_names)
     yield from label_checks.check_groups([clip for clip in clips if clip.split == "train"], splits.label_names)
     is_padded = extractor.padding == "max_length"
-    yield from sound_checks.check_lengths(heard, extractor.max_length, augment_args.random_crop, is_padded)
+    yield from sound_checks.check_lengths(readable, extractor.max_length, augment_args.random_crop, is_padded)
     yield from sound_checks.check_statistics(training, extractor)
     masks = augment_args.freq_mask_bins, augment_args.time_mask_frames
     yield from sound_checks.check_masks(training, *masks, extractor.num_mel_bins, extractor.max_length, is_padded)

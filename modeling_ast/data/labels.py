@@ -164,7 +164,7 @@ def read_rows(path) -> Iterator[tuple[int, list[str]]]:
             first = next((line for line in file if line.strip()), "")
             separator = max(_SEPARATORS, key=partial(_count_cells, first))
             if separator != ("\t" if path.name.lower().endswith(".tsv") else ","):
-                _say_once(f"{path} is read as a table with a {_SEPARATORS[separator]} between its columns.")
+                _warn_once(f"{path} is read as a table with a {_SEPARATORS[separator]} between its columns.")
             file.seek(0)
             for row in (reader := _parse(file, separator)):
                 line, cells = reader.line_num, [cell.strip() for cell in row]
@@ -216,7 +216,7 @@ def _find_encoding(path) -> str:
     with path.open("rb") as file:
         start = file.read(2)
         if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            _say_once(f"{path} is read as UTF-16.")
+            _warn_once(f"{path} is read as UTF-16.")
             return "utf-16"
         file.seek(0)
         for number, line in enumerate(file, start=1):
@@ -230,7 +230,7 @@ def _find_encoding(path) -> str:
     number, line = wrong
     if is_utf8 or not is_cp1252:
         raise DataError(f"{path}, line {number}: not UTF-8{', as others are' if is_utf8 else ' nor cp1252'}.")
-    _say_once(
+    _warn_once(
         f"{path} is not UTF-8 and read as cp1252, in which line {number} is {line.decode('cp1252').strip()!r:.80}."
     )
     return "cp1252"
@@ -245,7 +245,7 @@ def _is_in(line: bytes, encoding: str) -> bool:
 
 
 @cache
-def _say_once(message: str) -> None:
+def _warn_once(message: str) -> None:
     """A file may be opened several times."""
     logger.warning(plain(message))
 

@@ -22,8 +22,13 @@ def join_launched() -> bool:
 
     Returns:
         Whether this process is the main one, or alone.
+
+    Raises:
+        RecipeError: Other machines would not find this one.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if not torch.cuda.is_available() and (fault := host_name_fault()):
+            raise RecipeError(fault)
         PartialState(cpu=not torch.cuda.is_available())
     return not is_one_of_several() or PartialState().is_main_process
 
@@ -57,7 +62,11 @@ def gather_values(value: T) -> list[T]:
 
 
 def decided_by_main(decide: Callable[[], T]) -> T:
-    """What the main process alone finds; the others are told. All processes have to call it together."""
+    """What the main process alone finds; the others are told. All processes have to call it together.
+
+    Raises:
+        RecipeError: The main process met an error, which it has raised.
+    """
     if not is_one_of_several():
         return decide()
     with together():
@@ -80,7 +89,7 @@ def together() -> Iterator[None]:
     except Exception as own_error:
         error = own_error
     if isinstance(error, ValueError) and not is_group():
-        _join_to_tell()
+        _join_before_error()
     message = None if error is None else f"{process_name()}: {str(error) or type(error).__name__}"
     messages = list(filter(None, gather_values(message)))
     if error is not None:
@@ -115,7 +124,7 @@ def host_name_fault() -> str | None:
     )
 
 
-def _join_to_tell() -> None:
+def _join_before_error() -> None:
     """Join the group before an error is told that came before it: the others may wait there already."""
     if get_cpu_distributed_information().world_size > 1 and host_name_fault() is None:
         with suppress(RuntimeError):  # they have ended too, or cannot be reached

@@ -93,7 +93,7 @@ def saving(what: str | os.PathLike) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
         cause = _cause(error)
         reason = getattr(cause, "strerror", None) or str(cause).strip().splitlines()[0]
-        _tell(SaveError(f"{what} cannot be saved ({reason}). What was saved before is whole. {GOES_ON}"), error)
+        _raise_from(SaveError(f"{what} cannot be saved ({reason}). What was saved before is whole. {GOES_ON}"), error)
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def loading(checkpoint: str | os.PathLike, is_of_this_run: bool) -> Iterator[Non
         advice = "Remove it, and the same command goes on from the one before it, if there is one."
         if not is_of_this_run:
             advice = "Give another one as resume_from_checkpoint."
-        _tell(RecipeError(f"{checkpoint} cannot be continued from ({reason}). {advice}"), error)
+        _raise_from(RecipeError(f"{checkpoint} cannot be continued from ({reason}). {advice}"), error)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -129,6 +129,6 @@ def _cause(error: BaseException) -> BaseException:
     return next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
 
 
-def _tell(told: Exception, error: BaseException) -> NoReturn:
-    told.of_all_processes = isinstance(error, CheckpointException)  # which torch raises in all of them
-    raise told from error
+def _raise_from(raised: Exception, error: BaseException) -> NoReturn:
+    raised.of_all_processes = isinstance(error, CheckpointException)  # which torch raises in all of them
+    raise raised from error
