@@ -14,4 +14,4 @@ def test_each_process_has_a_line_and_none_but_the_first_reads(monkeypatch, capfd
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [cell[1] for cell in cells] == ["0", "1"]
     seconds, memory = ([float(cell[place].split()[0]) for cell in cells] for place in (2, 5))
-    assert seconds[1] < seconds[0] / 2 and memory[1] < memory[0]
+    assert seconds[1] < seconds[0] / 2 and memory[1] <= memory[0]  # in MiB: both may be nothing
