@@ -278,7 +278,7 @@ def test_a_checkpoint_without_the_place_in_its_stream_is_told(caplog):
 
 def test_a_checkpoint_of_a_resumed_run_has_the_newest_place_of_each_part(monkeypatch):
     saved = {"num_parts": 2, "num_shards": 4, "places": {part: {"pass": 0, "rows": None} for part in (0, 1)}}
-    streams = [TrainingStream(make_rows([5] * 4), decode) for _ in range(2)]
+    streams = [make_stream(make_rows([5] * 4)) for _ in range(2)]
     gathered = []
     monkeypatch.setattr(training_rows, "gather_values", lambda value: gathered.append(value) or [value])
     for rank, stream in enumerate(streams):
