@@ -10,9 +10,8 @@ from modeling_ast import ASTFeatureExtractor
 class ASTDataCollator:
     """Waveforms and labels to `input_values` and `labels`, by the feature extractor's own steps.
 
-    Clips are cut to what `max_length` frames take, and their mean is removed first; the original removes that of all
-    of a longer clip, which features, whose frames lose theirs, show in their last bits alone. Where the extractor's
-    padding is "longest", clips are padded to the longest of their batch alone, and an `attention_mask` comes along.
+    The mean of each clip is removed first, as the original does. Where the extractor's padding is "longest", clips are
+    cut to `max_length` but padded to the longest of their batch alone, and an `attention_mask` comes along.
 
     Args:
         extractor: Whose features the model takes.
@@ -34,8 +33,7 @@ class ASTDataCollator:
             `input_values` (batch, frames, num_mel_bins), with `attention_mask` (batch, frames) where the padding is
             "longest", and `labels`: class indices (batch,), or with several labels a clip 0 or 1, (batch, num_labels).
         """
-        max_samples = self.extractor.num_samples(self.extractor.max_length)
-        waveforms = [remove_mean(row["waveform"][:max_samples]) for row in rows]
+        waveforms = [remove_mean(row["waveform"]) for row in rows]
         features = self.extractor(waveforms, return_tensors="pt", max_length=self.extractor.max_length)
         return {**features, "labels": self.labels(rows)}
 

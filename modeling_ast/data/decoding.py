@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from modeling_ast.audio import AudioError, load_part
+from modeling_ast.audio import AudioError, load_part, load_waveform
 
 logger = logging.getLogger(__name__)
 
@@ -94,14 +94,13 @@ class BadClips:
 class DecodeAudio:
     """Dataset transform: rows to `waveform` (float32 tensors of shape (samples,)), `labels` and `path`.
 
-    Of a clip that is longer than what is read of it, the rest may be broken: `modeling-ast check` reads all.
+    Of a clip of which a part is read, the rest may be broken: `modeling-ast check` reads all.
 
     Args:
         sampling_rate: Of the waveforms, in Hz.
         bad_clips: Where clips that cannot be decoded are noted, whose `waveform` is `None`; without it, or with a
             limit of 0, they raise.
         ignore_length: As for `load_waveform`.
-        max_samples: So many are read of a longer clip, its head; `None` means all.
     """
 
     def __init__(
@@ -109,9 +108,8 @@ class DecodeAudio:
         sampling_rate: int,
         bad_clips: BadClips | None = None,
         ignore_length: bool = False,
-        max_samples: int | None = None,
     ):
-        self.sampling_rate, self.ignore_length, self.max_samples = sampling_rate, ignore_length, max_samples
+        self.sampling_rate, self.ignore_length = sampling_rate, ignore_length
         self.bad_clips = bad_clips if bad_clips is not None and bad_clips.limit else None
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
@@ -128,22 +126,19 @@ class DecodeAudio:
 
         Args:
             row: Not decoded.
-            choose: Which part of the clip is read, as for `load_part`, in place of all or its head.
+            choose: Which part of the clip is read, as for `load_part`; `None` means all.
 
         Raises:
             AudioError: As from a call.
         """
         audio = row["audio"] or {"bytes": None, "path": None}
-        waveform = self._decode(audio, choose or self._choose)
+        waveform = self._decode(audio, choose)
         return {"waveform": waveform, "labels": row["labels"], "path": audio["path"]}
 
-    def _choose(self, num_samples: int) -> slice:
-        return slice(0, num_samples if self.max_samples is None else min(num_samples, self.max_samples))
-
-    def _decode(self, audio: dict[str, Any], choose: Callable[[int], slice]) -> torch.Tensor | None:
+    def _decode(self, audio: dict[str, Any], choose: Callable[[int], slice] | None) -> torch.Tensor | None:
+        source, how = audio["bytes"] or audio["path"], (self.sampling_rate, audio["path"], self.ignore_length)
         try:
-            source = audio["bytes"] or audio["path"]
-            return load_part(source, choose, self.sampling_rate, audio["path"], self.ignore_length)
+            return load_waveform(source, *how) if choose is None else load_part(source, choose, *how)
         except AudioError as error:
             if self.bad_clips is None:
                 raise
@@ -156,7 +151,6 @@ def decode(
     sampling_rate: int,
     bad_clips: BadClips | None = None,
     ignore_length: bool = False,
-    max_samples: int | None = None,
 ) -> Dataset:
     """Rows with `waveform`, `labels` and `path`, read when asked for.
 
@@ -166,9 +160,8 @@ def decode(
         bad_clips: Where clips that cannot be decoded are noted; their `waveform` is `None`. `None`, or a limit of 0,
             raises an error when one is asked for.
         ignore_length: As for `load_waveform`.
-        max_samples: As for `DecodeAudio`.
     """
-    return rows.with_transform(DecodeAudio(sampling_rate, bad_clips, ignore_length, max_samples))
+    return rows.with_transform(DecodeAudio(sampling_rate, bad_clips, ignore_length))
 
 
 def _name_of(audio: dict[str, Any] | None) -> str:

@@ -116,9 +116,8 @@ def predict(
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
-    max_samples = extractor.num_samples(extractor.max_length)
     batches = DataLoader(
-        decode(rows, extractor.sampling_rate, None, splits.ignore_length, max_samples),
+        decode(rows, extractor.sampling_rate, ignore_length=splits.ignore_length),
         batch_size=batch_args.per_device_eval_batch_size,
         num_workers=batch_args.dataloader_num_workers,
         collate_fn=ASTDataCollator(extractor, num_labels, multi_label),

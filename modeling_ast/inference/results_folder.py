@@ -2,6 +2,7 @@
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,7 +18,7 @@ from modeling_ast.inference.sound_files import SoundFile
 UNDIVIDED = Part()
 
 
-class ResultsFolder:
+class ResultsFolder(ABC):
     """Results of one model under one set of settings, in a folder that remembers them.
 
     A line of its journal says what came of a recording, with its `stamp`; one that cannot be used has an `error` in
@@ -65,17 +66,17 @@ class ResultsFolder:
         """What is known of each recording, by its path."""
         return self.journal.entries
 
+    @abstractmethod
     def is_result(self, entry: Mapping[str, Any]) -> bool:
         """Whether a line, with a path and without an error, is one that is written here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write_tables(self, files: Sequence[SoundFile]) -> None:
         """Write what is made of the lines of all parts.
 
         Args:
             files: Of the run, with all its parts.
         """
-        raise NotImplementedError
 
     def pending(self, files: Sequence[SoundFile], retry: bool = False) -> list[SoundFile]:
         """Those of this part that have no results yet.

@@ -40,11 +40,13 @@ class AugmentingCollator(ASTDataCollator):
         self.augment = augment
         self.seed = seed
 
-    def prepare(self, read: Callable[[Choice], dict[str, Any]], position: int, rows: TrainingRows) -> dict[str, Any]:
+    def prepare(
+        self, read: Callable[[Choice | None], dict[str, Any]], position: int, rows: TrainingRows
+    ) -> dict[str, Any]:
         """A row with what is drawn first, where it is read: the part of it that is taken, and what is mixed in.
 
         Args:
-            read: Gives a part of the decoded row.
+            read: Gives a part of the decoded row; all for `None`.
             position: Seeds all of the clip's draws.
             rows: The rows of which mixup draws a partner, uniformly.
 
@@ -53,7 +55,7 @@ class AugmentingCollator(ASTDataCollator):
         """
         return self.add_partner(self.take_part(read, position), rows)
 
-    def take_part(self, read: Callable[[Choice], dict[str, Any]], position: int) -> dict[str, Any]:
+    def take_part(self, read: Callable[[Choice | None], dict[str, Any]], position: int) -> dict[str, Any]:
         """The first half of `prepare`."""
         generator = clip_generator(self.seed, position)
         return {**read(self._choice(generator)), "position": position, "generator": generator}
@@ -85,11 +87,11 @@ class AugmentingCollator(ASTDataCollator):
                 labels[index] = weight * labels[index] + (1 - weight) * self.label_weights(partner)
         return {**self.augmented_features(waveforms, [row["generator"] for row in rows]), "labels": labels}
 
-    def _choice(self, generator: torch.Generator) -> Choice:
-        """What is taken of a longer clip: any part where a random crop is wanted, else its head."""
-        samples = self.extractor.num_samples(self.extractor.max_length)
+    def _choice(self, generator: torch.Generator) -> Choice | None:
+        """What is read of a longer clip: any part where a random crop is wanted, else all, whose mean is removed."""
         if not self.augment.random_crop:
-            return lambda length: slice(0, min(length, samples))
+            return None
+        samples = self.extractor.num_samples(self.extractor.max_length)
         state = generator.get_state()  # so that it may be asked again, of this clip or of one in its place
         return lambda length: draw_crop(length, samples, generator.set_state(state))
 

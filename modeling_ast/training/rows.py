@@ -235,7 +235,7 @@ class _Batch:
         self.reader, self.decode = reader, decode
         self.rows: list[dict[str, Any]] = []  # not decoded
 
-    def read_next(self, choose: Choice) -> dict[str, Any]:
+    def read_next(self, choose: Choice | None) -> dict[str, Any]:
         """
         Raises:
             AudioError: More clips than the limit cannot be decoded, or hardly any can.

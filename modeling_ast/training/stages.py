@@ -128,11 +128,10 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
     multi_label = model_args.problem_type == "multi_label_classification"
     collator = AugmentingCollator(extractor, num_labels, multi_label, augment=augment_args, seed=training_args.seed)
     to_clips = partial(decode, sampling_rate=extractor.sampling_rate, ignore_length=splits.ignore_length)
-    max_samples = extractor.num_samples(extractor.max_length)
     for name, rows in splits:
         if name != "train":
             rows = sort_by_length(rows, splits.ignore_length) if is_free else rows
-            setattr(splits, name, to_clips(rows, max_samples=max_samples))
+            setattr(splits, name, to_clips(rows))
     train_rows, bad_clips = None, _bad_clips(arguments)
     decoder = DecodeAudio(extractor.sampling_rate, bad_clips, splits.ignore_length)
     if data_args.streaming:
@@ -143,7 +142,7 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
         )
     elif splits.train is not None:
         train_rows = TrainingRows(splits.train, collator.prepare, decoder.decode_row)
-        splits.train = to_clips(splits.train, bad_clips=bad_clips, max_samples=max_samples)
+        splits.train = to_clips(splits.train, bad_clips=bad_clips)
     return {
         "train_dataset": train_rows,
         "train_collator": collator,
