@@ -150,6 +150,7 @@ def test_no_more_is_loaded_than_the_extra_brings(module):
     assert len(seen) > 10 and packages_of(imported) <= modules(listed["base"] | listed[extra])
 
 
+@pytest.mark.slow
 def test_a_base_install_runs_models_and_names_what_the_rest_needs(base_install, tmp_path):
     model, sounds, out = tmp_path / "model", tmp_path / "sounds", tmp_path / "out"
     random_model(make_tiny_config(num_mel_bins=128, max_length=64)).save_pretrained(model)

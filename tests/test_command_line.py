@@ -57,7 +57,13 @@ def test_a_command_line_that_cannot_be_used_ends_with_status_2(words, monkeypatc
     assert said == "" and "error: " in errors and "Traceback" not in errors
 
 
-@pytest.mark.parametrize("command", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, id=way, marks=[] if way == "entry point" else pytest.mark.slow)
+        for way, command in WAYS.items()
+    ],
+)
 def test_ctrl_c_during_imports_is_one_line(tmp_path, command):
     """In a library that catches all errors."""
     (tmp_path / "transformers.py").write_text(f"try:\n    {PRESS}\nexcept BaseException:\n    pass\n")
@@ -125,6 +131,7 @@ def test_a_signal_after_the_work_changes_nothing(status):
     assert run([sys.executable, "-c", code]) == (status, "", "")
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path):
     code = ENTRY_POINT[2].replace("'modeling-ast'", "'modeling-ast', 'recipe', 'demo'")
     with subprocess.Popen(

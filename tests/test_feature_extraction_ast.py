@@ -169,6 +169,7 @@ def features_of_the_originals_clips(reference) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 def test_features_equal_the_original(reference, tmp_path):
     found = call_with_portable_fft(__name__, "features_of_the_originals_clips", reference, tmp_path / "found.npz")
     expected = np.load(reference / "fbank.npz")

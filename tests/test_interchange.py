@@ -450,10 +450,12 @@ def beside_broken_torchaudio(tmp_path_factory):
     return run_python(WITH_PACKAGE, root / "elsewhere", python_path=(root, package))
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_the_core_alone(beside_broken_torchaudio):
     assert set(OPTIONAL).isdisjoint(beside_broken_torchaudio["loaded"])
 
 
+@pytest.mark.slow
 def test_the_core_works_beside_a_broken_torchaudio(beside_broken_torchaudio):
     assert beside_broken_torchaudio["learns"]
     assert 0.1 < beside_broken_torchaudio["loss"] < 5

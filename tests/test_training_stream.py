@@ -174,7 +174,11 @@ def test_clips_of_several_shards_are_mixed():
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize("processes, workers, batch_size", [(1, 0, 4), (1, 3, 1), (2, 0, 3), (2, 3, 4), (3, 2, 2)])
+@pytest.mark.parametrize(
+    "processes, workers, batch_size",
+    [pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 3, 1), (2, 0, 3), (3, 2, 2))]
+    + [(1, 0, 4), (2, 3, 4)],
+)
 def test_a_resumed_run_has_the_clips_of_one_that_was_not_stopped(sizes, processes, workers, batch_size):
     """And decodes no clip again."""
     layout = {"processes": processes, "workers": workers, "batch_size": batch_size}
