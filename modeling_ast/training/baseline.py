@@ -79,8 +79,23 @@ def linear_baseline(
         extractor: Of the features; only real frames count, at most `max_length` of them.
         num_labels: Number of labels.
     """
-    train_features, train_labels = _summarise(train, extractor, num_labels)
-    features, labels = _summarise(evaluation, extractor, num_labels)
+    train_features, train_labels = summarise(train, extractor, num_labels)
+    features, labels = summarise(evaluation, extractor, num_labels)
+    probabilities, problem_type = predict_linearly(train_features, train_labels, features)
+    return compute_metrics(probabilities, labels, problem_type)
+
+
+def predict_linearly(
+    train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """Probabilities (clips, num_labels) by a logistic regression on standardised features, and their problem type.
+
+    Args:
+        train_features: Of shape (training clips, features).
+        train_labels: Multi-hot integers, (training clips, num_labels).
+        features: Of shape (clips, features).
+    """
+    num_labels = train_labels.shape[1]
     regression = LogisticRegression(max_iter=2000)
     if (train_labels.sum(axis=1) == 1).all():
         problem_type, targets = "single_label_classification", train_labels.argmax(axis=1)
@@ -88,19 +103,24 @@ def linear_baseline(
         problem_type, targets = "multi_label_classification", train_labels
         regression = OneVsRestClassifier(regression)
     classifier = make_pipeline(StandardScaler(), regression).fit(train_features, targets)
-    probabilities = np.zeros(labels.shape)
     predicted = classifier.predict_proba(features)
     if problem_type == "multi_label_classification" and num_labels == 1:  # which sklearn takes for two classes
-        probabilities = predicted[:, 1:]
-    else:
-        probabilities[:, classifier.classes_] = predicted  # a class may have no training clip
-    return compute_metrics(probabilities, labels, problem_type)
+        return predicted[:, 1:], problem_type
+    probabilities = np.zeros((len(features), num_labels))
+    probabilities[:, classifier.classes_] = predicted  # a class may have no training clip
+    return probabilities, problem_type
 
 
-def _summarise(
+def summarise(
     rows: Sequence[dict[str, Any]], extractor: ASTFeatureExtractor, num_labels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features (clips, 2 * mel bins) and multi-hot labels (clips, num_labels)."""
+    """Mean and deviation of each mel bin, (clips, 2 * mel bins), and multi-hot labels, (clips, num_labels).
+
+    Args:
+        rows: Decoded; those without a waveform are left out.
+        extractor: Of the features.
+        num_labels: Number of labels.
+    """
     features, labels = [], []
     for row in tqdm(rows, desc="Features for the linear baseline"):
         if row["waveform"] is None:
