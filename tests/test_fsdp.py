@@ -322,6 +322,7 @@ def test_an_average_of_every_update_and_small_steps_are_those_of_one_process(sta
     other = tmp_path / "recipe.yaml"
     other.write_text(recipe.read_text().replace("weight_average_start: 2", "ema_decay: 0.9"))
     argv = ["--max_grad_norm=0.1", "--gradient_checkpointing=true", "--head_learning_rate_factor=10"]
+    argv += ["--layer_learning_rate_decay=0.5"]
     for name, strategy, number in (("alone", "DDP", 1), ("shared", "SHARDED_STATE_DICT", 2)):
         steps = f"--gradient_accumulation_steps={number}"
         statuses, log = start(strategy, number, other, tmp_path / name, *argv, steps, "--num_train_epochs=2")

@@ -32,7 +32,8 @@ STEPS_PER_EPOCH, NUM_EPOCHS = 3, 3
 
 pytestmark = pytest.mark.usefixtures("no_pictures_in_module")
 
-# All that draws or remembers: mixup, crop, masks, noise, roll, warm-up, decay, Adam, means of predictions and weights.
+# All that draws or remembers: mixup, crop, masks, noise, roll, warm-up, decay, rates by layer, Adam, means of
+# predictions and weights.
 RECIPE = """
 model_name_or_path: tiny224
 hidden_size: 32
@@ -55,6 +56,7 @@ per_device_eval_batch_size: 4
 learning_rate: 1e-3
 lr_scheduler_type: constant_with_warmup
 warmup_steps: 2
+layer_learning_rate_decay: 0.75
 lr_step_first_epochs: 1
 lr_step_factor: 0.5
 decoupled_weight_decay: false

@@ -34,6 +34,7 @@ _INTERVALS = {
         "[0, 1]": "mixup_probability",
         "[0, 1)": "adam_beta1 adam_beta2 label_smoothing_factor",
         "(0, 1)": "ema_decay",
+        "(0, 1]": "layer_learning_rate_decay",
         "(0, inf)": "num_train_epochs save_steps logging_steps lr_step_factor head_learning_rate_factor",
         "[1, inf)": "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
         "save_total_limit lr_step_epochs weight_average_steps early_stopping_patience ddp_timeout",
@@ -135,6 +136,13 @@ class ASTTrainingArguments(TrainingArguments):
     head_learning_rate_factor: float = field(
         default=1.0, metadata={"help": "The classifier's learning rate, in multiples of the others'."}
     )
+    layer_learning_rate_decay: float = field(
+        default=1.0,
+        metadata={
+            "help": "Each layer's learning rate, in multiples of that of what is above it, such as 0.75; in (0, 1]. "
+            "The final norm and the classifier learn at learning_rate, the embeddings slowest."
+        },
+    )
     freeze_backbone: bool = field(default=False, metadata={"help": "Train the classifier alone (linear probe)."})
     lr_step_factor: float | None = field(
         default=None, metadata={"help": "Multiply a constant rate by this, again and again, between epochs."}
@@ -202,6 +210,8 @@ class ASTTrainingArguments(TrainingArguments):
         self._check_schedule()
         if not self.decoupled_weight_decay and self.optim not in ("adamw_torch", "adamw_torch_fused"):
             raise ValueError(f"Expected optim adamw_torch with decoupled_weight_decay false, got {self.optim.value}.")
+        if self.freeze_backbone and self.layer_learning_rate_decay != 1:
+            raise ValueError("layer_learning_rate_decay has no effect with freeze_backbone: no layer is trained.")
         self._check_averages()
         self._check_early_stopping()
         self.label_names = self.label_names or ["labels"]

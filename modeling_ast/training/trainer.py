@@ -16,6 +16,7 @@ from modeling_ast.data.metrics import to_probabilities
 from modeling_ast.modeling_ast import classification_loss
 from modeling_ast.training.augment import smooth_labels
 from modeling_ast.training.checkpoints import ResumableTrainer, ends_epoch
+from modeling_ast.training.rates import rate_factors, split_groups
 from modeling_ast.training.rows import TrainingStream, collate_with_place
 from modeling_ast.training.sampling import StreamSampler, TrainingSampler
 from modeling_ast.training.schedule import step_schedule
@@ -115,20 +116,14 @@ class ASTTrainer(ResumableTrainer):
         return [name for name, _ in model.named_parameters()]
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """The classifier has a rate of its own."""
-        if self.optimizer is not None:  # made before, with the rates that it shall have
-            return super().create_optimizer(model)
+        """Layers and classifier have rates of their own."""
+        is_made = self.optimizer is not None  # with the rates that it shall have
         optimizer = super().create_optimizer(model)
-        factor = self.args.head_learning_rate_factor
-        model = self.model if model is None else model
-        head = {id(p) for name, p in model.named_parameters() if ".classifier." in f".{name}"}
-        for group in list(optimizer.param_groups) if factor != 1 else ():
-            of_head = [p for p in group["params"] if id(p) in head]
-            group["params"] = [p for p in group["params"] if id(p) not in head]
-            if of_head:
-                optimizer.add_param_group({**group, "params": of_head, "lr": group["lr"] * factor})
-        # The rate that is logged is the first group's, which must not be one without parameters.
-        optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+        if not is_made:
+            model = self.model if model is None else model
+            args = self.args
+            factors = rate_factors(model, args.layer_learning_rate_decay, args.head_learning_rate_factor)
+            split_groups(optimizer, factors)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
