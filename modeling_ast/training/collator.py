@@ -77,6 +77,11 @@ class AugmentingCollator(ASTDataCollator):
         Returns:
             As `ASTDataCollator` gives them; with mixup, `labels` are weights (batch, num_labels).
         """
+        waveforms, labels = self.augmented_waveforms(rows)
+        return {**self.augmented_features(waveforms, [row["generator"] for row in rows]), "labels": labels}
+
+    def augmented_waveforms(self, rows: list[dict[str, Any]]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Waveforms of a training batch as its features are computed of, before they are cut, and their labels."""
         waveforms, labels = [remove_mean(row["waveform"]) for row in rows], self.labels(rows)
         if self.augment.mixup_probability > 0:
             labels = torch.stack([self.label_weights(row) for row in rows])
@@ -85,7 +90,7 @@ class AugmentingCollator(ASTDataCollator):
                 partner, weight = row["partner"], row["weight"]
                 waveforms[index] = mix(waveforms[index], remove_mean(partner["waveform"]), weight)
                 labels[index] = weight * labels[index] + (1 - weight) * self.label_weights(partner)
-        return {**self.augmented_features(waveforms, [row["generator"] for row in rows]), "labels": labels}
+        return waveforms, labels
 
     def _choice(self, generator: torch.Generator) -> Choice | None:
         """What is read of a longer clip: any part where a random crop is wanted, else all, whose mean is removed."""
