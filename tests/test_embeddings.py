@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from modeling_ast import ASTFeatureExtractor, AudioError, __version__, load_waveform
 from modeling_ast.commands.command_line import CommandError
+from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import claimed
 from modeling_ast.data.recipes import RecipeError
@@ -30,7 +31,6 @@ from modeling_ast.data.synthetic import CLASSES, generate_clip
 from modeling_ast.inference import parquet_tables
 from modeling_ast.inference.embedding_tables import EmbeddingsFolder
 from modeling_ast.inference.embeddings import LEVELS, ASTEmbeddingPipeline, Embeddings, audio_embedder
-from modeling_ast.inference.fingerprint import fingerprint_model
 from modeling_ast.inference.journal import Journal
 from modeling_ast.loading import ModelError
 

@@ -22,9 +22,9 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands import command_line
 from modeling_ast.commands import train as script
 from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.processes import decided_by_main, raise_in_all, together
 from modeling_ast.data.recipes import RecipeError
-from modeling_ast.inference.fingerprint import fingerprint_model
 from modeling_ast.training import process_group, same_run
 from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.faults import Stopped, StopRequest

@@ -26,9 +26,9 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.command_line import CommandError
 from modeling_ast.commands.tag import main
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.parts import Part, claimed_part, find_part, own_device
 from modeling_ast.inference import tags_folder
 from modeling_ast.inference.journal import Journal
-from modeling_ast.inference.parts import Part, claimed_part, find_part, own_device
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.sound_files import SoundFile, find_files
 from modeling_ast.inference.tags_folder import TagsFolder

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.data.classifiers import load_classifier
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_held_out
 from modeling_ast.inference.calibrated_model import metrics_table, write_calibrated_model
 from modeling_ast.inference.calibration import calibrate, measure_splits
-from modeling_ast.inference.predictions import KEYS, label_thresholds, load_classifier, predict
+from modeling_ast.inference.predictions import KEYS, label_thresholds, predict
 from modeling_ast.loading import ModelError
 
 

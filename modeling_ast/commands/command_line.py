@@ -95,7 +95,7 @@ def check_bulk_options(args: argparse.Namespace, environment: Mapping[str, str],
     Raises:
         CommandError: One of them cannot be.
     """
-    from modeling_ast.inference.parts import find_part
+    from modeling_ast.data.parts import find_part
 
     check_least(args, batch_size=1, num_workers=0, **least)
     try:

@@ -23,15 +23,15 @@ from pathlib import Path
 from modeling_ast import __version__
 from modeling_ast.commands.command_line import CommandError, Parser, add_bulk_options, check_bulk_options, run_command
 from modeling_ast.data.clip_tables import SPLITS
+from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import still_written
+from modeling_ast.data.parts import claimed_part, own_device
 from modeling_ast.data.recipes import RecipeError, parse_data_arguments
 from modeling_ast.data.splits import read_splits
 from modeling_ast.inference.bulk import report_results
 from modeling_ast.inference.embedding_tables import Clips, EmbeddingsFolder, Files, embed_recordings, journal_folder
 from modeling_ast.inference.embeddings import LEVELS, audio_embedder
-from modeling_ast.inference.fingerprint import fingerprint_model
-from modeling_ast.inference.parts import claimed_part, own_device
 from modeling_ast.inference.sound_files import find_files
 
 GOES_ON = "The same command goes on from here."

@@ -22,6 +22,7 @@ from typing import Any
 from datasets import concatenate_datasets
 
 from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.data.classifiers import load_classifier
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import compute_metrics, to_probabilities
@@ -36,7 +37,6 @@ from modeling_ast.inference.predictions import (
     decide,
     label_thresholds,
     list_clips,
-    load_classifier,
     predict,
     write_class_figures,
     write_predictions,

@@ -27,11 +27,11 @@ import sys
 from pathlib import Path
 
 from modeling_ast.commands.command_line import CommandError, Parser, add_bulk_options, check_bulk_options, run_command
+from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import still_written
+from modeling_ast.data.parts import claimed_part, own_device
 from modeling_ast.inference.bulk import report_results
-from modeling_ast.inference.fingerprint import fingerprint_model
-from modeling_ast.inference.parts import claimed_part, own_device
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.sound_files import SoundFile, find_files
 from modeling_ast.inference.tagging import check_event_options, tag_files

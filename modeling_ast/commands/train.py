@@ -25,10 +25,10 @@ from transformers import pipeline, set_seed
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.model_card import write_model_card
 from modeling_ast.data.processes import decided_by_main, together
 from modeling_ast.inference.figures import may_fail
-from modeling_ast.inference.fingerprint import fingerprint_model
 from modeling_ast.inference.plots import plot_tags
 from modeling_ast.inference.predictions import label_thresholds
 from modeling_ast.inference.result_plots import plot_classes, plot_training_curves

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from modeling_ast.audio import AudioError
 from modeling_ast.data.labels import plain
-from modeling_ast.inference.parts import Part, part_of
+from modeling_ast.data.parts import Part, part_of
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
 from modeling_ast.inference.results_folder import ResultsFolder
 from modeling_ast.inference.sound_files import SoundFile

@@ -13,10 +13,10 @@ from torch.utils.data import Dataset, Subset
 
 from modeling_ast.audio import AudioError
 from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.parts import Part
 from modeling_ast.inference.bulk import run_pending
 from modeling_ast.inference.embeddings import ASTEmbeddingPipeline, Embeddings
 from modeling_ast.inference.parquet_tables import to_text, write_rows
-from modeling_ast.inference.parts import Part
 from modeling_ast.inference.results_folder import UNDIVIDED, ResultsFolder
 from modeling_ast.inference.sound_files import SoundFile, stamp_of
 from modeling_ast.inference.timeline import is_number

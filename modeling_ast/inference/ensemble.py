@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_original_checkpoint
+from modeling_ast.data.classifiers import label_order, load_classifier
 from modeling_ast.data.recipes import FEATURE_KEYS, DataArguments, ModelArguments
 from modeling_ast.data.splits import read_label_names, read_splits
-from modeling_ast.inference.predictions import label_order, load_classifier
 from modeling_ast.loading import ModelError, as_model_error
 
 logger = logging.getLogger(__name__)

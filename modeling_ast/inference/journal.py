@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
-from modeling_ast.inference.parts import Part, part_named
+from modeling_ast.data.parts import Part, part_named
 
 _NAME = "results.jsonl"
 

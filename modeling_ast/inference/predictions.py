@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.data.classifiers import label_order
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import decode
@@ -22,7 +23,6 @@ from modeling_ast.data.metrics import multi_hot, per_class_metrics, positive_lab
 from modeling_ast.data.processes import gather_values, own_share, together
 from modeling_ast.data.recipes import BatchArguments
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
-from modeling_ast.loading import ModelError, load_model
 
 logger = logging.getLogger(__name__)
 
@@ -31,25 +31,6 @@ KEYS = frozenset(("per_device_eval_batch_size", "dataloader_num_workers"))
 # ... and those of the latter that have none.
 WITHOUT = frozenset(("validation_fraction", "max_train_samples", "streaming"))
 CLASS_COLUMNS = ("label", "clips", "predicted", "precision", "recall", "F1", "AP", "AUC")
-
-
-def load_classifier(name: str, problem_type: str) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
-    """A trained classifier and its feature extractor.
-
-    Args:
-        name: Folder or name on the Hub.
-        problem_type: Of a model that does not say its own.
-
-    Raises:
-        ModelError: A model that cannot be used, or one for regression.
-    """
-    model, extractor = load_model(name)
-    if model.config.problem_type == "regression":
-        raise ModelError(f"{name} cannot be used: expected a classifier, got a model for regression.")
-    if model.config.problem_type is None:
-        logger.warning(f"{name} does not say its problem_type, taken for {problem_type}.")
-        model.config.problem_type = problem_type
-    return model, extractor
 
 
 def choose_rows(splits: AudioSplits, split: str | None, source: str) -> dict[str, Dataset]:
@@ -128,31 +109,6 @@ def predict(
             inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
             logits.append(model(**inputs).logits.float().cpu().numpy())
     return np.concatenate(gather_values(np.concatenate(logits)))[:, order], labels
-
-
-def label_order(id2label: dict[int, str], label_names: Sequence[str]) -> list[int]:
-    """Which output of a model stands for each label of the data.
-
-    Args:
-        id2label: Of the model.
-        label_names: Of the data.
-
-    Raises:
-        ValueError: Not the same labels.
-    """
-    indices = {label: index for index, label in id2label.items()}
-    differences = {
-        "the model alone has": [name for name in indices if name not in set(label_names)],
-        "the data alone have": [name for name in label_names if name not in indices],
-    }
-    words = [f"{who} {_first(names)}" for who, names in differences.items() if names]
-    if words:
-        raise ValueError(f"Expected the labels of the data, but {' and '.join(words)}.")
-    return [indices[name] for name in label_names]
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def label_thresholds(label_names: Sequence[str], thresholds: Mapping[str, float] | None) -> np.ndarray:

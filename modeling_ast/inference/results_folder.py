@@ -11,8 +11,8 @@ from typing import Any
 from modeling_ast.data.files import remove_unfinished, written_beside
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import claimed
+from modeling_ast.data.parts import Part, running_parts
 from modeling_ast.inference.journal import Entry, Journal, journal_files, parse
-from modeling_ast.inference.parts import Part, running_parts
 from modeling_ast.inference.sound_files import SoundFile
 
 UNDIVIDED = Part()

@@ -12,8 +12,8 @@ from typing import Any
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.parts import Part
 from modeling_ast.inference.journal import journal_files, parse
-from modeling_ast.inference.parts import Part
 from modeling_ast.inference.recordings import read_recording
 from modeling_ast.inference.results_folder import UNDIVIDED, ResultsFolder, in_folder, write_text
 from modeling_ast.inference.sound_files import SoundFile

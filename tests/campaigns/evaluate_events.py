@@ -25,13 +25,13 @@ import torch
 from event_metrics import best_energy_gate, event_scores
 from splicing import BACKGROUND, sounding_part, splice
 
+from modeling_ast.data.classifiers import label_order
 from modeling_ast.data.decoding import decode
 from modeling_ast.data.recipes import RecipeError, parse_data_arguments
 from modeling_ast.data.splits import read_splits
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, audio_tagger
 from modeling_ast.inference.plots import plot_timeline
-from modeling_ast.inference.predictions import label_order
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
 
 GATE_LEVELS_DB = range(-70, -10)
