@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     loader = DataLoader(examination, batch_size=None, num_workers=training_args.dataloader_num_workers)
     clips = list(tqdm(loader, desc="Listening", unit="clip", disable=training_args.disable_tqdm))
     of_clips = check_clips(clips, splits, extractor, arguments)
-    findings = in_order([*of_clips, *check_labels(splits, model_label_names, arguments)])
+    of_labels = check_labels(splits, model_label_names, arguments) if splits.label_names else ()
+    findings = in_order([*of_clips, *of_labels])
     status = max((LEVELS.index(finding.level) for finding in findings), default=0)
     report(data_args.dataset_name, splits, clips, findings)
     if options.json is not None:
@@ -120,7 +121,7 @@ def check_labels(splits: AudioSplits, model_label_names: list[str] | None, argum
 def report(dataset_name: str, splits: AudioSplits, clips: list[ClipSummary], findings: list[Finding]) -> None:
     """Print the findings, in their order; errors with all clips concerned, others with some of them."""
     sizes = ", ".join(f"{len(rows)} clips for {name}" for name, rows in splits)
-    print(f"{dataset_name}: {len(splits.label_names)} labels, {sizes}; listened to {len(clips)}")
+    print(f"{dataset_name}: {len(splits.label_names) or 'no'} labels, {sizes}; listened to {len(clips)}")
     folders = {os.path.dirname(clip.name) for clip in clips}
     root = os.path.commonpath(folders) if all(map(os.path.isabs, folders)) else os.sep
     if root != os.sep and findings:

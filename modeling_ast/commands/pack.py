@@ -103,7 +103,7 @@ def to_packing(args: argparse.Namespace, sampling_rate: int | None) -> Packing:
 
 
 def report(folder: Path, packed: list[PackedSplit], data_args: DataArguments, num_labels: int, num_bad: int) -> None:
-    print(f"{folder}: {num_labels} labels")
+    print(f"{folder}: {num_labels or 'no'} labels")
     for split in packed:
         print(f"  {split.name}: {split.clips:,} clips in {split.shards:,} shard(s), {split.num_bytes / 1e6:,.1f} MB")
     if num_bad:

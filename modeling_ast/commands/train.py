@@ -126,7 +126,8 @@ def tag_example(
 
     It is the one in the middle: where lengths are free, the rows are sorted by them.
     """
-    rows = splits.validation if splits.test is None else splits.test
+    if (rows := splits.validation if splits.test is None else splits.test) is None:
+        return
     index = len(rows) // 2
     row = rows[index]
     waveform, numbers, path = row["waveform"], row["labels"], row["path"]

@@ -17,8 +17,13 @@ from modeling_ast.data.synthetic import LISTS
 logger = logging.getLogger(__name__)
 
 
-def read_class_folders(folder: Path, found: FolderContents) -> dict[str, Dataset]:
+def read_class_folders(folder: Path, found: FolderContents, has_labels: bool = True) -> dict[str, Dataset]:
     """Sound files below a folder a class; the split from the lists of Speech Commands, or from a folder a split.
+
+    Args:
+        folder: Of them all.
+        found: In it.
+        has_labels: Whether its folders are classes; else they mean nothing, but for `train` beside other splits.
 
     Raises:
         DataError: The folders may be meant as splits or as classes, or they are neither.
@@ -31,14 +36,15 @@ def read_class_folders(folder: Path, found: FolderContents) -> dict[str, Dataset
     warn_left_out(folder, found.others)
     groups = dict.fromkeys(visible(entry.name for entry in os.scandir(folder) if entry.is_dir()), ())
     groups |= group_by_folder(found.sounds)
-    if not (split_folders := _find_split_folders(folder, groups)):
-        return _read_classes(folder, groups, read_lists(folder))
+    split_folders = _find_split_folders(folder, groups) if has_labels else _find_split_names(folder, groups)
+    read = _read_classes if has_labels else _read_all
+    if not split_folders:
+        return read(folder, groups, read_lists(folder))
     places = (folder, *(folder / name for name in split_folders.values()))
     if lists := [place / name for place in places for name in LISTS.values() if (place / name).is_file()]:
         raise DataError(f"{folder}: expected {lists[0]} or folders {', '.join(split_folders.values())}, got both.")
     return {
-        split: _read_classes(folder / name, group_by_folder(groups[name]), {})["train"]
-        for split, name in split_folders.items()
+        split: read(folder / name, group_by_folder(groups[name]), {})["train"] for split, name in split_folders.items()
     }
 
 
@@ -67,13 +73,36 @@ def _find_split_folders(folder: Path, groups: dict[str, list[str]]) -> dict[str,
             f"{', '.join(beside[:3])}. If {named[0]} is a split, move what is none elsewhere; if it is a class, "
             "put its sounds into no folders of their own, or list all clips in a CSV file."
         )
+    _warn_passed_over(folder, groups, named)
+    return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def _find_split_names(folder: Path, groups: dict[str, list[str]]) -> dict[str, str]:
+    """The folder of each split, where there is one to train beside others; else folders mean nothing.
+
+    Args:
+        folder: Of them all.
+        groups: Its folders, each with the sounds below it.
+
+    Raises:
+        DataError: Two folders of one split.
+    """
+    named = sorted(name for name in groups if groups[name] and split_of(name) is not None)
+    if len(named) < 2 or "train" not in map(split_of, named):
+        return {}
+    splits = name_splits(folder, named)
+    _warn_passed_over(folder, groups, named)
+    return splits
+
+
+def _warn_passed_over(folder: Path, groups: dict[str, list[str]], named: list[str]) -> None:
+    """Say what lies beside the folders of splits."""
     folders = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
     if others := sorted((folders | groups.keys()) - set(named)):
         counts = [
             f"{name or 'files'} ({len(groups[name])} of sounds)" if groups.get(name) else name for name in others
         ]
         logger.warning(f"{folder}: beside {', '.join(named)}, passed over as no split: {', '.join(counts)}.")
-    return {split: splits[split] for split in SPLITS if split in splits}
 
 
 def _read_classes(folder: Path, groups: dict[str, list[str]], held_out: dict[str, str]) -> dict[str, Dataset]:
@@ -99,10 +128,29 @@ def _read_classes(folder: Path, groups: dict[str, list[str]], held_out: dict[str
             f"{folder}: held out by a list, but no sound file of a class: {', '.join(list(held_out)[:3])}."
         )
     if not any(columns["audio"] for columns in files.values()):
+        hint = " Sounds without labels are read with unlabelled: true." if groups.get("") else ""
         raise DataError(
             f"{folder}: expected a sub-folder a class with sound files ({', '.join(AUDIO_SUFFIXES)}) in it, found "
-            "none."
+            f"none.{hint}"
         )
+    return _to_tables(folder, files)
+
+
+def _read_all(folder: Path, groups: dict[str, list[str]], held_out: dict[str, str]) -> dict[str, Dataset]:
+    """All sounds below a folder, without labels."""
+    files = {split: {"audio": []} for split in SPLITS}
+    for name, paths in sorted(groups.items()):
+        for path in paths:
+            split = held_out.pop(os.path.join(name, path), "train")
+            files[split]["audio"].append(os.path.join(folder, name, path))
+    if held_out:
+        raise DataError(f"{folder}: held out by a list, but no sound file: {', '.join(list(held_out)[:3])}.")
+    if not any(columns["audio"] for columns in files.values()):
+        raise DataError(f"{folder}: expected sound files ({', '.join(AUDIO_SUFFIXES)}), found none.")
+    return _to_tables(folder, files)
+
+
+def _to_tables(folder: Path, files: dict[str, dict[str, list[str]]]) -> dict[str, Dataset]:
     try:
         return {split: Dataset.from_dict(columns) for split, columns in files.items() if columns["audio"]}
     except UnicodeEncodeError as error:

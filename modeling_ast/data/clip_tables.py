@@ -51,7 +51,8 @@ class ClipCounts:
 class AudioSplits:
     """Rows `{"audio": {"path", "bytes"}, "labels": int or list of int}` for training, choosing and reporting.
 
-    Data that are evaluated alone may lack any of the three; where they name no splits, all rows are in `train`.
+    Clips without labels are rows with `audio` alone; where none has any, there are no `label_names`. Data that are
+    evaluated alone may lack any of the three; where they name no splits, all rows are in `train`.
     """
 
     train: Dataset | None
@@ -73,7 +74,7 @@ class Table:
     rows: Dataset
     source: str
     audio_column: str = "audio"
-    label_column: str = "label"
+    label_column: str | None = "label"  # `None` of clips without labels
     unit: str = "row"
     has_columns: bool = True  # that one may choose by their names
     has_separators: bool = False  # between labels, also where one is expected

@@ -8,7 +8,7 @@ from modeling_ast import ASTFeatureExtractor
 
 
 class ASTDataCollator:
-    """Waveforms and labels to `input_values` and `labels`, by the feature extractor's own steps.
+    """Waveforms to `input_values`, by the feature extractor's own steps, and to `labels` what labels they have.
 
     The mean of each clip is removed first, as the original does. Where the extractor's padding is "longest", clips are
     cut to `max_length` but padded to the longest of their batch alone, and an `attention_mask` comes along.
@@ -27,7 +27,7 @@ class ASTDataCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: Each with `waveform` (float tensor (samples,)) and `labels` (a class index, or a list of them).
+            rows: Each with `waveform` (float tensor (samples,)) and perhaps `labels` (a class index, or a list).
 
         Returns:
             `input_values` (batch, frames, num_mel_bins), with `attention_mask` (batch, frames) where the padding is
@@ -35,7 +35,11 @@ class ASTDataCollator:
         """
         waveforms = [remove_mean(row["waveform"]) for row in rows]
         features = self.extractor(waveforms, return_tensors="pt", max_length=self.extractor.max_length)
-        return {**features, "labels": self.labels(rows)}
+        return {**features, **self.targets(rows)}
+
+    def targets(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """`labels` of a batch; nothing of clips without."""
+        return {"labels": self.labels(rows)} if "labels" in rows[0] else {}
 
     def labels(self, rows: list[dict[str, Any]]) -> torch.Tensor:
         if not self.multi_label:

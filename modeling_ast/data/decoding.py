@@ -92,7 +92,7 @@ class BadClips:
 
 
 class DecodeAudio:
-    """Dataset transform: rows to `waveform` (float32 tensors of shape (samples,)), `labels` and `path`.
+    """Dataset transform: rows to `waveform` (float32 tensors of shape (samples,)), `path`, and `labels` if there are.
 
     Of a clip of which a part is read, the rest may be broken: `modeling-ast check` reads all.
 
@@ -117,9 +117,9 @@ class DecodeAudio:
         Raises:
             AudioError: A clip cannot be decoded, or more of them than are allowed for.
         """
-        pairs = zip(rows["audio"], rows["labels"])
-        decoded = [self.decode_row({"audio": audio, "labels": labels}) for audio, labels in pairs]
-        return {name: [row[name] for row in decoded] for name in ("waveform", "labels", "path")}
+        decoded = [self.decode_row(dict(zip(rows, values))) for values in zip(*rows.values())]
+        names = ("waveform", *(["labels"] if "labels" in rows else []), "path")
+        return {name: [row[name] for row in decoded] for name in names}
 
     def decode_row(self, row: dict[str, Any], choose: Callable[[int], slice] | None = None) -> dict[str, Any]:
         """One row.
@@ -132,8 +132,8 @@ class DecodeAudio:
             AudioError: As from a call.
         """
         audio = row["audio"] or {"bytes": None, "path": None}
-        waveform = self._decode(audio, choose)
-        return {"waveform": waveform, "labels": row["labels"], "path": audio["path"]}
+        labels = {"labels": row["labels"]} if "labels" in row else {}
+        return {"waveform": self._decode(audio, choose), **labels, "path": audio["path"]}
 
     def _decode(self, audio: dict[str, Any], choose: Callable[[int], slice] | None) -> torch.Tensor | None:
         source, how = audio["bytes"] or audio["path"], (self.sampling_rate, audio["path"], self.ignore_length)
@@ -152,10 +152,10 @@ def decode(
     bad_clips: BadClips | None = None,
     ignore_length: bool = False,
 ) -> Dataset:
-    """Rows with `waveform`, `labels` and `path`, read when asked for.
+    """Rows with `waveform`, `path`, and `labels` if there are, read when asked for.
 
     Args:
-        rows: With `audio`, not decoded, and `labels`.
+        rows: With `audio`, not decoded, and perhaps `labels`.
         sampling_rate: Of the waveforms, in Hz.
         bad_clips: Where clips that cannot be decoded are noted; their `waveform` is `None`. `None`, or a limit of 0,
             raises an error when one is asked for.

@@ -84,7 +84,7 @@ class Examination(torch.utils.data.Dataset):
     """Summaries of the clips of all splits, each computed when asked for, so that a `DataLoader` can use workers.
 
     Args:
-        splits: Rows by the name of the split, with the columns `audio` (not decoded) and `labels`.
+        splits: Rows by the name of the split, with the columns `audio` (not decoded) and perhaps `labels`.
         extractor: Of the features.
         folds: In which folds a clip stands, by `audio_key`; empty without folds.
         max_clips: Look at so many clips alone, drawn at random; `None` means all.
@@ -113,7 +113,7 @@ class Examination(torch.utils.data.Dataset):
         split, number = self.places[index]
         row = self.splits[split][number]
         audio, folds = row["audio"], self.folds.get(audio_key(row["audio"]), frozenset())
-        summary = ClipSummary(audio["path"] or f"{split} clip {number}", split, as_tuple(row["labels"]), folds)
+        summary = ClipSummary(audio["path"] or f"{split} clip {number}", split, as_tuple(row.get("labels", [])), folds)
         _listen(summary, audio["bytes"] or audio["path"], self.extractor, self.ignore_length)
         return summary
 

@@ -60,7 +60,7 @@ def check_duplicates(clips: Sequence[ClipSummary], label_names: Sequence[str]) -
             _listed(contradicting, lambda clip: name_some([label_names[label] for label in clip.labels])),
         )
     if rest := [g for g in groups if not (_spans_folds(g) or _spans_splits(g) or _contradicts_itself(g))]:
-        seen = f"{_sounds(rest)} more than once in one split, with the same labels."
+        seen = f"{_sounds(rest)} more than once in one split{', with the same labels' if label_names else ''}."
         yield Finding("note", "duplicates", seen, clips=_listed(rest, lambda clip: clip.split))
 
 

@@ -4,7 +4,7 @@ import ast
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,6 +236,14 @@ def number_labels(labels: Labels, index: LabelIndex, multi_label: bool) -> pa.Ar
     is_known = numbers >= 0
     owners = np.repeat(np.arange(len(labels.lengths)), labels.lengths)
     return to_lists(pa.array(numbers[is_known]), np.bincount(owners[is_known], minlength=len(labels.lengths)))
+
+
+def leave_out_unlabelled(rows: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Training clips, and of the held-out splits those that have labels to compare scores with."""
+    left_out = [split for split, part in rows.items() if split != "train" and "labels" not in part.features]
+    for split in left_out:
+        logger.warning(f"{source}: the {split} clips, which have no labels, are not evaluated.")
+    return {split: part for split, part in rows.items() if split not in left_out}
 
 
 def keep_known(rows: Dataset) -> Dataset:

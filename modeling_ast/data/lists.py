@@ -81,23 +81,31 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def read_json(path: Path, audio_dir: str | None, max_missing: int) -> Table:
-    files, labels = zip(*read_data_json(path))
+def read_json(path: Path, audio_dir: str | None, max_missing: int, has_labels: bool = True) -> Table:
+    entries = read_data_json(path, has_labels)
+    files = [entry["wav"] for entry in entries]
     roots = [Path.cwd(), path.parent] if audio_dir is None else [path.parent / audio_dir]
     paths = _find_files(pa.chunked_array([pa.array(files, pa.string())]), roots, path, "entry", max_missing)
-    rows = Dataset(pa.table({"wav": paths, "labels": pa.array(labels, pa.string())}))
-    return Table(rows, str(path), "wav", "labels", unit="entry", has_columns=False, has_separators=True)
+    columns, options = {"wav": paths}, {"unit": "entry", "has_columns": False, "has_separators": True}
+    if has_labels:
+        columns["labels"] = pa.array([entry["labels"] for entry in entries], pa.string())
+    return Table(Dataset(pa.table(columns)), str(path), "wav", "labels" if has_labels else None, **options)
 
 
-def read_data_json(path: Path) -> list[tuple[str, str]]:
-    """`wav` and `labels` of each entry of a data file in the original's format, `{"data": [{"wav", "labels"}, ...]}`.
+def read_data_json(path: Path, has_labels: bool = True) -> list[dict[str, str]]:
+    """The entries of a data file in the original's format, `{"data": [{"wav", "labels"}, ...]}`.
 
     Other keys are ignored. Comment lines at the top, such as the original's own sample has, are passed over.
+
+    Args:
+        path: Of the file.
+        has_labels: Whether entries need `labels`.
 
     Raises:
         DataError: No JSON, a key that is there twice, an entry without the two keys, or with keys that say which part
             of its file it is.
     """
+    keys = ("wav", "labels") if has_labels else ("wav",)
     try:
         with open_text(path) as file:
             text = file.read()
@@ -117,10 +125,11 @@ def read_data_json(path: Path) -> list[tuple[str, str]]:
     if not entries:
         raise DataError(f"{path}: holds no entries.")
     for number, entry in enumerate(entries, start=1):
-        if not (isinstance(entry, dict) and _is_text(entry.get("wav")) and _is_text(entry.get("labels"))):
-            raise DataError(f"{path}, entry {number}: expected wav and labels, both text, got {entry}.")
+        if not (isinstance(entry, dict) and all(_is_text(entry.get(key)) for key in keys)):
+            expected = "wav and labels, both text" if has_labels else "wav, a text"
+            raise DataError(f"{path}, entry {number}: expected {expected}, got {entry}.")
         refuse_parts(path, entry.keys() - {"wav", "labels"})
-    return [(entry["wav"], entry["labels"]) for entry in entries]
+    return entries
 
 
 def _is_text(value: Any) -> bool:

@@ -180,7 +180,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file, and what goes into it: rows with `audio` and `labels`, in their order."""
+    """One file, and what goes into it: rows with `audio` and columns as the file calls them, in their order."""
 
     split: str
     name: str
@@ -227,7 +227,7 @@ class Shard:
 
     def _encoded_rows(self, pool: ThreadPool, progress: tqdm) -> Iterator[pa.Table]:
         """Each row as a table of its own, without those that cannot be decoded."""
-        rows, (audio_column, label_column, *others) = self.rows.with_format("arrow"), self.schema.names
+        rows, (audio_column, *others) = self.rows.with_format("arrow"), self.schema.names
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = rows[start : start + ROWS_AT_ONCE]
             audios = part["audio"].to_pylist()
@@ -240,7 +240,7 @@ class Shard:
                     continue
                 path = self.rename((audios[number] or {}).get("path"))
                 row = part.slice(number, 1)
-                columns = {audio_column: [{"bytes": content, "path": path}], label_column: row["labels"]}
+                columns = {audio_column: [{"bytes": content, "path": path}]}
                 columns |= {name: row[name] if name in row.column_names else [None] for name in others}
                 yield pa.table(columns, schema=self.schema)
 
@@ -273,6 +273,8 @@ def _plan(
     }
     schema = features.arrow_schema
     schema = schema.with_metadata({**schema.metadata, METADATA: json.dumps(of_split).encode()})
+    if splits.label_names and columns[1] != "labels":
+        rows = rows.rename_column("labels", columns[1])
     return [
         Shard(
             *(split, f"{split}-{number:05}-of-{count:05}.parquet", rows.select(range(start, end))),
@@ -291,12 +293,13 @@ def _clips_per_shard(rows: Dataset, encode: Encoder, packing: Packing) -> int:
 
 
 def _describe(rows: Dataset) -> Iterator[tuple[list[str | None], pa.Array]]:
-    """Paths and labels, some rows at a time, and not the sounds."""
-    rows = rows.select_columns(["audio", "labels"]).flatten().select_columns(["audio.path", "labels"])
-    rows = rows.with_format("arrow")
+    """Paths and labels, of clips without any empty lists, some rows at a time, and not the sounds."""
+    own = [name for name in ("labels",) if name in rows.column_names]
+    rows = rows.select_columns(["audio", *own]).flatten().select_columns(["audio.path", *own]).with_format("arrow")
     for start in range(0, len(rows), 100_000):
         part = rows[start : start + 100_000]
-        yield part["audio.path"].to_pylist(), part["labels"].combine_chunks()
+        labels = part["labels"].combine_chunks() if own else pa.array([[]] * len(part), pa.list_(pa.int64()))
+        yield part["audio.path"].to_pylist(), labels
 
 
 def _renaming(splits: AudioSplits, packing: Packing) -> Callable[[str | None], str | None]:
@@ -320,16 +323,16 @@ def _renaming(splits: AudioSplits, packing: Packing) -> Callable[[str | None], s
 
 def _features(splits: AudioSplits, packing: Packing, columns: tuple[str, str]) -> Features:
     """Columns of all shards: sounds, labels, and what else the training clips have that no other split contradicts."""
-    label = ClassLabel(names=splits.label_names)
-    is_list = isinstance(splits.train.features["labels"], List)
+    own = {columns[0]: Audio(sampling_rate=None if packing.format == "original" else packing.sampling_rate)}
+    if splits.label_names:
+        label = ClassLabel(names=splits.label_names)
+        own[columns[1]] = List(label) if isinstance(splits.train.features["labels"], List) else label
     others = {name: feature for name, feature in splits.train.features.items() if name not in ("audio", "labels")}
     others = {
         name: feature
         for name, feature in others.items()
         if name not in columns and all(rows.features.get(name, feature) == feature for _, rows in splits)
     }
-    sampling_rate = None if packing.format == "original" else packing.sampling_rate
-    own = {columns[0]: Audio(sampling_rate=sampling_rate), columns[1]: List(label) if is_list else label}
     return Features({**own, **others})
 
 
@@ -345,8 +348,9 @@ def _write_card(folder: Path, packed: Sequence[PackedSplit], label_names: Sequen
         configs=[{"config_name": "default", "data_files": files}], task_categories=["audio-classification"]
     )
     rows = "\n".join(f"| {each.name} | {each.clips:,} | {each.shards:,} | {each.num_bytes:,} |" for each in packed)
+    kind = f"of {len(label_names)} labels" if label_names else "without labels"
     text = (
-        f"# {folder.absolute().name}\n\nSounds of {len(label_names)} labels, in the form of a sound file each.\n\n"
+        f"# {folder.absolute().name}\n\nSounds {kind}, in the form of a sound file each.\n\n"
         f"| split | clips | shards | bytes |\n|---|---|---|---|\n{rows}\n"
     )
     with written_beside(folder / CARD_NAME) as unfinished:

@@ -172,7 +172,7 @@ def read_json_segments(path: Path) -> list[tuple[str, str]]:
     Raises:
         DataError: See `read_data_json`.
     """
-    return [(clip_id(Path(wav).stem), labels) for wav, labels in read_data_json(path)]
+    return [(clip_id(Path(entry["wav"]).stem), entry["labels"]) for entry in read_data_json(path)]
 
 
 def index_clips(folder: Path) -> dict[str, list[str]]:

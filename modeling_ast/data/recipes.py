@@ -168,6 +168,13 @@ class DataArguments:
     label_column_name: str = field(
         default="label", metadata={"help": "Column with the label or labels; of tar archives cls, txt or json.KEY."}
     )
+    unlabelled: bool = field(
+        default=False,
+        metadata={
+            "help": "Take clips without labels, whatever the data say of them: of a folder all sounds, of a list or a "
+            "table the column of sounds alone."
+        },
+    )
     audio_dir: str | None = field(
         default=None, metadata={"help": "Where the paths of a list start, relative to the list."}
     )
@@ -237,12 +244,21 @@ class DataArguments:
         for name in not_for_streams if self.streaming else ():
             if getattr(self, name):
                 raise ValueError(f"{name} has no effect on a stream: leave it out, or streaming.")
+        for name in ("linear_baseline", "leave_out_unknown_labels") if self.unlabelled else ():
+            if getattr(self, name):
+                raise ValueError(f"{name} needs labels: leave it out, or unlabelled.")
 
     @property
     def split_names(self) -> dict[str, str]:
         """What the data call the splits, those of which it is said."""
         names = {split: getattr(self, f"{split}_split_name") for split in ("train", "validation", "test")}
         return {split: name for split, name in names.items() if name}
+
+    def labelled_splits(self, has_teacher: bool) -> tuple[str, ...]:
+        """Splits whose labels are read: of clips without labels those that are held out, and only for the scores of a
+        model that a teacher gives its labels to."""
+        of_held_out = ("validation", "test") if has_teacher else ()
+        return of_held_out if self.unlabelled else ("train", "validation", "test")
 
 
 @dataclass

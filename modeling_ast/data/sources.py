@@ -35,6 +35,7 @@ from modeling_ast.data.label_columns import (
     index_labels,
     index_model_labels,
     keep_known,
+    leave_out_unlabelled,
     number_labels,
     read_labels,
     refuse_unknown,
@@ -77,6 +78,8 @@ class DataSource:
         multi_label: Whether a clip may have several labels; `labels` is then a list.
         max_missing: Files of training clips in a list that may not be there; their rows stay.
         model_labels: What a trained model calls its outputs, in their order: the labels of the result.
+        teacher_labels: The same of a teacher, for the held-out clips of data without labels to train on. Those that
+            have none are left out.
         keep_columns: Whether rows have the data's other columns too, and folds stay together, as they are packed.
     """
 
@@ -85,6 +88,7 @@ class DataSource:
     max_missing: int = 0
     model_labels: Sequence[str] | None = None
     keep_columns: bool = False
+    teacher_labels: Sequence[str] | None = None
 
     @property
     def name(self) -> str:
@@ -96,16 +100,18 @@ class DataSource:
         files = {"validation": self.args.validation_file, "test": self.args.test_file}
         return {split: name for split, name in files.items() if name is not None}
 
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        return self.args.labelled_splits(self.teacher_labels is not None)
+
     def load(self) -> AudioSplits:
         """See `load_splits`."""
         self._check()
         tables = self._read_tables()
         labels, index = self._read_labels(tables)
+        numbers = {split: number_labels(each, index, self.multi_label) for split, each in labels.items()}
         # Rows first and splits after: selecting from rows copies no audio, adding a column to a selection would.
-        rows = {
-            split: to_rows(table, number_labels(labels[split], index, self.multi_label), self.keep_columns)
-            for split, table in tables.items()
-        }
+        rows = {split: to_rows(table, numbers.get(split), self.keep_columns) for split, table in tables.items()}
         rows = self._hold_out(rows, tables) if "train" in tables else rows
         rows = self._choose(rows)
         if self.max_missing and suffix_of(self.name) in LIST_SUFFIXES:
@@ -119,6 +125,8 @@ class DataSource:
             raise DataError(f"Expected validation_fraction between 0 and 1, got {self.args.validation_fraction}.")
         if self.args.leave_out_unknown_labels and self.model_labels is None:
             raise DataError("leave_out_unknown_labels has an effect on the evaluation of a trained model alone.")
+        if self.args.unlabelled and self.model_labels is not None:
+            raise DataError("Expected clips with labels to evaluate a trained model, got unlabelled true.")
         lists = [name for name in (self.name, *self.files.values()) if suffix_of(name) in LIST_SUFFIXES]
         if self.args.audio_dir is not None and not lists:
             raise DataError(f"Expected a list ({', '.join(LIST_SUFFIXES)}) with audio_dir, got {self.name}.")
@@ -137,16 +145,16 @@ class DataSource:
             raise DataError(f"Expected {names} or a fold or split column, got both.")
 
     def _read_tables(self) -> dict[str, Table]:
-        columns = [self.args.audio_column_name, self.args.label_column_name]
-        for name in self.files.values():  # a misspelt column is told before any clip is looked for
+        for split, name in self.files.items():  # a misspelt column is told before any clip is looked for
             if suffix_of(name) in TABLE_SUFFIXES and Path(name).expanduser().is_file():
-                next(read_columns(Path(name).expanduser(), columns), None)
+                next(read_columns(Path(name).expanduser(), self._columns(split in self.labelled)), None)
         held_out_by = self.args.fold_column_name or self.args.split_column_name
-        columns += filter(None, [held_out_by])
-        tables = self._read(self.name, columns, self.max_missing, self.args.dataset_config_name, self.args.split_names)
+        of_dataset = self.max_missing, self.args.dataset_config_name, self.args.split_names
+        tables = self._read(self.name, self.labelled, list(filter(None, [held_out_by])), *of_dataset)
         for split, name in self.files.items():
             tables[split] = self._read_instead(name, split, split in tables)
-        if columns[:2] != ["audio", "label"] and not any(table.has_columns for table in tables.values()):
+        has_own_names = self._columns(has_labels=True) != ["audio", "label"]
+        if has_own_names and not any(table.has_columns for table in tables.values()):
             raise DataError(
                 f"{self.name}: a folder a class has no columns, nor has the original's JSON file, so that "
                 "their names have no effect."
@@ -166,21 +174,30 @@ class DataSource:
             logger.warning(f"{name} takes the place of the {split} clips of {self.name}.")
         if suffix_of(name) not in FILE_SUFFIXES:
             raise DataError(f"Expected {split}_file to be a file {', '.join(FILE_SUFFIXES)}, got {name}.")
-        tables = self._read(name, [self.args.audio_column_name, self.args.label_column_name])
+        tables = self._read(name, SPLITS if split in self.labelled else ())
         if len(tables) > 1:
             raise DataError(
                 f"Expected {split}_file to name the files of one split, got {', '.join(tables)} by {name}."
             )
         return next(iter(tables.values()))
 
+    def _columns(self, has_labels: bool) -> list[str]:
+        return [self.args.audio_column_name, *([self.args.label_column_name] if has_labels else [])]
+
     def _read(
         self,
         name: str,
-        columns: list[str],
+        labelled: Sequence[str],
+        others: Sequence[str] = (),
         max_missing: int = 0,
         config_name: str | None = None,
         split_names: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Table]:
+        """
+        Args:
+            labelled: Which splits have labels, by their names here.
+            others: Columns that the training clips need too.
+        """
         path = synthetic_folder() if name == "synthetic" else Path(name).expanduser()
         is_local = path.is_absolute() or name.startswith(".") or suffix_of(path) in FILE_SUFFIXES
         if is_local and not path.exists() and not is_address(name):
@@ -189,7 +206,8 @@ class DataSource:
             raise DataError(f"Expected a data set on the Hub with dataset_config_name, got {name}.")
         if path.exists() and not path.is_dir() and suffix_of(path) not in FILE_SUFFIXES:
             raise DataError(f"{name}: expected a folder or a file {', '.join(FILE_SUFFIXES)}.")
-        audio_column, label_column = columns[:2]
+        audio_column, has_labels = self.args.audio_column_name, "train" in labelled
+        label_columns = {split: self.args.label_column_name for split in labelled}
         found = look_into(path) if path.is_dir() else None
         suffix = "" if is_address(name) else suffix_of(path)
         are_classes = found is not None and builder_of(found) is None and (found.are_classes or not found.parquet)
@@ -197,29 +215,38 @@ class DataSource:
             keys = ", ".join(f"{split}_split_name" for split in split_names)
             raise DataError(f"{name}: {keys} has no effect on lists and on a folder a class.")
         if suffix in TABLE_SUFFIXES:
-            rows = read_table(path, columns, self.args.audio_dir, max_missing)
-            return {"train": Table(rows, name, audio_column, label_column)}
+            rows = read_table(path, [*self._columns(has_labels), *others], self.args.audio_dir, max_missing)
+            return {"train": Table(rows, name, audio_column, label_columns.get("train"))}
         if suffix == ".json":
-            tables = {"train": read_json(path, self.args.audio_dir, max_missing)}
+            tables = {"train": read_json(path, self.args.audio_dir, max_missing, has_labels)}
         elif are_classes:
-            splits = read_class_folders(path, found)
-            tables = {split: Table(rows, name, has_columns=False) for split, rows in splits.items()}
+            splits = read_class_folders(path, found, has_labels)
+            options = {"label_column": "label" if has_labels else None, "has_columns": False}
+            tables = {split: Table(rows, name, **options) for split, rows in splits.items()}
         else:
             splits = _load_dataset(name, path, config_name, found, split_names)
-            tables = {split: Table(rows, name, audio_column, label_column) for split, rows in splits.items()}
+            tables = {
+                split: Table(rows, name, audio_column, label_columns.get(split)) for split, rows in splits.items()
+            }
         for split, table in tables.items():
-            needed = [table.audio_column, table.label_column, *(columns[2:] if split == "train" else [])]
+            if self.args.unlabelled and table.label_column not in table.rows.column_names:
+                table.label_column = None
+            needed = [table.audio_column, *filter(None, [table.label_column]), *(others if split == "train" else ())]
             expect_columns(name, table.rows.column_names, needed)
             if isinstance(table.rows.features[table.audio_column], Value):  # a path: the file may hold other clips too
                 refuse_parts(name, set(table.rows.column_names) - set(needed))
         return tables
 
     def _read_labels(self, tables: dict[str, Table]) -> tuple[dict[str, Labels], LabelIndex]:
-        """The labels of each split, and their numbers."""
+        """The labels of each split that has some, and their numbers."""
+        tables = {split: table for split, table in tables.items() if table.label_column is not None}
         labels = {
             split: read_labels(table, self.args.label_separator, self.multi_label) for split, table in tables.items()
         }
-        if self.model_labels is None:
+        if self.args.unlabelled:
+            index = index_model_labels(self.teacher_labels or (), self.args.label_file)
+            refuse_unknown(labels, index, tables)
+        elif self.model_labels is None:
             names = find_label_names(tables["train"], labels.values()) if self.args.label_file is None else None
             index = index_labels(names, self.args.label_file, self.name)
             refuse_unknown(labels, index, tables)
@@ -249,7 +276,7 @@ class DataSource:
         return rows
 
     def _choose(self, rows: dict[str, Dataset]) -> dict[str, Dataset]:
-        """What there is to evaluate, or to train on and to choose the epoch on."""
+        """What there is to evaluate, or to train on and to choose the epoch on; of clips without labels as it is."""
         if self.model_labels is not None:
             known = {split: keep_known(part) for split, part in rows.items()}
             known = {split: part for split, part in known.items() if len(part)}
@@ -258,6 +285,8 @@ class DataSource:
             return known
         if "train" not in rows:
             raise DataError(f"{self.name}: expected clips to train on, got {', '.join(rows)} alone.")
+        if self.args.unlabelled:
+            return rows if self.teacher_labels is None else leave_out_unlabelled(rows, self.name)
         if "validation" not in rows and not (self.keep_columns and self.args.fold_column_name):
             return rows | hold_out_some(rows["train"], self.name, self.args.validation_fraction)
         return rows
@@ -291,10 +320,9 @@ def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
     Raises:
         DataError: No such data set or column, or a cell without a fold.
     """
-    columns = [data_args.audio_column_name, data_args.fold_column_name]
-    source = DataSource(data_args)
-    of_dataset = data_args.dataset_config_name, data_args.split_names
-    table = source._read(data_args.dataset_name, columns, sys.maxsize, *of_dataset)["train"]
+    of_dataset = sys.maxsize, data_args.dataset_config_name, data_args.split_names
+    tables = DataSource(data_args)._read(data_args.dataset_name, (), [data_args.fold_column_name], *of_dataset)
+    table = tables["train"]
     folds, codes = find_folds(table, data_args.fold_column_name)
     return to_rows(table), [folds[code] for code in codes]
 

@@ -20,21 +20,28 @@ from modeling_ast.data.streams import load_streamed_splits
 from modeling_ast.loading import ModelError, is_ast
 
 
-def read_splits(data_args: DataArguments, multi_label: bool, keep_columns: bool = False) -> AudioSplits:
+def read_splits(
+    data_args: DataArguments,
+    multi_label: bool,
+    keep_columns: bool = False,
+    teacher_labels: Sequence[str] | None = None,
+) -> AudioSplits:
     """The data set, cut to some clips, drawn at random, where the arguments say so.
 
     Args:
         data_args: Of the data.
         multi_label: Whether a clip may have several labels.
         keep_columns: Of a table, as for `DataSource`.
+        teacher_labels: As for `DataSource`.
 
     Raises:
         DataError: As from `DataSource` and `load_streamed_splits`.
     """
     if data_args.streaming:
-        splits = load_streamed_splits(data_args, multi_label)
+        splits = load_streamed_splits(data_args, multi_label, teacher_labels)
     else:
-        source = DataSource(data_args, multi_label, data_args.max_bad_clips, keep_columns=keep_columns)
+        options = {"keep_columns": keep_columns, "teacher_labels": teacher_labels}
+        source = DataSource(data_args, multi_label, data_args.max_bad_clips, **options)
         splits = source.load()
         for name, rows in splits:
             limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples

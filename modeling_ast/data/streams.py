@@ -1,6 +1,6 @@
 """Data sets that are read while they arrive, for those that do not fit on a disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from modeling_ast.data.label_columns import (
     LabelIndex,
     class_names,
     index_labels,
+    index_model_labels,
+    leave_out_unlabelled,
     number_labels,
     read_labels,
     refuse_unknown,
@@ -37,16 +39,19 @@ FEW_SHARDS = 256  # so many files can be opened before a run, to divide them
 ROWS_AT_ONCE = 16  # whose labels are looked up together
 
 
-def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) -> AudioSplits:
+def load_streamed_splits(
+    data_args: DataArguments, multi_label: bool = False, teacher_labels: Sequence[str] | None = None
+) -> AudioSplits:
     """A stream to train on, in its own order, and the held-out clips, kept on disk, in the cache of `datasets`.
 
     A shard of the stream is a file or, of few Parquet files, a row group. The first clips of a stream are one shard.
 
     Args:
         data_args: Of a data set on the Hub or a folder of Parquet files, tar archives, or sound files with a list
-            `metadata.csv`, with splits train and validation; with a `label_file` where it does not name its classes.
-            `max_train_samples` takes the first clips of the stream.
+            `metadata.csv`, with splits train and validation (of clips without labels, train alone will do); with a
+            `label_file` where it does not name its classes. `max_train_samples` takes the first clips of the stream.
         multi_label: Whether a clip may have several labels.
+        teacher_labels: As for `DataSource`.
 
     Raises:
         DataError: No such data set, sound files alone, a missing split or column, labels that nothing
@@ -57,37 +62,37 @@ def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) ->
     for name, stream in splits.items():
         limit = data_args.max_train_samples if name == "train" else data_args.max_eval_samples
         splits[name] = stream if limit is None else stream.take(limit)
-    names = class_names(splits["train"].features[data_args.label_column_name])
-    if names is None and data_args.label_file is None:
+    names = class_names(splits["train"].features.get(data_args.label_column_name))
+    if data_args.unlabelled:
+        index = index_model_labels(teacher_labels or (), data_args.label_file)
+    elif names is None and data_args.label_file is None:
         raise DataError(f"{source}: a stream does not tell all its labels in advance; name them by label_file.")
-    index = index_labels(names, data_args.label_file, source)
+    else:
+        index = index_labels(names, data_args.label_file, source)
     # Not an audio feature: `datasets` would need torchcodec to write one.
     audio = {"bytes": Value("binary"), "path": Value("string")}
-    features = Features({"audio": audio, "labels": [Value("int64")] if multi_label else Value("int64")})
-    rows = {}
+    label = {"labels": [Value("int64")] if multi_label else Value("int64")}
+    labelled, rows = data_args.labelled_splits(teacher_labels is not None), {}
     for name, stream in splits.items():
-        to_rows = partial(
-            _to_rows,
-            data_args=data_args,
-            label_feature=stream.features[data_args.label_column_name],
-            index=index,
-            multi_label=multi_label,
-        )
+        label_feature = stream.features.get(data_args.label_column_name) if name in labelled else None
+        options = {"label_feature": label_feature, "index": index, "multi_label": multi_label}
         rows[name] = stream.cast_column(audio_column, Audio(decode=False)).map(
-            to_rows,
+            partial(_to_rows, data_args=data_args, **options),
             batched=True,
             batch_size=ROWS_AT_ONCE,
             remove_columns=list(stream.features),
-            features=features,
+            features=Features({"audio": audio} | (label if label_feature is not None else {})),
         )
+    if teacher_labels is not None and data_args.unlabelled:
+        rows = leave_out_unlabelled(rows, source)
     # What makes other rows of the same files.
     columns = audio_column, data_args.label_column_name, data_args.label_separator
-    settings = f"{columns} {data_args.split_names} {data_args.max_eval_samples} {multi_label} {index} {version}"
-    held_out = {
-        name: keep(stream, source, version and f"{name}\n{settings}")
-        for name, stream in rows.items()
-        if name != "train"
+    settings = f"{columns} {data_args.split_names} {data_args.max_eval_samples}"
+    versions = {
+        name: version and f"{name}\n{settings} {(multi_label, index) if 'labels' in each.features else None} {version}"
+        for name, each in rows.items()
     }
+    held_out = {name: keep(each, source, versions[name]) for name, each in rows.items() if name != "train"}
     train = rows["train"]
     if data_args.max_train_samples is not None:
         # Else `datasets` would take some from each shard.
@@ -95,10 +100,10 @@ def load_streamed_splits(data_args: DataArguments, multi_label: bool = False) ->
     elif train.num_shards < FEW_SHARDS:
         train = _divide_files(train, source)
     if counts is not None:
-        counts = _number_counts(counts, names, index)
-    version = version and f"train\n{settings} {data_args.max_train_samples}"
+        counts = _number_counts(counts, names or [], index)
+    version = versions["train"] and f"{versions['train']} {data_args.max_train_samples}"
     told = {"train_counts": counts, "version": version}
-    return AudioSplits(train, held_out["validation"], held_out.get("test"), index.names, **told)
+    return AudioSplits(train, held_out.get("validation"), held_out.get("test"), index.names, **told)
 
 
 def _number_counts(counts: ClipCounts, names: list[str], index: LabelIndex) -> ClipCounts:
@@ -123,8 +128,8 @@ def _divide_files(rows: IterableDataset, source: str) -> IterableDataset:
 
 
 def _open_splits(data_args: DataArguments) -> tuple[dict[str, IterableDataset], str | None, ClipCounts | None]:
-    """The streams of train, validation and perhaps test, with sounds and labels, what tells their version, and what
-    there is of training clips, where the shards tell it."""
+    """The streams of train, validation and perhaps test, with their columns, what tells their version, and what there
+    is of training clips, where the shards tell it."""
     dataset_name, folder = data_args.dataset_name, Path(data_args.dataset_name).expanduser()
     found = look_into(folder) if folder.is_dir() else None
     if found is not None and not found.parquet and builder_of(found) is None:
@@ -143,10 +148,10 @@ def _open_splits(data_args: DataArguments) -> tuple[dict[str, IterableDataset], 
     except READING_ERRORS as error:
         raise DataError(f"{dataset_name}: cannot be streamed ({describe_cause(error)}).") from error
     splits = choose_splits(dataset_name, streams, data_args.split_names)
-    for name in ("train", "validation"):
-        if name not in splits:
-            raise DataError(f"{dataset_name}: expected splits train and validation, got {', '.join(streams)}.")
-    for column in (data_args.audio_column_name, data_args.label_column_name):
+    needed = ["train"] if data_args.unlabelled else ["train", "validation"]
+    if any(name not in splits for name in needed):
+        raise DataError(f"{dataset_name}: expected splits {' and '.join(needed)}, got {', '.join(streams)}.")
+    for column in (data_args.audio_column_name, *([] if data_args.unlabelled else [data_args.label_column_name])):
         if column not in (splits["train"].features or {}):
             found = ", ".join(splits["train"].features or {})
             raise DataError(f"{dataset_name}: expected a column {column!r}, got {found}.")
@@ -170,6 +175,8 @@ def _to_rows(
     rows: dict[str, list], data_args: DataArguments, label_feature: Any, index: LabelIndex, multi_label: bool
 ) -> dict[str, list]:
     audios, column = rows[data_args.audio_column_name], data_args.label_column_name
+    if label_feature is None:
+        return {"audio": audios}
     # For the look-up alone, so without the sounds.
     paths = [{"path": (audio or {}).get("path")} for audio in audios]
     features = Features({"audio": {"path": Value("string")}, column: label_feature})

@@ -62,9 +62,10 @@ class Clips(Dataset):
         chosen = {name: rows for name, rows in splits if name in names}
         self.rows = datasets.concatenate_datasets(list(chosen.values()))
         self.splits = np.repeat(list(chosen), [len(rows) for rows in chosen.values()])
-        self.labels = self.rows.select_columns("labels")
         self.label_names, self.multi_label = splits.label_names, multi_label
-        self.columns = ("path", "split", "labels" if multi_label else "label")
+        self.labels = self.rows.select_columns("labels") if self.label_names else None
+        own = ("labels" if multi_label else "label",) if self.label_names else ()
+        self.columns = ("path", "split", *own)
         numbers = (number for rows in chosen.values() for number in range(len(rows)))
         self.files = [
             SoundFile(f"{split} {number}, {path or ''}", "", stamp_of(path) if path else [0, 0])
@@ -81,6 +82,8 @@ class Clips(Dataset):
     def describe(self, index: int) -> dict[str, Any]:
         path = self.files[index].path.partition(", ")[2] or f"row {index}"
         known = {"path": to_text(path), "split": str(self.splits[index])}
+        if self.labels is None:
+            return known
         labels = self.labels[index]["labels"]
         if self.multi_label:
             return {**known, "labels": [self.label_names[label] for label in labels]}

@@ -323,6 +323,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     kinds = tuple(Arguments.__annotations__.values())
     arguments = Arguments(*parse_blocks(kinds, recipe + argv, "Train and evaluate an Audio Spectrogram Transformer."))
     _check_stream(arguments.data, arguments.training)
+    if arguments.data.unlabelled and arguments.training.class_balanced_sampling:
+        raise RecipeError("class_balanced_sampling needs labels: leave it out, or unlabelled.")
     return arguments
 
 

@@ -76,7 +76,7 @@ def build_model(
 
     Args:
         arguments: Of the model.
-        label_names: Of the data.
+        label_names: Of the data; of clips without labels none, and any head will do.
         allow_fresh_head: Whether the head may be fresh; not where the model is only evaluated.
 
     Raises:
@@ -85,10 +85,10 @@ def build_model(
         OSError: No such folder, file or repository.
     """
     name = arguments.model_name_or_path
-    id2label = dict(enumerate(label_names))
+    id2label, label2id = dict(enumerate(label_names)), {label: index for index, label in enumerate(label_names)}
     network, geometry = arguments.given(_NETWORK_KEYS), arguments.given(GEOMETRY_KEYS)
     settings = arguments.given(_SETTING_KEYS)
-    labels = {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
+    labels = {"id2label": id2label, "label2id": label2id} if label_names else {}
     if not allow_fresh_head and not is_ast(name):
         raise ValueError("expected a trained model, whose labels are known")
     if name in SIZES:
@@ -114,12 +114,12 @@ def build_model(
             raise ValueError(
                 f"Expected {key} {getattr(model.config, key)}, which the weights of {name} have, got {value}."
             )
-    trained_names = list(model.config.id2label.values())
+    trained_names = list(model.config.id2label.values()) if label_names else []
     if trained_names != label_names and sorted(trained_names) == sorted(label_names):
         order = [trained_names.index(label) for label in label_names]
         head = {key: tensor[order] for key, tensor in model.classifier.dense.state_dict().items()}
         model.classifier.dense.load_state_dict(head)
-        model.config.id2label, model.config.label2id = labels["id2label"], labels["label2id"]
+        model.config.id2label, model.config.label2id = id2label, label2id
     elif trained_names != label_names:
         if not allow_fresh_head:
             raise ValueError(f"expected the labels of the model ({', '.join(trained_names[:5])}, ...) in the data")

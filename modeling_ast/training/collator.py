@@ -77,20 +77,27 @@ class AugmentingCollator(ASTDataCollator):
         Returns:
             As `ASTDataCollator` gives them; with mixup, `labels` are weights (batch, num_labels).
         """
-        waveforms, labels = self.augmented_waveforms(rows)
-        return {**self.augmented_features(waveforms, [row["generator"] for row in rows]), "labels": labels}
+        features = self.augmented_features(self.augmented_waveforms(rows), [row["generator"] for row in rows])
+        return {**features, **self.targets(rows)}
 
-    def augmented_waveforms(self, rows: list[dict[str, Any]]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Waveforms of a training batch as its features are computed of, before they are cut, and their labels."""
-        waveforms, labels = [remove_mean(row["waveform"]) for row in rows], self.labels(rows)
-        if self.augment.mixup_probability > 0:
-            labels = torch.stack([self.label_weights(row) for row in rows])
+    def augmented_waveforms(self, rows: list[dict[str, Any]]) -> list[torch.Tensor]:
+        """Waveforms of a training batch as its features are computed of, before they are cut."""
+        waveforms = [remove_mean(row["waveform"]) for row in rows]
         for index, row in enumerate(rows):
             if "partner" in row:
-                partner, weight = row["partner"], row["weight"]
-                waveforms[index] = mix(waveforms[index], remove_mean(partner["waveform"]), weight)
-                labels[index] = weight * labels[index] + (1 - weight) * self.label_weights(partner)
-        return waveforms, labels
+                waveforms[index] = mix(waveforms[index], remove_mean(row["partner"]["waveform"]), row["weight"])
+        return waveforms
+
+    def labels(self, rows: list[dict[str, Any]]) -> torch.Tensor:
+        """As `ASTDataCollator` gives them, and with mixup the weights of both clips' labels."""
+        if self.augment.mixup_probability == 0:
+            return super().labels(rows)
+        labels = torch.stack([self.label_weights(row) for row in rows])
+        for index, row in enumerate(rows):
+            if "partner" in row:
+                weight = row["weight"]
+                labels[index] = weight * labels[index] + (1 - weight) * self.label_weights(row["partner"])
+        return labels
 
     def _choice(self, generator: torch.Generator) -> Choice | None:
         """What is read of a longer clip: any part where a random crop is wanted, else all, whose mean is removed."""

@@ -43,7 +43,7 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset]) -> dict[str, floa
 
     Args:
         trainer: Of the run, made within `nothing_written`.
-        held_out: Decoded rows to evaluate, by the name of their split.
+        held_out: Decoded rows to evaluate, by the name of their split; the trainer's own among them, if there are any.
 
     Returns:
         `dry_run_updates` and `dry_run_evaluations` of the whole run, `dry_run_seconds_per_update`,
@@ -73,29 +73,20 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset]) -> dict[str, floa
             f"each, {watch.data_share:.0%} of it waiting for data."
         )
         logger.info(f"The whole run is {updates} updates: about {_shown(seconds)}.")
-    metrics_logger = logging.getLogger("modeling_ast.data.metrics")
-    level = metrics_logger.level
-    metrics_logger.setLevel(logging.ERROR)  # a few clips are not of all classes, of which it would warn
-    try:
+    if held_out:
         rate = _evaluation_rate(trainer, trainer.eval_dataset)
-    finally:
-        metrics_logger.setLevel(level)
-    models = 2 if trainer.args.averages_weights else 1  # the averaged one is evaluated too
-    clips = evaluations * len(trainer.eval_dataset) + models * sum(map(len, held_out.values()))
-    seconds += clips / rate
-    logger.info(
-        f"{evaluations} evaluation(s) while it trains and those at its end, of {clips} clips in all at {rate:.3g} "
-        f"clips/s: about {_shown(clips / rate)}. Together about {_shown(seconds)}."
-    )
+        models = 2 if trainer.args.averages_weights else 1  # the averaged one is evaluated too
+        clips = evaluations * len(trainer.eval_dataset) + models * sum(map(len, held_out.values()))
+        seconds += clips / rate
+        results |= {"dry_run_evaluations": evaluations, "dry_run_clips_per_second": rate}
+        logger.info(
+            f"{evaluations} evaluation(s) while it trains and those at its end, of {clips} clips in all at {rate:.3g} "
+            f"clips/s: about {_shown(clips / rate)}. Together about {_shown(seconds)}."
+        )
     if torch.cuda.is_available():
         logger.info(f"The GPU's memory was used up to {torch.cuda.max_memory_allocated() / 1e9:.1f} GB.")
     logger.info(NOTHING_WRITTEN)
-    return {
-        **results,
-        "dry_run_evaluations": evaluations,
-        "dry_run_clips_per_second": rate,
-        "dry_run_hours": seconds / 3600,
-    }
+    return {**results, "dry_run_hours": seconds / 3600}
 
 
 class _Stopwatch(TrainerCallback):
@@ -164,11 +155,17 @@ def _evaluation_rate(trainer: ASTTrainer, rows: Dataset) -> float:
     """Clips a second, of all processes."""
     at_once = trainer.args.eval_batch_size * trainer.args.world_size
     few, many = _spread(rows, at_once), _spread(rows, (1 + EVAL_BATCHES) * at_once)
-    trainer.evaluate(few)  # allocates
-    times = [time.perf_counter()]
-    for each in (few, many):
-        trainer.evaluate(each)
-        times.append(time.perf_counter())
+    metrics_logger = logging.getLogger("modeling_ast.data.metrics")
+    level = metrics_logger.level
+    metrics_logger.setLevel(logging.ERROR)  # a few clips are not of all classes, of which it would warn
+    try:
+        trainer.evaluate(few)  # allocates
+        times = [time.perf_counter()]
+        for each in (few, many):
+            trainer.evaluate(each)
+            times.append(time.perf_counter())
+    finally:
+        metrics_logger.setLevel(level)
     cost, whole = times[1] - times[0], times[2] - times[1]  # the former mostly of starting workers
     if len(many) > len(few) and whole > cost:
         return (len(many) - len(few)) / (whole - cost)

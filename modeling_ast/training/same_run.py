@@ -183,7 +183,9 @@ def _describe_checkpoint(resume: str | bool | None, output_dir: str) -> str:
 def _describe_rows(rows: Dataset | IterableDataset) -> str:
     if isinstance(rows, IterableDataset):
         return f"a stream of {rows.num_shards} shard(s)"
-    columns = rows.flatten().select_columns(["audio.path", "labels"]).with_format("arrow")  # not the sounds
+    rows = rows.flatten()
+    names = [name for name in ("audio.path", "labels") if name in rows.column_names]  # not the sounds
+    columns = rows.select_columns(names).with_format("arrow")
     batches = (columns[start : start + 100_000] for start in range(0, len(rows), 100_000))
     return f"{len(rows)} clips ({_digest(text for batch in batches for text in _describe_batch(batch))})"
 
@@ -192,6 +194,8 @@ def _describe_batch(batch: pa.Table) -> Iterator[str]:
     # Only the ends of the paths: machines may have the data in different places.
     for path in batch["audio.path"].to_pylist():
         yield "/".join((path or "").rsplit("/", 2)[-2:])
+    if "labels" not in batch.column_names:
+        return
     labels = batch["labels"].combine_chunks()
     if pa.types.is_list(labels.type) or pa.types.is_large_list(labels.type):
         yield str(labels.value_lengths().to_pylist())

@@ -69,6 +69,8 @@ def read_data(arguments: Arguments) -> AudioSplits:
     """
     model_args, data_args, _, training_args = arguments
     multi_label = model_args.problem_type == "multi_label_classification"
+    if data_args.unlabelled:
+        raise RecipeError("Expected labels to train or to evaluate by, got unlabelled true.")
     if training_args.do_train or data_args.streaming:
         splits = read_once(partial(read_splits, data_args, multi_label))
     else:
