@@ -27,7 +27,7 @@ _HALF_CHARACTER = re.compile("[\\ud800-\\udfff]")
 
 @strict
 class ASTConfig(PreTrainedConfig):
-    r"""Sizes of an AST. Every key of Transformers' own `ASTConfig`, with the same meaning, and five more.
+    r"""Sizes of an AST. Every key of Transformers' own `ASTConfig`, with the same meaning, and six more.
 
     The defaults are those of the checkpoint
     [MIT/ast-finetuned-audioset-10-10-0.4593](https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593).
@@ -63,6 +63,9 @@ class ASTConfig(PreTrainedConfig):
             longer clips the same share.
         patchout_patches: Single patches that it leaves out of the rest, at `max_length` frames; of shorter or longer
             clips the same share.
+        drop_path_rate: Share of the clips of a training batch that skip the attention, and of those that skip the MLP,
+            of the last layer, in [0, 1); from the first layer, which none skips, it rises linearly (stochastic depth).
+            In training mode alone; Transformers' own AST has no such key, and skips nothing.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: A value has the wrong type or cannot work, or a network that no
@@ -107,6 +110,7 @@ class ASTConfig(PreTrainedConfig):
     patchout_rows: int = 0
     patchout_columns: int = 0
     patchout_patches: int = 0
+    drop_path_rate: float | int = 0.0
 
     def __post_init__(self, **kwargs: Any):
         # Before the base class makes a name for each label and a number of each key.
@@ -174,9 +178,11 @@ class ASTConfig(PreTrainedConfig):
                 raise ValueError(
                     f"Expected {name} of at least one patch ({self.patch_size} {axis}), got {getattr(self, name)}."
                 )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"Expected {name} in [0, 1), got {getattr(self, name)}.")
+        if self.drop_path_rate and self.num_hidden_layers == 1:
+            raise ValueError("Expected drop_path_rate 0 with one layer: it has no effect on the first one.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"Expected hidden_act out of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}.")
         problem_types = (None, "single_label_classification", "multi_label_classification", "regression")

@@ -305,10 +305,16 @@ class ASTAttention(nn.Module):
 
 
 class ASTPlainLayer(nn.Module):
-    """Pre-norm Transformer layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm Transformer layer: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    def __init__(self, config: ASTConfig):
+    Args:
+        config: Sizes.
+        drop_path_rate: Share of the clips that skip either of the two in training, in [0, 1).
+    """
+
+    def __init__(self, config: ASTConfig, drop_path_rate: float = 0.0):
         super().__init__()
+        self.drop_path_rate = drop_path_rate
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = ASTAttention(config)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -327,8 +333,19 @@ class ASTPlainLayer(nn.Module):
         """The new hidden states of the first `num_queries` tokens (`None`: of all), which attend to all tokens."""
         normed = self.layernorm_before(hidden_states)
         attended, weights = self.attention(normed, attention_mask, output_attentions, num_queries)
-        hidden_states = hidden_states[:, :num_queries] + self.dropout(attended)
-        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states))), weights
+        hidden_states = hidden_states[:, :num_queries] + self.drop_path(self.dropout(attended))
+        branch = self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+        return hidden_states + self.drop_path(branch), weights
+
+    def drop_path(self, branch: torch.Tensor) -> torch.Tensor:
+        """What is added to the hidden states: in training nothing to those of some clips, and more to the others'.
+
+        Source: Huang et al., "Deep Networks with Stochastic Depth" (2016); scaled in training, as in timm.
+        """
+        if not self.drop_path_rate or not self.training:
+            return branch
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path_rate
+        return branch * kept / (1 - self.drop_path_rate)
 
     def mlp(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden_size) to the same; in pieces where a CPU computes no gradients."""
@@ -366,7 +383,10 @@ class ASTEncoder(nn.Module):
 
     def __init__(self, config: ASTConfig):
         super().__init__()
-        self.layer = nn.ModuleList([_layer_class()(config) for _ in range(config.num_hidden_layers)])
+        # From 0 in the first layer to the configuration's in the last one, as timm's.
+        steps = max(1, config.num_hidden_layers - 1)
+        rates = [config.drop_path_rate * index / steps for index in range(config.num_hidden_layers)]
+        self.layer = nn.ModuleList([_layer_class()(config, rate) for rate in rates])
 
     def forward(
         self,

@@ -43,6 +43,7 @@ def test_model_type_is_stocks():
 
 # What Transformers' own AST does not know.
 OWN_KEYS = {"head_layer_norm_eps", "thresholds", "patchout_rows", "patchout_columns", "patchout_patches"}
+OWN_KEYS |= {"drop_path_rate"}
 
 
 def test_only_our_own_keys_are_added_to_the_file():

@@ -331,6 +331,22 @@ def test_an_average_of_every_update_and_small_steps_are_those_of_one_process(sta
 
 
 @pytest.mark.slow
+def test_shared_layers_drop_the_branches_that_a_run_without_a_stop_drops(start, recipe, tmp_path):
+    """Of checkpointed layers with rates of their own, and with an average of every update."""
+    other = tmp_path / "recipe.yaml"
+    other.write_text(
+        recipe.read_text()
+        .replace("weight_average_start: 2", "ema_decay: 0.9\nlayer_learning_rate_decay: 0.6")
+        .replace("num_hidden_layers: 1", "num_hidden_layers: 3\ndrop_path_rate: 0.5\ngradient_checkpointing: true")
+    )
+    for name, signal_at, status in (("whole", None, 0), ("run", 5, 143), ("run", None, 0)):
+        argv = (other, tmp_path / name, "--num_train_epochs=2")
+        statuses, log = start("SHARDED_STATE_DICT", 2, *argv, signal_at=signal_at)
+        assert statuses == {status}, log
+    assert set(differences(tmp_path / "run", tmp_path / "whole").values()) == {0}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["DDP", "SHARDED_STATE_DICT"])
 def test_a_run_that_diverges_is_told_once(start, recipe, tmp_path, strategy):
     argv = ["--learning_rate=1e38", "--max_grad_norm=0"]

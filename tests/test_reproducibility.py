@@ -334,6 +334,7 @@ def test_two_processes_resume_a_stream_as_if_nothing_had_been(stream, tmp_path):
 @pytest.fixture(scope="module")
 def uninterrupted(recipe, tmp_path_factory) -> tuple[Path, list]:
     dropout = ["--hidden_dropout_prob=0.1", "--attention_probs_dropout_prob=0.1"]
+    dropout += ["--num_hidden_layers=2", "--drop_path_rate=0.3"]
     return run_once(tmp_path_factory, recipe, *VARIANTS["balanced"], *dropout)
 
 

@@ -104,6 +104,13 @@ class ModelArguments:
     patchout_patches: int = field(
         default=0, metadata={"help": "Single patches that it leaves out of the rest; of shorter clips the same share."}
     )
+    drop_path_rate: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the clips of a training batch that skip attention or MLP of the last layer, in [0, 1); "
+            "it rises linearly from 0 in the first layer."
+        },
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "eager, sdpa, flash_attention_2, ...; Transformers chooses if unset."}
     )
@@ -121,7 +128,8 @@ class ModelArguments:
         return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
     def __post_init__(self):
-        check_numbers(self, dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), "[0, 1)"))
+        shares = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+        check_numbers(self, dict.fromkeys(shares, "[0, 1)"))
 
 
 @dataclass

@@ -28,6 +28,7 @@ _SETTING_KEYS = (
     "patchout_rows",
     "patchout_columns",
     "patchout_patches",
+    "drop_path_rate",
     "problem_type",
     "attn_implementation",
 )
