@@ -18,7 +18,7 @@ from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import BadClips, DecodeAudio
 from modeling_ast.training import collator as collator_module
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
-from modeling_ast.training.augment import clip_generator, mask, mix, roll
+from modeling_ast.training.augment import clip_generator, draw_mixing_weight, mask, mix, roll
 from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.rows import TrainingRows, cut
 from modeling_ast.training.sampling import TrainingSampler
@@ -278,6 +278,26 @@ def test_mixing_weights_follow_alpha(alpha):
     assert kstest(weights, "beta", args=(alpha, alpha)).pvalue > 0.01
 
 
+@pytest.mark.parametrize("alpha", [0.1, 0.8, 1.5, 10.5, 250.5])
+def test_mixing_weights_follow_any_alpha(alpha):
+    weights = [draw_mixing_weight(alpha, clip_generator(0, position)) for position in range(2000)]
+    assert kstest(weights, "beta", args=(alpha, alpha)).pvalue > 0.01
+    assert weights[:9] == [draw_mixing_weight(alpha, clip_generator(0, position)) for position in range(9)]
+
+
+def test_mixing_weights_of_a_tiny_alpha_are_those_of_one_clip_or_the_other():
+    """None is lost, although numbers of Gamma(alpha) are below all that a float can hold."""
+    weights = np.array([draw_mixing_weight(1e-4, clip_generator(0, position)) for position in range(1000)])
+    is_end = (weights < 1e-6) | (weights > 1 - 1e-6)
+    assert is_end.mean() > 0.98 and 0.45 < weights.mean() < 0.55
+
+
+@pytest.mark.parametrize("alpha", [1, 10, 10.0])
+def test_mixing_weights_of_whole_numbers_are_what_they_were(alpha):
+    draws = torch.rand(2 * int(alpha) - 1, generator=clip_generator(0, 3))
+    assert draw_mixing_weight(alpha, clip_generator(0, 3)) == draws.sort().values[int(alpha) - 1].item()
+
+
 def test_partners_come_uniformly_from_the_whole_training_set():
     """Whatever is in the batch; the clip itself is one of them."""
     rows = make_rows(*[400] * 25, labels=list(range(25)))
@@ -441,7 +461,7 @@ def test_negative_augmentation_is_refused(name):
     [
         ({"mixup_probability": 8}, r"mixup_probability in \[0, 1\], got 8"),  # a known slip with the original
         ({"mixup_probability": -0.1}, r"mixup_probability in \[0, 1\], got -0.1"),
-        ({"mixup_alpha": 0}, r"mixup_alpha in \[1, 1000\], got 0"),
+        ({"mixup_alpha": 0}, r"mixup_alpha in \(0, 1000\], got 0"),
         ({"original_noise_and_roll": True}, "no effect without max_noise or roll_frames"),
     ],
 )

@@ -1099,7 +1099,7 @@ def augmentations(draw) -> AugmentArguments:
     max_noise, roll_frames = draw(st.sampled_from([0.0, 0.1])), draw(st.integers(0, 20))
     return AugmentArguments(
         mixup_probability=draw(st.sampled_from([0.0, 0.5, 1.0])),
-        mixup_alpha=draw(st.integers(1, 12)),
+        mixup_alpha=draw(st.integers(1, 12) | st.floats(0.01, 20)),
         random_crop=draw(st.booleans()),
         freq_mask_bins=draw(st.integers(0, 30)),
         time_mask_frames=draw(st.integers(0, 60)),

@@ -42,8 +42,7 @@ _INTERVALS = {
         "dataloader_num_workers freq_mask_bins time_mask_frames max_noise roll_frames lr_step_first_epochs "
         "early_stopping_threshold",
         "[0, 4294967296)": "seed data_seed",  # numpy's
-        # Partial sums of so many draws; larger ones only make every weight 0.5.
-        "[1, 1000]": "mixup_alpha",
+        "(0, 1000]": "mixup_alpha",  # larger ones only make every weight 0.5
     }.items()
     for name in names.split()
 }
@@ -71,7 +70,7 @@ class AugmentArguments:
     mixup_probability: float = field(
         default=0.0, metadata={"help": "Share of the clips that another one, drawn from all, is mixed into."}
     )
-    mixup_alpha: int = field(default=10, metadata={"help": "Mixing weights are drawn from Beta(alpha, alpha)."})
+    mixup_alpha: float = field(default=10, metadata={"help": "Mixing weights are drawn from Beta(alpha, alpha)."})
     random_crop: bool = field(default=False, metadata={"help": "Take any part of a longer clip, not its head."})
     freq_mask_bins: int = field(default=0, metadata={"help": "Mask up to this many (less one) mel bins in a row."})
     time_mask_frames: int = field(
@@ -97,6 +96,8 @@ class AugmentArguments:
 
     def __post_init__(self):
         check_numbers(self, _INTERVALS)
+        if self.mixup_alpha == int(self.mixup_alpha):
+            self.mixup_alpha = int(self.mixup_alpha)  # as recipes of earlier versions say it
         if self.original_noise_and_roll and not (self.max_noise or self.roll_frames):
             raise ValueError("original_noise_and_roll has no effect without max_noise or roll_frames.")
 

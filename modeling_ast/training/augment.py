@@ -30,12 +30,24 @@ def draw_crop(length: int, num_samples: int, generator: torch.Generator) -> slic
     return slice(start, start + num_samples)
 
 
-def draw_mixing_weight(alpha: int, generator: torch.Generator) -> float:
+def draw_mixing_weight(alpha: float, generator: torch.Generator) -> float:
     """The anchor's weight in mixup, from Beta(alpha, alpha).
 
-    Of 2 * alpha - 1 uniform numbers the alpha-th smallest has that distribution; torch's own takes no generator.
+    Of 2 * alpha - 1 uniform numbers the alpha-th smallest has that distribution, where alpha is a whole number. For
+    others it is the share of one of two Gamma(alpha) numbers in their sum; torch's own Beta takes no generator. A
+    Gamma(alpha) number is a Gamma(alpha + 1) number times a uniform one to the power of 1 / alpha, and logarithms keep
+    small ones from becoming 0.
+
+    Source: Marsaglia and Tsang, "A Simple Method for Generating Gamma Variables" (2000), for torch's Gamma and the
+        power.
     """
-    return torch.rand(2 * alpha - 1, generator=generator).sort().values[alpha - 1].item()
+    if alpha == int(alpha):
+        whole = int(alpha)
+        return torch.rand(2 * whole - 1, generator=generator).sort().values[whole - 1].item()
+    larger = torch.full((2,), alpha + 1, dtype=torch.float64)
+    gamma = torch._standard_gamma(larger, generator=generator).log()
+    uniform = torch.rand(2, dtype=torch.float64, generator=generator).log()
+    return torch.sigmoid(gamma[0] - gamma[1] + (uniform[0] - uniform[1]) / alpha).item()
 
 
 def mix(anchor: torch.Tensor, partner: torch.Tensor, weight: float) -> torch.Tensor:
