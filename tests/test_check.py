@@ -286,22 +286,26 @@ def test_statistics_that_count_the_padding_are_the_originals(data, examine, stat
 
 
 @pytest.mark.parametrize(
-    ("option", "level", "mend"),
+    ("options", "level", "mend"),
     [
-        ("--freq_mask_bins=33", "error", "freq_mask_bins: 12"),
-        ("--freq_mask_bins=17", "warning", "freq_mask_bins: 12"),
-        ("--time_mask_frames=39", "error", "time_mask_frames: 7"),
-        ("--time_mask_frames=20", "warning", "time_mask_frames: 7"),
+        (["--freq_mask_bins=33"], "error", "freq_mask_bins: 12"),
+        (["--freq_mask_bins=17"], "warning", "freq_mask_bins: 12"),
+        (["--time_mask_frames=39"], "error", "time_mask_frames: 7"),
+        (["--time_mask_frames=20"], "warning", "time_mask_frames: 7"),
+        (["--freq_mask_bins=11", "--num_freq_masks=3"], "error", "freq_mask_bins: 4"),
+        (["--time_mask_frames=10", "--num_time_masks=2"], "warning", "time_mask_frames: 3"),
     ],
 )
-def test_finds_masks_that_hide_too_much(clean_folder, examine, option, level, mend):
-    assert only(examine(clean_folder, option)[1], "masks", level)["mend"] == mend
+def test_finds_masks_that_hide_too_much(clean_folder, examine, options, level, mend):
+    assert only(examine(clean_folder, *options)[1], "masks", level)["mend"] == mend
     assert examine(clean_folder, "--freq_mask_bins=16", "--time_mask_frames=19")[1] == []
 
 
 def test_finds_short_clips_that_a_mask_can_hide(data, examine):
     write_sound(data / "high" / "train_1.wav", make_sound("high", 10, 1680))  # 9 frames
     assert examine(data, "--time_mask_frames=9")[1] == []  # up to 8 are masked
+    twice = only(examine(data, "--time_mask_frames=6", "--num_time_masks=2")[1], "masks", "note")
+    assert twice["seen"].startswith("time_mask_frames 6, 2 times, can hide all of 1 clip of")
     found = only(examine(data, "--time_mask_frames=10")[1], "masks", "note")
     assert names(found) == ["train_1.wav"] and found["mend"] == "time_mask_frames: 7"
     write_sound(data / "high" / "train_2.wav", make_sound("high", 11, 1680))

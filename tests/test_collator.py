@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -425,6 +426,21 @@ def test_mask_of_0_or_1_covers_nothing():
             assert torch.equal(mask(spectrogram, 1, max_width, clip_generator(0, position)), spectrogram)
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+def test_several_masks_cover_one_stretch_each_and_the_first_is_the_only_one_of_one(dim):
+    key = ("num_time_masks", "num_freq_masks")[dim]
+    sizes = {"time_mask_frames": 24 * (1 - dim), "freq_mask_bins": 8 * dim}
+    (row,) = make_rows(LONG)
+    plain = features([row])
+    masked = [
+        (features(at_positions(row, 40), AugmentArguments(**sizes, **{key: number})) != plain).all(2 - dim)
+        for number in (1, 3)
+    ]  # (clips, size)
+    assert (masked[1] | ~masked[0]).all()  # what one mask covers is covered by it and others
+    stretches = [torch.diff(torch.nn.functional.pad(each.int(), (1, 1))).clamp(min=0).sum(1).max() for each in masked]
+    assert stretches == [1, 3]
+
+
 def test_masks_differ_between_the_clips_of_a_batch_and_between_the_axes():
     (row,) = make_rows(LONG)
     changed = features(at_positions(row, 20), MASKS) != features([row])
@@ -450,6 +466,23 @@ def test_no_augmentation_is_what_evaluation_gets():
     assert torch.equal(features(rows, AugmentArguments()), features(rows))
 
 
+# Gain
+
+
+@pytest.mark.parametrize("augment", [AugmentArguments(), ALWAYS], ids=["alone", "mixed"])
+def test_gain_moves_all_features_of_a_clip_alike(augment):
+    """Of log-mel features g dB are g times ln(10) / 10, before normalisation; labels of mixup stay."""
+    rows = make_rows(*[LONG] * 2, labels=[0, 1])
+    clips = at_positions(rows[0], 300)
+    plain, louder = (collate(clips, replace(augment, gain_db=gain), rows=rows) for gain in (0, 6))
+    assert torch.equal(plain["labels"], louder["labels"])
+    gains = (louder["input_values"] - plain["input_values"]) * 2 * EXTRACTOR.std
+    spread = gains.amax((1, 2)) - gains.amin((1, 2))
+    assert spread.max() < 1e-3
+    decibels = gains.mean((1, 2)).numpy() * 10 / np.log(10)
+    assert kstest(decibels, "uniform", args=(-6, 12)).pvalue > 0.01
+
+
 @pytest.mark.parametrize("name", ["freq_mask_bins", "time_mask_frames", "roll_frames", "max_noise"])
 def test_negative_augmentation_is_refused(name):
     with pytest.raises(ValueError, match=rf"Expected {name} in \[0, inf\), got -1"):
@@ -462,6 +495,10 @@ def test_negative_augmentation_is_refused(name):
         ({"mixup_probability": 8}, r"mixup_probability in \[0, 1\], got 8"),  # a known slip with the original
         ({"mixup_probability": -0.1}, r"mixup_probability in \[0, 1\], got -0.1"),
         ({"mixup_alpha": 0}, r"mixup_alpha in \(0, 1000\], got 0"),
+        ({"gain_db": -1}, r"gain_db in \[0, 100\], got -1"),
+        ({"num_time_masks": 0}, r"num_time_masks in \[1, inf\), got 0"),
+        ({"num_freq_masks": 2, "time_mask_frames": 5}, "num_freq_masks has no effect without freq_mask_bins"),
+        ({"num_time_masks": 2, "freq_mask_bins": 5}, "num_time_masks has no effect without time_mask_frames"),
         ({"original_noise_and_roll": True}, "no effect without max_noise or roll_frames"),
     ],
 )

@@ -1097,12 +1097,16 @@ def test_mixing_adds_no_energy_and_no_mean(lengths, alpha, num_samples, position
 @st.composite
 def augmentations(draw) -> AugmentArguments:
     max_noise, roll_frames = draw(st.sampled_from([0.0, 0.1])), draw(st.integers(0, 20))
+    freq_mask_bins, time_mask_frames = draw(st.integers(0, 30)), draw(st.integers(0, 60))
     return AugmentArguments(
         mixup_probability=draw(st.sampled_from([0.0, 0.5, 1.0])),
         mixup_alpha=draw(st.integers(1, 12) | st.floats(0.01, 20)),
         random_crop=draw(st.booleans()),
-        freq_mask_bins=draw(st.integers(0, 30)),
-        time_mask_frames=draw(st.integers(0, 60)),
+        gain_db=draw(st.sampled_from([0.0, 6.0])),
+        freq_mask_bins=freq_mask_bins,
+        num_freq_masks=draw(st.integers(1, 3)) if freq_mask_bins else 1,
+        time_mask_frames=time_mask_frames,
+        num_time_masks=draw(st.integers(1, 3)) if time_mask_frames else 1,
         max_noise=max_noise,
         roll_frames=roll_frames,
         original_noise_and_roll=bool(max_noise or roll_frames) and draw(st.booleans()),

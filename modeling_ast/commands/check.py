@@ -99,7 +99,8 @@ def check_clips(
     is_padded = extractor.padding == "max_length"
     yield from sound_checks.check_lengths(readable, extractor.max_length, augment_args.random_crop, is_padded)
     yield from sound_checks.check_statistics(training, extractor)
-    masks = augment_args.freq_mask_bins, augment_args.time_mask_frames
+    freq_masks = augment_args.freq_mask_bins, augment_args.num_freq_masks
+    masks = freq_masks, (augment_args.time_mask_frames, augment_args.num_time_masks)
     yield from sound_checks.check_masks(training, *masks, extractor.num_mel_bins, extractor.max_length, is_padded)
 
 

@@ -217,8 +217,8 @@ def _mismatch(measured: FbankStatistics, extractor: ASTFeatureExtractor) -> floa
 
 def check_masks(
     clips: Sequence[ClipSummary],
-    freq_mask_bins: int,
-    time_mask_frames: int,
+    freq_masks: tuple[int, int],
+    time_masks: tuple[int, int],
     num_mel_bins: int,
     max_length: int,
     is_padded: bool = True,
@@ -227,27 +227,35 @@ def check_masks(
 
     Args:
         clips: Training clips that can be used.
-        freq_mask_bins: Of the recipe.
-        time_mask_frames: Of the recipe.
+        freq_masks: Mel bins of one, and how many there are, of the recipe.
+        time_masks: Frames of one, and how many there are.
         num_mel_bins: Of the features.
         max_length: Frames of the features.
         is_padded: Whether shorter clips are padded to `max_length`; else their time masks are shorter too.
     """
-    for key, size, axis, usual in (
-        ("freq_mask_bins", freq_mask_bins, num_mel_bins, num_mel_bins * 48 // 128),
-        ("time_mask_frames", time_mask_frames, max_length, max_length // 5),
+    for key, (size, number), axis, usual in (
+        ("freq_mask_bins", freq_masks, num_mel_bins, num_mel_bins * 48 // 128),
+        ("time_mask_frames", time_masks, max_length, max_length // 5),
     ):
-        if size > axis / 2:
-            what = "hides all of a clip at times" if size > axis else "hides more than half of a clip at times"
+        if number * size > axis / 2:
+            hides_all = number * size > axis
+            what = "hides all of a clip at times" if hides_all else "hides more than half of a clip at times"
             unit = key.rpartition("_")[2]
-            level = "error" if size > axis else "warning"
-            yield Finding(level, "masks", f"{key} {size} of {axis} {unit} {what}.", f"{key}: {usual}")
-    hidden = [clip for clip in clips if clip.frames < time_mask_frames <= max_length / 2]  # at most one frame less
-    if hidden and is_padded:
+            level = "error" if hides_all else "warning"
+            seen = f"{key} {_times(size, number)} of {axis} {unit} {what}."
+            yield Finding(level, "masks", seen, f"{key}: {max(1, usual // number)}")
+    frames, number = time_masks
+    hidden = [clip for clip in clips if clip.frames <= number * (frames - 1)]
+    if hidden and is_padded and number * frames <= max_length / 2:
         yield Finding(
             "warning" if len(hidden) > 0.05 * len(clips) else "note",
             "masks",
-            f"time_mask_frames {time_mask_frames} can hide all of {count_clips(hidden)} of {len(clips)} for training.",
-            f"time_mask_frames: {max(1, int(np.median([clip.frames for clip in clips])) // 5)}",
+            f"time_mask_frames {_times(frames, number)} can hide all of {count_clips(hidden)} of {len(clips)} for "
+            "training.",
+            f"time_mask_frames: {max(1, int(np.median([clip.frames for clip in clips])) // 5 // number)}",
             tuple(f"{clip.name} ({clip.frames} frames)" for clip in hidden),
         )
+
+
+def _times(size: int, number: int) -> str:
+    return str(size) if number == 1 else f"{size}, {number} times,"

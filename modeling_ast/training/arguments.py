@@ -37,10 +37,12 @@ _INTERVALS = {
         "(0, 1]": "layer_learning_rate_decay",
         "(0, inf)": "num_train_epochs save_steps logging_steps lr_step_factor head_learning_rate_factor",
         "[1, inf)": "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-        "save_total_limit lr_step_epochs weight_average_steps early_stopping_patience ddp_timeout",
+        "save_total_limit lr_step_epochs weight_average_steps early_stopping_patience ddp_timeout "
+        "num_freq_masks num_time_masks",
         "[0, inf)": "learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps eval_steps eval_delay "
         "dataloader_num_workers freq_mask_bins time_mask_frames max_noise roll_frames lr_step_first_epochs "
         "early_stopping_threshold",
+        "[0, 100]": "gain_db",  # 16 bits hold 96 dB
         "[0, 4294967296)": "seed data_seed",  # numpy's
         "(0, 1000]": "mixup_alpha",  # larger ones only make every weight 0.5
     }.items()
@@ -72,7 +74,11 @@ class AugmentArguments:
     )
     mixup_alpha: float = field(default=10, metadata={"help": "Mixing weights are drawn from Beta(alpha, alpha)."})
     random_crop: bool = field(default=False, metadata={"help": "Take any part of a longer clip, not its head."})
+    gain_db: float = field(
+        default=0.0, metadata={"help": "Amplify by up to this many dB, either way; after mixup, before the features."}
+    )
     freq_mask_bins: int = field(default=0, metadata={"help": "Mask up to this many (less one) mel bins in a row."})
+    num_freq_masks: int = field(default=1, metadata={"help": "So many of them, which may overlap."})
     time_mask_frames: int = field(
         default=0,
         metadata={
@@ -80,6 +86,7 @@ class AugmentArguments:
             "max_length the same share."
         },
     )
+    num_time_masks: int = field(default=1, metadata={"help": "So many of them, which may overlap."})
     max_noise: float = field(
         default=0.0, metadata={"help": "Add uniform noise of a drawn amplitude below this to normalised features."}
     )
@@ -100,6 +107,9 @@ class AugmentArguments:
             self.mixup_alpha = int(self.mixup_alpha)  # as recipes of earlier versions say it
         if self.original_noise_and_roll and not (self.max_noise or self.roll_frames):
             raise ValueError("original_noise_and_roll has no effect without max_noise or roll_frames.")
+        for number, size in (("num_freq_masks", "freq_mask_bins"), ("num_time_masks", "time_mask_frames")):
+            if getattr(self, number) > 1 and not getattr(self, size):
+                raise ValueError(f"{number} has no effect without {size}.")
 
 
 @dataclass

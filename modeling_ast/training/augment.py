@@ -1,4 +1,4 @@
-"""Augmentation of one training clip: crop and mixup of waveforms, masks before normalisation, roll and noise after it.
+"""Augmentation of one training clip: crop, mixup, gain of its waveform, masks of its features, roll and noise.
 
 Every draw comes from a generator of the clip's own, which `clip_generator` seeds with the run's seed and the clip's
 position in the order of training. So a draw depends neither on the number of processes and workers nor on where a run
@@ -65,6 +65,23 @@ def mix(anchor: torch.Tensor, partner: torch.Tensor, weight: float) -> torch.Ten
     shared = min(anchor.shape[0], partner.shape[0])
     mixed[:shared] += (1 - weight) * partner[:shared]
     return mixed - mixed.mean()
+
+
+def amplify(waveform: torch.Tensor, max_gain: float, generator: torch.Generator) -> torch.Tensor:
+    """Make a clip louder or quieter, by a gain that is uniform in [-max_gain, max_gain] dB.
+
+    It comes after mixup, whose weights, which the labels take, so remain the clips' shares. AudioMAE amplifies each
+    of both before, by -6 to 3.5 dB.
+
+    Args:
+        waveform: Tensor of shape (samples,), of mean 0.
+        max_gain: In dB; 0 leaves all as it is.
+        generator: Of the clip.
+    """
+    if max_gain == 0:
+        return waveform
+    gain = (2 * torch.rand((), generator=generator).item() - 1) * max_gain
+    return waveform * 10 ** (gain / 20)
 
 
 def smooth_labels(labels: torch.Tensor, factor: float, num_labels: int, multi_label: bool) -> torch.Tensor:

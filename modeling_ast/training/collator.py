@@ -9,7 +9,16 @@ from torch.nn.utils.rnn import pad_sequence
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.collating import ASTDataCollator, remove_mean
 from modeling_ast.training.arguments import AugmentArguments
-from modeling_ast.training.augment import add_noise, clip_generator, draw_crop, draw_mixing_weight, mask, mix, roll
+from modeling_ast.training.augment import (
+    add_noise,
+    amplify,
+    clip_generator,
+    draw_crop,
+    draw_mixing_weight,
+    mask,
+    mix,
+    roll,
+)
 from modeling_ast.training.rows import Choice, TrainingRows
 
 
@@ -86,6 +95,7 @@ class AugmentingCollator(ASTDataCollator):
         for index, row in enumerate(rows):
             if "partner" in row:
                 waveforms[index] = mix(waveforms[index], remove_mean(row["partner"]["waveform"]), row["weight"])
+            waveforms[index] = amplify(waveforms[index], self.augment.gain_db, row["generator"])
         return waveforms
 
     def labels(self, rows: list[dict[str, Any]]) -> torch.Tensor:
@@ -125,8 +135,10 @@ class AugmentingCollator(ASTDataCollator):
         for spectrogram, generator in zip(spectrograms, generators):
             (full,) = extractor.fit_length([spectrogram], extractor.max_length)  # (frames, num_mel_bins)
             share = len(full) / extractor.max_length  # 1 where all are padded
-            full = mask(full, 1, augment.freq_mask_bins, generator, fill)
-            full = mask(full, 0, round(share * augment.time_mask_frames), generator, fill)
+            for _ in range(augment.num_freq_masks):
+                full = mask(full, 1, augment.freq_mask_bins, generator, fill)
+            for _ in range(augment.num_time_masks):
+                full = mask(full, 0, round(share * augment.time_mask_frames), generator, fill)
             if extractor.do_normalize:
                 full = extractor.normalize(full)
             original = augment.original_noise_and_roll
