@@ -57,7 +57,7 @@ def decoded(rows: Iterable[dict], sampling_rate: int = 16000) -> Iterator[dict]:
 
 def prepare(collator: AugmentingCollator, batch: list[dict], rows: list[dict]) -> list[dict]:
     """Decoded rows with positions as a loader prepares them, and rows to draw partners from."""
-    return [collator.prepare(partial(cut, row), row["position"], TrainingRows(rows)) for row in batch]
+    return collator.prepare([(row["position"], partial(cut, row)) for row in batch], TrainingRows(rows))
 
 
 # Files

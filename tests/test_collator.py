@@ -50,6 +50,13 @@ def make_rows(*lengths: int, labels: list | None = None, first_position: int = 0
     ]
 
 
+class rows_of(list):
+    """Rows as a table has them."""
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        return [self[index] for index in indices]
+
+
 def at_positions(row: dict, count: int) -> list[dict]:
     """One clip at many positions."""
     return [{**row, "position": position} for position in range(count)]
@@ -310,13 +317,29 @@ def test_partners_come_uniformly_from_the_whole_training_set():
     assert chisquare(counts.numpy()).pvalue > 0.01
 
 
-def test_partners_come_from_the_batch_where_rows_cannot_be_indexed():
-    rows = make_rows(*[400] * 4, labels=[0, 1, 2, 3])
-    seen = torch.zeros(4, 4)
-    for start in range(0, 200, 4):
-        batch = [{**row, "position": start + index} for index, row in enumerate(rows)]
-        seen += collate(batch, ALWAYS, FRAME, num_labels=4)["labels"]
-    assert (seen > 0).all()
+def test_partners_of_the_batch_are_the_other_clip_of_each_two_in_a_row(fixed_weight):
+    """As they are taken, with their own crops, and not read again: on any division of a batch into even parts."""
+    fixed_weight(0.25)
+    rows = make_rows(*[LONG + 100] * 8, labels=list(range(8)), first_position=16)
+    read = []
+
+    def decode(row: dict, choose: Callable) -> dict:
+        read.append(row["labels"])
+        return cut(row, choose)
+
+    augment = AugmentArguments(mixup_probability=1.0, mixup_partner="batch", random_crop=True)
+    collator = AugmentingCollator(EXTRACTOR, 8, augment=augment)
+    dataset, pairs = TrainingRows(rows_of(rows), collator.prepare, decode), [(16 + index, index) for index in range(8)]
+    taken = dataset.__getitems__(pairs)
+    assert read == list(range(8))
+    for index, row in enumerate(taken):
+        assert torch.equal(row["partner"]["waveform"], taken[index ^ 1]["waveform"])
+    whole = collator(taken)
+    expected = 0.25 * torch.eye(8) + 0.75 * torch.eye(8)[[1, 0, 3, 2, 5, 4, 7, 6]]
+    assert torch.equal(whole["labels"], expected)
+    parts = [collator(dataset.__getitems__(pairs[start : start + 2])) for start in range(0, 8, 2)]
+    for name in whole:
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole[name], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.6])
@@ -495,6 +518,7 @@ def test_negative_augmentation_is_refused(name):
         ({"mixup_probability": 8}, r"mixup_probability in \[0, 1\], got 8"),  # a known slip with the original
         ({"mixup_probability": -0.1}, r"mixup_probability in \[0, 1\], got -0.1"),
         ({"mixup_alpha": 0}, r"mixup_alpha in \(0, 1000\], got 0"),
+        ({"mixup_partner": "batch"}, "mixup_partner has no effect without mixup_probability"),
         ({"gain_db": -1}, r"gain_db in \[0, 100\], got -1"),
         ({"num_time_masks": 0}, r"num_time_masks in \[1, inf\), got 0"),
         ({"num_freq_masks": 2, "time_mask_frames": 5}, "num_freq_masks has no effect without freq_mask_bins"),

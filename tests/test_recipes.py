@@ -163,6 +163,15 @@ def test_saved_recipe_keeps_the_global_batch_and_can_be_divided_anew(tmp_path):
         ("mixup_alpha: 0\n", r"Expected mixup_alpha in \(0, 1000\], got 0"),
         ("max_noise: -0.1\n", r"Expected max_noise in \[0, inf\), got -0.1"),
         ("original_noise_and_roll: true\n", "original_noise_and_roll has no effect without max_noise or roll_frames"),
+        ("mixup_partner: neighbour\n", "mixup_partner.*neighbour.*dataset.*batch"),
+        (
+            "mixup_partner: batch\nmixup_probability: 1\ndo_train: true\nper_device_train_batch_size: 3\n",
+            "Expected an even number of clips on each device at a time with mixup_partner batch, got 3",
+        ),
+        (
+            "mixup_partner: batch\nmixup_probability: 1\ndo_train: true\nauto_find_batch_size: true\n",
+            "mixup_partner batch needs clips two by two, which auto_find_batch_size may part",
+        ),
         (
             "global_batch_size: 10\ngradient_accumulation_steps: 4\ndo_train: true\n",
             r"global_batch_size 10 cannot be divided by \d+ device\(s\) x 4 step\(s\) of accumulation. Choose",
@@ -339,6 +348,8 @@ def test_saved_recipe_gives_the_same_arguments(path, tmp_path):
             "--head_learning_rate_factor=10",
         ],
         ["--mixup_probability", "0.6", "--mixup_alpha", "0.8", "--max_noise", "0.1", "--original_noise_and_roll"],
+        ["--gain_db=6", "--mixup_partner=batch", "--mixup_probability=0.9", "--per_device_train_batch_size=2"],
+        ["--num_time_masks=2", "--time_mask_frames=20", "--num_freq_masks=3", "--freq_mask_bins=9"],
         ["--random_crop", "--decoupled_weight_decay", "false", "--adam_beta1", "0.95", "--weight_decay", "5e-7"],
         ["--lr_step_factor=0.85", "--lr_step_first_epochs=5", "--lr_step_epochs=2", "--lr_scheduler_type=constant"],
         ["--weight_average_start", "2", "--weight_average_end", "4", "--num_train_epochs", "5"],

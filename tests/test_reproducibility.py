@@ -71,11 +71,13 @@ dataloader_pin_memory: false
 disable_tqdm: true
 seed: 3
 """
-# Soft cross entropy, shuffled; the same of clips at their own lengths, 48 to 98 frames; and BCE of one or two labels a
-# clip, of which rare ones are drawn more often.
+MORE_AUGMENTATION = ["--mixup_partner=batch", "--mixup_alpha=0.8", "--gain_db=6"]
+MORE_AUGMENTATION += ["--num_freq_masks=2", "--num_time_masks=2"]
+# Soft cross entropy, shuffled; the same of clips at their own lengths, 48 to 98 frames, with all other augmentation;
+# and BCE of one or two labels a clip, of which rare ones are drawn more often.
 VARIANTS = {
     "shuffled": [],
-    "free": ["--max_length=98", "--padding=longest"],
+    "free": ["--max_length=98", "--padding=longest", *MORE_AUGMENTATION],
     "balanced": ["--problem_type=multi_label_classification", "--label_column_name=labels"]
     + ["--class_balanced_sampling=true"],
 }
@@ -199,7 +201,7 @@ def test_the_same_seed_makes_the_same_run_in_a_process_of_its_own(whole, tmp_pat
 
 STREAM_STEPS = 8  # three passes of 19 clips
 STREAM_OPTIONS = ["--streaming=true", f"--max_steps={STREAM_STEPS}", "--eval_strategy=steps", "--eval_steps=2"]
-STREAM_OPTIONS += ["--weight_average_start=2", "--weight_average_steps=3"]
+STREAM_OPTIONS += ["--weight_average_start=2", "--weight_average_steps=3", *MORE_AUGMENTATION]
 # What needs to know all clips in advance.
 NOT_FOR_STREAMS = ("split_column_name", "num_train_epochs", "lr_step", "weight_average", "eval_strategy")
 

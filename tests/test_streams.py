@@ -204,7 +204,8 @@ def test_held_out_clips_are_copied_once(tmp_path):
 COMMON = {
     **{"model_name_or_path": "tiny224", "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3},
     **{"intermediate_size": 24, "max_length": 32, "num_mel_bins": 32, "streaming": "true", "do_train": "true"},
-    **{"global_batch_size": 3, "mixup_probability": 0.5, "use_cpu": "true", "dataloader_pin_memory": "false"},
+    **{"global_batch_size": 4, "mixup_probability": 0.5, "mixup_partner": "batch", "use_cpu": "true"},
+    **{"dataloader_pin_memory": "false"},
     **{"eval_strategy": "steps", "eval_steps": 2, "disable_tqdm": "true", "save_strategy": "no"},
 }
 
@@ -297,6 +298,7 @@ def test_the_script_trains_on_a_stream(tmp_path, folder):
             "lr_step_factor needs to know how long an epoch is",
         ),
         ({"max_steps": 2, "weight_average_start": 1}, "Expected weight_average_steps with weight_average_start"),
+        ({"max_steps": 2, "mixup_partner": "dataset"}, "Expected mixup_partner batch with streaming, got dataset"),
         ({"max_steps": 2, "linear_baseline": "true"}, "linear_baseline has no effect on a stream"),
         ({"max_steps": 2, "fold_column_name": "fold", "eval_fold": 1}, "fold_column_name has no effect"),
     ],

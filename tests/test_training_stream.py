@@ -14,9 +14,12 @@ from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from datasets import Dataset, IterableDataset, load_dataset_builder
 from torch.utils.data import BatchSampler, DataLoader
 
+from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AudioError
 from modeling_ast.training import rows as training_rows
-from modeling_ast.training.rows import TrainingRows, TrainingStream, collate_with_place
+from modeling_ast.training.arguments import AugmentArguments
+from modeling_ast.training.collator import AugmentingCollator
+from modeling_ast.training.rows import TrainingStream, collate_with_place
 from modeling_ast.training.sampling import StreamSampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,12 +71,15 @@ def decode(row: dict, choose: Callable, bad: frozenset = frozenset(), decoded: l
 
 
 def make_stream(rows: IterableDataset, decode: Callable = decode, **others) -> TrainingStream:
-    """Of clips of which the part is taken that begins at their position, without partners."""
+    """Of clips of which the part is taken that begins at their position."""
 
     def take_part(read: Callable, position: int) -> dict:
         return {**read(lambda length: slice(position, length)), "position": position}
 
-    return TrainingStream(rows, decode, take_part, lambda row, rows: row, **others)
+    def prepare(clips: list[tuple[int, Callable]]) -> list[dict]:
+        return [take_part(read, position) for position, read in clips]
+
+    return TrainingStream(rows, decode, prepare, **others)
 
 
 class Run:
@@ -239,24 +245,30 @@ def test_parts_that_share_a_shard_share_its_draws():
         assert sorted(alone.passes[number]) == sorted(shared.passes[number])
 
 
-def test_partners_are_rows_of_the_batch_and_parts_those_of_the_position():
+def test_parts_are_those_of_the_position():
     """A row that cannot be decoded is none of the batch, and the next one has its position."""
     bad = frozenset({3, 17, 29})
-
-    def add_partner(row: dict, rows: TrainingRows) -> dict:
-        return {**row, "partners": [rows.read(number, lambda length: slice(7)) for number in range(len(rows))]}
-
     stream = make_stream(make_rows([30]), partial(decode, bad=bad))
-    stream.add_partner = add_partner
     found = []
     for start in range(0, 27, 3):
         batch = stream.__getitems__([(position, 0) for position in range(start, start + 3)])
         for position, row in enumerate(batch, start):
             assert (row["position"], row["part"]) == (position, slice(position, 100))
-            partners = [(each["waveform"], each["part"]) for each in row["partners"]]
-            assert partners == [(each["waveform"], slice(7)) for each in batch]
             found.append(row["waveform"])
     assert sorted(found) == [clip for clip in range(30) if clip not in bad]
+
+
+def test_mixup_of_a_stream_reads_no_clip_twice():
+    decoded: list[int] = []
+    augment = AugmentArguments(mixup_probability=1.0, mixup_partner="batch", random_crop=True)
+    collator = AugmentingCollator(ASTFeatureExtractor(max_length=1), 2, augment=augment)
+    stream = make_stream(make_rows([30]), partial(decode, decoded=decoded))
+    stream.prepare = collator.prepare
+    for start in range(0, 60, 4):
+        batch = stream.__getitems__([(position, 0) for position in range(start, start + 4)])
+        partners = [row["partner"]["waveform"] for row in batch]
+        assert partners == [batch[index]["waveform"] for index in (1, 0, 3, 2)]
+    assert sorted(decoded) == sorted([*range(30)] * 2)
 
 
 def test_clips_that_cannot_be_decoded_are_left_out():

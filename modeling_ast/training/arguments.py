@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from transformers import TrainingArguments
@@ -70,9 +70,16 @@ class AugmentArguments:
     """What is done to training clips. 0 or false switches off."""
 
     mixup_probability: float = field(
-        default=0.0, metadata={"help": "Share of the clips that another one, drawn from all, is mixed into."}
+        default=0.0, metadata={"help": "Share of the clips that another one is mixed into."}
     )
     mixup_alpha: float = field(default=10, metadata={"help": "Mixing weights are drawn from Beta(alpha, alpha)."})
+    mixup_partner: Literal["dataset", "batch"] = field(
+        default="dataset",
+        metadata={
+            "help": "Which one: any of the training clips, which is decoded for that; or, of each two clips in a row "
+            "of a batch, the other one, which is decoded anyway, and the only one of a stream."
+        },
+    )
     random_crop: bool = field(default=False, metadata={"help": "Take any part of a longer clip, not its head."})
     gain_db: float = field(
         default=0.0, metadata={"help": "Amplify by up to this many dB, either way; after mixup, before the features."}
@@ -105,6 +112,8 @@ class AugmentArguments:
         check_numbers(self, _INTERVALS)
         if self.mixup_alpha == int(self.mixup_alpha):
             self.mixup_alpha = int(self.mixup_alpha)  # as recipes of earlier versions say it
+        if self.mixup_partner != "dataset" and not self.mixup_probability:
+            raise ValueError("mixup_partner has no effect without mixup_probability.")
         if self.original_noise_and_roll and not (self.max_noise or self.roll_frames):
             raise ValueError("original_noise_and_roll has no effect without max_noise or roll_frames.")
         for number, size in (("num_freq_masks", "freq_mask_bins"), ("num_time_masks", "time_mask_frames")):
@@ -336,7 +345,27 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     _check_stream(arguments.data, arguments.training)
     if arguments.data.unlabelled and arguments.training.class_balanced_sampling:
         raise RecipeError("class_balanced_sampling needs labels: leave it out, or unlabelled.")
+    if arguments.augment.mixup_probability and arguments.training.do_train:
+        _check_partners(arguments)
     return arguments
+
+
+def _check_partners(arguments: Arguments) -> None:
+    """Mixup's partners have to be at hand."""
+    _, data_args, augment_args, training_args = arguments
+    if augment_args.mixup_partner == "dataset":
+        if data_args.streaming:
+            raise RecipeError(
+                "Expected mixup_partner batch with streaming, got dataset: a stream is read in its order."
+            )
+        return
+    if training_args.auto_find_batch_size:
+        raise RecipeError("mixup_partner batch needs clips two by two, which auto_find_batch_size may part.")
+    if training_args.per_device_train_batch_size % 2:
+        raise RecipeError(
+            "Expected an even number of clips on each device at a time with mixup_partner batch, got "
+            f"{training_args.per_device_train_batch_size}: of each two the one is mixed into the other."
+        )
 
 
 def _check_stream(data_args: DataArguments, training_args: ASTTrainingArguments) -> None:

@@ -67,21 +67,16 @@ def mix(anchor: torch.Tensor, partner: torch.Tensor, weight: float) -> torch.Ten
     return mixed - mixed.mean()
 
 
-def amplify(waveform: torch.Tensor, max_gain: float, generator: torch.Generator) -> torch.Tensor:
-    """Make a clip louder or quieter, by a gain that is uniform in [-max_gain, max_gain] dB.
+def draw_gain(max_gain: float, generator: torch.Generator) -> float:
+    """By what a waveform is multiplied, for a gain that is uniform in [-max_gain, max_gain] dB; 1 where that is 0.
 
-    It comes after mixup, whose weights, which the labels take, so remain the clips' shares. AudioMAE amplifies each
+    It is of the mixture: weights of mixup, which the labels take, so remain the clips' shares. AudioMAE amplifies each
     of both before, by -6 to 3.5 dB.
-
-    Args:
-        waveform: Tensor of shape (samples,), of mean 0.
-        max_gain: In dB; 0 leaves all as it is.
-        generator: Of the clip.
     """
     if max_gain == 0:
-        return waveform
+        return 1.0
     gain = (2 * torch.rand((), generator=generator).item() - 1) * max_gain
-    return waveform * 10 ** (gain / 20)
+    return 10 ** (gain / 20)
 
 
 def smooth_labels(labels: torch.Tensor, factor: float, num_labels: int, multi_label: bool) -> torch.Tensor:

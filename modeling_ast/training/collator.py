@@ -1,6 +1,6 @@
 """Batches of training: decoded rows, augmented, to what the model's forward takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,17 @@ from modeling_ast.data.collating import ASTDataCollator, remove_mean
 from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.augment import (
     add_noise,
-    amplify,
     clip_generator,
     draw_crop,
+    draw_gain,
     draw_mixing_weight,
     mask,
     mix,
     roll,
 )
 from modeling_ast.training.rows import Choice, TrainingRows
+
+Read = Callable[[Choice | None], dict[str, Any]]  # a part of a decoded row, or all of it
 
 
 class AugmentingCollator(ASTDataCollator):
@@ -49,34 +51,45 @@ class AugmentingCollator(ASTDataCollator):
         self.augment = augment
         self.seed = seed
 
-    def prepare(
-        self, read: Callable[[Choice | None], dict[str, Any]], position: int, rows: TrainingRows
-    ) -> dict[str, Any]:
-        """A row with what is drawn first, where it is read: the part of it that is taken, and what is mixed in.
+    def prepare(self, clips: Iterable[tuple[int, Read]], rows: TrainingRows | None = None) -> list[dict[str, Any]]:
+        """Rows of a batch with what is drawn first, where they are read: the part that is taken, and what is mixed in.
 
         Args:
-            read: Gives a part of the decoded row; all for `None`.
-            position: Seeds all of the clip's draws.
-            rows: The rows of which mixup draws a partner, uniformly.
+            clips: Positions, which seed all draws of their clips, and what reads a part of the decoded row.
+            rows: Of which mixup draws a partner, uniformly, where it is not the other clip of a pair of the batch.
 
         Returns:
-            The row with its `generator` and, with the recipe's probability, its `partner` and the own `weight` in it.
+            The rows, each with its `generator`, its `gain` and, with the recipe's probability, its `partner` and the
+            own `weight` in the mixture.
         """
-        return self.add_partner(self.take_part(read, position), rows)
+        batch = [self.take_part(read, position) for position, read in clips]
+        mixed = [self.add_partner(row, batch, rows) for row in batch]
+        return [{**row, "gain": draw_gain(self.augment.gain_db, row["generator"])} for row in mixed]
 
-    def take_part(self, read: Callable[[Choice | None], dict[str, Any]], position: int) -> dict[str, Any]:
-        """The first half of `prepare`."""
+    def take_part(self, read: Read, position: int) -> dict[str, Any]:
+        """The beginning of `prepare`, of one clip."""
         generator = clip_generator(self.seed, position)
         return {**read(self._choice(generator)), "position": position, "generator": generator}
 
-    def add_partner(self, row: dict[str, Any], rows: TrainingRows) -> dict[str, Any]:
-        """The second half of `prepare`."""
-        generator, probability = row["generator"], self.augment.mixup_probability
-        if probability > 0 and torch.rand((), generator=generator) < probability:
-            partner = int(torch.randint(len(rows), (), generator=generator))
-            row["weight"] = draw_mixing_weight(self.augment.mixup_alpha, generator)
-            row["partner"] = rows.read(partner, self._choice(generator))
-        return row
+    def add_partner(
+        self, row: dict[str, Any], batch: Sequence[dict[str, Any]], rows: TrainingRows | None
+    ) -> dict[str, Any]:
+        """What mixup does in `prepare`.
+
+        Of a batch, the clips at an even position and at the next one are each other's partners, as they are taken.
+        Their order is drawn, and so are they; and they are together however a batch is divided into even parts.
+        """
+        augment, generator = self.augment, row["generator"]
+        if not (augment.mixup_probability and torch.rand((), generator=generator) < augment.mixup_probability):
+            return row
+        if augment.mixup_partner == "batch":
+            weight = draw_mixing_weight(augment.mixup_alpha, generator)
+            (partner,) = [each for each in batch if each["position"] == row["position"] ^ 1]
+        else:
+            index = int(torch.randint(len(rows), (), generator=generator))
+            weight = draw_mixing_weight(augment.mixup_alpha, generator)
+            partner = rows.read(index, self._choice(generator))
+        return {**row, "weight": weight, "partner": partner}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -95,7 +108,7 @@ class AugmentingCollator(ASTDataCollator):
         for index, row in enumerate(rows):
             if "partner" in row:
                 waveforms[index] = mix(waveforms[index], remove_mean(row["partner"]["waveform"]), row["weight"])
-            waveforms[index] = amplify(waveforms[index], self.augment.gain_db, row["generator"])
+            waveforms[index] *= row["gain"]
         return waveforms
 
     def labels(self, rows: list[dict[str, Any]]) -> torch.Tensor:

@@ -36,8 +36,8 @@ class TrainingRows(torch.utils.data.Dataset):
 
     Args:
         rows: Not decoded.
-        prepare: What makes a row of a batch where it is read: gets a function that reads it, or a part of it, its
-            position, and all rows; `None` reads all of it.
+        prepare: What makes the rows of a batch where they are read: gets, for each, its position and a function that
+            reads it, or a part of it, and all rows; `None` reads all of each.
         decode: What decodes a row, or a part of it, as `DecodeAudio.decode_row`; of rows that are decoded already, it
             takes the part alone.
     """
@@ -62,10 +62,10 @@ class TrainingRows(torch.utils.data.Dataset):
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> list[dict[str, Any]]:
         rows = self.rows.__getitems__([index for _, index in pairs])
-        readers = [partial(self._decode, index, row) for (_, index), row in zip(pairs, rows)]
+        clips = [(position, partial(self._decode, index, row)) for (position, index), row in zip(pairs, rows)]
         if self.prepare is None:
-            return [{**read(), "position": position} for (position, _), read in zip(pairs, readers)]
-        return [self.prepare(read, position, self) for (position, _), read in zip(pairs, readers)]
+            return [{**read(), "position": position} for position, read in clips]
+        return self.prepare(clips, self)
 
     def read(self, index: int, choose: Choice | None = None) -> dict[str, Any]:
         """A clip, or the part of it that is chosen.
@@ -104,9 +104,8 @@ class TrainingStream(torch.utils.data.Dataset):
     Args:
         rows: With `audio`, not decoded, and `labels`.
         decode: As for `TrainingRows`.
-        take_part: What makes a row of a batch where it is read: gets a function that reads a part of it, and its
-            position.
-        add_partner: What is done with it then: gets it, and all rows of the batch.
+        prepare: What makes the rows of a batch where they are read: gets, for each, its position and a function that
+            reads a part of it.
         seed: Of the order.
         mean_draws: How often a clip is drawn in a pass for each of its labels, on average, of shape (num_labels,):
             `class_balanced_draws`. How often it is, is Poisson's, which draws with replacement come to; all within
@@ -119,13 +118,11 @@ class TrainingStream(torch.utils.data.Dataset):
         self,
         rows: IterableDataset,
         decode: Callable[[dict[str, Any], Choice | None], dict[str, Any]],
-        take_part: Callable,
-        add_partner: Callable,
+        prepare: Callable,
         seed: int = 0,
         mean_draws: torch.Tensor | None = None,
     ):
-        self.rows, self.decode, self.seed, self.mean_draws = rows, decode, seed, mean_draws
-        self.take_part, self.add_partner = take_part, add_partner
+        self.rows, self.decode, self.prepare, self.seed, self.mean_draws = rows, decode, prepare, seed, mean_draws
         self._saved: dict[str, Any] = {}
         self.divide(1)
 
@@ -161,9 +158,7 @@ class TrainingStream(torch.utils.data.Dataset):
         """
         part = pairs[0][1]
         batch = _Batch(self._readers.setdefault(part, self._read(part)), self.decode)
-        rows = [self.take_part(batch.read_next, position) for position, _ in pairs]
-        partners = TrainingRows(batch.rows, decode=self.decode)
-        rows = [self.add_partner(row, partners) for row in rows]
+        rows = self.prepare([(position, batch.read_next) for position, _ in pairs])
         rows[-1][_PLACE] = {part: batch.place}
         return rows
 
@@ -233,7 +228,6 @@ class _Batch:
 
     def __init__(self, reader: Iterator, decode: Callable):
         self.reader, self.decode = reader, decode
-        self.rows: list[dict[str, Any]] = []  # not decoded
 
     def read_next(self, choose: Choice | None) -> dict[str, Any]:
         """
@@ -243,7 +237,6 @@ class _Batch:
         for _ in range(MAX_DRAWS):
             self.number, self.stream, row = next(self.reader)
             if row is not None and (decoded := self.decode(row, choose))["waveform"] is not None:
-                self.rows.append(row)
                 return decoded
         raise AudioError(
             f"{MAX_DRAWS} training clips of a stream in a row cannot be decoded. Is the data where it should be?"

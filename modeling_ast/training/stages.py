@@ -137,10 +137,9 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
     train_rows, bad_clips = None, _bad_clips(arguments)
     decoder = DecodeAudio(extractor.sampling_rate, bad_clips, splits.ignore_length)
     if data_args.streaming:
-        parts = {"take_part": collator.take_part, "add_partner": collator.add_partner}
         mean_draws = _mean_draws(splits) if is_balanced else None
         train_rows = TrainingStream(
-            splits.train, decoder.decode_row, **parts, seed=training_args.order_seed, mean_draws=mean_draws
+            splits.train, decoder.decode_row, collator.prepare, training_args.order_seed, mean_draws
         )
     elif splits.train is not None:
         train_rows = TrainingRows(splits.train, collator.prepare, decoder.decode_row)
