@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForAudioClassification, DeiTConfig, DeiTForImageClassificationWithTeacher
 
 from modeling_ast import ASTConfig, ASTForAudioClassification, load_imagenet_checkpoint, load_original_checkpoint
-from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, strides_in_name
+from modeling_ast.conversion import checkpoint_layout, imagenet_sizes
+from modeling_ast.layouts import strides_in_name
 from modeling_ast.loading import load_trained
 from modeling_ast.modeling_ast import adapt_position_embeddings
 
@@ -484,10 +485,10 @@ def test_imagenet_weights_that_are_nowhere_are_an_error(load):
 
 def test_a_file_that_is_no_checkpoint_is_neither_the_originals_nor_a_deit(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.pth: no such file"):
-        is_original_checkpoint(tmp_path / "none.pth")
+        checkpoint_layout(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(ValueError, match="text.pth: not a weight file that can be read safely"):
-        is_original_checkpoint(tmp_path / "text.pth")
+        checkpoint_layout(tmp_path / "text.pth")
 
 
 def test_a_trained_model_that_is_broken_or_diverged_is_refused(tiny_model, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from modeling_ast import ASTConfig
-from modeling_ast.conversion import is_original_checkpoint
+from modeling_ast.conversion import checkpoint_layout
 from modeling_ast.data.examination import ClipSummary, Finding, as_tuple, count_clips
 from modeling_ast.data.labels import name_some
 from modeling_ast.data.sound_checks import SILENCE
@@ -211,7 +211,7 @@ def read_model_labels(name: str) -> list[str] | None:
     """Label names of the model to start from, in the order of its outputs, as `check_label_names` takes them."""
     if is_ast(name):
         return list(ASTConfig.from_pretrained(name).id2label.values())
-    return [] if Path(name).is_file() and is_original_checkpoint(name) else None
+    return [] if Path(name).is_file() and checkpoint_layout(name) else None
 
 
 def check_label_names(

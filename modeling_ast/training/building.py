@@ -14,8 +14,9 @@ from modeling_ast import (
     load_original_checkpoint,
 )
 from modeling_ast.configuration_ast import SIZES
-from modeling_ast.conversion import imagenet_sizes, is_original_checkpoint, strides_in_name
+from modeling_ast.conversion import checkpoint_layout, imagenet_sizes
 from modeling_ast.data.recipes import FEATURE_KEYS, ModelArguments, RecipeError
+from modeling_ast.layouts import strides_in_name
 from modeling_ast.loading import is_ast, load_trained
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
 
@@ -98,9 +99,11 @@ def build_model(
         model, missing = load_trained(name, **geometry, **settings)
         if missing := [key for key in missing if not key.startswith("classifier.")]:  # a body without a head will do
             raise ValueError(f"expected trained weights, but some are missing, such as {missing[0]}")
-    elif Path(name).is_file() and is_original_checkpoint(name):
-        # Strides of the arguments adapt a checkpoint whose name says its own; they are those of one that says none.
-        own = {} if strides_in_name(name) else arguments.given(("frequency_stride", "time_stride"))
+    elif Path(name).is_file() and (layout := checkpoint_layout(name)):
+        # Strides of the arguments adapt a checkpoint that says its own; they are those of one that says none.
+        own = (
+            {} if layout.has_strides or strides_in_name(name) else arguments.given(("frequency_stride", "time_stride"))
+        )
         original = load_original_checkpoint(name, **own)
         model = ASTForAudioClassification(ASTConfig(**{**original.config.to_dict(), **settings}))
         model.load_state_dict(original.state_dict())
