@@ -1,4 +1,4 @@
-"""Foreign weights to ours: the original's checkpoints, and ImageNet weights of distilled DeiT in three layouts."""
+"""Foreign weights to ours: published checkpoints, and ImageNet weights of distilled DeiT in three layouts."""
 
 import os
 import pickle
@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 from .configuration_ast import ASTConfig
 from .layouts import (
     KERNEL,
+    SSAST_SIZES,
     TABLE,
     Layout,
     find_layout,
@@ -21,7 +22,7 @@ from .layouts import (
     network_sizes,
     read_checkpoint,
 )
-from .modeling_ast import ASTForAudioClassification, adapt_position_embeddings
+from .modeling_ast import ASTForAudioClassification, ASTModel, adapt_position_embeddings
 
 # Public repositories of the DeiT weights that the four sizes of the original start from.
 # Source: the model cards of these repositories.
@@ -33,6 +34,7 @@ IMAGENET_REPOSITORIES = {
 }
 # What does not fit, in one message.
 MAX_PROBLEMS = 20
+_NUMBERS = tuple(SSAST_SIZES)
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -44,28 +46,32 @@ def load_original_checkpoint(
     num_mel_bins: int | None = None,
     max_length: int | None = None,
     id2label: dict[int, str] | None = None,
-) -> ASTForAudioClassification:
-    """A model from a checkpoint of the original's training code, such as the released `audioset_10_10_0.4593.pth`.
+) -> ASTForAudioClassification | ASTModel:
+    """A model from a checkpoint of the training code that published it.
 
-    Depth and width are read from the weights, strides from the file name (`..._<frequency>_<time>_...`) where it has
-    them.
+    That of AST (such as `audioset_10_10_0.4593.pth`), with its head, and that of SSAST's patch models (such as
+    `SSAST-Tiny-Patch-400.pth`), which learnt without labels and have none. Depth and width are read from the weights.
+    What an SSAST was trained with is in them too; AST's strides are in the file name (`..._<frequency>_<time>_...`),
+    or have to be said. An SSAST that was fine-tuned has AST's layout; its head, unless it was trained with the task
+    `ft_cls`, reads the mean of the patches instead of the special tokens, and is of no use here.
 
     Args:
         path: The `.pth` file: a bare state dict, with or without the prefix `module.`.
-        frequency_stride: In mel bins; `None` reads it from the file name.
-        time_stride: In frames; `None` reads it from the file name.
-        num_mel_bins: Mel bins that the model was trained with; not to be found in the file. `None` takes 128.
-        max_length: Frames that the model was trained with. `None` takes, among the lengths that give the patches in
-            the file, the original's (1024, 512, 128 or 100) or else the shortest.
+        frequency_stride: In mel bins; `None` takes what the weights or the file name say.
+        time_stride: In frames; `None` takes what the weights or the file name say.
+        num_mel_bins: Mel bins that the model was trained with; `None` takes what the weights say, or 128.
+        max_length: Frames that the model was trained with. `None` takes what the weights say, or, among the lengths
+            that give the patches in the file, the original's (1024, 512, 128 or 100) or else the shortest.
         id2label: Label names by index; `None` keeps `LABEL_0` and so on.
 
     Returns:
-        The model in evaluation mode, with the original's epsilons.
+        The model in evaluation mode, with the original's epsilons; an `ASTModel` where the weights have no head.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Not a state dict of the original, keys missing or unexplained, strides unknown, or sizes that do
-            not fit the weights; numbers that are not finite, or no floating-point numbers.
+        ValueError: Another layout, keys missing or unexplained, strides unknown, patches that are no squares, or
+            sizes that do not fit the weights; label names for weights without a head; numbers that are not finite, or
+            no floating-point numbers.
         huggingface_hub.errors.StrictDataclassError: Weights of a network that cannot work, or that no machine would
             hold.
     """
@@ -78,17 +84,11 @@ def load_original_checkpoint(
     given = {key: value for key, value in given.items() if value is not None}
     checkpoint = read_checkpoint(_load_tensors(Path(path)), path, given)
     body, head, geometry = checkpoint.body, checkpoint.head, checkpoint.geometry
-    num_labels = len(head["classifier.dense.weight"]) if "classifier.dense.weight" in head else 1
-    if id2label is not None and len(id2label) != num_labels:
-        raise ValueError(f"Expected {num_labels} label names, as many as the head has outputs, got {len(id2label)}.")
+    options = {} if head is None else _head_options(head, id2label)
+    if head is None and id2label is not None:
+        raise ValueError("Expected no label names: these weights have no head. Training a classifier gives them one.")
     config = ASTConfig(
-        **network_sizes(body, path),
-        **geometry,
-        layer_norm_eps=1e-6,
-        head_layer_norm_eps=1e-5,
-        # The original trains all its released models with binary cross entropy, Speech Commands too.
-        problem_type="multi_label_classification",
-        **({"num_labels": num_labels} if id2label is None else {"id2label": id2label}),
+        **network_sizes(body, path), **geometry, layer_norm_eps=1e-6, head_layer_norm_eps=1e-5, **options
     )
     if config.num_patches != (num_patches := body[TABLE].shape[1] - 2):
         raise ValueError(
@@ -96,8 +96,20 @@ def load_original_checkpoint(
             f"frames of {config.num_mel_bins} mel bins with strides {config.frequency_stride} and "
             f"{config.time_stride} give {config.num_patches}."
         )
+    if head is None:
+        return _fill(ASTModel(config), body, {}, checkpoint.unused, path)
     config.label2id = {label: index for index, label in config.id2label.items()}
     return _fill(ASTForAudioClassification(config), body, head, checkpoint.unused, path)
+
+
+def _head_options(head: dict[str, torch.Tensor], id2label: dict[int, str] | None) -> dict[str, Any]:
+    """Options of the configuration that belong to a head."""
+    num_labels = len(head["classifier.dense.weight"]) if "classifier.dense.weight" in head else 1
+    if id2label is not None and len(id2label) != num_labels:
+        raise ValueError(f"Expected {num_labels} label names, as many as the head has outputs, got {len(id2label)}.")
+    labels = {"num_labels": num_labels} if id2label is None else {"id2label": id2label}
+    # The original trains all its released models with binary cross entropy, Speech Commands too.
+    return {**labels, "problem_type": "multi_label_classification"}
 
 
 def load_imagenet_checkpoint(path_or_repo: str | os.PathLike[str], config: ASTConfig) -> ASTForAudioClassification:
@@ -196,7 +208,7 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
             tensors = load_file(path)
         else:
             tensors = _load_pickle(path)
-        if numbers := [key for key, tensor in tensors.items() if not tensor.ndim]:
+        if numbers := [key for key, tensor in tensors.items() if not tensor.ndim and not key.endswith(_NUMBERS)]:
             raise ValueError(f"expected tensors with axes, got the single number {numbers[0]}")
         return tensors
     except Exception as error:  # safetensors, pickle, zip and torch each raise their own; nothing was executed
@@ -249,14 +261,15 @@ def _find_weights(path_or_repo: str | os.PathLike) -> Path:
 
 
 def _fill(
-    model: ASTForAudioClassification,
+    model: ASTForAudioClassification | ASTModel,
     body: dict[str, torch.Tensor],
     head: dict[str, torch.Tensor],
     unused: set[str],
     source: str | os.PathLike,
-) -> ASTForAudioClassification:
+) -> ASTForAudioClassification | ASTModel:
     """Put every tensor in its place; anything missing, left over, of another size or no finite number is an error."""
-    tensors = {**{f"{model.base_model_prefix}.{key}": tensor for key, tensor in body.items()}, **head}
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    tensors = {**{f"{prefix}{key}": tensor for key, tensor in body.items()}, **head}
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     problems = [f"not found: {key}" for key in sorted(expected.keys() - found.keys())]

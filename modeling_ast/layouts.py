@@ -29,6 +29,8 @@ _LAYER_NUMBER = re.compile(r"^encoder\.layer\.(\d{1,4})\.")
 # Heads for ImageNet's 1000 classes; the original keeps them in every checkpoint and never uses them.
 _DEAD_HEAD = re.compile(r"(head|head_dist|cls_classifier|distillation_classifier)\.(weight|bias)")
 
+# Single numbers among the tensors: mel bins and frames of SSAST's training, by the keys of the configuration.
+SSAST_SIZES = {"p_input_fdim": "num_mel_bins", "p_input_tdim": "max_length"}
 KERNEL, TABLE = "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings"
 
 
@@ -37,7 +39,7 @@ class Checkpoint:
     """Weights under our names, and what is known of the spectrograms and patches that they were trained with."""
 
     body: dict[str, torch.Tensor]
-    head: dict[str, torch.Tensor]
+    head: dict[str, torch.Tensor] | None  # `None`: what the weights learnt needs none
     unused: set[str]  # names of tensors that have no place in either
     geometry: dict[str, int] = field(default_factory=dict)  # the geometry keys of the configuration
 
@@ -52,12 +54,14 @@ class Layout:
         read: From the tensors, their file, and the geometry that the caller says (the keys of the configuration; what
             is not in it is to be found out).
         has_strides: Whether the weights say their strides by themselves.
+        has_head: Whether they classify.
     """
 
     description: str
     mark: re.Pattern
     read: Callable[[dict[str, torch.Tensor], str | os.PathLike, Mapping[str, int]], Checkpoint]
     has_strides: bool = True
+    has_head: bool = True
 
 
 def find_layout(names: Iterable[str]) -> Layout | None:
@@ -81,7 +85,7 @@ def read_checkpoint(
     """
     layout = find_layout(state_dict)
     if layout is None:
-        known = ", ".join(layout.description for layout in LAYOUTS)
+        known = ", or ".join(layout.description for layout in LAYOUTS[::-1])
         raise ValueError(f"Expected a checkpoint of {known}, got keys such as {sorted(state_dict)[:3]} in {path}.")
     return layout.read({key.removeprefix("module."): tensor for key, tensor in state_dict.items()}, path, geometry)
 
@@ -101,6 +105,28 @@ def _read_original(
             f"{Path(path).name!r}."
         )
     return Checkpoint(body, head, unused | others, _complete(body, path, geometry))
+
+
+def _read_ssast(
+    state_dict: dict[str, torch.Tensor], path: str | os.PathLike, geometry: Mapping[str, int]
+) -> Checkpoint:
+    """The self-supervised AST: the body behind `v.`, patches that do not overlap, and the spectrogram's size.
+
+    Its predictions of masked patches, and the token that stood for these, have no place in a classifier.
+    """
+    body, unused = from_timm({key[2:]: tensor for key, tensor in state_dict.items() if key.startswith("v.")})
+    unused |= {
+        key
+        for key in state_dict
+        if not key.startswith(("v.", "cpredlayer.", "gpredlayer.")) and key not in ("mask_embed", *SSAST_SIZES)
+    }
+    stride = network_sizes(body, path)["patch_size"]
+    sizes = {}
+    for key, name in SSAST_SIZES.items():
+        if (size := state_dict.get(key)) is None or size.ndim or size.is_floating_point():
+            raise ValueError(f"Expected a whole number {key} beside the weights of an SSAST, got none in {path}.")
+        sizes[name] = int(size)
+    return Checkpoint(body, None, unused, {"frequency_stride": stride, "time_stride": stride, **sizes, **geometry})
 
 
 def strides_in_name(path: str | os.PathLike) -> tuple[int, int] | None:
@@ -173,13 +199,18 @@ def network_sizes(body: dict[str, torch.Tensor], source: str | os.PathLike) -> d
         shape = tuple(body[needed[size]].shape)
         if len(shape) != rank:
             raise ValueError(f"Expected {needed[size]} with {rank} axes, got shape {shape} in {source}.")
-    hidden_size = body[needed["hidden_size"]].shape[-1]
+    hidden_size, patch = body[needed["hidden_size"]].shape[-1], tuple(body[KERNEL].shape[2:])
+    if patch[0] != patch[1]:
+        raise ValueError(
+            f"Expected square patches, got {patch[0]} x {patch[1]} in {source}: a frame model of SSAST, whose patches "
+            "are all mel bins of two frames, is another network than its patch models."
+        )
     return {
         "hidden_size": hidden_size,
         "num_hidden_layers": 1 + max(int(number) for key in body for number in _LAYER_NUMBER.findall(key)),
         "num_attention_heads": max(1, hidden_size // 64),  # heads of 64 channels in every size of the original
         "intermediate_size": body[needed["intermediate_size"]].shape[0],
-        "patch_size": body[needed["patch_size"]].shape[-1],
+        "patch_size": patch[0],
     }
 
 
@@ -206,5 +237,6 @@ def _complete(body: dict[str, torch.Tensor], source: str | os.PathLike, geometry
 
 # The first whose mark is found.
 LAYOUTS = (
-    Layout("the original AST (keys v.blocks.*, mlp_head.*)", re.compile(r"v\."), _read_original, has_strides=False),
+    Layout("SSAST (v.blocks.*, p_input_tdim)", re.compile(r"p_input_[ft]dim|mask_embed"), _read_ssast, has_head=False),
+    Layout("the original AST (v.blocks.*, mlp_head.*)", re.compile(r"v\."), _read_original, has_strides=False),
 )

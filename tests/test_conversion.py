@@ -69,26 +69,37 @@ def original_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pooled output and logits of the original, written out from its description."""
     get = {name.removeprefix("module.").removeprefix("v."): tensor for name, tensor in weights.items()}
+    image = input_values[:, None].transpose(2, 3)  # (batch, 1, bins, frames)
+    patches = F.conv2d(image, get["patch_embed.proj.weight"], get["patch_embed.proj.bias"], stride=STRIDES)
+    tokens = [get[name].expand(len(patches), -1, -1) for name in ("cls_token", "dist_token")]
+    hidden_states = encode(get, torch.cat((*tokens, patches.flatten(2).transpose(1, 2)), dim=1) + get["pos_embed"])
+    pooled = hidden_states[:, :2].mean(dim=1)
+    return pooled, classify(get, pooled, "mlp_head")
+
+
+def encode(get: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Tokens with their positions through the blocks and the last norm of a Vision Transformer with timm's names."""
 
     def linear(x, name):
         return F.linear(x, get[f"{name}.weight"], get[f"{name}.bias"])
 
-    def norm(x, name, eps=1e-6):
-        return F.layer_norm(x, x.shape[-1:], get[f"{name}.weight"], get[f"{name}.bias"], eps)
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], get[f"{name}.weight"], get[f"{name}.bias"], 1e-6)
 
-    image = input_values[:, None].transpose(2, 3)  # (batch, 1, bins, frames)
-    patches = F.conv2d(image, get["patch_embed.proj.weight"], get["patch_embed.proj.bias"], stride=STRIDES)
-    batch, width = patches.shape[:2]
-    tokens = [get["cls_token"].expand(batch, -1, -1), get["dist_token"].expand(batch, -1, -1)]
-    x = torch.cat((*tokens, patches.flatten(2).transpose(1, 2)), dim=1) + get["pos_embed"]
+    batch, _, width = x.shape
     for block in (f"blocks.{layer}" for layer in range(DEPTH)):
         qkv = linear(norm(x, f"{block}.norm1"), f"{block}.attn.qkv").reshape(batch, -1, 3, width // 64, 64)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         attended = (query @ key.transpose(2, 3) * 0.125).softmax(-1) @ value
         x = x + linear(attended.transpose(1, 2).reshape(batch, -1, width), f"{block}.attn.proj")
         x = x + linear(F.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
-    pooled = norm(x, "norm")[:, :2].mean(dim=1)
-    return pooled, linear(norm(pooled, "mlp_head.0", eps=1e-5), "mlp_head.1")
+    return norm(x, "norm")
+
+
+def classify(get: dict[str, torch.Tensor], pooled: torch.Tensor, head: str) -> torch.Tensor:
+    """A layer norm and a linear layer."""
+    normed = F.layer_norm(pooled, pooled.shape[-1:], get[f"{head}.0.weight"], get[f"{head}.0.bias"], 1e-5)
+    return F.linear(normed, get[f"{head}.1.weight"], get[f"{head}.1.bias"])
 
 
 @torch.no_grad()

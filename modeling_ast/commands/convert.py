@@ -1,15 +1,23 @@
-"""Convert a checkpoint of the original AST, or ImageNet weights of a DeiT, to a folder for `from_pretrained`.
+"""Convert a checkpoint of AST or SSAST, or ImageNet weights of a DeiT, to a folder for `from_pretrained`.
 
     modeling-ast convert audioset_10_10_0.4593.pth ast-audioset --labels audioset
+    modeling-ast convert SSAST-Tiny-Patch-400.pth ssast-tiny
     modeling-ast convert base384 ast-imagenet --imagenet --num_labels 50 --max_length 512
 
-The folder holds the model, with its label names, and the feature extractor.
+The folder holds the model, with its label names, and the feature extractor. What learnt without labels (SSAST's patch
+models) becomes a model without a head, which a recipe's `model_name_or_path` takes and gives one.
 """
 
 import argparse
 from pathlib import Path
 
-from modeling_ast import ASTConfig, ASTFeatureExtractor, load_imagenet_checkpoint, load_original_checkpoint
+from modeling_ast import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTForAudioClassification,
+    load_imagenet_checkpoint,
+    load_original_checkpoint,
+)
 from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes
@@ -23,17 +31,17 @@ PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "r
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("source", help="the original's .pth file; with --imagenet DeiT weights or " + ", ".join(SIZES))
+    parser.add_argument("source", help="a published .pth file; with --imagenet DeiT weights or " + ", ".join(SIZES))
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--imagenet", action="store_true", help="the source is a DeiT: positions adapted, fresh head")
     parser.add_argument(
         "--labels", metavar="CSV", help="label table: a path, or audioset, esc50 or speech_commands_v2"
     )
     parser.add_argument("--num_labels", type=int, help="outputs of the fresh head, where --labels does not tell")
-    parser.add_argument("--problem_type", choices=PROBLEM_TYPES, default=PROBLEM_TYPES[0], help="default: %(default)s")
-    parser.add_argument("--frequency_stride", type=int, help="in mel bins; default: from the file name, or 10")
-    parser.add_argument("--time_stride", type=int, help="in frames; default: from the file name, or 10")
-    parser.add_argument("--num_mel_bins", type=int, help="default: 128")
+    parser.add_argument("--problem_type", choices=PROBLEM_TYPES, help=f"default: {PROBLEM_TYPES[0]}")
+    parser.add_argument("--frequency_stride", type=int, help="in mel bins; default: from weights or file name, or 10")
+    parser.add_argument("--time_stride", type=int, help="in frames; default: from weights or file name, or 10")
+    parser.add_argument("--num_mel_bins", type=int, help="default: from the weights, or 128")
     parser.add_argument("--max_length", type=int, help="in frames; default: from the weights, or 1024")
     parser.add_argument("--mean", type=float, help="of the log-mel features; default: AudioSet's")
     parser.add_argument("--std", type=float, help="of the log-mel features; default: AudioSet's")
@@ -41,7 +49,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.imagenet and (args.labels is None) == (args.num_labels is None):
         raise CommandError("--imagenet needs either --labels or --num_labels, for the size of the fresh head.")
     if args.num_labels is not None and not args.imagenet:
-        raise CommandError("--num_labels goes with --imagenet: a checkpoint of the original has its own head.")
+        raise CommandError("--num_labels goes with --imagenet: a published checkpoint has its own head, or none.")
     check_least(args, num_labels=1)
     if args.output.is_file():
         raise CommandError(f"Expected a folder to write to, but {args.output} is a file.")
@@ -69,15 +77,19 @@ def main(argv: list[str] | None = None) -> None:
             model = load_imagenet_checkpoint(args.source, config)
         else:
             model = load_original_checkpoint(args.source, id2label=id2label, **geometry)
-        model.config.problem_type = args.problem_type
+        if has_head := isinstance(model, ASTForAudioClassification):
+            model.config.problem_type = args.problem_type or PROBLEM_TYPES[0]
+        elif args.problem_type:
+            raise ValueError("expected no --problem_type: these weights have no head")
         extractor = ASTFeatureExtractor(**ASTFeatureExtractor.options_for(model.config), **statistics)
     with files_written_beside(args.output) as unfinished:
         model.save_pretrained(unfinished)
         extractor.save_pretrained(unfinished)
+    head = f"{model.config.num_labels} labels, {model.config.problem_type}" if has_head else "no head"
     print(
-        f"Wrote {args.output}: {model.num_parameters():,} parameters, {model.config.num_labels} labels, "
-        f"{model.config.max_length} frames of {model.config.num_mel_bins} mel bins, strides "
-        f"{model.config.frequency_stride} and {model.config.time_stride}, {model.config.problem_type}."
+        f"Wrote {args.output}: {model.num_parameters():,} parameters, {model.config.max_length} frames of "
+        f"{model.config.num_mel_bins} mel bins, strides {model.config.frequency_stride} and "
+        f"{model.config.time_stride}; {head}."
     )
 
 

@@ -211,7 +211,8 @@ def read_model_labels(name: str) -> list[str] | None:
     """Label names of the model to start from, in the order of its outputs, as `check_label_names` takes them."""
     if is_ast(name):
         return list(ASTConfig.from_pretrained(name).id2label.values())
-    return [] if Path(name).is_file() and checkpoint_layout(name) else None
+    layout = checkpoint_layout(name) if Path(name).is_file() else None
+    return [] if layout and layout.has_head else None
 
 
 def check_label_names(

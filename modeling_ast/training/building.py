@@ -101,12 +101,13 @@ def build_model(
             raise ValueError(f"expected trained weights, but some are missing, such as {missing[0]}")
     elif Path(name).is_file() and (layout := checkpoint_layout(name)):
         # Strides of the arguments adapt a checkpoint that says its own; they are those of one that says none.
-        own = (
-            {} if layout.has_strides or strides_in_name(name) else arguments.given(("frequency_stride", "time_stride"))
-        )
+        says_its_own = layout.has_strides or strides_in_name(name)
+        own = {} if says_its_own else arguments.given(("frequency_stride", "time_stride"))
         original = load_original_checkpoint(name, **own)
         model = ASTForAudioClassification(ASTConfig(**{**original.config.to_dict(), **settings}))
-        model.load_state_dict(original.state_dict())
+        model.base_model.load_state_dict(original.base_model.state_dict())
+        if layout.has_head:  # else it stays fresh
+            model.classifier.load_state_dict(original.classifier.state_dict())
         model.adapt_geometry(**geometry)
     else:
         # The original's epsilons, which are timm's and PyTorch's.
