@@ -1,5 +1,6 @@
 """Foreign weights to ours: published checkpoints, and ImageNet weights of distilled DeiT in three layouts."""
 
+import argparse
 import os
 import pickle
 import zipfile
@@ -49,11 +50,12 @@ def load_original_checkpoint(
 ) -> ASTForAudioClassification | ASTModel:
     """A model from a checkpoint of the training code that published it.
 
-    That of AST (such as `audioset_10_10_0.4593.pth`), with its head, and that of SSAST's patch models (such as
+    Of AST (such as `audioset_10_10_0.4593.pth`), with its head, and of SSAST's patch models (such as
     `SSAST-Tiny-Patch-400.pth`), which learnt without labels and have none. Depth and width are read from the weights.
     What an SSAST was trained with is in them too; AST's strides are in the file name (`..._<frequency>_<time>_...`),
     or have to be said. An SSAST that was fine-tuned has AST's layout; its head, unless it was trained with the task
-    `ft_cls`, reads the mean of the patches instead of the special tokens, and is of no use here.
+    `ft_cls`, reads the mean of the patches instead of the special tokens, and is of no use here. And the encoder of a
+    pre-trained AudioMAE, as a start: its one special token becomes both of ours.
 
     Args:
         path: The `.pth` file: a bare state dict, with or without the prefix `module.`.
@@ -219,8 +221,10 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     if zipfile.is_zipfile(path):  # as PyTorch writes it, and never compresses
         with zipfile.ZipFile(path) as archive:
             _refuse_bomb(sum(member.file_size for member in archive.infolist()), path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):  # DeiT's release layout
+    # AudioMAE keeps the arguments of its run beside the weights; a namespace only holds what it is given.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):  # DeiT's release layout, and AudioMAE's
         content = content["model"]
     if not isinstance(content, dict) or not all(_is_named_tensor(*item) for item in content.items()):
         raise ValueError(f"expected a dictionary of tensors, got {type(content).__name__}")

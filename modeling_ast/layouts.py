@@ -129,6 +129,35 @@ def _read_ssast(
     return Checkpoint(body, None, unused, {"frequency_stride": stride, "time_stride": stride, **sizes, **geometry})
 
 
+def _read_audio_mae(
+    state_dict: dict[str, torch.Tensor], path: str | os.PathLike, geometry: Mapping[str, int]
+) -> Checkpoint:
+    """A masked autoencoder's encoder: spectrograms and patches with time first, and one special token.
+
+    Both of ours begin as that one, position included; so a clip's output is near the encoder's own, and no more.
+    """
+    encoder = {
+        key: tensor
+        for key, tensor in state_dict.items()
+        if not key.startswith("decoder_") and key not in ("mask_token", "pos_embed")
+    }
+    body, unused = from_timm(encoder)
+    table = state_dict.get("pos_embed")
+    if table is None or table.ndim != 3 or "embeddings.cls_token" not in body:
+        raise ValueError(f"Expected cls_token and pos_embed (1, 1 + patches, width) of an AudioMAE in {path}.")
+    body["embeddings.distillation_token"] = body["embeddings.cls_token"]
+    special, patches = table[:, [0, 0]], table[:, 1:]
+    body[TABLE] = torch.cat((special, patches), dim=1)
+    stride = network_sizes(body, path)["patch_size"]
+    geometry = _complete(body, path, {"frequency_stride": stride, "time_stride": stride, **geometry})
+    rows = max(1, geometry["num_mel_bins"] // stride)
+    if not patches.shape[1] % rows:  # else the table does not fit, which is said elsewhere
+        patches = patches.unflatten(1, (-1, rows)).transpose(1, 2).flatten(1, 2)
+    body[TABLE] = torch.cat((special, patches), dim=1)
+    body[KERNEL] = body[KERNEL].transpose(2, 3)
+    return Checkpoint(body, None, unused, geometry)
+
+
 def strides_in_name(path: str | os.PathLike) -> tuple[int, int] | None:
     """Frequency and time stride in the name of a checkpoint of the original, where it has them.
 
@@ -237,6 +266,7 @@ def _complete(body: dict[str, torch.Tensor], source: str | os.PathLike, geometry
 
 # The first whose mark is found.
 LAYOUTS = (
+    Layout("AudioMAE (blocks.*, decoder_pos_embed)", re.compile(r"decoder_"), _read_audio_mae, has_head=False),
     Layout("SSAST (v.blocks.*, p_input_tdim)", re.compile(r"p_input_[ft]dim|mask_embed"), _read_ssast, has_head=False),
     Layout("the original AST (v.blocks.*, mlp_head.*)", re.compile(r"v\."), _read_original, has_strides=False),
 )

@@ -1,6 +1,7 @@
 """Networks that others published and that are ours by other names give what their own code computes."""
 
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,48 @@ def test_an_ssast_folder_of_the_hub_is_a_start_whatever_its_head(ssast, tmp_path
     assert (model.config.num_frequency_patches, model.config.num_time_patches) == (8, 32)
     published.adapt_geometry(max_length=512)
     assert_same(model.base_model, published.base_model)
+
+
+# AudioMAE: time before frequency, one special token, and a decoder
+
+
+@pytest.fixture
+def audio_mae(tmp_path) -> Path:
+    torch.save({"model": audio_mae_weights(), "epoch": 32, "args": Namespace(lr=1e-3)}, tmp_path / "pretrained.pth")
+    return tmp_path / "pretrained.pth"
+
+
+def audio_mae_weights() -> dict[str, torch.Tensor]:
+    weights = timm_weights((BINS // 16) * (FRAMES // 16) - 1, num_channels=1)  # one special token less
+    for name in ("dist_token", "head.weight", "head.bias", "head_dist.weight", "head_dist.bias"):
+        del weights[name]
+    decoder = {"mask_token": (1, 1, 8), "decoder_pos_embed": (1, 13, 8), "decoder_embed.weight": (8, WIDTH)}
+    return weights | {name: torch.ones(shape) for name, shape in decoder.items()}
+
+
+def test_audio_mae_starts_with_its_special_token_twice(audio_mae, input_values):
+    get = audio_mae_weights()
+    patches = embed_patches(get, input_values[:, None])  # (batch, width, time, frequency)
+    tokens = patches.flatten(2).transpose(1, 2) + get["pos_embed"][:, 1:]
+    special = (get["cls_token"] + get["pos_embed"][:, :1]).expand(2, 2, -1)
+    hidden_states = encode(get, torch.cat((special, tokens), dim=1))
+    # Ours are frequency-major.
+    patches = hidden_states[:, 2:].unflatten(1, (FRAMES // 16, BINS // 16)).transpose(1, 2).flatten(1, 2)
+    model = load_original_checkpoint(audio_mae, num_mel_bins=BINS, max_length=FRAMES)
+    assert (model.config.frequency_stride, model.config.time_stride) == (16, 16)
+    assert_hidden_states(model, input_values, torch.cat((hidden_states[:, :2], patches), dim=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "words"),
+    [
+        ({"num_mel_bins": BINS, "max_length": 64}, {}, "Expected 12 patches.*64 frames of 32 mel bins"),
+        ({"num_mel_bins": 80}, {}, "number of patches that 5 rows divide .*got 12"),
+        ({"num_mel_bins": BINS}, {"pos_embed": torch.zeros(13)}, "Expected cls_token and pos_embed"),
+        ({"num_mel_bins": BINS}, {"fc_norm.weight": torch.ones(WIDTH)}, "not used: fc_norm.weight"),
+    ],
+)
+def test_another_audio_mae_is_refused_in_a_sentence(audio_mae, options, changes, words):
+    torch.save({"model": audio_mae_weights() | changes}, audio_mae)
+    with pytest.raises(ValueError, match=re.compile(words, re.DOTALL)):
+        load_original_checkpoint(audio_mae, **options)

@@ -1,11 +1,11 @@
-"""Convert a checkpoint of AST or SSAST, or ImageNet weights of a DeiT, to a folder for `from_pretrained`.
+"""Convert a published checkpoint, or ImageNet weights of a DeiT, to a folder for `from_pretrained`.
 
     modeling-ast convert audioset_10_10_0.4593.pth ast-audioset --labels audioset
     modeling-ast convert SSAST-Tiny-Patch-400.pth ssast-tiny
     modeling-ast convert base384 ast-imagenet --imagenet --num_labels 50 --max_length 512
 
 The folder holds the model, with its label names, and the feature extractor. What learnt without labels (SSAST's patch
-models) becomes a model without a head, which a recipe's `model_name_or_path` takes and gives one.
+models, AudioMAE) becomes a model without a head, which a recipe's `model_name_or_path` takes and gives one.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import imagenet_sizes
 from modeling_ast.data.files import files_written_beside
 from modeling_ast.data.labels import read_label_table
-from modeling_ast.loading import as_model_error
+from modeling_ast.loading import ModelError, as_model_error
 
 GEOMETRY = ("frequency_stride", "time_stride", "num_mel_bins", "max_length")
 PROBLEM_TYPES = ("multi_label_classification", "single_label_classification", "regression")
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         if has_head := isinstance(model, ASTForAudioClassification):
             model.config.problem_type = args.problem_type or PROBLEM_TYPES[0]
         elif args.problem_type:
-            raise ValueError("expected no --problem_type: these weights have no head")
+            raise ModelError("expected no --problem_type: these weights have no head")
         extractor = ASTFeatureExtractor(**ASTFeatureExtractor.options_for(model.config), **statistics)
     with files_written_beside(args.output) as unfinished:
         model.save_pretrained(unfinished)

@@ -68,7 +68,7 @@ class ModelArguments:
     model_name_or_path: str = field(
         default="base384",
         metadata={
-            "help": "Folder or Hub repository of an AST or of a distilled DeiT, weight file of the original (.pth) or "
+            "help": "Folder or Hub repository of an AST or of a distilled DeiT, published weight file (.pth) or "
             "of DeiT, or a size alone (tiny224, small224, base224, base384) for random weights."
         },
     )
