@@ -12,8 +12,8 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 from transformers.utils import TensorType, logging
 
 from .configuration_ast import ASTConfig
-from .fbank import fbank, frame_length, frame_shift
-from .samples import split_clips, to_float32, to_native
+from .fbank import fbank, frame_length, frame_shift, mel_bin_frequencies
+from .samples import split_clips, to_waveform
 
 logger = logging.get_logger(__name__)
 
@@ -131,9 +131,18 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         """Samples from the start of one frame to the start of the next."""
         return frame_shift(self.sampling_rate)
 
+    @property
+    def first_sample(self) -> int:
+        """Where the first frame begins, in samples from the start of the clip."""
+        return 0
+
     def num_samples(self, num_frames: int) -> int:
-        """Samples that so many frames take up."""
+        """Samples that so many frames take up, from the start of the clip: what lies behind changes none of them."""
         return (num_frames - 1) * self.frame_shift + self.frame_length
+
+    def max_samples(self, num_frames: int) -> int:
+        """Samples of the longest clip of so many frames; there may be a few that no whole frame takes up."""
+        return self.num_samples(num_frames + 1) - 1
 
     def num_frames(self, num_samples: int | torch.Tensor) -> int | torch.Tensor:
         """Whole frames in so many samples, which must be one frame or more."""
@@ -193,50 +202,38 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
                 a known full scale.
         """
         clips = split_clips(raw_speech)
-        return [self._to_waveform(clip, index, len(clips)) for index, clip in enumerate(clips)]
+        names = ["the clip"] if len(clips) == 1 else [f"clip {index} of {len(clips)}" for index in range(len(clips))]
+        return [to_waveform(clip, name, self.frame_length, self.sampling_rate) for clip, name in zip(clips, names)]
 
-    def _to_waveform(self, clip: Any, index: int, num_clips: int) -> torch.Tensor:
-        which = "the clip" if num_clips == 1 else f"clip {index} of {num_clips}"
-        if not isinstance(clip, torch.Tensor):
-            clip = np.asarray(clip)
-            if clip.dtype.kind not in "fiu":
-                raise ValueError(f"Expected numbers, got {clip.dtype} for {which}. load_waveform reads sound files.")
-            clip = to_native(clip)
-        waveform = torch.as_tensor(clip)
-        if waveform.ndim != 1:
-            raise ValueError(
-                f"Expected mono clips of shape (samples,), got shape {tuple(waveform.shape)} for {which}. "
-                "Average the channels first."
-            )
-        if waveform.numel() == 0:
-            raise ValueError(f"Expected a clip with samples, but {which} is empty.")
-        waveform = to_float32(waveform, which)
-        minimum = self.frame_length
-        if waveform.numel() < minimum:
-            raise ValueError(
-                f"Expected at least {minimum} samples (one window of 25 ms at {self.sampling_rate} Hz), got "
-                f"{waveform.numel()} for {which}."
-            )
-        lowest, highest = torch.aminmax(waveform.detach())  # both are NaN where a sample is
-        if not (lowest.isfinite() and highest.isfinite()):
-            raise ValueError(f"Expected finite samples, but {which} holds NaN or infinite ones.")
-        return waveform
-
-    def fbank(self, waveforms: list[torch.Tensor] | torch.Tensor) -> list[torch.Tensor] | torch.Tensor:
+    def fbank(
+        self, waveforms: list[torch.Tensor] | torch.Tensor, max_frames: int | None = None
+    ) -> list[torch.Tensor] | torch.Tensor:
         """Step 1: log-mel spectrograms, each of shape (frames, num_mel_bins), of checked waveforms.
 
         Args:
             waveforms: Each of shape (samples,); or one tensor (..., samples), which gives (..., frames, num_mel_bins).
+            max_frames: How many frames are kept; what lies behind them is not computed. `None` means all.
 
         Raises:
             ValueError: A clip is shorter than one frame.
         """
-        options = self.sampling_rate, self.num_mel_bins
+        samples = None if max_frames is None else self.num_samples(max_frames)
         if isinstance(waveforms, torch.Tensor):
-            return fbank(waveforms, *options)
+            return self._fbank(waveforms[..., :samples])[..., :max_frames, :]
+        waveforms = [waveform[:samples] for waveform in waveforms]
         if len(waveforms) > 1 and len({(w.shape, w.device) for w in waveforms}) == 1:
-            return list(fbank(torch.stack(waveforms), *options))
-        return [fbank(waveform, *options) for waveform in waveforms]
+            spectrograms = list(self._fbank(torch.stack(waveforms)))
+        else:
+            spectrograms = [self._fbank(waveform) for waveform in waveforms]
+        return [spectrogram[:max_frames] for spectrogram in spectrograms]
+
+    def _fbank(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Waveforms (..., samples) to log-mel spectrograms (..., frames, num_mel_bins)."""
+        return fbank(waveforms, self.sampling_rate, self.num_mel_bins)
+
+    def mel_frequencies(self) -> torch.Tensor:
+        """The middle of each mel bin in Hz: (num_mel_bins,)."""
+        return mel_bin_frequencies(self.sampling_rate, self.num_mel_bins)
 
     def fit_length(
         self,
@@ -353,10 +350,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         padding = self.padding if padding is None else _check_padding("longest" if padding is True else padding)
         waveforms = self.to_waveforms(raw_speech)
         max_length = self._in_frames(max_length, truncation)
-        limit = self._limit(max_length, padding, truncation)
-        if limit is not None:  # frames that would be cut are not computed
-            waveforms = [waveform[: self.num_samples(limit)] for waveform in waveforms]
-        spectrograms = self.fbank(waveforms)
+        spectrograms = self.fbank(waveforms, self._limit(max_length, padding, truncation))
         input_values = self.fit_length(spectrograms, max_length, padding, truncation)
         if self.do_normalize:
             input_values = self.normalize(input_values)

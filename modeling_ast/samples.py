@@ -71,3 +71,41 @@ def to_float32(waveform: torch.Tensor, which: str) -> torch.Tensor:
         f"Expected floats in [-1, 1] or PCM of type uint8, int8, int16 or int32, got {waveform.dtype} for {which}: "
         "its full scale is not known."
     )
+
+
+def to_waveform(clip: Any, which: str, least: int, sampling_rate: int) -> torch.Tensor:
+    """One clip to a checked 1-D float32 tensor.
+
+    Args:
+        clip: As `split_clips` gives it.
+        which: What to call it in errors.
+        least: Samples that it must have.
+        sampling_rate: In Hz, for errors.
+
+    Raises:
+        ValueError: Several channels, an empty or too short clip, NaN or infinite samples, integers without a known
+            full scale.
+    """
+    if not isinstance(clip, torch.Tensor):
+        clip = np.asarray(clip)
+        if clip.dtype.kind not in "fiu":
+            raise ValueError(f"Expected numbers, got {clip.dtype} for {which}. load_waveform reads sound files.")
+        clip = to_native(clip)
+    waveform = torch.as_tensor(clip)
+    if waveform.ndim != 1:
+        raise ValueError(
+            f"Expected mono clips of shape (samples,), got shape {tuple(waveform.shape)} for {which}. "
+            "Average the channels first."
+        )
+    if waveform.numel() == 0:
+        raise ValueError(f"Expected a clip with samples, but {which} is empty.")
+    waveform = to_float32(waveform, which)
+    if waveform.numel() < least:
+        raise ValueError(
+            f"Expected at least {least} samples (one window of 25 ms at {sampling_rate} Hz), got "
+            f"{waveform.numel()} for {which}."
+        )
+    lowest, highest = torch.aminmax(waveform.detach())  # both are NaN where a sample is
+    if not (lowest.isfinite() and highest.isfinite()):
+        raise ValueError(f"Expected finite samples, but {which} holds NaN or infinite ones.")
+    return waveform

@@ -55,7 +55,7 @@ def clip_statistics(waveform: torch.Tensor, extractor: ASTFeatureExtractor) -> F
         ValueError: The clip is shorter than a frame, or holds NaN or infinite samples.
     """
     (waveform,) = extractor.to_waveforms([waveform - waveform.mean()])
-    (spectrogram,) = extractor.fbank([waveform[: extractor.num_samples(extractor.max_length)]])
+    (spectrogram,) = extractor.fbank([waveform], extractor.max_length)
     cells = spectrogram.double()  # (frames, num_mel_bins)
     return FbankStatistics(1, len(cells), cells.numel(), cells.sum().item(), cells.square().sum().item())
 

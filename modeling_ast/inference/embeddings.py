@@ -99,8 +99,9 @@ class ASTEmbeddingPipeline(ASTAudioClassificationPipeline):
         frames = extractor.num_frames(end - begin)
         # A clip shorter than one patch is padded to one.
         count = self.model.base_model.embeddings.count_columns(max(frames, config.patch_size))
-        starts = begin + np.arange(count) * config.time_stride * extractor.frame_shift
-        return np.stack((starts, np.minimum(starts + extractor.num_samples(config.patch_size), end)), axis=1)
+        columns = begin + np.arange(count) * config.time_stride * extractor.frame_shift
+        starts = np.maximum(columns + extractor.first_sample, begin)
+        return np.stack((starts, np.minimum(columns + extractor.num_samples(config.patch_size), end)), axis=1)
 
 
 def _choose_columns(

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, ASTPreTrainedModel
-from modeling_ast.fbank import mel_bin_frequencies
 
 
 @dataclass(frozen=True)
@@ -236,12 +235,11 @@ def _featurize(
     if len(waveforms) != 1:
         raise ValueError(f"Expected one clip to explain, got {len(waveforms)}. Explain them one by one.")
     features = extractor(waveforms, return_tensors="pt", padding=padding)
-    log_mel = extractor.fbank(waveforms)[0][: features["input_values"].shape[1]].cpu()
+    log_mel = extractor.fbank(waveforms, features["input_values"].shape[1])[0].cpu()
     numbers = torch.arange(len(log_mel), dtype=torch.float64)
-    middles = numbers * extractor.frame_shift + extractor.frame_length / 2  # samples
-    frequencies = mel_bin_frequencies(extractor.sampling_rate, extractor.num_mel_bins)
+    middles = extractor.first_sample + numbers * extractor.frame_shift + extractor.frame_length / 2  # samples
     times = start_seconds + middles / extractor.sampling_rate
-    return Spectrogram(log_mel, times, frequencies, extractor.seconds(1)), features
+    return Spectrogram(log_mel, times, extractor.mel_frequencies(), extractor.seconds(1)), features
 
 
 def _log_odds(logits: torch.Tensor, index: int, problem_type: str | None) -> torch.Tensor:

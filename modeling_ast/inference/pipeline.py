@@ -147,7 +147,7 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         rate, extractor = self.feature_extractor.sampling_rate, self.feature_extractor
         shortest = extractor.num_samples(extractor.min_length)
         if chunk_length_s is None:
-            length = extractor.num_samples(extractor.max_length + 1) - 1
+            length = extractor.max_samples(extractor.max_length)
         else:
             length = round(chunk_length_s * rate)
         if length < shortest:

@@ -11,7 +11,6 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.fbank import mel_bin_frequencies
 from modeling_ast.inference.explanations import Attention, Occlusion, Spectrogram
 from modeling_ast.inference.figures import MAX_NAME, MAX_TITLE, new_figure, save_figure
 from modeling_ast.inference.lettering import cut, drawable
@@ -47,12 +46,11 @@ def plot_tags(
     Raises:
         ValueError: As from the extractor's `to_waveforms`.
     """
-    spectrogram = extractor.fbank(extractor.to_waveforms(waveform))[0][: extractor.max_length]  # (frames, mel bins)
+    (spectrogram,) = extractor.fbank(extractor.to_waveforms(waveform), extractor.max_length)  # (frames, mel bins)
     figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2, width_ratios=(3, 1.4))
     extent = (0, extractor.seconds(len(spectrogram)), 0, extractor.num_mel_bins)
-    frequencies = mel_bin_frequencies(extractor.sampling_rate, extractor.num_mel_bins)
-    _draw_log_mel(left, spectrogram, extent, frequencies)
+    _draw_log_mel(left, spectrogram, extent, extractor.mel_frequencies())
     left.set(xlabel="time (s)")
     title = drawable(title, MAX_TITLE)
     if labels:
@@ -97,12 +95,11 @@ def plot_timeline(
     with_events = {event.label for event in events}
     shown = sorted(peaks, key=lambda label: (label not in with_events, -peaks[label]))[:MAX_TIMELINES]
     log_mel = _pool_spectrogram(waveform, extractor, int(timeline.boundaries[-1]))
-    frequencies = mel_bin_frequencies(extractor.sampling_rate, extractor.num_mel_bins)
     scores, times = _pool_scores(timeline.scores[:, [timeline.label_names.index(label) for label in shown]], timeline)
 
     figure = new_figure(12, 4.2 + 0.3 * len(shown))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 0.3 * len(shown) + 0.2))
-    _draw_log_mel(above, log_mel, (0, timeline.seconds, 0, extractor.num_mel_bins), frequencies)
+    _draw_log_mel(above, log_mel, (0, timeline.seconds, 0, extractor.num_mel_bins), extractor.mel_frequencies())
     above.set_title(drawable(title, MAX_TITLE))
     is_share = scores.min() >= 0 and scores.max() <= 1
     limits = {"vmin": 0, "vmax": 1} if is_share else {}
@@ -132,7 +129,7 @@ def _pool_spectrogram(
         kept = torch.cat((kept, part))
         count = min(extractor.num_frames(len(kept)), num_frames - first)
         if count > 0:
-            (frames,) = extractor.fbank([kept[: extractor.num_samples(count)]])  # (count, mel bins)
+            (frames,) = extractor.fbank([kept], count)  # (count, mel bins)
             columns = torch.arange(first, first + count) * num_columns // num_frames
             sums.index_add_(0, columns, frames.exp())
             counts.index_add_(0, columns, torch.ones(count, 1))

@@ -126,7 +126,7 @@ def summarise(
         if row["waveform"] is None:
             continue
         (waveform,) = extractor.to_waveforms([row["waveform"]])
-        (frames,) = extractor.fbank([waveform[: extractor.num_samples(extractor.max_length)]])
+        (frames,) = extractor.fbank([waveform], extractor.max_length)
         features.append(torch.cat((frames.mean(dim=0), frames.std(dim=0, correction=0))).numpy())
         labels.append(row["labels"])
     return np.stack(features), multi_hot(labels, num_labels).astype(int)

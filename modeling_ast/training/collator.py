@@ -140,9 +140,7 @@ class AugmentingCollator(ASTDataCollator):
         Source: Park et al., "SpecAugment on Large Scale Datasets" (2020), for time masks in proportion to the length.
         """
         extractor, augment, fill = self.extractor, self.augment, self.extractor.padding_value
-        # Frames that would be cut are not computed.
-        samples = extractor.num_samples(extractor.max_length)
-        spectrograms = extractor.fbank([waveform[:samples] for waveform in extractor.to_waveforms(waveforms)])
+        spectrograms = extractor.fbank(extractor.to_waveforms(waveforms), extractor.max_length)
         padding = extractor.normalize(torch.tensor(fill)).item() if extractor.do_normalize else fill
         features = []
         for spectrogram, generator in zip(spectrograms, generators):
