@@ -265,6 +265,7 @@ def make_trainer(folder, **settings) -> ASTTrainer:
         ({"weight_average_start": 2, "weight_average_end": 3}, (4, 6)),
         ({"weight_average_start": 3}, (6, 8)),
         ({"weight_average_start": 1, "weight_average_end": 1}, (2,)),
+        ({"weight_average_start": 3, "samples_per_epoch": 3}, (3, 4)),
     ],
 )
 def test_a_run_averages_its_epochs(tmp_path, settings, updates):

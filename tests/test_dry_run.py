@@ -49,10 +49,11 @@ def test_dry_run_counts_what_the_run_does(recipe, tmp_path, caplog):
         assert words in caplog.text
 
 
-def test_estimate_is_that_of_the_run_in_epochs_too(recipe, tmp_path):
+@pytest.mark.parametrize(("own", "updates"), [([], 12), (["--samples_per_epoch=7"], 6)])
+def test_estimate_is_that_of_the_run_in_epochs_too(recipe, tmp_path, own, updates):
     argv = ["--eval_strategy=epoch", "--save_strategy=epoch", "--num_train_epochs=6", "--global_batch_size=8"]
-    results = run(recipe, tmp_path / "run", *argv)
-    assert results["dry_run_updates"] == 12 and results["dry_run_evaluations"] == 6
+    results = run(recipe, tmp_path / "run", *argv, *own)
+    assert results["dry_run_updates"] == updates and results["dry_run_evaluations"] == 6
 
 
 @pytest.mark.slow

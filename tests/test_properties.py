@@ -972,6 +972,7 @@ def epochs(draw) -> dict:
         "is_weighted": draw(st.booleans()),
         "is_grouped": draw(st.booleans()),
         "drop_last": draw(st.booleans()),
+        "samples": draw(st.none() | st.integers(1, 150)),
     }
 
 
@@ -983,7 +984,8 @@ def test_an_epoch_has_every_clip_and_the_same_batches_on_any_layout(drawn):
     generator = torch.Generator().manual_seed(drawn["seed"])
     seconds = torch.rand(num_clips, generator=generator)
     weights = torch.rand(num_clips, generator=generator).round() + torch.eye(num_clips)[0]
-    hypothesis.assume(num_clips >= size or not drawn["drop_last"])
+    draws = drawn["samples"] or num_clips
+    hypothesis.assume(draws >= size or not drawn["drop_last"])
 
     def sampler() -> TrainingSampler:
         made = TrainingSampler(
@@ -993,6 +995,7 @@ def test_an_epoch_has_every_clip_and_the_same_batches_on_any_layout(drawn):
             weights if drawn["is_weighted"] else None,
             drawn["drop_last"],
             seconds if drawn["is_grouped"] else None,
+            drawn["samples"],
         )
         made.set_epoch(drawn["epoch"])
         return made
@@ -1000,14 +1003,20 @@ def test_an_epoch_has_every_clip_and_the_same_batches_on_any_layout(drawn):
     pairs = list(sampler())
     positions, indices = zip(*pairs)
     assert len(pairs) == len(sampler()) and len(pairs) % size == 0
-    assert abs(len(pairs) - num_clips) < size and (len(pairs) <= num_clips) >= drawn["drop_last"]
+    assert abs(len(pairs) - draws) < size and (len(pairs) <= draws) >= drawn["drop_last"]
     assert list(positions) == list(range(drawn["epoch"] * len(pairs), (drawn["epoch"] + 1) * len(pairs)))
     counts = np.bincount(indices, minlength=num_clips)
     assert len(counts) == num_clips
     if drawn["is_weighted"]:
         assert (counts[weights.numpy() == 0] == 0).all()
-    else:
+    elif drawn["samples"] is None:
         assert counts.max() - counts.min() <= 1 and (drawn["drop_last"] or counts.min() >= 1)
+    else:
+        for epoch in range(drawn["epoch"]):  # all until its end together
+            before = sampler()
+            before.set_epoch(epoch)
+            counts += np.bincount([index for _, index in before], minlength=num_clips)
+        assert counts.max() - counts.min() <= 1
     shares = [
         list(BatchSamplerShard(BatchSampler(sampler(), per_device, drop_last=False), processes, index))
         for index in range(processes)

@@ -200,6 +200,63 @@ def test_too_few_clips_are_refused():
         TrainingSampler(0, 12, seed=0)
 
 
+# Epochs of so many draws
+
+
+@pytest.mark.parametrize(("num_clips", "samples", "batch_size"), [(50, 20, 5), (50, 21, 4), (7, 20, 3), (12, 12, 12)])
+def test_epochs_of_so_many_draws_go_on_through_one_shuffled_pass_after_the_other(num_clips, samples, batch_size):
+    """Each clip once before any twice, whatever epochs and passes have in common."""
+    sampler = TrainingSampler(num_clips, batch_size, seed=0, samples_per_epoch=samples)
+    assert len(sampler) == -(-samples // batch_size) * batch_size
+    epochs = [indices(sampler, epoch) for epoch in range(12)]
+    assert {len(epoch) for epoch in epochs} == {len(sampler)}
+    draws = [index for epoch in epochs for index in epoch]
+    passes = [draws[start : start + num_clips] for start in range(0, len(draws), num_clips)]
+    for whole in passes[:-1]:
+        assert sorted(whole) == list(range(num_clips))
+    assert len(set(passes[-1])) == len(passes[-1])
+    assert len(set(map(tuple, passes))) == len(passes)
+    counted = [position for epoch in range(12) for position in positions(sampler, epoch)]
+    assert counted == list(range(len(draws)))
+    again = TrainingSampler(num_clips, batch_size, seed=0, samples_per_epoch=samples)
+    assert [indices(again, epoch) for epoch in (7, 2)] == [epochs[7], epochs[2]]  # as a run that is resumed asks
+    assert indices(TrainingSampler(num_clips, batch_size, seed=1, samples_per_epoch=samples)) != epochs[0]
+
+
+def test_an_epoch_of_so_many_draws_by_weight_is_that_many_and_none_goes_on():
+    weights = torch.tensor([1.0, 2.0, 0.0, 3.0])
+    sampler = TrainingSampler(4, 8, seed=0, weights=weights, samples_per_epoch=1000)
+    epochs = [indices(sampler, epoch) for epoch in range(4)]
+    assert {len(epoch) for epoch in epochs} == {1000} and len(set(map(tuple, epochs))) == 4
+    counts = np.bincount(np.concatenate(epochs), minlength=4)
+    assert counts[2] == 0
+    assert chisquare(counts[[0, 1, 3]], 4000 * np.array([1, 2, 3]) / 6).pvalue > 0.01
+    assert indices(TrainingSampler(4, 4, 0, weights, samples_per_epoch=4), 1) == indices(
+        TrainingSampler(4, 4, 0, weights), 1
+    )
+
+
+def test_epochs_of_so_many_draws_are_cut_or_completed_to_whole_batches():
+    assert len(TrainingSampler(50, 8, 0, drop_last=True, samples_per_epoch=20)) == 16
+    assert len(TrainingSampler(50, 8, 0, samples_per_epoch=20)) == 24
+    assert len(TrainingSampler(3, 8, 0, samples_per_epoch=20)) == 24
+    with pytest.raises(ValueError, match="at least one batch of 8 clips, got samples_per_epoch 7"):
+        TrainingSampler(50, 8, 0, drop_last=True, samples_per_epoch=7)
+    with pytest.raises(ValueError, match="got 0 training clips"):
+        TrainingSampler(0, 8, 0, samples_per_epoch=7)
+
+
+def test_batches_of_similar_lengths_are_of_the_epochs_own_draws():
+    seconds = torch.rand(60, generator=torch.Generator().manual_seed(0))
+    mixed = TrainingSampler(60, 4, seed=0, samples_per_epoch=40)
+    grouped = TrainingSampler(60, 4, seed=0, samples_per_epoch=40, clip_seconds=seconds)
+    spreads = []
+    for epoch in range(3):
+        assert sorted(indices(grouped, epoch)) == sorted(indices(mixed, epoch))
+        spreads.append([seconds[indices(each, epoch)].view(-1, 4).std(dim=1).mean() for each in (grouped, mixed)])
+    assert all(of_grouped < 0.8 * of_mixed for of_grouped, of_mixed in spreads)
+
+
 # Weighted order
 
 

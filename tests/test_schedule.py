@@ -135,7 +135,15 @@ def test_an_epoch_is_as_many_updates_however_they_are_accumulated(overrides, tmp
     assert go_to(trainer, 6 * 34 - 1) == pytest.approx(8.5e-6) and go_to(trainer, 5 * 34 - 1) == pytest.approx(1e-5)
 
 
-def test_the_schedules_of_transformers_are_there_too(tmp_path):
+def test_schedules_count_epochs_of_so_many_draws(tmp_path):
+    """Three updates of 48 clips an epoch, of 1600 clips."""
+    trainer = recipe_trainer("esc50", tmp_path, "--samples_per_epoch=140")
+    assert len(trainer.get_train_dataloader()) == 3 and trainer.num_examples(trainer.get_train_dataloader()) == 144
+    assert go_to(trainer, 5 * 3 - 1) == pytest.approx(1e-5) and go_to(trainer, 5 * 3) == pytest.approx(8.5e-6)
+
+
+@pytest.mark.parametrize("num_clips", [40, 4000])
+def test_the_schedules_of_transformers_are_there_too(tmp_path, num_clips):
     arguments = ASTTrainingArguments(
         str(tmp_path),
         use_cpu=True,
@@ -143,8 +151,9 @@ def test_the_schedules_of_transformers_are_there_too(tmp_path):
         learning_rate=1.0,
         lr_scheduler_type="linear",
         num_train_epochs=2,
+        samples_per_epoch=40,
     )
-    seen = rates(make_trainer(40, arguments).lr_scheduler, 10)  # 5 updates an epoch
+    seen = rates(make_trainer(num_clips, arguments).lr_scheduler, 10)  # 5 updates an epoch
     assert seen == pytest.approx([1 - update / 10 for update in range(10)])
 
 

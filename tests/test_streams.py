@@ -292,6 +292,7 @@ def test_the_script_trains_on_a_stream(tmp_path, folder):
         ({}, "Expected max_steps"),
         ({"max_steps": 2, "eval_strategy": "epoch"}, "Expected eval_strategy steps or no with streaming, got epoch"),
         ({"max_steps": 2, "save_strategy": "epoch"}, "Expected save_strategy steps or no with streaming, got epoch"),
+        ({"max_steps": 2, "samples_per_epoch": 9}, "samples_per_epoch has no effect on a stream.*max_steps says"),
         ({"max_steps": 2, "accelerator_config": '{"dispatch_batches": true}'}, "one process read the stream for all"),
         (
             {"max_steps": 2, "lr_scheduler_type": "constant", "lr_step_factor": 0.5},

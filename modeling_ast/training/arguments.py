@@ -37,7 +37,7 @@ _INTERVALS = {
         "(0, 1]": "layer_learning_rate_decay",
         "(0, inf)": "num_train_epochs save_steps logging_steps lr_step_factor head_learning_rate_factor",
         "[1, inf)": "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-        "save_total_limit lr_step_epochs weight_average_steps early_stopping_patience ddp_timeout "
+        "save_total_limit lr_step_epochs weight_average_steps early_stopping_patience ddp_timeout samples_per_epoch "
         "num_freq_masks num_time_masks",
         "[0, inf)": "learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps eval_steps eval_delay "
         "dataloader_num_workers freq_mask_bins time_mask_frames max_noise roll_frames lr_step_first_epochs "
@@ -145,6 +145,13 @@ class ASTTrainingArguments(TrainingArguments):
     )
     class_balanced_sampling: bool = field(
         default=False, metadata={"help": "Draw training clips with replacement, rare classes more often."}
+    )
+    samples_per_epoch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Clips drawn in an epoch, such as 200000 of two million; without class_balanced_sampling an epoch "
+            "goes on where the last one ended, so that each clip comes once before any comes twice."
+        },
     )
     decoupled_weight_decay: bool = field(
         default=True,
@@ -381,6 +388,8 @@ def _check_stream(data_args: DataArguments, training_args: ASTTrainingArguments)
         raise RecipeError("dispatch_batches of accelerator_config would let one process read the stream for all.")
     if training_args.weight_average_start is not None and training_args.weight_average_steps is None:
         raise RecipeError("Expected weight_average_steps with weight_average_start: a stream has no end of an epoch.")
+    if training_args.samples_per_epoch is not None:
+        raise RecipeError("samples_per_epoch has no effect on a stream, which has no epochs: max_steps says how long.")
     if training_args.lr_step_factor is not None:
         raise RecipeError("lr_step_factor needs to know how long an epoch is, which a stream does not tell.")
 

@@ -17,6 +17,7 @@ from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.augment import clip_generator
 
 INDICES_AT_ONCE = 10_000  # of an epoch, as Python objects
+_FIRST_PASS = -(1 << 62)  # of the generators of passes, which count down from here, as those of epochs do from -1
 
 
 def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
@@ -137,7 +138,9 @@ class TrainingSampler(Sampler):
 
     The position counts on from epoch to epoch and seeds the clip's augmentation. An epoch is as many draws as there
     are clips, completed to whole global batches by its own first ones, so that any layout of processes and
-    accumulation steps makes the same updates.
+    accumulation steps makes the same updates. With `samples_per_epoch` it is so many, completed likewise, and where
+    no weights are given epochs follow one another through shuffled passes, so that each clip comes once before any
+    comes twice.
 
     Args:
         num_clips: Number of training clips.
@@ -146,6 +149,10 @@ class TrainingSampler(Sampler):
         weights: Of shape (num_clips,): draw with replacement, by these weights; `None` shuffles.
         drop_last: Whether the epoch is cut to whole batches instead.
         clip_seconds: Of shape (num_clips,): a global batch gets clips of similar lengths; `None` mixes lengths.
+        samples_per_epoch: Draws an epoch; `None` is as many as there are clips.
+
+    Source: Koutini et al., "Efficient Training of Audio Transformers with Patchout" (2022), and Huang et al., "Masked
+        Autoencoders that Listen" (2022), for epochs of 100,000 and 200,000 weighted draws of AudioSet.
     """
 
     def __init__(
@@ -156,20 +163,24 @@ class TrainingSampler(Sampler):
         weights: torch.Tensor | None = None,
         drop_last: bool = False,
         clip_seconds: torch.Tensor | None = None,
+        samples_per_epoch: int | None = None,
     ):
         self.num_clips = num_clips
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.clip_seconds = clip_seconds
         self.cumulative_weights = None if weights is None else weights.double().cumsum(0)
+        self.samples_per_epoch = samples_per_epoch
         self.epoch = 0
-        self.length = num_clips // global_batch_size * global_batch_size
-        if not drop_last and self.length < num_clips:
+        draws = num_clips if samples_per_epoch is None or num_clips == 0 else samples_per_epoch
+        self.length = draws // global_batch_size * global_batch_size
+        if not drop_last and self.length < draws:
             self.length += global_batch_size
         if self.length == 0:
+            got = f"{num_clips} training clips" if draws == num_clips else f"samples_per_epoch {draws}"
             raise RecipeError(
-                f"Expected at least one batch of {global_batch_size} clips, got {num_clips} training clips. Use a "
-                "smaller batch, or do not drop the last one."
+                f"Expected at least one batch of {global_batch_size} clips, got {got}. Use a smaller batch, or do not "
+                "drop the last one."
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -181,17 +192,30 @@ class TrainingSampler(Sampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         # Positions are not negative: no clip has this generator, and runs with other seeds share no epoch.
         generator = clip_generator(self.seed, -1 - self.epoch)
-        if self.cumulative_weights is None:
+        if self.cumulative_weights is not None:
+            draws = torch.rand(self.length, generator=generator, dtype=torch.float64) * self.cumulative_weights[-1]
+            order = torch.searchsorted(self.cumulative_weights, draws, right=True).clamp(max=self.num_clips - 1)
+        elif self.samples_per_epoch is None:
             order = torch.randperm(self.num_clips, generator=generator)
             order = order.repeat(-(-self.length // self.num_clips))[: self.length]
         else:
-            draws = torch.rand(self.length, generator=generator, dtype=torch.float64) * self.cumulative_weights[-1]
-            order = torch.searchsorted(self.cumulative_weights, draws, right=True).clamp(max=self.num_clips - 1)
+            order = self._part_of_passes()
         if self.clip_seconds is not None:
             order = group_by_length(order, self.clip_seconds, self.global_batch_size, generator)
         first = self.epoch * self.length
         indices = chain.from_iterable(part.tolist() for part in order.split(INDICES_AT_ONCE))
         return ((first + offset, index) for offset, index in enumerate(indices))
+
+    def _part_of_passes(self) -> torch.Tensor:
+        """The epoch's part of shuffled passes over all clips that follow one another."""
+        number, start = divmod(self.epoch * self.length, self.num_clips)
+        passes, drawn = [], -start
+        while drawn < self.length:
+            # No epoch has this generator.
+            generator = clip_generator(self.seed, _FIRST_PASS - number)
+            passes.append(torch.randperm(self.num_clips, generator=generator))
+            number, drawn = number + 1, drawn + self.num_clips
+        return torch.cat(passes)[start : start + self.length]
 
 
 class StreamSampler(Sampler):

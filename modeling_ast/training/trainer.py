@@ -90,8 +90,14 @@ class ASTTrainer(ResumableTrainer):
             weights=self.sampling_weights,
             drop_last=args.dataloader_drop_last,
             clip_seconds=self.clip_seconds,
+            samples_per_epoch=args.samples_per_epoch,
         )
         return self.train_sampler
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Of the training clips, the draws of an epoch."""
+        is_drawn = dataloader.dataset is self.train_dataset and hasattr(self, "train_sampler")
+        return len(self.train_sampler) if is_drawn else super().num_examples(dataloader)
 
     def get_batch_samples(self, *args, **kwargs):
         """As the Trainer's own; a stream notes which clips an update takes."""
