@@ -38,10 +38,11 @@ from modeling_ast.data.files import (
 )
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training import output_dir
-from modeling_ast.training.arguments import parse_arguments, save_recipe
+from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.averaging import RunningAverage
 from modeling_ast.training.faults import GOES_ON, loading
 from modeling_ast.training.output_dir import last_whole_checkpoint
+from modeling_ast.training.saved_recipes import save_recipe
 from modeling_ast.training.trainer import ASTTrainer
 
 pytestmark = [

@@ -14,8 +14,8 @@ from modeling_ast.training.arguments import (
     ASTTrainingArguments,
     AugmentArguments,
     parse_arguments,
-    save_recipe,
 )
+from modeling_ast.training.saved_recipes import save_recipe
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 NEEDED = "dataset_name: synthetic\noutput_dir: somewhere\n"

@@ -1,15 +1,11 @@
 """The keys of a recipe that trains: augmentation and training; those of model and data are in `data/recipes.py`."""
 
-import dataclasses
-import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import yaml
 from transformers import TrainingArguments
 
 from modeling_ast.data.metrics import COUNT_LEFT_OUT, METRICS
@@ -392,42 +388,3 @@ def _check_stream(data_args: DataArguments, training_args: ASTTrainingArguments)
         raise RecipeError("samples_per_epoch has no effect on a stream, which has no epochs: max_steps says how long.")
     if training_args.lr_step_factor is not None:
         raise RecipeError("lr_step_factor needs to know how long an epoch is, which a stream does not tell.")
-
-
-def save_recipe(arguments: Arguments, path: str | Path) -> None:
-    """The resolved arguments as a recipe that gives the same run.
-
-    Of `TrainingArguments` only what is not default, and no access tokens.
-    """
-    lines = ["# The resolved recipe of this run."]
-    for block in arguments:
-        lines.append(f"# {type(block).__name__}")
-        for name, value in _settings(block):
-            lines.append(yaml.safe_dump({name: value}, width=10**6, default_flow_style=False).strip())
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _settings(block) -> Iterator[tuple[str, Any]]:
-    """Names and values to write: plain ones, lists of text, and JSON for the rest."""
-    for each in dataclasses.fields(block):
-        value = getattr(block, each.name)
-        default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
-        is_default = isinstance(block, ASTTrainingArguments) and value == default
-        # Saved is the batch of all devices, so that the recipe runs on another number of them.
-        if each.name == "per_device_train_batch_size" and block.global_batch_size is not None:
-            continue
-        is_secret = each.name.endswith("_token")  # such as hub_token; the recipe is uploaded with the model
-        if not each.init or value is None or is_default or is_secret:
-            continue
-        if hasattr(value, "to_dict"):  # settings of Accelerate
-            value = value.to_dict()
-        if isinstance(value, dict):
-            value = json.dumps(value)
-        elif isinstance(value, (list, tuple)):
-            value = [str(item) for item in value]
-            if len(value) < 2:  # some keys of `TrainingArguments` take one value and hold a list
-                value = value[0] if value else None
-        elif not isinstance(value, (bool, int, float)):
-            value = str(getattr(value, "value", value))  # an enumeration's value
-        if value is not None:
-            yield each.name, value

@@ -17,7 +17,8 @@ from modeling_ast.data.files import remove_folder, remove_unfinished, written_be
 from modeling_ast.data.locks import claimed as claimed_folder
 from modeling_ast.data.locks import made_for_now, still_written
 from modeling_ast.data.recipes import RECIPE_NAME, RecipeError, read_settings
-from modeling_ast.training.arguments import Arguments, save_recipe
+from modeling_ast.training.arguments import Arguments
+from modeling_ast.training.saved_recipes import save_recipe
 
 logger = logging.getLogger(__name__)
 
