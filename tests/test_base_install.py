@@ -26,7 +26,7 @@ MODULE_NAMES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 COMMANDS = {
     "train": {
         "calibrate", "check", "embed", "ensemble", "evaluate", "explain", "folds", "pack", "prepare", "push",
-        "statistics", "train",
+        "statistics", "teach", "train",
     },
     "demo": {"page"},
 }  # fmt: skip

@@ -262,9 +262,9 @@ def test_rows_without_labels_are_decoded_one_by_one_and_together(tmp_path):
 
 def test_processes_compare_clips_without_labels(tmp_path):
     rows = load_splits(**flat_folder(tmp_path), unlabelled=True).train
-    described = same_run._describe_rows(rows)
-    assert described == same_run._describe_rows(rows.select(range(4)))
-    assert described != same_run._describe_rows(rows.select([0, 1, 2, 2]))
+    described = same_run.describe_rows(rows)
+    assert described == same_run.describe_rows(rows.select(range(4)))
+    assert described != same_run.describe_rows(rows.select([0, 1, 2, 2]))
 
 
 def write_recipe(folder: Path, **settings) -> str:
@@ -306,7 +306,7 @@ def test_what_needs_labels_says_so(tmp_path):
     settings = flat_folder(tmp_path)
     assert end_of("train", write_recipe(tmp_path, **settings, unlabelled=True, do_train=True, eval_strategy="no")) == (
         2,
-        "error: Expected labels to train or to evaluate by, got unlabelled true.",
+        "error: Expected labels, or teacher_targets to train by, got unlabelled true.",
     )
     with pytest.raises(DataError, match="Expected clips with labels to evaluate a trained model"):
         DataSource(DataArguments(**settings, unlabelled=True), model_labels=TEACHER).load()

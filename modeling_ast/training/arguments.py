@@ -28,7 +28,7 @@ _INTERVALS = {
     name: interval
     for interval, names in {
         "[0, 1]": "mixup_probability",
-        "[0, 1)": "adam_beta1 adam_beta2 label_smoothing_factor",
+        "[0, 1)": "adam_beta1 adam_beta2 label_smoothing_factor hard_label_weight",
         "(0, 1)": "ema_decay",
         "(0, 1]": "layer_learning_rate_decay",
         "(0, inf)": "num_train_epochs save_steps logging_steps lr_step_factor head_learning_rate_factor",
@@ -205,6 +205,17 @@ class ASTTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "By how much the metric has to be better to count, with early_stopping_patience."},
     )
+    teacher_targets: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train on what teachers have said of each augmented clip: the folder that modeling-ast teach has "
+            "made with this recipe and seed."
+        },
+    )
+    hard_label_weight: float = field(
+        default=0.0,
+        metadata={"help": "Share of the labels themselves in what is trained on with teacher_targets, in [0, 1)."},
+    )
     # No parameter of this model goes unused.
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Whether DistributedDataParallel looks for parameters without gradients."}
@@ -237,6 +248,7 @@ class ASTTrainingArguments(TrainingArguments):
             raise ValueError("layer_learning_rate_decay has no effect with freeze_backbone: no layer is trained.")
         self._check_averages()
         self._check_early_stopping()
+        self._check_teachers()
         self.label_names = self.label_names or ["labels"]
         # `Trainer` takes a path or True (the last checkpoint of the folder); a command line gives text.
         if str(self.resume_from_checkpoint).lower() in ("true", "false", "none"):
@@ -289,6 +301,16 @@ class ASTTrainingArguments(TrainingArguments):
                 "Expected eval_strategy epoch and metric_for_best_model with early_stopping_patience, got "
                 f"{self.eval_strategy.value} and {self.metric_for_best_model}."
             )
+
+    def _check_teachers(self) -> None:
+        if self.teacher_targets is None:
+            if self.hard_label_weight:
+                raise ValueError("hard_label_weight has no effect without teacher_targets.")
+            return
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor has no place beside teacher_targets: probabilities are soft.")
+        if self.auto_find_batch_size:
+            raise ValueError("auto_find_batch_size would change the order of the clips that teacher_targets are for.")
 
     def _divide_global_batch(self) -> None:
         if self.global_batch_size is not None and self.auto_find_batch_size:
@@ -350,6 +372,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         raise RecipeError("class_balanced_sampling needs labels: leave it out, or unlabelled.")
     if arguments.augment.mixup_probability and arguments.training.do_train:
         _check_partners(arguments)
+    if arguments.data.unlabelled and arguments.training.hard_label_weight:
+        raise RecipeError("hard_label_weight needs labels: leave it out, or unlabelled.")
     return arguments
 
 
@@ -386,5 +410,7 @@ def _check_stream(data_args: DataArguments, training_args: ASTTrainingArguments)
         raise RecipeError("Expected weight_average_steps with weight_average_start: a stream has no end of an epoch.")
     if training_args.samples_per_epoch is not None:
         raise RecipeError("samples_per_epoch has no effect on a stream, which has no epochs: max_steps says how long.")
+    if training_args.teacher_targets is not None:
+        raise RecipeError("teacher_targets are for the clips of a table, in an order that a stream does not have.")
     if training_args.lr_step_factor is not None:
         raise RecipeError("lr_step_factor needs to know how long an epoch is, which a stream does not tell.")

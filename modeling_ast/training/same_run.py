@@ -69,7 +69,7 @@ def compare_clips(splits: AudioSplits) -> None:
         return
     with together():
         facts = {"the table of labels": f"{len(splits.label_names)} labels ({_digest(splits.label_names)})"}
-        facts |= {f"the {name} split": _describe_rows(rows) for name, rows in splits}
+        facts |= {f"the {name} split": describe_rows(rows) for name, rows in splits}
     _compare(facts)
 
 
@@ -180,7 +180,8 @@ def _describe_checkpoint(resume: str | bool | None, output_dir: str) -> str:
     return f"{Path(checkpoint).name} ({_digest([history])})"
 
 
-def _describe_rows(rows: Dataset | IterableDataset) -> str:
+def describe_rows(rows: Dataset | IterableDataset) -> str:
+    """How many clips there are, with a digest of their names and labels, in their order."""
     if isinstance(rows, IterableDataset):
         return f"a stream of {rows.num_shards} shard(s)"
     rows = rows.flatten()

@@ -150,6 +150,7 @@ class TrainingSampler(Sampler):
         drop_last: Whether the epoch is cut to whole batches instead.
         clip_seconds: Of shape (num_clips,): a global batch gets clips of similar lengths; `None` mixes lengths.
         samples_per_epoch: Draws an epoch; `None` is as many as there are clips.
+        num_epochs: Epochs after which orders and positions are those of the first ones again; `None` means never.
 
     Source: Koutini et al., "Efficient Training of Audio Transformers with Patchout" (2022), and Huang et al., "Masked
         Autoencoders that Listen" (2022), for epochs of 100,000 and 200,000 weighted draws of AudioSet.
@@ -164,7 +165,9 @@ class TrainingSampler(Sampler):
         drop_last: bool = False,
         clip_seconds: torch.Tensor | None = None,
         samples_per_epoch: int | None = None,
+        num_epochs: int | None = None,
     ):
+        self.num_epochs = num_epochs
         self.num_clips = num_clips
         self.global_batch_size = global_batch_size
         self.seed = seed
@@ -184,7 +187,7 @@ class TrainingSampler(Sampler):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.epoch = epoch if self.num_epochs is None else epoch % self.num_epochs
 
     def __len__(self) -> int:
         return self.length

@@ -22,6 +22,7 @@ from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.baseline import check_classes
 from modeling_ast.training.building import build_model_and_extractor, check_reporters
 from modeling_ast.training.collator import AugmentingCollator
+from modeling_ast.training.distillation import learn_from_teachers
 from modeling_ast.training.output_dir import (
     EVALUATION_FOLDER,
     check_output_dir,
@@ -37,6 +38,7 @@ from modeling_ast.training.sampling import (
     read_clip_seconds,
     sort_by_length,
 )
+from modeling_ast.training.targets import TargetsFolder
 from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger(__name__)
@@ -61,18 +63,25 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
     return arguments
 
 
-def read_data(arguments: Arguments) -> AudioSplits:
+def read_data(arguments: Arguments, needs_labels: bool = True) -> AudioSplits:
     """The clips of a run, not decoded: those that are held out alone where it does not train.
+
+    Args:
+        arguments: Of the run.
+        needs_labels: Whether it cannot do without; those of clips without are their teachers'.
 
     Raises:
         RecipeError, DataError: Keys or a data set that cannot be used, or processes that have read others.
     """
     model_args, data_args, _, training_args = arguments
     multi_label = model_args.problem_type == "multi_label_classification"
-    if data_args.unlabelled:
-        raise RecipeError("Expected labels to train or to evaluate by, got unlabelled true.")
+    teacher_labels = None
+    if data_args.unlabelled and needs_labels:
+        if training_args.teacher_targets is None or not training_args.do_train:
+            raise RecipeError("Expected labels, or teacher_targets to train by, got unlabelled true.")
+        teacher_labels = TargetsFolder.load(training_args.teacher_targets).description["label_names"]
     if training_args.do_train or data_args.streaming:
-        splits = read_once(partial(read_splits, data_args, multi_label))
+        splits = read_once(partial(read_splits, data_args, multi_label, teacher_labels=teacher_labels))
     else:
         splits = read_once(partial(read_held_out, model_args.model_name_or_path, data_args, multi_label))
     compare_clips(splits)
@@ -178,7 +187,7 @@ def make_trainer(
     problem_type, label_names = arguments.model.problem_type, splits.label_names
     multi_label = problem_type == "multi_label_classification"
     try:
-        return ASTTrainer(
+        trainer = ASTTrainer(
             model=model,
             args=arguments.training,
             eval_dataset=splits.test if splits.validation is None else splits.validation,
@@ -191,6 +200,9 @@ def make_trainer(
         )
     except ValueError as error:  # of keys that do not go together, by Transformers' or Accelerate's own check
         raise RecipeError(f"This recipe cannot be trained by: {' '.join(str(error).split())}") from error
+    if training and arguments.training.do_train and arguments.training.teacher_targets is not None:
+        learn_from_teachers(trainer, arguments, label_names)
+    return trainer
 
 
 def train(trainer: ASTTrainer, arguments: Arguments) -> dict[str, float]:

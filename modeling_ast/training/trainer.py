@@ -50,6 +50,7 @@ class ASTTrainer(ResumableTrainer):
         self.train_collator = train_collator
         self.sampling_weights = sampling_weights
         self.clip_seconds = clip_seconds
+        self.num_taught_epochs: int | None = None  # after which the clips and their draws begin again
         self.add_callback(_EpochCallback(self))
 
     def create_model_card(self, *args, **kwargs) -> None:
@@ -83,16 +84,21 @@ class ASTTrainer(ResumableTrainer):
         if isinstance(self.train_dataset, TrainingStream):
             num_draws = args.max_steps * self.global_batch_size
             return StreamSampler(num_draws, self._train_batch_size, self.train_dataset.num_parts)
-        self.train_sampler = TrainingSampler(
-            len(self.train_dataset if train_dataset is None else train_dataset),
-            self.global_batch_size,
-            args.order_seed,
-            weights=self.sampling_weights,
-            drop_last=args.dataloader_drop_last,
-            clip_seconds=self.clip_seconds,
-            samples_per_epoch=args.samples_per_epoch,
-        )
+        self.train_sampler = self.make_sampler()
         return self.train_sampler
+
+    def make_sampler(self) -> TrainingSampler:
+        """The order of the clips of a table."""
+        return TrainingSampler(
+            len(self.train_dataset),
+            self.global_batch_size,
+            self.args.order_seed,
+            weights=self.sampling_weights,
+            drop_last=self.args.dataloader_drop_last,
+            clip_seconds=self.clip_seconds,
+            samples_per_epoch=self.args.samples_per_epoch,
+            num_epochs=self.num_taught_epochs,
+        )
 
     def num_examples(self, dataloader: DataLoader) -> int:
         """Of the training clips, the draws of an epoch."""
