@@ -699,6 +699,7 @@ def saved(recipe, tmp_path_factory) -> Path:
         (["--adam_beta2=0.9", "--label_smoothing_factor=0.1"], {"adam_beta2", "label_smoothing_factor"}),
         (["--eval_steps=4", "--eval_delay=1"], {"eval_steps", "eval_delay"}),
         (["--hidden_dropout_prob=0.3", "--random_crop"], {"hidden_dropout_prob", "random_crop"}),
+        (["--gain_db=3", "--waveform_transform=math:sqrt"], {"gain_db", "waveform_transform"}),
         (["--dataset_name=z", "--freeze_backbone"], {"dataset_name", "freeze_backbone"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

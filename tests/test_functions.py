@@ -36,6 +36,16 @@ def test_what_is_no_function_is_refused_in_a_sentence(own_module, name, words):
         import_function(name, "a_key")
 
 
-def test_what_goes_wrong_within_a_module_is_not_told_as_if_the_module_were_missing(own_module):
-    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+def test_a_module_that_fails_is_one_sentence_that_says_where(own_module, tmp_path):
+    words = r"^a_key: broken_code cannot be imported \(ModuleNotFoundError in .*broken_code.py, line 1: No module"
+    with pytest.raises(RecipeError, match=words) as found:
         import_function("broken_code:halve", "a_key")
+    assert isinstance(found.value.__cause__, ModuleNotFoundError)
+
+
+def test_a_function_is_found_beside_a_recipe_too(own_module, tmp_path):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "code_beside.py").write_text("def double(x):\n    return 2 * x\n")
+    with pytest.raises(RecipeError, match="there is no code_beside"):
+        import_function("code_beside:double", "a_key")
+    assert import_function("code_beside:double", "a_key", tmp_path / "recipes")(4) == 8

@@ -72,7 +72,18 @@ disable_tqdm: true
 seed: 3
 """
 MORE_AUGMENTATION = ["--mixup_partner=batch", "--mixup_alpha=0.8", "--gain_db=6"]
-MORE_AUGMENTATION += ["--num_freq_masks=2", "--num_time_masks=2"]
+MORE_AUGMENTATION += ["--num_freq_masks=2", "--num_time_masks=2", "--waveform_transform=speed_and_noise:change"]
+# Beside the recipe; with generators of Python, numpy and torch.
+FUNCTION = """
+import random
+import numpy as np
+import torch
+
+def change(waveform, sampling_rate):
+    times = np.arange(0, len(waveform) - 1, random.uniform(0.8, 1.25))
+    noise = np.random.uniform(0, 0.01) * torch.randn(len(times)).numpy()
+    return np.interp(times, np.arange(len(waveform)), waveform) + noise
+"""
 # Soft cross entropy, shuffled; the same of clips at their own lengths, 48 to 98 frames, with all other augmentation;
 # and BCE of one or two labels a clip, of which rare ones are drawn more often. The latter two with epochs that are no
 # passes over the clips.
@@ -97,6 +108,7 @@ def recipe(tmp_path_factory, one_thread) -> Path:
             rows.append([name, split, kind, kind if kind == other else f"{kind},{other}"])
     with open(folder / "clips.csv", "w", newline="") as file:
         csv.writer(file).writerows([["audio", "split", "label", "labels"], *rows])
+    (folder / "speed_and_noise.py").write_text(FUNCTION)
     (folder / "recipe.yaml").write_text(f"dataset_name: {folder / 'clips.csv'}\n{RECIPE}")
     return folder / "recipe.yaml"
 

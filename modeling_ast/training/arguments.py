@@ -4,10 +4,12 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from transformers import TrainingArguments
 
+from modeling_ast.data.functions import import_function
 from modeling_ast.data.metrics import COUNT_LEFT_OUT, METRICS
 from modeling_ast.data.recipes import (
     DataArguments,
@@ -77,6 +79,13 @@ class AugmentArguments:
         },
     )
     random_crop: bool = field(default=False, metadata={"help": "Take any part of a longer clip, not its head."})
+    waveform_transform: str | None = field(
+        default=None,
+        metadata={
+            "help": "module:function, beside the recipe, in the current folder or installed, that gets the waveform "
+            "of each clip (numpy) and the sampling rate, before mixup, and returns another waveform."
+        },
+    )
     gain_db: float = field(
         default=0.0, metadata={"help": "Amplify by up to this many dB, either way; after mixup, before the features."}
     )
@@ -364,7 +373,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         RecipeError: Unknown or abbreviated keys, values of a wrong type, or a recipe that cannot be read.
     """
     argv = list(argv)
-    recipe = read_recipe(argv.pop(0)) if argv and not argv[0].startswith("-") else []
+    path = argv.pop(0) if argv and not argv[0].startswith("-") else None
+    recipe = [] if path is None else read_recipe(path)
     kinds = tuple(Arguments.__annotations__.values())
     arguments = Arguments(*parse_blocks(kinds, recipe + argv, "Train and evaluate an Audio Spectrogram Transformer."))
     _check_stream(arguments.data, arguments.training)
@@ -374,6 +384,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         _check_partners(arguments)
     if arguments.data.unlabelled and arguments.training.hard_label_weight:
         raise RecipeError("hard_label_weight needs labels: leave it out, or unlabelled.")
+    if (function := arguments.augment.waveform_transform) and arguments.training.do_train:
+        import_function(function, "waveform_transform", None if path is None else Path(path).parent)
     return arguments
 
 

@@ -1,6 +1,7 @@
 """Batches of training: decoded rows, augmented, to what the model's forward takes."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from modeling_ast.training.augment import (
     roll,
 )
 from modeling_ast.training.rows import Choice, TrainingRows
+from modeling_ast.training.waveform_transform import WaveformTransform
 
 Read = Callable[[Choice | None], dict[str, Any]]  # a part of a decoded row, or all of it
 
@@ -50,6 +52,8 @@ class AugmentingCollator(ASTDataCollator):
         super().__init__(extractor, num_labels, multi_label)
         self.augment = augment
         self.seed = seed
+        name = augment.waveform_transform
+        self.transform = None if name is None else WaveformTransform(name, extractor)
 
     def prepare(self, clips: Iterable[tuple[int, Read]], rows: TrainingRows | None = None) -> list[dict[str, Any]]:
         """Rows of a batch with what is drawn first, where they are read: the part that is taken, and what is mixed in.
@@ -69,7 +73,7 @@ class AugmentingCollator(ASTDataCollator):
     def take_part(self, read: Read, position: int) -> dict[str, Any]:
         """The beginning of `prepare`, of one clip."""
         generator = clip_generator(self.seed, position)
-        return {**read(self._choice(generator)), "position": position, "generator": generator}
+        return {**self._take(read, generator), "position": position, "generator": generator}
 
     def add_partner(
         self, row: dict[str, Any], batch: Sequence[dict[str, Any]], rows: TrainingRows | None
@@ -88,7 +92,7 @@ class AugmentingCollator(ASTDataCollator):
         else:
             index = int(torch.randint(len(rows), (), generator=generator))
             weight = draw_mixing_weight(augment.mixup_alpha, generator)
-            partner = rows.read(index, self._choice(generator))
+            partner = self._take(partial(rows.read, index), generator)
         return {**row, "weight": weight, "partner": partner}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -121,6 +125,10 @@ class AugmentingCollator(ASTDataCollator):
                 weight = row["weight"]
                 labels[index] = weight * labels[index] + (1 - weight) * self.label_weights(row["partner"])
         return labels
+
+    def _take(self, read: Read, generator: torch.Generator) -> dict[str, Any]:
+        row = read(self._choice(generator))
+        return row if self.transform is None else self.transform(row, generator)
 
     def _choice(self, generator: torch.Generator) -> Choice | None:
         """What is read of a longer clip: any part where a random crop is wanted, else all, whose mean is removed."""
