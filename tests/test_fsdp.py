@@ -323,11 +323,12 @@ def test_an_average_of_every_update_and_small_steps_are_those_of_one_process(sta
     other.write_text(recipe.read_text().replace("weight_average_start: 2", "ema_decay: 0.9"))
     argv = ["--max_grad_norm=0.1", "--gradient_checkpointing=true", "--head_learning_rate_factor=10"]
     argv += ["--layer_learning_rate_decay=0.5"]
-    for name, strategy, number in (("alone", "DDP", 1), ("shared", "SHARDED_STATE_DICT", 2)):
+    for name, strategy, number in (("alone", "DDP", 1), ("copied", "DDP", 2), ("shared", "SHARDED_STATE_DICT", 2)):
         steps = f"--gradient_accumulation_steps={number}"
         statuses, log = start(strategy, number, other, tmp_path / name, *argv, steps, "--num_train_epochs=2")
         assert statuses == {0}, log
-    assert is_alike(tmp_path / "shared", tmp_path / "alone")
+    assert all(is_alike(tmp_path / name, tmp_path / "alone") for name in ("copied", "shared"))
+    assert "average_test_mAP" in campaign.reported(tmp_path / "copied")
 
 
 @pytest.mark.slow
