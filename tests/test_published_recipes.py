@@ -75,6 +75,35 @@ EXPECTED = {
     "audioset_balanced": (527, "0.350", "0.017"),
     "audioset_full": (527, "0.459", "0.415"),
 }
+# Source: facebookresearch/AudioMAE, submit_ft_mask_bal.sh with a base rate of 2e-4 and masks of 0.2, and the defaults
+# of main_finetune_as.py; "Masked Autoencoders that Listen" (2022).
+AUDIO_MAE = {
+    "learning_rate": 2e-4 * (8 * 8 * 4) / 256,  # nodes, GPUs of each, clips on each
+    "global_batch_size": 8 * 8 * 4,
+    "samples_per_epoch": 200_000,
+    "class_balanced_sampling": True,
+    "num_train_epochs": 100,
+    "warmup_steps": 10 / 100,
+    "layer_learning_rate_decay": 0.75,
+    "drop_path_rate": 0.1,
+    "weight_decay": 0.0005,
+    "decoupled_weight_decay": True,
+    "max_grad_norm": 0,
+    "lr_scheduler_kwargs": {"min_lr": 1e-6},
+    "mixup_probability": 0.5,
+    "mixup_alpha": 10,
+    "freq_mask_bins": 48,
+    "time_mask_frames": 192,
+    "patchout_rows": 8 - int(8 * (1 - 0.2)),
+    "patchout_columns": 64 - int(64 * (1 - 0.2)),
+    "mean": -4.2677393,
+    "std": 4.5689974,
+    "max_length": 1024,
+    "frequency_stride": 16,
+    "time_stride": 16,
+    "problem_type": MULTI,
+    "label_file": "audioset",
+}
 
 
 def parse(name: str, *argv) -> dict:
@@ -129,6 +158,19 @@ def test_published_recipe_says_what_to_expect(name):
     assert re.search(rf"^# Expected: .*{re.escape(result)}", text, re.MULTILINE)
     assert re.search(rf"First epoch: {re.escape(first_epoch)}", text)
     assert "YuanGongND/ast, egs/" in text and "Not verified here" in text
+
+
+def test_fine_tuning_of_2025_is_the_published_one():
+    """A decibel of gain has the deviation of theirs, which is drawn from another distribution."""
+    values = parse("audioset_full_2025", "--use_cpu=true")
+    assert {key: values[key] for key in AUDIO_MAE} == AUDIO_MAE
+    written = {word.split("=")[0].removeprefix("--") for word in read_recipe(CONFIGS / "audioset_full_2025.yaml")}
+    assert AUDIO_MAE.keys() - {"decoupled_weight_decay"} <= written
+    with torch.random.fork_rng():
+        theirs = 20 * (0.5 + torch.distributions.Beta(10.0, 10.0).sample((100_000,))).log10()
+    assert values["gain_db"] / 3**0.5 == pytest.approx(theirs.std().item(), rel=0.05)
+    text = header("audioset_full_2025")
+    assert all(words in text for words in ("mAP 0.473", "Not verified here", "CC BY-NC", "Cost: 337"))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -243,6 +285,8 @@ def rates(name: str, num_epochs: int, steps_per_epoch: int) -> list[float]:
 # Into what the recipe changes after its first epochs, where that is near; an epoch is one update, in the demo three.
 EPOCHS = {"esc50": 7, "speech_commands_v2": 7, "audioset_balanced": 7, "audioset_full": 4}
 STEPS_PER_EPOCH = {"demo": 3, "esc10_events": 4}  # of background there are 50 clips in the fold that trains
+# An epoch is an update here too; and a layer above the first one is needed by what rises with the layers.
+OWN = {"audioset_full_2025": ["--num_hidden_layers=2", "--samples_per_epoch=12", "--global_batch_size=12"]}
 
 
 @pytest.mark.slow
@@ -256,7 +300,8 @@ def test_first_steps(name, tmp_path, monkeypatch):
     prepare(name, tmp_path)
     values = parse(name, "--use_cpu=true")
     epochs, steps_per_epoch = EPOCHS.get(name, 3), STEPS_PER_EPOCH.get(name, 1)
-    results = script.main([str(CONFIGS / f"{name}.yaml"), *TINY, f"--max_steps={epochs * steps_per_epoch}"])
+    argv = [*TINY, *OWN.get(name, []), f"--max_steps={epochs * steps_per_epoch}"]
+    results = script.main([str(CONFIGS / f"{name}.yaml"), *argv])
 
     folder = tmp_path / values["output_dir"]
     with open(folder / "results.csv", newline="") as file:
