@@ -131,7 +131,8 @@ def packages_of(names: set[str]) -> set[str]:
 def test_what_is_imported_is_what_setup_cfg_lists():
     imported = set().union(*(imports(path, everywhere=True) for path in PACKAGE.rglob("*.py")))
     listed = requirements()
-    assert packages_of(imported) == modules(listed["base"] | listed["train"] | listed["onnx"] | listed["demo"])
+    of_users = set().union(*(listed[extra] for extra in ("base", "train", "lora", "onnx", "demo")))
+    assert packages_of(imported) == modules(of_users)
 
 
 @pytest.mark.parametrize(

@@ -234,8 +234,8 @@ def test_own_splits_of_tables_and_streams_may_have_labels_where_training_clips_h
 # What reads them.
 
 
-@pytest.mark.parametrize("mixup_probability", [0, 1])
-def test_batches_without_labels_have_the_same_features(tmp_path, mixup_probability):
+@pytest.mark.parametrize(("mixup_probability", "partner"), [(0, "dataset"), (1, "dataset"), (1, "batch")])
+def test_batches_without_labels_have_the_same_features(tmp_path, mixup_probability, partner):
     path, _ = class_folder(tmp_path)
     labelled = list(decoded(load_splits(str(path)).validation))
     bare = [{name: value for name, value in row.items() if name != "labels"} for row in labelled]
@@ -243,9 +243,8 @@ def test_batches_without_labels_have_the_same_features(tmp_path, mixup_probabili
     plain = ASTDataCollator(extractor, 3)
     assert plain(bare).keys() == {"input_values"}
     torch.testing.assert_close(plain(bare)["input_values"], plain(labelled)["input_values"], rtol=0, atol=0)
-    augment = AugmentArguments(
-        mixup_probability=mixup_probability, random_crop=True, time_mask_frames=3, max_noise=1.0
-    )
+    mixup = {"mixup_probability": mixup_probability, "mixup_partner": partner} if mixup_probability else {}
+    augment = AugmentArguments(**mixup, random_crop=True, time_mask_frames=3, max_noise=1.0)
     collator, batches = AugmentingCollator(extractor, 3, augment=augment), []
     for rows in (labelled, bare):
         batch = [{**row, "position": position} for position, row in enumerate(rows)]

@@ -113,6 +113,8 @@ def write_model_card(
     provenance = f" Trained on `{dataset}`." if dataset else ""
     if start:
         provenance += f" Started from {'random weights' if start in SIZES else f'`{start}`'}."
+    if (rank := _read_recipe(folder).get("lora_rank", "0")) != "0":
+        provenance += f" Trained with LoRA of rank {rank}, merged into the weights, and a classifier trained whole."
     text = _TEXT.format(
         name=name,
         num_labels=config.num_labels,

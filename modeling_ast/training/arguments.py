@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from transformers import TrainingArguments
 
+from modeling_ast.configuration_ast import SIZES
 from modeling_ast.data.functions import import_function
 from modeling_ast.data.metrics import COUNT_LEFT_OUT, METRICS
 from modeling_ast.data.recipes import (
@@ -19,6 +20,7 @@ from modeling_ast.data.recipes import (
     parse_blocks,
     read_recipe,
 )
+from modeling_ast.training.adapters import TARGETS, refuse_unusable_lora
 from modeling_ast.training.process_group import join_on_cpus, refuse_lone_processes
 from modeling_ast.training.sharding import refuse_unusable_fsdp
 
@@ -33,12 +35,12 @@ _INTERVALS = {
         "[0, 1)": "adam_beta1 adam_beta2 label_smoothing_factor hard_label_weight",
         "(0, 1)": "ema_decay",
         "(0, 1]": "layer_learning_rate_decay",
-        "(0, inf)": "num_train_epochs save_steps logging_steps lr_step_factor head_learning_rate_factor",
+        "(0, inf)": "num_train_epochs save_steps logging_steps lr_step_factor head_learning_rate_factor lora_alpha",
         "[1, inf)": "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
         "save_total_limit lr_step_epochs weight_average_steps early_stopping_patience ddp_timeout samples_per_epoch "
         "num_freq_masks num_time_masks",
         "[0, inf)": "learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps eval_steps eval_delay "
-        "dataloader_num_workers freq_mask_bins time_mask_frames max_noise roll_frames lr_step_first_epochs "
+        "lora_rank dataloader_num_workers freq_mask_bins time_mask_frames max_noise roll_frames lr_step_first_epochs "
         "early_stopping_threshold",
         "[0, 100]": "gain_db",  # 16 bits hold 96 dB
         "[0, 4294967296)": "seed data_seed",  # numpy's
@@ -176,6 +178,20 @@ class ASTTrainingArguments(TrainingArguments):
         },
     )
     freeze_backbone: bool = field(default=False, metadata={"help": "Train the classifier alone (linear probe)."})
+    lora_rank: int = field(
+        default=0,
+        metadata={
+            "help": "Train the classifier and, beside frozen layers, LoRA's matrices of this rank; 0 trains all. The "
+            "model that they are merged into is saved, and the adapter in adapter/."
+        },
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "Over lora_rank, the scale of the adapter; twice the rank if unset."}
+    )
+    lora_targets: list[str] | None = field(
+        default=None,
+        metadata={"help": f"Layers with an adapter, of {', '.join(TARGETS)}; all of them if unset."},
+    )
     lr_step_factor: float | None = field(
         default=None, metadata={"help": "Multiply a constant rate by this, again and again, between epochs."}
     )
@@ -236,6 +252,7 @@ class ASTTrainingArguments(TrainingArguments):
         super().__post_init__()
         refuse_unusable_fsdp(self)
         refuse_lone_processes(self)
+        refuse_unusable_lora(self)
         if self.hub_token is not None:  # Transformers saves these arguments beside the model, and uploads the file
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         for name, (only, reason) in _ONLY_VALUES.items():
@@ -378,6 +395,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     kinds = tuple(Arguments.__annotations__.values())
     arguments = Arguments(*parse_blocks(kinds, recipe + argv, "Train and evaluate an Audio Spectrogram Transformer."))
     _check_stream(arguments.data, arguments.training)
+    if arguments.training.lora_rank and (start := arguments.model.model_name_or_path) in SIZES:
+        raise RecipeError(f"Expected trained weights to adapt with lora_rank, got random ones ({start}).")
     if arguments.data.unlabelled and arguments.training.class_balanced_sampling:
         raise RecipeError("class_balanced_sampling needs labels: leave it out, or unlabelled.")
     if arguments.augment.mixup_probability and arguments.training.do_train:

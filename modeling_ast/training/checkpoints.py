@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -74,6 +74,14 @@ class ResumableTrainer(Trainer):
     @property
     def is_sharded(self) -> bool:
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def averaged_model(self) -> PreTrainedModel:
+        """One of its kind whose weights are the average."""
+        return self.average.to_model(self.model.config)
+
+    def load_trained(self, path: Path) -> None:
+        """Take the weights that training ended with."""
+        self.model.load_state_dict(load_file(path))
 
     @property
     def global_batch_size(self) -> int:
@@ -198,7 +206,7 @@ class ResumableTrainer(Trainer):
         folder = Path(self.args.output_dir)
         if self.average.count:
             with saving(folder / AVERAGE_FOLDER), folder_written_beside(folder / AVERAGE_FOLDER) as unfinished:
-                self.average.to_model(self.model.config).save_pretrained(unfinished)
+                self.averaged_model().save_pretrained(unfinished)
                 self.processing_class.save_pretrained(unfinished)
         elif self.is_world_process_zero() and self.args.weight_average_start is not None:
             logger.warning("The run ended before the first weights that were to be averaged.")
@@ -240,7 +248,7 @@ class ResumableTrainer(Trainer):
             with loading(folder, is_of_this_run=True):
                 state = TrainerState.load_from_json(folder / TRAINER_STATE_NAME)
                 metrics = json.loads((folder / _METRICS_NAME.format("train")).read_text(encoding="utf-8"))
-                self.model.load_state_dict(load_file(folder / SAFE_WEIGHTS_NAME))
+                self.load_trained(folder / SAFE_WEIGHTS_NAME)
         except RecipeError as error:
             logger.warning(f"What the training ended with cannot be read, and its last part is done again: {error}")
             return None

@@ -17,6 +17,7 @@ from modeling_ast.data.files import remove_folder, remove_unfinished, written_be
 from modeling_ast.data.locks import claimed as claimed_folder
 from modeling_ast.data.locks import made_for_now, still_written
 from modeling_ast.data.recipes import RECIPE_NAME, RecipeError, read_settings
+from modeling_ast.training.adapters import ADAPTER_FOLDER
 from modeling_ast.training.arguments import Arguments
 from modeling_ast.training.saved_recipes import save_recipe
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 AVERAGE_FOLDER = "weight_average"
 EVALUATION_FOLDER = "evaluation"  # of a finished run, without training
+_MODEL_FOLDERS = (AVERAGE_FOLDER, ADAPTER_FOLDER)
 # All files that a run writes into its folder, whose others are the user's: only these go when a run is replaced.
 _PARTS = f"({'|'.join(SPLITS)})"
 _RUN_FILES = re.compile(
@@ -124,7 +126,7 @@ def recipe_differences(recipe: Path, arguments: Arguments) -> dict[str, tuple[An
 def prepare_output_dir(output_dir: Path, arguments: Arguments) -> None:
     """Make the folder, with the recipe in it, and without what is left of a run that this one replaces."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    for folder in (output_dir, output_dir / AVERAGE_FOLDER):
+    for folder in (output_dir, *(output_dir / name for name in _MODEL_FOLDERS)):
         remove_unfinished(folder)
     if (output_dir / RECIPE_NAME).is_file():
         if not arguments.training.resume_from_checkpoint:
@@ -154,7 +156,7 @@ def checkpoint_step(folder: str | Path) -> int:
 def _remove_run(output_dir: Path) -> None:
     for path in output_dir.iterdir():
         if path.is_dir() and (
-            re.fullmatch(r"checkpoint-\d+", path.name) or path.name in (AVERAGE_FOLDER, EVALUATION_FOLDER)
+            re.fullmatch(r"checkpoint-\d+", path.name) or path.name in (*_MODEL_FOLDERS, EVALUATION_FOLDER)
         ):
             remove_folder(path)
         elif path.is_file() and re.fullmatch(_RUN_FILES, path.name):

@@ -18,6 +18,7 @@ from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_pro
 from modeling_ast.data.processes import decided_by_main, together
 from modeling_ast.data.recipes import RECIPE_NAME, RecipeError
 from modeling_ast.data.splits import read_held_out, read_once, read_splits
+from modeling_ast.training.adapters import add_adapters
 from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.baseline import check_classes
 from modeling_ast.training.building import build_model_and_extractor, check_reporters
@@ -186,10 +187,13 @@ def make_trainer(
     """
     problem_type, label_names = arguments.model.problem_type, splits.label_names
     multi_label = problem_type == "multi_label_classification"
+    args, start = arguments.training, arguments.model.model_name_or_path
+    if training and args.do_train and args.lora_rank:
+        training["adapters"] = add_adapters(model, args.lora_rank, args.lora_alpha, args.lora_targets, start)
     try:
         trainer = ASTTrainer(
             model=model,
-            args=arguments.training,
+            args=args,
             eval_dataset=splits.test if splits.validation is None else splits.validation,
             data_collator=ASTDataCollator(extractor, len(label_names), multi_label),
             processing_class=extractor,

@@ -5,17 +5,23 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from modeling_ast.data.files import folder_written_beside
 from modeling_ast.data.metrics import to_probabilities
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.modeling_ast import classification_loss
+from modeling_ast.training.adapters import ADAPTER_FOLDER, merge_weights, save_adapter
 from modeling_ast.training.augment import smooth_labels
 from modeling_ast.training.checkpoints import ResumableTrainer, ends_epoch
+from modeling_ast.training.faults import saving
 from modeling_ast.training.rates import rate_factors, split_groups
 from modeling_ast.training.rows import TrainingStream, collate_with_place
 from modeling_ast.training.sampling import StreamSampler, TrainingSampler
@@ -32,7 +38,11 @@ class ASTTrainer(ResumableTrainer):
         train_collator: Makes training batches; `data_collator` makes the others.
         sampling_weights: Of the training clips, to draw with replacement; `None` shuffles.
         clip_seconds: Lengths of the training clips, to batch those of similar length; `None` mixes them.
+        adapters: In the model, as `add_adapters` puts them there: averages are theirs, and they are merged in the end.
         record: As for `ResumableTrainer`.
+
+    Raises:
+        RecipeError: Adapters with FSDP or DeepSpeed.
     """
 
     def __init__(
@@ -41,6 +51,7 @@ class ASTTrainer(ResumableTrainer):
         train_collator: Callable | None = None,
         sampling_weights: torch.Tensor | None = None,
         clip_seconds: torch.Tensor | None = None,
+        adapters: Any = None,
         **kwargs,
     ):
         with warnings.catch_warnings():
@@ -51,6 +62,9 @@ class ASTTrainer(ResumableTrainer):
         self.sampling_weights = sampling_weights
         self.clip_seconds = clip_seconds
         self.num_taught_epochs: int | None = None  # after which the clips and their draws begin again
+        self.adapters = adapters
+        if adapters is not None and self.is_sharded:
+            raise RecipeError("lora_rank cannot be used with FSDP or DeepSpeed: leave them out, or lora_rank.")
         self.add_callback(_EpochCallback(self))
 
     def create_model_card(self, *args, **kwargs) -> None:
@@ -208,6 +222,32 @@ class ASTTrainer(ResumableTrainer):
         weights = self.accelerator.get_state_dict(self.model_wrapped) if self.is_sharded else self.model.state_dict()
         if self.is_world_process_zero():
             self.average.update(weights)
+
+    # Adapters.
+
+    def averaged_model(self) -> PreTrainedModel:
+        """With adapters the model that their average is merged into."""
+        if self.adapters is None:
+            return super().averaged_model()
+        return merge_weights(self.average.weights, self.adapters)
+
+    def save_end(self, metrics: dict[str, float]) -> None:
+        """As `ResumableTrainer`'s, after adapters are saved and merged: from here on the model is one without."""
+        if self.adapters is not None:
+            folder = Path(self.args.output_dir) / ADAPTER_FOLDER
+            if self.args.should_save:
+                with saving(folder), folder_written_beside(folder) as unfinished:
+                    save_adapter(unfinished, self.adapters)
+            self.adapters.merge_and_unload()
+        super().save_end(metrics)
+
+    def load_trained(self, path: Path) -> None:
+        """As `ResumableTrainer`'s, into a model without adapters; they stay where the weights cannot be read."""
+        if self.adapters is not None:
+            with torch.device("meta"):
+                type(self.model)(self.model.config).load_state_dict(load_file(path), assign=True)
+            self.adapters.unload()
+        super().load_trained(path)
 
 
 class _EpochCallback(TrainerCallback):
