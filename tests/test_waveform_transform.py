@@ -1,5 +1,6 @@
 """A function of the user's own for waveforms: what it gets, that its draws repeat, and what is wrong with it."""
 
+import pickle
 import random
 from dataclasses import replace
 
@@ -34,6 +35,8 @@ def draw(waveform, sampling_rate):
     speed = random.uniform(0.8, 1.25)
     waveform = np.interp(np.arange(0, len(waveform) - 1, speed), np.arange(len(waveform)), waveform)
     return waveform * np.random.uniform(0.5, 2) + 0.01 * torch.randn(len(waveform)).numpy()
+
+nothing = lambda waveform, sampling_rate: waveform
 
 def halve(waveform, sampling_rate):
     return list(waveform[::2])
@@ -145,12 +148,20 @@ def test_data_workers_make_the_same_batches():
         assert torch.equal(alone["input_values"], by_workers["input_values"])
 
 
+def test_a_data_worker_that_is_not_forked_gets_the_function_by_its_name():
+    """Where what it needs is pickled, as on macOS, also of what cannot be."""
+    rows = make_rows(800)
+    collator = make_collator("nothing")
+    again = pickle.loads(pickle.dumps(collator))
+    assert torch.equal(*(each(prepare(each, rows, rows))["input_values"] for each in (collator, again)))
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
         (
             "fail",
-            r"^waveform_transform own_sounds:fail has failed on 0.wav \(IndexError in .*own_sounds.py, line 25: on",
+            r"^waveform_transform own_sounds:fail has failed on 0.wav \(IndexError in .*own_sounds.py, line 27: on",
         ),
         ("give_two", r"own_sounds:give_two to return a waveform, .* got the shape \(2, 800\) for 0.wav.$"),
         ("give_none", r"own_sounds:give_none to return .* got the shape \(\) for 0.wav"),
