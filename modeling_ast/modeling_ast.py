@@ -155,14 +155,15 @@ class ASTEmbeddings(nn.Module):
         Args:
             input_values: Of shape (batch, frames, mel bins).
             num_columns: Columns of patches that belong to each clip, (batch,); `None` means all.
-            kept: Indices of the patches that are kept, (kept patches,), as from `draw_patches`; `None` means all.
+            kept: Indices of the patches that are kept, (kept patches,), as from `draw_patches`, or each clip's own,
+                (batch, kept patches); `None` means all.
         """
         patches = self.patch_embeddings(input_values)
         special = torch.cat((self.cls_token, self.distillation_token), dim=1)
         special = special + self.position_embeddings[:, :2]
         patches = patches + self._patch_positions(self.count_columns(input_values.shape[1]), num_columns)
         if kept is not None:
-            patches = patches[:, kept]
+            patches = _choose(patches, kept)
         return self.dropout(torch.cat((special.expand(patches.shape[0], -1, -1), patches), dim=1))
 
     def draw_patches(self, frames: int, num_columns: torch.Tensor | None = None) -> torch.Tensor | None:
@@ -229,6 +230,13 @@ class ASTEmbeddings(nn.Module):
             raise ValueError(
                 f"{got}: less than one patch of {config.patch_size} frames. The feature extractor pads so far."
             )
+
+
+def _choose(tokens: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Of (batch, tokens, ...) those with some indices: (kept,) for all clips, or (batch, kept)."""
+    if kept.ndim == 1:
+        return tokens[:, kept]
+    return tokens[torch.arange(len(tokens), device=tokens.device).unsqueeze(1), kept]
 
 
 def _draw(size: int, number: int, always: torch.Tensor) -> torch.Tensor:
@@ -628,10 +636,11 @@ class ASTModel(ASTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         only_pooled: bool = False,
+        kept: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling | tuple:
         """
-        In training mode, where the configuration has a `patchout_...` above 0, the patches are those that this batch
-        keeps; see `ASTEmbeddings.draw_patches`.
+        In training mode, where the configuration has a `patchout_...` above 0 and `kept` says nothing, the patches are
+        those that this batch keeps; see `ASTEmbeddings.draw_patches`.
 
         Args:
             input_values: Log-mel spectrograms of shape (batch, frames, num_mel_bins), normalised; any floating type,
@@ -648,6 +657,9 @@ class ASTModel(ASTPreTrainedModel):
             return_dict: `False` for a tuple. `None` means the configuration's value, for all three.
             only_pooled: Whether `pooler_output` is all that is wanted. `last_hidden_state` then may hold the first two
                 tokens alone, and the last layer computes no more.
+            kept: Indices of the patches that each clip keeps, int64 of shape (batch, kept patches), frequency-major:
+                nothing sees the others, and `last_hidden_state` has these in their order. Those of padding are not
+                attended to. `None` keeps all.
 
         Returns:
             `last_hidden_state` (batch, tokens, hidden_size) after the final norm: CLS, distillation, then the patches
@@ -674,10 +686,11 @@ class ASTModel(ASTPreTrainedModel):
             own_tokens = self._own_tokens(columns, num_columns)
             # Blank, not only masked: even an attention weight of 0 would bring NaN or infinity out of the padding.
             input_values = input_values.masked_fill(~is_own.unsqueeze(-1), 0)
-        kept = self.embeddings.draw_patches(input_values.shape[1], num_columns) if self.training else None
+        if kept is None and self.training:
+            kept = self.embeddings.draw_patches(input_values.shape[1], num_columns)
         embedded = self.embeddings(input_values, num_columns, kept)
         if own_tokens is not None and kept is not None:
-            own_tokens = torch.cat((own_tokens[:, :2], own_tokens[:, 2:][:, kept]), dim=1)
+            own_tokens = torch.cat((own_tokens[:, :2], _choose(own_tokens[:, 2:], kept)), dim=1)
         token_mask = self._mask_tokens(embedded, own_tokens, eager=bool(output_attentions))
         # Masks of other forms than (batch, 1, queries, tokens) belong to implementations that want all queries.
         can_leave_out = token_mask is None or isinstance(token_mask, torch.Tensor) and token_mask.ndim == 4
