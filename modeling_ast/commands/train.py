@@ -16,7 +16,6 @@ run will take.
 
 import logging
 import sys
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -27,19 +26,28 @@ from modeling_ast.commands.command_line import run_command
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.model_card import write_model_card
-from modeling_ast.data.processes import decided_by_main, together
+from modeling_ast.data.processes import decided_by_main
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.plots import plot_tags
 from modeling_ast.inference.predictions import label_thresholds
 from modeling_ast.inference.result_plots import plot_classes, plot_training_curves
 from modeling_ast.training.arguments import Arguments
 from modeling_ast.training.baseline import compare_with_baseline
-from modeling_ast.training.dry_run import dry_run, nothing_written
+from modeling_ast.training.dry_run import dry_run
 from modeling_ast.training.faults import GOES_ON as GOES_ON  # read by `run_command`
-from modeling_ast.training.output_dir import AVERAGE_FOLDER, claimed
+from modeling_ast.training.output_dir import AVERAGE_FOLDER
 from modeling_ast.training.results import RESULTS_NAME
-from modeling_ast.training.same_run import compare_models, compare_processes
-from modeling_ast.training.stages import build, evaluate, make_trainer, prepare_clips, read_arguments, read_data, train
+from modeling_ast.training.same_run import compare_models
+from modeling_ast.training.stages import (
+    build,
+    entered,
+    evaluate,
+    make_trainer,
+    prepare_clips,
+    read_arguments,
+    read_data,
+    train,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +68,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         Stopped: By a signal, during training.
     """
     arguments = read_arguments(sys.argv[1:] if argv is None else argv)
-    training_args = arguments.training
-    with ExitStack() as stack:
-        with together():
-            if training_args.dry_run:
-                stack.enter_context(nothing_written(training_args))
-            elif training_args.do_train and training_args.should_save:
-                stack.enter_context(claimed(Path(training_args.output_dir)))
-        compare_processes(arguments)
+    with entered(arguments):
         return run(arguments)
 
 

@@ -383,8 +383,12 @@ class Arguments(NamedTuple):
     training: ASTTrainingArguments
 
 
-def parse_arguments(argv: Sequence[str]) -> Arguments:
-    """`[RECIPE] [--key value ...]` to the four argument blocks; the command line wins over the recipe.
+def parse_arguments(argv: Sequence[str], kind: type[tuple] = Arguments) -> Arguments:
+    """`[RECIPE] [--key value ...]` to the blocks of arguments; the command line wins over the recipe.
+
+    Args:
+        argv: Command line.
+        kind: A `NamedTuple` of blocks, with at least those of `Arguments`.
 
     Raises:
         RecipeError: Unknown or abbreviated keys, values of a wrong type, or a recipe that cannot be read.
@@ -392,8 +396,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     argv = list(argv)
     path = argv.pop(0) if argv and not argv[0].startswith("-") else None
     recipe = [] if path is None else read_recipe(path)
-    kinds = tuple(Arguments.__annotations__.values())
-    arguments = Arguments(*parse_blocks(kinds, recipe + argv, "Train and evaluate an Audio Spectrogram Transformer."))
+    kinds = tuple(kind.__annotations__.values())
+    arguments = kind(*parse_blocks(kinds, recipe + argv, "Train and evaluate an Audio Spectrogram Transformer."))
     _check_stream(arguments.data, arguments.training)
     if arguments.training.lora_rank and (start := arguments.model.model_name_or_path) in SIZES:
         raise RecipeError(f"Expected trained weights to adapt with lora_rank, got random ones ({start}).")
@@ -410,7 +414,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
 
 def _check_partners(arguments: Arguments) -> None:
     """Mixup's partners have to be at hand."""
-    _, data_args, augment_args, training_args = arguments
+    data_args, augment_args, training_args = arguments.data, arguments.augment, arguments.training
     if augment_args.mixup_partner == "dataset":
         if data_args.streaming:
             raise RecipeError(

@@ -10,7 +10,6 @@ started again after that, `load_end` reads it in place of training.
 import json
 import logging
 import math
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -39,8 +38,8 @@ from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.averaging import RunningAverage
 from modeling_ast.training.faults import GOES_ON, Stopped, StopRequest, loading, saving
 from modeling_ast.training.losses import TrainingLosses
-from modeling_ast.training.output_dir import AVERAGE_FOLDER, checkpoint_step, last_whole_checkpoint
-from modeling_ast.training.results import RESULTS_NAME, EpochRecord
+from modeling_ast.training.output_dir import AVERAGE_FOLDER, last_whole_checkpoint, remove_old_checkpoints
+from modeling_ast.training.results import RESULTS_NAME, RunRecord
 from modeling_ast.training.rows import TrainingStream
 from modeling_ast.training.sharding import check_strategy, check_whole_files, save_whole_models
 
@@ -57,7 +56,7 @@ class ResumableTrainer(Trainer):
         record: Where each evaluation during training is written down.
     """
 
-    def __init__(self, *args, record: EpochRecord | None = None, **kwargs):
+    def __init__(self, *args, record: RunRecord | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.record = record
         self.losses, self.last_rate = TrainingLosses(self.accelerator), 0.0
@@ -75,13 +74,18 @@ class ResumableTrainer(Trainer):
     def is_sharded(self) -> bool:
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
+    @property
+    def trained_model(self) -> PreTrainedModel:
+        """What the run is for, which is saved at its end."""
+        return self.model
+
     def averaged_model(self) -> PreTrainedModel:
         """One of its kind whose weights are the average."""
         return self.average.to_model(self.model.config)
 
     def load_trained(self, path: Path) -> None:
         """Take the weights that training ended with."""
-        self.model.load_state_dict(load_file(path))
+        self.trained_model.load_state_dict(load_file(path))
 
     @property
     def global_batch_size(self) -> int:
@@ -97,9 +101,7 @@ class ResumableTrainer(Trainer):
         self.check_loss()
         self._check_weights()
         checkpoint = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        progress = {"last_rate": self.last_rate, "global_batch_size": self.global_batch_size, **self.losses.state()}
-        if isinstance(self.train_dataset, TrainingStream):
-            progress["stream"] = self.train_dataset.state()
+        progress = self._progress()
         try:
             with saving(checkpoint):
                 self._write_checkpoint(model, trial, checkpoint, progress)
@@ -110,7 +112,21 @@ class ResumableTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))
         if self.args.should_save:
-            self._remove_old_checkpoints(checkpoint.parent, self.args.save_total_limit)
+            remove_old_checkpoints(checkpoint.parent, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _progress(self) -> dict[str, Any]:
+        """What a checkpoint keeps beyond the Trainer's own, in one file."""
+        progress = {"last_rate": self.last_rate, "global_batch_size": self.global_batch_size, **self.losses.state()}
+        if isinstance(self.train_dataset, TrainingStream):
+            progress["stream"] = self.train_dataset.state()
+        return progress
+
+    def _restore_progress(self, progress: dict[str, Any]) -> None:
+        """Go on with what `_progress` gave."""
+        self.losses.load_state(progress)
+        self.last_rate = progress["last_rate"]
+        if isinstance(self.train_dataset, TrainingStream):
+            self.train_dataset.load_state(progress.get("stream", {}))
 
     def _write_checkpoint(self, model, trial, checkpoint: Path, progress: dict[str, Any]) -> None:
         unfinished = unfinished_folder(checkpoint)
@@ -147,18 +163,6 @@ class ResumableTrainer(Trainer):
         """A checkpoint is uploaded while the run goes on, under its own name, which it has when it is whole."""
         if not self._is_saving_checkpoint:
             super()._push_from_checkpoint(checkpoint_folder)
-
-    def _remove_old_checkpoints(self, run_dir: Path, limit: int | None) -> None:
-        """All but the newest and the best; the Trainer's own way leaves half of one where it is killed."""
-        checkpoints = [path for path in run_dir.glob("*") if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name)]
-        checkpoints.sort(key=checkpoint_step)
-        kept = {path.name for path in checkpoints[-1:]}
-        if self.state.best_model_checkpoint is not None:
-            kept.add(Path(self.state.best_model_checkpoint).name)
-        removable = [path for path in checkpoints if path.name not in kept]
-        too_many = len(checkpoints) - max(limit, len(kept)) if limit else 0
-        for path in removable[: max(0, too_many)]:
-            remove_folder(path)
 
     def _finalize_training(self, *args, **kwargs):
         """With save_total_limit 1 the Trainer removes all but the best checkpoint here, while the trained model is in
@@ -324,10 +328,7 @@ class ResumableTrainer(Trainer):
                     f"Expected updates of {before} clips, as in {checkpoint}, got {self.global_batch_size}: the "
                     "number of processes, accumulation steps or clips on each has changed. Set global_batch_size."
                 )
-            self.losses.load_state(progress)
-            self.last_rate = progress["last_rate"]
-            if isinstance(self.train_dataset, TrainingStream):
-                self.train_dataset.load_state(progress.get("stream", {}))
+            self._restore_progress(progress)
         else:
             logger.warning(f"{checkpoint} was not saved by this trainer: {RESULTS_NAME} and averages start anew.")
         if self.is_world_process_zero():

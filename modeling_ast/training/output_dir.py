@@ -30,7 +30,7 @@ _MODEL_FOLDERS = (AVERAGE_FOLDER, ADAPTER_FOLDER)
 _PARTS = f"({'|'.join(SPLITS)})"
 _RUN_FILES = re.compile(
     rf"model\.safetensors|config\.json|preprocessor_config\.json|training_args\.bin|trainer_state\.json|README\.md"
-    rf"|(all|baseline|(average_)?{_PARTS})_results\.json|results\.csv|bad_clips\.csv|per_class_{_PARTS}\.(csv|png)"
+    rf"|(all|baseline|probe|(average_)?{_PARTS})_results\.json|results\.csv|bad_clips\.csv|per_class_{_PARTS}\.(csv|png)"
     rf"|confusion_{_PARTS}\.png|training_curves\.png|example\.png"
 )
 # What may not change between the parts of a run, since it moves the result: of our own keys all but these,
@@ -54,7 +54,6 @@ _MOVING_KEYS = set(
     accelerator_config parallelism_config fsdp fsdp_config deepspeed
     """.split()
 )
-_OWN_KEYS = {name for block in Arguments.__annotations__.values() for name in block.__annotations__}
 # A run may be made longer; its schedule is then the longer run's from there on.
 _LENGTH_KEYS = ("num_train_epochs", "max_steps")
 
@@ -116,7 +115,8 @@ def recipe_differences(recipe: Path, arguments: Arguments) -> dict[str, tuple[An
     """
     saved, given = read_settings(recipe), _settings(arguments)
     differences = {}
-    for key in sorted((saved.keys() | given.keys()) & (_OWN_KEYS - _FREE_KEYS | _MOVING_KEYS)):
+    own_keys = {name for block in arguments for name in type(block).__annotations__}
+    for key in sorted((saved.keys() | given.keys()) & (own_keys - _FREE_KEYS | _MOVING_KEYS)):
         before, now = (settings.get(key, _default(key, arguments)) for settings in (saved, given))
         if before != now:
             differences[key] = before, now
@@ -151,6 +151,23 @@ def last_whole_checkpoint(folder: str | Path) -> str | None:
 def checkpoint_step(folder: str | Path) -> int:
     """Updates before a checkpoint, by its name."""
     return int(Path(folder).name.rpartition("-")[2])
+
+
+def remove_old_checkpoints(run_dir: Path, limit: int | None, best: str | None) -> None:
+    """Remove all but so many; the newest and the best stay. The Trainer's own way can leave a half of one.
+
+    Args:
+        run_dir: With the checkpoints.
+        limit: How many stay; `None` means all.
+        best: The best checkpoint, where there is one.
+    """
+    checkpoints = [path for path in run_dir.glob("*") if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name)]
+    checkpoints.sort(key=checkpoint_step)
+    kept = {path.name for path in checkpoints[-1:]} | ({Path(best).name} if best else set())
+    removable = [path for path in checkpoints if path.name not in kept]
+    too_many = len(checkpoints) - max(limit, len(kept)) if limit else 0
+    for path in removable[: max(0, too_many)]:
+        remove_folder(path)
 
 
 def _remove_run(output_dir: Path) -> None:

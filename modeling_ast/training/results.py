@@ -14,8 +14,42 @@ RESULTS_NAME = "results.csv"
 _STATE_NAME, _PREDICTIONS_NAME = "epoch_record.json", "mean_predictions.npy"
 
 
-class EpochRecord:
-    """`results.csv` in the output folder, readable while the run goes on.
+class RunRecord:
+    """`results.csv` in the output folder, readable while the run goes on: a line an evaluation.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.rows: list[dict[str, float]] = []
+
+    def add_row(self, row: dict[str, float]) -> None:
+        """Write one more line, by the names of its columns."""
+        self.rows.append(row)
+        self._write()
+
+    def save_state(self, checkpoint: str | Path) -> None:
+        """Into a checkpoint's folder, so that a resumed run goes on with it."""
+        (Path(checkpoint) / _STATE_NAME).write_text(json.dumps(self.rows), encoding="utf-8")
+
+    def load_state(self, checkpoint: str | Path) -> None:
+        """Go on with it, where the checkpoint brings one."""
+        if not (Path(checkpoint) / _STATE_NAME).is_file():
+            return
+        self.rows = json.loads((Path(checkpoint) / _STATE_NAME).read_text(encoding="utf-8"))
+        if self.rows:
+            self._write()
+
+    def _write(self) -> None:
+        # Whoever reads meanwhile finds a whole file.
+        with written_beside(self.folder / RESULTS_NAME) as unfinished:
+            pandas.DataFrame(self.rows).to_csv(unfinished, index=False, lineterminator="\r\n")
+
+
+class EpochRecord(RunRecord):
+    """The record of a training with labels: the metrics of each epoch's model.
 
     Its columns: epoch, learning_rate (of the epoch's last update), train_loss (mean over the epoch, augmented),
     validation_loss (of logits), the metrics of this epoch's model, and the same with `cum_` for the mean of the
@@ -29,9 +63,8 @@ class EpochRecord:
     """
 
     def __init__(self, folder: str | Path, problem_type: str):
-        self.folder = Path(folder)
+        super().__init__(folder)
         self.problem_type = problem_type
-        self.rows: list[dict[str, float]] = []
         self.mean_probabilities: np.ndarray | None = None
 
     def add(
@@ -52,25 +85,16 @@ class EpochRecord:
         columns = {"validation_loss": measured["loss"]}
         for prefix, values in (("", measured), ("cum_", mean_metrics)):
             columns |= {prefix + name: values[name] for name in BEST_METRICS if name != "loss" and name in values}
-        self.rows.append({**row, **columns})
-        self._write()
+        self.add_row({**row, **columns})
 
     def save_state(self, checkpoint: str | Path) -> None:
-        """Into a checkpoint's folder, so that a resumed run goes on with the mean."""
-        (Path(checkpoint) / _STATE_NAME).write_text(json.dumps(self.rows), encoding="utf-8")
+        """As the base class, and the mean."""
+        super().save_state(checkpoint)
         if self.mean_probabilities is not None:
             np.save(Path(checkpoint) / _PREDICTIONS_NAME, self.mean_probabilities)
 
     def load_state(self, checkpoint: str | Path) -> None:
-        """Go on with it, where the checkpoint brings one."""
-        if not (Path(checkpoint) / _STATE_NAME).is_file():
-            return
-        self.rows = json.loads((Path(checkpoint) / _STATE_NAME).read_text(encoding="utf-8"))
+        """As the base class, and the mean."""
+        super().load_state(checkpoint)
         if self.rows:
             self.mean_probabilities = np.load(Path(checkpoint) / _PREDICTIONS_NAME)
-            self._write()
-
-    def _write(self) -> None:
-        # Whoever reads meanwhile finds a whole file.
-        with written_beside(self.folder / RESULTS_NAME) as unfinished:
-            pandas.DataFrame(self.rows).to_csv(unfinished, index=False, lineterminator="\r\n")

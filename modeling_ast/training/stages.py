@@ -1,7 +1,8 @@
 """The stages of a run: its data, its model, its trainer, the training, the evaluation."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,17 @@ from modeling_ast.training.baseline import check_classes
 from modeling_ast.training.building import build_model_and_extractor, check_reporters
 from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.distillation import learn_from_teachers
+from modeling_ast.training.dry_run import nothing_written
 from modeling_ast.training.output_dir import (
     EVALUATION_FOLDER,
     check_output_dir,
+    claimed,
     last_whole_checkpoint,
     prepare_output_dir,
 )
-from modeling_ast.training.results import EpochRecord
+from modeling_ast.training.results import EpochRecord, RunRecord
 from modeling_ast.training.rows import TrainingRows, TrainingStream
-from modeling_ast.training.same_run import compare_clips
+from modeling_ast.training.same_run import compare_clips, compare_processes
 from modeling_ast.training.sampling import (
     class_balanced_draws,
     class_balanced_weights,
@@ -45,14 +48,18 @@ from modeling_ast.training.trainer import ASTTrainer
 logger = logging.getLogger(__name__)
 
 
-def read_arguments(argv: Sequence[str]) -> Arguments:
+def read_arguments(argv: Sequence[str], parse: Callable[[Sequence[str]], Arguments] = parse_arguments) -> Arguments:
     """What a run is to do, after a look at the folder that it is to write into.
+
+    Args:
+        argv: Command line.
+        parse: Makes blocks of arguments of it, among them `model`, `data`, `augment` and `training`.
 
     Raises:
         RecipeError: A command line, a recipe or an `output_dir` that cannot be used.
     """
     with together():  # where they cannot be read, there may be no group yet
-        arguments = parse_arguments(argv)
+        arguments = parse(argv)
     training_args = arguments.training
     logging.basicConfig(level=logging.INFO if training_args.should_log else logging.ERROR, format="%(message)s")
     output_dir = Path(training_args.output_dir)
@@ -62,6 +69,24 @@ def read_arguments(argv: Sequence[str]) -> Arguments:
             training_args.output_dir = str(output_dir / EVALUATION_FOLDER)  # the metrics of the run stay
         check_reporters(training_args.report_to)
     return arguments
+
+
+@contextmanager
+def entered(arguments: Arguments) -> Iterator[None]:
+    """While it is entered, the folder of a run that trains is this one's alone, and a dry run writes nothing.
+
+    Raises:
+        RecipeError: Another run is writing there, or processes have other arguments.
+    """
+    training_args = arguments.training
+    with ExitStack() as stack:
+        with together():
+            if training_args.dry_run:
+                stack.enter_context(nothing_written(training_args))
+            elif training_args.do_train and training_args.should_save:
+                stack.enter_context(claimed(Path(training_args.output_dir)))
+        compare_processes(arguments)
+        yield
 
 
 def read_data(arguments: Arguments, needs_labels: bool = True) -> AudioSplits:
@@ -74,7 +99,7 @@ def read_data(arguments: Arguments, needs_labels: bool = True) -> AudioSplits:
     Raises:
         RecipeError, DataError: Keys or a data set that cannot be used, or processes that have read others.
     """
-    model_args, data_args, _, training_args = arguments
+    model_args, data_args, training_args = arguments.model, arguments.data, arguments.training
     multi_label = model_args.problem_type == "multi_label_classification"
     teacher_labels = None
     if data_args.unlabelled and needs_labels:
@@ -117,8 +142,21 @@ def build(arguments: Arguments, splits: AudioSplits) -> tuple[ASTForAudioClassif
 
 
 @together()
-def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatureExtractor) -> dict[str, Any]:
+def prepare_clips(
+    arguments: Arguments,
+    splits: AudioSplits,
+    extractor: ASTFeatureExtractor,
+    make_collator: Callable[..., AugmentingCollator] = AugmentingCollator,
+    record: RunRecord | None = None,
+) -> dict[str, Any]:
     """Let the splits give decoded clips, those that are held out in the order of their lengths where these are free.
+
+    Args:
+        arguments: Of the run.
+        splits: Of clips, not decoded.
+        extractor: Of their features.
+        make_collator: What makes the collator of training, from the arguments of `AugmentingCollator`.
+        record: Where each evaluation is written down; `None` takes an `EpochRecord`.
 
     Returns:
         What `make_trainer` needs for a model that is trained.
@@ -126,7 +164,7 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
     Raises:
         RecipeError, DataError, AudioError: Labels that cannot be drawn alike, or a clip whose length cannot be read.
     """
-    model_args, data_args, augment_args, training_args = arguments
+    model_args, data_args, training_args = arguments.model, arguments.data, arguments.training
     is_free, num_labels = extractor.padding == "longest", len(splits.label_names)
     clip_seconds = sampling_weights = None
     if is_free and training_args.do_train and not data_args.streaming:
@@ -138,7 +176,7 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
     if is_balanced and not data_args.streaming:
         sampling_weights = class_balanced_weights(splits.train, num_labels)
     multi_label = model_args.problem_type == "multi_label_classification"
-    collator = AugmentingCollator(extractor, num_labels, multi_label, augment=augment_args, seed=training_args.seed)
+    collator = make_collator(extractor, num_labels, multi_label, augment=arguments.augment, seed=training_args.seed)
     to_clips = partial(decode, sampling_rate=extractor.sampling_rate, ignore_length=splits.ignore_length)
     for name, rows in splits:
         if name != "train":
@@ -159,7 +197,7 @@ def prepare_clips(arguments: Arguments, splits: AudioSplits, extractor: ASTFeatu
         "train_collator": collator,
         "sampling_weights": sampling_weights,
         "clip_seconds": clip_seconds,
-        "record": EpochRecord(training_args.output_dir, model_args.problem_type),
+        "record": EpochRecord(training_args.output_dir, model_args.problem_type) if record is None else record,
     }
 
 
@@ -215,7 +253,7 @@ def train(trainer: ASTTrainer, arguments: Arguments) -> dict[str, float]:
     Returns:
         The metrics of the training; with `max_bad_clips` also the number of clips that could not be decoded.
     """
-    _, data_args, _, training_args = arguments
+    data_args, training_args = arguments.data, arguments.training
     logger.info(
         f"{trainer.global_batch_size} clips an update: {training_args.per_device_train_batch_size} on each of "
         f"{training_args.world_size * max(1, training_args.n_gpu)} device(s), "
@@ -296,5 +334,4 @@ def _mean_draws(splits: AudioSplits) -> torch.Tensor:
 
 
 def _bad_clips(arguments: Arguments) -> BadClips:
-    _, data_args, _, training_args = arguments
-    return BadClips(Path(training_args.output_dir) / BAD_CLIPS_NAME, data_args.max_bad_clips)
+    return BadClips(Path(arguments.training.output_dir) / BAD_CLIPS_NAME, arguments.data.max_bad_clips)
