@@ -132,7 +132,9 @@ def taught(recipe, teacher, few_sounds, tmp_path_factory) -> tuple[Path, list[di
     return folder, teach(recipe, folder, teacher, top_k=4)
 
 
-@pytest.mark.parametrize("keys", [(), ("--dataloader_num_workers=2",)], ids=["alone", "workers"])
+@pytest.mark.parametrize(
+    "keys", [(), pytest.param(("--dataloader_num_workers=2",), marks=pytest.mark.slow)], ids=["alone", "workers"]
+)
 def test_a_student_gets_the_views_of_its_teacher_bit_for_bit_and_again_after_its_last_epoch(
     recipe, taught, tmp_path, keys
 ):
@@ -288,6 +290,7 @@ def test_labels_can_be_mixed_in_as_mixup_has_mixed_them(recipe, taught, tmp_path
     torch.testing.assert_close(labels(taught_by, "--hard_label_weight=0.25"), expected)
 
 
+@pytest.mark.slow
 def test_labels_that_are_indices_can_be_mixed_in_too(recipe, teacher, tmp_path):
     keys = ["--mixup_probability=0"]
     teach(recipe, tmp_path / "targets", teacher, epochs=1, keys=keys)
@@ -340,6 +343,7 @@ def test_keys_without_effect_or_place_are_refused(tmp_path, recipe, keys, words)
 # Teachers
 
 
+@pytest.mark.slow
 def test_several_teachers_of_other_strides_lengths_and_bins_are_averaged(recipe, teacher, tmp_path, caplog):
     """The second one computes other features, of the same waveforms, and is told not to get masks."""
     longer = save_teacher(tmp_path / "longer", time_stride=8, frequency_stride=6, max_length=96)
@@ -503,6 +507,114 @@ def test_the_probabilities_of_several_labels_a_clip_are_taught(recipe, tmp_path)
     with torch.no_grad():
         logits = ASTForAudioClassification.from_pretrained(folder)(seen[0]["input_values"]).logits
     torch.testing.assert_close(seen[0]["said"], logits.sigmoid())
+
+
+# Embeddings
+
+
+EMBEDDINGS = """
+import numpy as np
+
+def spectrum(waveforms):
+    found = []
+    for each in waveforms:
+        power = abs(np.fft.rfft(each, 512))[:240].reshape(6, 40).sum(axis=1)
+        # Numbers of very different scales, one of them constant.
+        found.append([*np.log(power + 1e-3), 1.0, 100 * np.sqrt(power[0])])
+    return np.array(found)
+
+spectrum.sampling_rate = 16000
+
+def huge(waveforms):
+    return np.full((len(waveforms), 3), 1e5)
+
+huge.sampling_rate = 16000
+"""
+
+
+@pytest.fixture
+def embeddings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_embeddings.py").write_text(EMBEDDINGS)
+    yield
+    sys.modules.pop("own_embeddings", None)
+    sys.path[:] = [path for path in sys.path if path != str(tmp_path)]
+
+
+@pytest.mark.parametrize("unlabelled", ["true", pytest.param("false", marks=pytest.mark.slow)])
+def test_a_student_is_trained_on_standardised_embeddings(recipe, tmp_path, embeddings, unlabelled):
+    keys = [f"--unlabelled={unlabelled}"]
+    seen = teach(recipe, tmp_path / "targets", "own_embeddings:spectrum", keys=keys)
+    trainer = student(recipe, tmp_path, *keys, f"--teacher_targets={tmp_path / 'targets'}")
+    got = list(batches(trainer, 2))
+    assert torch.equal(joined(got, "input_values"), joined(seen, "input_values"))
+    said, labels = joined(seen, "said").half().double(), joined(got, "labels").double()
+    deviation = said[:DRAWS].std(dim=0, correction=0)
+    assert deviation[6] == 0 and deviation[7] > 100 * deviation[0]
+    expected = (said - said[:DRAWS].mean(dim=0)) / torch.where(deviation > 0, deviation, 1)
+    torch.testing.assert_close(labels, expected, rtol=1e-4, atol=1e-4)
+    output = trainer.model(got[0]["input_values"].to(trainer.args.device), labels=got[0]["labels"])
+    torch.testing.assert_close(output.loss, (output.logits - got[0]["labels"]).square().mean())
+
+
+@pytest.mark.slow
+def test_what_has_learnt_embeddings_is_a_model_without_labels_to_fine_tune(recipe, tmp_path, embeddings, no_pictures):
+    teach(recipe, tmp_path / "targets", "own_embeddings:spectrum", epochs=1, keys=["--unlabelled=true"])
+    argv = [str(recipe), "--unlabelled=true", f"--teacher_targets={tmp_path / 'targets'}", "--ema_decay=0.5"]
+    argv += [f"--output_dir={tmp_path / 'run'}", "--save_strategy=steps", "--save_steps=3", "--logging_steps=1"]
+    train.main([*argv, "--num_train_epochs=1"])
+    folder = tmp_path / "run"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["ASTModel"] and not {"id2label", "problem_type"} & config.keys()
+    assert not (folder / "README.md").exists()
+    whole = load_file(folder / "checkpoint-3" / "model.safetensors")
+    prefix = "audio_spectrogram_transformer."
+    body = {name.removeprefix(prefix): weight for name, weight in whole.items() if name.startswith(prefix)}
+    saved = load_file(folder / "model.safetensors")
+    assert saved.keys() == body.keys() and all(torch.equal(saved[name], body[name]) for name in body)
+    assert whole["classifier.dense.weight"].shape == (8, 32)
+    average = load_file(folder / "weight_average" / "model.safetensors")
+    assert average.keys() == body.keys() and any(not torch.equal(average[name], saved[name]) for name in body)
+
+    # The same command finds the end; a longer run goes on from the checkpoint, with its head.
+    before = contents(folder)["model.safetensors"]
+    assert run_noted(*argv, "--num_train_epochs=1", "--resume_from_checkpoint=true") == []
+    assert contents(folder)["model.safetensors"] == before
+    assert len(run_noted(*argv, "--num_train_epochs=2", "--resume_from_checkpoint=true")) == 3
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+
+    results = train.main([str(recipe), f"--model_name_or_path={folder}", f"--output_dir={tmp_path / 'tuned'}"])
+    assert 0 <= results["test_accuracy"] <= 1
+    start = student(recipe, tmp_path, f"--model_name_or_path={folder}").model
+    assert start.config.problem_type == "single_label_classification" and start.num_labels == 10
+    loaded = start.audio_spectrogram_transformer.state_dict()
+    after = load_file(folder / "model.safetensors")
+    assert all(torch.equal(loaded[name], after[name]) for name in after)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["--eval_strategy=epoch"], "holds embeddings, .* leave out eval_strategy"),
+        (["--linear_baseline=true", "--hard_label_weight=0.1"], "leave out linear_baseline, hard_label_weight"),
+        (["--seed=4"], "seed: 3 taught, 4 in this recipe"),
+        (["--lora_rank=2", "--model_name_or_path=trained"], "leave out lora_rank"),
+    ],
+)
+def test_embeddings_need_no_labels_and_the_views_that_were_taught(recipe, tmp_path, embeddings, keys, words):
+    teach(recipe, tmp_path / "targets", "own_embeddings:spectrum", epochs=1)
+    with pytest.raises(RecipeError, match=words):
+        student(recipe, tmp_path, f"--teacher_targets={tmp_path / 'targets'}", *keys)
+
+
+def test_embeddings_that_cannot_be_stored_or_averaged_are_refused(recipe, teacher, tmp_path, embeddings):
+    with pytest.raises(DataError, match="Expected embeddings within the range of float16"):
+        teach(recipe, tmp_path / "huge", "own_embeddings:huge")
+    with pytest.raises(ModelError, match="Expected teachers with labels to average, got own_embeddings:spectrum"):
+        teach(recipe, tmp_path / "two", teacher, "own_embeddings:spectrum")
+    with pytest.raises(CommandError, match="Expected no --top_k for embeddings"):
+        teach(recipe, tmp_path / "best", "own_embeddings:spectrum", top_k=3)
 
 
 # Without labels

@@ -38,6 +38,7 @@ from modeling_ast.training.targets import TargetsFolder
 from modeling_ast.training.teachers import Teachers
 from modeling_ast.training.teaching import describe_targets, read_teaching_arguments, teach
 
+_TOP_K = 20  # of AudioSet's 527: as CED has it
 GOES_ON = "The same command goes on from here."
 
 
@@ -72,8 +73,10 @@ def run(args: argparse.Namespace, arguments: Arguments) -> None:
     trainer = make_trainer(arguments, splits, model, extractor, thresholds, **of_training)
     problem_type, device = arguments.model.problem_type, arguments.training.device
     teachers = Teachers(args.teachers, extractor, problem_type, splits.label_names, device)
+    if teachers.label_names is None and args.top_k is not None:
+        raise CommandError("Expected no --top_k for embeddings, which are stored whole.")
     teachers.tell_what_they_lack(arguments.augment)
-    description = describe_targets(trainer, arguments, teachers, args.top_k, args.epochs)
+    description = describe_targets(trainer, arguments, teachers, args.top_k or _TOP_K, args.epochs)
     targets = TargetsFolder(args.output, description)
     targets.begin()
     num_new, num_missing = teach(trainer, teachers, targets, args.epochs, args.part)
@@ -94,7 +97,7 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     )
     parser.add_argument("--output", required=True, type=Path, help="a folder")
     parser.add_argument("--epochs", type=int, default=1, help="of the student that are taught; default: %(default)s")
-    parser.add_argument("--top_k", type=int, default=20, help="probabilities that are kept; default: %(default)s")
+    parser.add_argument("--top_k", type=int, help=f"probabilities that are kept; default: {_TOP_K}")
     parser.add_argument("--part", metavar="K/N", help="from 1/N to N/N; default: that of a SLURM job array, or all")
     args, keys = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     check_least(args, epochs=1, top_k=1)

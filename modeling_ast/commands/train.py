@@ -95,8 +95,8 @@ def run(arguments: Arguments) -> dict[str, float]:
     # The epoch was chosen on the validation clips; the test clips are looked at once.
     draw = partial(plot_classes, splits.label_names)
     results |= evaluate(trainer, splits, output_dir, draw)
-    average_folder = output_dir / AVERAGE_FOLDER
-    if training_args.do_train and decided_by_main(average_folder.is_dir):
+    average_folder, is_evaluated = output_dir / AVERAGE_FOLDER, any(name != "train" for name, _ in splits)
+    if training_args.do_train and is_evaluated and decided_by_main(average_folder.is_dir):
         average_model = ASTForAudioClassification.from_pretrained(average_folder)
         average = make_trainer(arguments, splits, average_model, extractor, thresholds)
         average.state.epoch = trainer.state.epoch
@@ -112,7 +112,8 @@ def run(arguments: Arguments) -> dict[str, float]:
                 with may_fail(picture):
                     plot_training_curves(table, picture)
             names = data_args.dataset_name, model_args.model_name_or_path
-            write_model_card(output_dir, model, extractor, *names, results, repo_id=trainer.hub_model_id)
+            if trainer.trained_model is model:
+                write_model_card(output_dir, model, extractor, *names, results, repo_id=trainer.hub_model_id)
         tag_example(str(output_dir) if training_args.do_train else model, output_dir, splits, extractor)
         logger.info(f"Everything is in {output_dir}.")
     if training_args.push_to_hub:

@@ -1,11 +1,13 @@
 """A student: trained on what teachers have said of the very views that it gets."""
 
+import copy
 import logging
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from modeling_ast import ASTConfig, ASTModel
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.arguments import Arguments
 from modeling_ast.training.collator import AugmentingCollator
@@ -17,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class TaughtCollator:
-    """Batches of a student: those of its recipe, with the teachers' probabilities in place of labels.
+    """Batches of a student: those of its recipe, with what the teachers have said in place of labels.
 
     Args:
         collator: Of the recipe.
@@ -31,10 +33,12 @@ class TaughtCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Returns:
-            As `AugmentingCollator` gives them, with `labels` (batch, num_labels).
+            As `AugmentingCollator` gives them, with `labels` (batch, num_labels), or (batch, size) of embeddings.
         """
-        batch, weight = self.collator(rows), self.hard_label_weight
-        labels = self.targets.probabilities([row["position"] for row in rows], self.collator.multi_label)
+        batch, weight, positions = self.collator(rows), self.hard_label_weight, [row["position"] for row in rows]
+        if self.targets.gives_embeddings:
+            return {**batch, "labels": self.targets.embeddings(positions)}
+        labels = self.targets.probabilities(positions, self.collator.multi_label)
         if weight:
             own = batch["labels"]
             own = F.one_hot(own, labels.shape[1]) if own.ndim == 1 else own
@@ -42,14 +46,85 @@ class TaughtCollator:
         return {**batch, "labels": labels}
 
 
-def learn_from_teachers(trainer: ASTTrainer, arguments: Arguments, label_names: list[str]) -> None:
-    """Let a trainer train on the targets that its recipe names.
+class EmbeddingTrainer(ASTTrainer):
+    """A trainer of a model whose head, a norm and a linear layer on its pooled output, predicts embeddings, and is
+    thrown away: what is saved at the end is an `ASTModel`, without labels.
+
+    The loss is the squared error of standardised embeddings: each of their numbers counts alike, whatever its scale
+    and mean are, where a cosine would be near 1 for all clips if the numbers have a large mean in common, as those
+    behind a rectifier do.
+    """
+
+    @property
+    def trained_model(self) -> ASTModel:
+        """The body."""
+        return self.model.base_model
+
+    def averaged_model(self) -> ASTModel:
+        """A body that has the average for weights."""
+        averaged = ASTModel(_without_labels(self.model.config))
+        averaged.load_state_dict(self._of_body(self.average.weights))
+        return averaged
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """All of the model into a checkpoint; at the end the body alone."""
+        if self._is_saving_checkpoint:
+            super()._save(output_dir, state_dict)
+            return
+        whole, body = self.model, self.trained_model
+        body.config, self.model = _without_labels(whole.config), body
+        try:
+            super()._save(output_dir, None if state_dict is None else self._of_body(state_dict))
+        finally:
+            body.config, self.model = whole.config, whole
+
+    def _of_body(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        prefix = f"{ASTModel.base_model_prefix}."
+        return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+
+
+def find_targets(arguments: Arguments) -> TargetsFolder | None:
+    """What a run is trained on in place of labels, or `None`.
 
     Raises:
-        RecipeError: They are none, or not all there, or of other views or labels.
+        RecipeError: No targets, or not all of them, in the folder that the recipe names; or adapters, or keys that
+            need labels, beside embeddings.
     """
-    targets = TargetsFolder.load(arguments.training.teacher_targets)
-    given = {"views": views_of(trainer, arguments), "label_names": label_names}
+    data_args, training_args = arguments.data, arguments.training
+    if training_args.teacher_targets is None or not training_args.do_train:
+        return None
+    targets = TargetsFolder.load(training_args.teacher_targets)
+    if targets.gives_embeddings:
+        if training_args.lora_rank:
+            raise RecipeError(f"{targets.folder} holds embeddings, which a whole network learns: leave out lora_rank.")
+        of_labels = {
+            "eval_strategy": training_args.eval_strategy != "no",
+            "linear_baseline": data_args.linear_baseline,
+            "hard_label_weight": training_args.hard_label_weight,
+        }
+        if wrong := [key for key, is_given in of_labels.items() if is_given]:
+            raise RecipeError(
+                f"{targets.folder} holds embeddings, which no held-out clip has and no label belongs to: leave out "
+                f"{', '.join(wrong)}. Labels come when the trained model is fine-tuned."
+            )
+    return targets
+
+
+def learn_from_teachers(trainer: ASTTrainer, targets: TargetsFolder, arguments: Arguments, label_names: list[str]):
+    """Let a trainer train on targets.
+
+    Args:
+        trainer: Of the student.
+        targets: As from `find_targets`.
+        arguments: Of its recipe.
+        label_names: Of its data.
+
+    Raises:
+        RecipeError: They are of other views or labels.
+    """
+    given = {"views": views_of(trainer, arguments)}
+    if not targets.gives_embeddings:
+        given["label_names"] = label_names
     taught = {key: targets.description[key] for key in given}
     if difference := describe_difference(taught, given, "taught", "in this recipe"):
         raise RecipeError(f"{targets.folder} was taught with other views of other clips: {difference}.")
@@ -57,3 +132,9 @@ def learn_from_teachers(trainer: ASTTrainer, arguments: Arguments, label_names: 
     trainer.num_taught_epochs = targets.num_epochs
     weight = arguments.training.hard_label_weight
     trainer.train_collator = TaughtCollator(trainer.train_collator, targets, weight)
+
+
+def _without_labels(config: ASTConfig) -> ASTConfig:
+    body = copy.deepcopy(config)
+    body.num_labels, body.problem_type, body.thresholds = 2, None, None  # as of a model without a head
+    return body

@@ -24,7 +24,7 @@ from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.baseline import check_classes
 from modeling_ast.training.building import build_model_and_extractor, check_reporters
 from modeling_ast.training.collator import AugmentingCollator
-from modeling_ast.training.distillation import learn_from_teachers
+from modeling_ast.training.distillation import EmbeddingTrainer, find_targets, learn_from_teachers
 from modeling_ast.training.dry_run import nothing_written
 from modeling_ast.training.output_dir import (
     EVALUATION_FOLDER,
@@ -42,7 +42,6 @@ from modeling_ast.training.sampling import (
     read_clip_seconds,
     sort_by_length,
 )
-from modeling_ast.training.targets import TargetsFolder
 from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger(__name__)
@@ -101,15 +100,16 @@ def read_data(arguments: Arguments, needs_labels: bool = True) -> AudioSplits:
     """
     model_args, data_args, training_args = arguments.model, arguments.data, arguments.training
     multi_label = model_args.problem_type == "multi_label_classification"
-    teacher_labels = None
-    if data_args.unlabelled and needs_labels:
-        if training_args.teacher_targets is None or not training_args.do_train:
-            raise RecipeError("Expected labels, or teacher_targets to train by, got unlabelled true.")
-        teacher_labels = TargetsFolder.load(training_args.teacher_targets).description["label_names"]
+    targets = find_targets(arguments)
+    if data_args.unlabelled and needs_labels and targets is None:
+        raise RecipeError("Expected labels, or teacher_targets to train by, got unlabelled true.")
+    teacher_labels = None if targets is None else targets.description["label_names"]
     if training_args.do_train or data_args.streaming:
         splits = read_once(partial(read_splits, data_args, multi_label, teacher_labels=teacher_labels))
     else:
         splits = read_once(partial(read_held_out, model_args.model_name_or_path, data_args, multi_label))
+    if targets is not None and targets.gives_embeddings:
+        splits.validation = splits.test = None  # by which nothing could be chosen or reported
     compare_clips(splits)
     sizes = {name: "a stream of" if data_args.streaming and name == "train" else len(rows) for name, rows in splits}
     logger.info(
@@ -129,9 +129,13 @@ def build(arguments: Arguments, splits: AudioSplits) -> tuple[ASTForAudioClassif
         RecipeError: Keys that the model to start from cannot be used with.
     """
     model_args, _, _, training_args = arguments
-    model, extractor = build_model_and_extractor(
-        model_args, splits.label_names, allow_fresh_head=training_args.do_train
-    )
+    targets, label_names = find_targets(arguments), splits.label_names
+    predicts_embeddings = targets is not None and targets.gives_embeddings
+    if predicts_embeddings:
+        label_names = [f"embedding_{number}" for number in range(targets.embedding_size)]
+    model, extractor = build_model_and_extractor(model_args, label_names, allow_fresh_head=training_args.do_train)
+    if predicts_embeddings:
+        model.config.problem_type = "regression"
     if training_args.freeze_backbone:
         model.audio_spectrogram_transformer.requires_grad_(False)
     logger.info(
@@ -228,8 +232,10 @@ def make_trainer(
     args, start = arguments.training, arguments.model.model_name_or_path
     if training and args.do_train and args.lora_rank:
         training["adapters"] = add_adapters(model, args.lora_rank, args.lora_alpha, args.lora_targets, start)
+    targets = find_targets(arguments) if training else None
+    predicts_embeddings = targets is not None and targets.gives_embeddings
     try:
-        trainer = ASTTrainer(
+        trainer = (EmbeddingTrainer if predicts_embeddings else ASTTrainer)(
             model=model,
             args=args,
             eval_dataset=splits.test if splits.validation is None else splits.validation,
@@ -242,8 +248,8 @@ def make_trainer(
         )
     except ValueError as error:  # of keys that do not go together, by Transformers' or Accelerate's own check
         raise RecipeError(f"This recipe cannot be trained by: {' '.join(str(error).split())}") from error
-    if training and arguments.training.do_train and arguments.training.teacher_targets is not None:
-        learn_from_teachers(trainer, arguments, label_names)
+    if targets is not None:
+        learn_from_teachers(trainer, targets, arguments, label_names)
     return trainer
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,6 +134,22 @@ class TargetsFolder:
     def read(self, positions: Sequence[int]) -> np.ndarray:
         """The rows of some positions, which may lie in several files."""
         return np.stack([self._row(position) for position in positions])
+
+    @property
+    def embedding_size(self) -> int:
+        return np.load(self.files()[0].path, mmap_mode="r").shape[1]
+
+    @cached_property
+    def embedding_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of each of an embedding's numbers over the first file, float32 (size,)."""
+        rows = np.load(self.files()[0].path).astype(np.float64)
+        deviation = rows.std(axis=0)
+        return rows.mean(axis=0).astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
+
+    def embeddings(self, positions: Sequence[int]) -> torch.Tensor:
+        """Those of some positions, each number less its mean, in its deviations: float32 (positions, size)."""
+        mean, deviation = self.embedding_statistics
+        return torch.from_numpy((self.read(positions).astype(np.float32) - mean) / deviation)
 
     def probabilities(self, positions: Sequence[int], multi_label: bool) -> torch.Tensor:
         """Those of all labels, float32 (positions, num_labels): see `spread_rest`."""

@@ -138,7 +138,7 @@ def _to_rows(said: torch.Tensor, targets: TargetsFolder) -> np.ndarray:
     """
     if not targets.gives_embeddings:
         return best(said, targets.description["top_k"])
-    rows = said.cpu().numpy().astype(np.float16)
+    rows = said.half().cpu().numpy()
     if not np.isfinite(rows).all():
         raise DataError("Expected embeddings within the range of float16, 65,504. Let the function divide them.")
     return rows
