@@ -6,6 +6,7 @@ from .audio import AudioError, load_waveform
 from .configuration_ast import ASTConfig
 from .conversion import load_imagenet_checkpoint, load_original_checkpoint
 from .feature_extraction_ast import ASTFeatureExtractor
+from .feature_extraction_passt import PaSSTFeatureExtractor
 from .loading import ModelError
 from .modeling_ast import ASTForAudioClassification, ASTModel, ASTPreTrainedModel
 
@@ -16,6 +17,8 @@ except ImportError:
 
 AutoConfig.register(ASTConfig.model_type, ASTConfig, exist_ok=True)
 AutoAudioProcessor.register(ASTConfig, ASTFeatureExtractor, exist_ok=True)
+# Of no configuration: it is found by its name, which its files say.
+AutoAudioProcessor.register(PaSSTFeatureExtractor, PaSSTFeatureExtractor, exist_ok=True)
 AutoModel.register(ASTConfig, ASTModel, exist_ok=True)
 AutoModelForAudioClassification.register(ASTConfig, ASTForAudioClassification, exist_ok=True)
 
@@ -27,6 +30,7 @@ __all__ = [
     "ASTPreTrainedModel",
     "AudioError",
     "ModelError",
+    "PaSSTFeatureExtractor",
     "load_imagenet_checkpoint",
     "load_original_checkpoint",
     "load_waveform",

@@ -54,8 +54,10 @@ def load_original_checkpoint(
     `SSAST-Tiny-Patch-400.pth`), which learnt without labels and have none. Depth and width are read from the weights.
     What an SSAST was trained with is in them too; AST's strides are in the file name (`..._<frequency>_<time>_...`),
     or have to be said. An SSAST that was fine-tuned has AST's layout; its head, unless it was trained with the task
-    `ft_cls`, reads the mean of the patches instead of the special tokens, and is of no use here. And the encoder of a
-    pre-trained AudioMAE, as a start: its one special token becomes both of ours.
+    `ft_cls`, reads the mean of the patches instead of the special tokens, and is of no use here. Of PaSST, with
+    its head: its features are those of `PaSSTFeatureExtractor`, and strides and length are read from its tables of
+    positions; of a shorter `max_length` it takes the first along time, as PaSST does. And the encoder of a pre-trained
+    AudioMAE, as a start: its one special token becomes both of ours.
 
     Args:
         path: The `.pth` file: a bare state dict, with or without the prefix `module.`.
@@ -84,6 +86,8 @@ def load_original_checkpoint(
         "max_length": max_length,
     }
     given = {key: value for key, value in given.items() if value is not None}
+    if wrong := [f"{key} {value}" for key, value in given.items() if value < 1]:
+        raise ValueError(f"Expected strides, mel bins and frames of at least 1, got {', '.join(wrong)}.")
     checkpoint = read_checkpoint(_load_tensors(Path(path)), path, given)
     body, head, geometry = checkpoint.body, checkpoint.head, checkpoint.geometry
     options = {} if head is None else _head_options(head, id2label)

@@ -13,6 +13,7 @@ the zeros of the filters.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -49,8 +50,10 @@ def _mel(frequency: torch.Tensor | float) -> torch.Tensor | float:
 
 
 @lru_cache(maxsize=32)
-def mel_filters(sampling_rate: int, num_mel_bins: int) -> np.ndarray:
-    """Triangular filters, equally wide on the mel scale.
+def mel_filters(
+    sampling_rate: int, num_mel_bins: int, low: float = LOW_FREQUENCY_HZ, high: float | None = None
+) -> np.ndarray:
+    """Triangular filters, equally wide on the mel scale, from a low to a high frequency in Hz.
 
     At 16 kHz and 128 bins the fourth filter falls between two lines of the transform and is empty, so that bin is
     silent in every clip. Pretrained weights have learnt it that way; it stays.
@@ -63,7 +66,7 @@ def mel_filters(sampling_rate: int, num_mel_bins: int) -> np.ndarray:
     # default type) in which the first call happened to run into every later one. Computed by torch all the same, since
     # numpy's logarithm differs in the last bit, which quiet bins would show.
     num_fft = _num_fft(sampling_rate)
-    low, high = _mel(LOW_FREQUENCY_HZ), _mel(sampling_rate / 2)
+    low, high = _mel(low), _mel(high or sampling_rate / 2)
     width = (high - low) / (num_mel_bins + 1)
     with _disable_current_modes():
         bins = torch.arange(num_mel_bins, device="cpu", dtype=torch.float32)
@@ -75,14 +78,16 @@ def mel_filters(sampling_rate: int, num_mel_bins: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def _mel_bands(sampling_rate: int, num_mel_bins: int) -> list[tuple[slice, np.ndarray]]:
+def _mel_bands(sampling_rate: int, num_mel_bins: int, *limits: float) -> list[tuple[slice, np.ndarray]]:
     """The filters without most of their zeros, each line twice: for the squares of its real and imaginary part.
 
     Returns:
         For each `BAND_BINS` bins the rows of the doubled filters outside of which all of theirs are 0, and these rows,
         (rows, bins).
     """
-    filters = mel_filters(sampling_rate, num_mel_bins).repeat(2, axis=0)  # (2 * (num_fft // 2 + 1), num_mel_bins)
+    filters = mel_filters(sampling_rate, num_mel_bins, *limits).repeat(
+        2, axis=0
+    )  # (2 * (num_fft // 2 + 1), num_mel_bins)
     bands = []
     for first in range(0, num_mel_bins, BAND_BINS):
         band = filters[:, first : first + BAND_BINS]
@@ -98,9 +103,11 @@ def _window(length: int, dtype: torch.dtype) -> np.ndarray:
         return torch.hann_window(length, periodic=False, device="cpu", dtype=dtype).numpy()
 
 
-def mel_bin_frequencies(sampling_rate: int, num_mel_bins: int) -> torch.Tensor:
+def mel_bin_frequencies(
+    sampling_rate: int, num_mel_bins: int, low: float = LOW_FREQUENCY_HZ, high: float | None = None
+) -> torch.Tensor:
     """The middle of each mel bin in Hz: (num_mel_bins,)."""
-    low, high = _mel(LOW_FREQUENCY_HZ), _mel(sampling_rate / 2)
+    low, high = _mel(low), _mel(high or sampling_rate / 2)
     mel = low + torch.arange(1, num_mel_bins + 1) * (high - low) / (num_mel_bins + 1)
     return 700.0 * ((mel / 1127.0).exp() - 1.0)
 
@@ -125,39 +132,73 @@ def fbank(waveform: torch.Tensor, sampling_rate: int = 16000, num_mel_bins: int 
     Raises:
         ValueError: The clip is shorter than one frame.
     """
-    length, shift, num_fft = frame_length(sampling_rate), frame_shift(sampling_rate), _num_fft(sampling_rate)
+    length = frame_length(sampling_rate)
     if waveform.shape[-1] < length:
         raise ValueError(
             f"Expected a clip of at least {length} samples (one frame of 25 ms at {sampling_rate} Hz), got "
             f"{waveform.shape[-1]}."
         )
-    dtype, device = torch.promote_types(waveform.dtype, torch.float32), waveform.device
-    frames = waveform.to(dtype).unfold(-1, length, shift)  # (..., frames, length), a view
-    window = torch.from_numpy(_window(length, dtype)).to(device)
-    bands = _mel_bands(sampling_rate, num_mel_bins)
+    waveform = waveform.to(torch.promote_types(waveform.dtype, torch.float32))
+    frames = waveform.unfold(-1, length, frame_shift(sampling_rate))  # (..., frames, length), a view
+    return log_mel(frames, _window_frames, _take_log, sampling_rate, num_mel_bins)
+
+
+def log_mel(
+    frames: torch.Tensor,
+    window_frames: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    take_log: Callable[[torch.Tensor], torch.Tensor],
+    sampling_rate: int,
+    num_mel_bins: int,
+    *limits: float,
+) -> torch.Tensor:
+    """Frames to log-mel features, a few at a time where that is faster.
+
+    Args:
+        frames: Tensor of shape (..., frames, `frame_length`), float32 or float64.
+        window_frames: Frames and a symmetric Hann window, (`frame_length`,), to new windowed frames.
+        take_log: Energies (..., frames, num_mel_bins), which it may overwrite, to their logarithm.
+        sampling_rate: In Hz.
+        num_mel_bins: Number of mel bins.
+        limits: Of the filters, low and high, in Hz; none means those of `mel_filters`.
+
+    Returns:
+        Tensor of shape (..., frames, num_mel_bins).
+    """
+    dtype, device, num_fft = frames.dtype, frames.device, _num_fft(sampling_rate)
+    window = torch.from_numpy(_window(frames.shape[-1], dtype)).to(device)
+    bands = _mel_bands(sampling_rate, num_mel_bins, *limits)
     bands = [(rows, torch.from_numpy(filters).to(device, dtype)) for rows, filters in bands]
+
+    def of_block(block: torch.Tensor) -> torch.Tensor:
+        return take_log(_mel_energies(window_frames(block, window), num_fft, bands))
+
     with torch.autocast(device.type, enabled=False):  # products in half precision would lose the quiet bins
         # Whole where it pays (other devices) and where the number of blocks would become part of a graph.
         if device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return _log_mel(frames, window, num_fft, bands)
+            return of_block(frames)
         num_blocks = math.ceil(math.prod(frames.shape[:-1]) * num_fft / BLOCK_SAMPLES)
-        blocks = frames.chunk(max(1, num_blocks), dim=-2)
-        return torch.cat([_log_mel(block, window, num_fft, bands) for block in blocks], dim=-2)
+        return torch.cat([of_block(block) for block in frames.chunk(max(1, num_blocks), dim=-2)], dim=-2)
 
 
-def _log_mel(
-    frames: torch.Tensor, window: torch.Tensor, num_fft: int, bands: list[tuple[slice, torch.Tensor]]
-) -> torch.Tensor:
-    """Frames (..., frames, length) to log-mel features (..., frames, num_mel_bins).
+# In place below where the tensor is the function's own, and without names for what is done with, so that its memory,
+# still in the cache, is the next step's.
 
-    In place where the tensor is this function's own, and without names for what is done with, so that its memory,
-    still in the cache, is the next step's.
-    """
+
+def _window_frames(frames: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """Without their mean, pre-emphasised, windowed."""
     frames = frames - frames.mean(dim=-1, keepdim=True)
     # The first sample of a frame has none before it, and stays as it is: the window is 0 there. Product and difference
     # are rounded one after the other, as in torchaudio; `sub(..., alpha=0.97)` would round only once.
     frames[..., 1:].sub_((frames * PREEMPHASIS)[..., :-1])
-    spectrum = torch.view_as_real(torch.fft.rfft(frames.mul_(window), n=num_fft))  # (..., num_fft // 2 + 1, 2)
+    return frames.mul_(window)
+
+
+def _mel_energies(frames: torch.Tensor, num_fft: int, bands: list[tuple[slice, torch.Tensor]]) -> torch.Tensor:
+    """Windowed frames (..., frames, length) to energies (..., frames, num_mel_bins)."""
+    spectrum = torch.view_as_real(torch.fft.rfft(frames, n=num_fft))  # (..., num_fft // 2 + 1, 2)
     squares = spectrum.square_().flatten(-2)  # of real and imaginary parts in turn, which the filters add up
-    energies = torch.cat([squares[..., rows] @ filters for rows, filters in bands], dim=-1)
+    return torch.cat([squares[..., rows] @ filters for rows, filters in bands], dim=-1)
+
+
+def _take_log(energies: torch.Tensor) -> torch.Tensor:
     return energies.clamp_(min=ENERGY_FLOOR).log_()

@@ -166,7 +166,10 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
             TypeError: A keyword that looks like a misspelt option.
             ValueError: An option has a value that cannot work.
         """
-        known = inspect.signature(cls.__init__).parameters.keys() - {"self", "kwargs"}
+        for kind in cls.__subclasses__():  # other features, that a file names
+            if kind.__name__ == feature_extractor_dict.get("feature_extractor_type"):
+                return kind.from_dict(feature_extractor_dict, **kwargs)
+        known = inspect.signature(ASTFeatureExtractor.__init__).parameters.keys() - {"self", "kwargs"}
         if "padding" not in feature_extractor_dict:  # of Transformers' own, which writes a false that it ignores
             feature_extractor_dict = {**feature_extractor_dict, "return_attention_mask": None}
         kept = {key: value for key, value in feature_extractor_dict.items() if key in known.union(_BOOKKEEPING_KEYS)}
@@ -217,7 +220,7 @@ class ASTFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: A clip is shorter than one frame.
         """
-        samples = None if max_frames is None else self.num_samples(max_frames)
+        samples = None if max_frames is None else max(self.num_samples(max_frames), self.frame_length)
         if isinstance(waveforms, torch.Tensor):
             return self._fbank(waveforms[..., :samples])[..., :max_frames, :]
         waveforms = [waveform[:samples] for waveform in waveforms]

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import torch
 
+from .feature_extraction_ast import ASTFeatureExtractor
+from .feature_extraction_passt import PaSSTFeatureExtractor
+
 # The original and DeiT are timm 0.4.5 models; these are timm's names and ours, with N for the number of the layer.
 _TIMM_TO_OURS = {
     "cls_token": "embeddings.cls_token",
@@ -31,6 +34,11 @@ _DEAD_HEAD = re.compile(r"(head|head_dist|cls_classifier|distillation_classifier
 
 # Single numbers among the tensors: mel bins and frames of SSAST's training, by the keys of the configuration.
 SSAST_SIZES = {"p_input_fdim": "num_mel_bins", "p_input_tdim": "max_length"}
+PASST_TABLES, PASST_PATCH = ("new_pos_embed", "freq_new_pos_embed", "time_new_pos_embed"), 16
+# The strides that PaSST is published with, the same along both axes: 12, 10, 9 and 8 rows of patches tell which.
+PASST_STRIDES = (10, 12, 14, 16)
+# Frames of PaSST's trainings, and of a clip of their 10, 20 and 30 seconds.
+PASST_LENGTHS = {998: 1000, 2000: 2000, 3000: 3000}
 KERNEL, TABLE = "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings"
 
 
@@ -55,6 +63,7 @@ class Layout:
             is not in it is to be found out).
         has_strides: Whether the weights say their strides by themselves.
         has_head: Whether they classify.
+        extractor_class: Of the features that they were trained on.
     """
 
     description: str
@@ -62,6 +71,7 @@ class Layout:
     read: Callable[[dict[str, torch.Tensor], str | os.PathLike, Mapping[str, int]], Checkpoint]
     has_strides: bool = True
     has_head: bool = True
+    extractor_class: type[ASTFeatureExtractor] = ASTFeatureExtractor
 
 
 def find_layout(names: Iterable[str]) -> Layout | None:
@@ -127,6 +137,39 @@ def _read_ssast(
             raise ValueError(f"Expected a whole number {key} beside the weights of an SSAST, got none in {path}.")
         sizes[name] = int(size)
     return Checkpoint(body, None, unused, {"frequency_stride": stride, "time_stride": stride, **sizes, **geometry})
+
+
+def _read_passt(
+    state_dict: dict[str, torch.Tensor], path: str | os.PathLike, geometry: Mapping[str, int]
+) -> Checkpoint:
+    """PaSST: positions along frequency and along time, which add up, and a head like AST's.
+
+    Of a length that is said the first positions along time are taken, as PaSST itself does with a shorter clip.
+    """
+    if "stfthop" in Path(path).name:
+        raise ValueError(f"Expected a PaSST of 100 frames a second, got {Path(path).name}, which has more.")
+    tables = [state_dict.get(name) for name in PASST_TABLES]
+    shapes = [() if table is None else tuple(table.shape) for table in tables]
+    width, rows, columns = (shape[axis] if len(shape) > axis else 0 for shape, axis in zip(shapes, (2, 2, 3)))
+    if shapes != [(1, 2, width), (1, width, rows, 1), (1, width, 1, columns)]:
+        raise ValueError(
+            f"Expected {', '.join(PASST_TABLES)} of shapes (1, 2, width), (1, width, rows, 1) and (1, width, 1, "
+            f"columns) in {path}, got {', '.join(map(str, shapes))}."
+        )
+    head, names = _rename_head(state_dict, "head")
+    body, unused = from_timm({name: state_dict[name] for name in names if name not in PASST_TABLES})
+
+    geometry = {"num_mel_bins": 128, **geometry}
+    strides = [stride for stride in PASST_STRIDES if geometry["num_mel_bins"] // stride == rows]
+    if not (strides or "frequency_stride" in geometry):
+        raise ValueError(f"Expected the strides of {path} as arguments: {rows} rows are no published PaSST's.")
+    geometry.setdefault("frequency_stride", *strides[:1])
+    stride = geometry.setdefault("time_stride", geometry["frequency_stride"])
+    lengths = [length for frames, length in PASST_LENGTHS.items() if frames // stride == columns]
+    max_length = geometry.setdefault("max_length", *lengths[:1] or [(columns - 1) * stride + PASST_PATCH])
+    grid = tables[1] + tables[2][..., : max(0, max_length - PASST_PATCH) // stride + 1]  # (1, width, rows, columns)
+    body[TABLE] = torch.cat((tables[0], grid.flatten(2).transpose(1, 2)), dim=1)
+    return Checkpoint(body, head, unused, geometry)
 
 
 def _read_audio_mae(
@@ -266,6 +309,12 @@ def _complete(body: dict[str, torch.Tensor], source: str | os.PathLike, geometry
 
 # The first whose mark is found.
 LAYOUTS = (
+    Layout(
+        "PaSST (blocks.*, time_new_pos_embed)",
+        re.compile(r"(freq|time)_new_pos_embed"),
+        _read_passt,
+        extractor_class=PaSSTFeatureExtractor,
+    ),
     Layout("AudioMAE (blocks.*, decoder_pos_embed)", re.compile(r"decoder_"), _read_audio_mae, has_head=False),
     Layout("SSAST (v.blocks.*, p_input_tdim)", re.compile(r"p_input_[ft]dim|mask_embed"), _read_ssast, has_head=False),
     Layout("the original AST (v.blocks.*, mlp_head.*)", re.compile(r"v\."), _read_original, has_strides=False),

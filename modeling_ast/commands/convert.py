@@ -5,7 +5,8 @@
     modeling-ast convert base384 ast-imagenet --imagenet --num_labels 50 --max_length 512
 
 The folder holds the model, with its label names, and the feature extractor. What learnt without labels (SSAST's patch
-models, AudioMAE) becomes a model without a head, which a recipe's `model_name_or_path` takes and gives one.
+models, AudioMAE) becomes a model without a head, which a recipe's `model_name_or_path` takes and gives one. PaSST has
+other features than AST: its folder names their class, and only this package reads it.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from modeling_ast import (
 )
 from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
 from modeling_ast.configuration_ast import SIZES
-from modeling_ast.conversion import imagenet_sizes
+from modeling_ast.conversion import checkpoint_layout, imagenet_sizes
 from modeling_ast.data.files import files_written_beside
 from modeling_ast.data.labels import read_label_table
 from modeling_ast.loading import ModelError, as_model_error
@@ -43,8 +44,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--time_stride", type=int, help="in frames; default: from weights or file name, or 10")
     parser.add_argument("--num_mel_bins", type=int, help="default: from the weights, or 128")
     parser.add_argument("--max_length", type=int, help="in frames; default: from the weights, or 1024")
-    parser.add_argument("--mean", type=float, help="of the log-mel features; default: AudioSet's")
-    parser.add_argument("--std", type=float, help="of the log-mel features; default: AudioSet's")
+    parser.add_argument("--mean", type=float, help="of the log-mel features; default: of the network's training")
+    parser.add_argument("--std", type=float, help="of the log-mel features; default: of the network's training")
     args = parser.parse_args(argv)
     if args.imagenet and (args.labels is None) == (args.num_labels is None):
         raise CommandError("--imagenet needs either --labels or --num_labels, for the size of the fresh head.")
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     id2label = dict(enumerate(read_label_table(args.labels).names)) if args.labels else None
     geometry = {key: getattr(args, key) for key in GEOMETRY if getattr(args, key) is not None}
     statistics = {key: getattr(args, key) for key in ("mean", "std") if getattr(args, key) is not None}
+    extractor_class = ASTFeatureExtractor
     with as_model_error(args.source):
         if args.imagenet:
             size = SIZES[args.source] if args.source in SIZES else imagenet_sizes(args.source)
@@ -77,11 +79,12 @@ def main(argv: list[str] | None = None) -> None:
             model = load_imagenet_checkpoint(args.source, config)
         else:
             model = load_original_checkpoint(args.source, id2label=id2label, **geometry)
+            extractor_class = checkpoint_layout(args.source).extractor_class
         if has_head := isinstance(model, ASTForAudioClassification):
             model.config.problem_type = args.problem_type or PROBLEM_TYPES[0]
         elif args.problem_type:
             raise ModelError("expected no --problem_type: these weights have no head")
-        extractor = ASTFeatureExtractor(**ASTFeatureExtractor.options_for(model.config), **statistics)
+        extractor = extractor_class(**ASTFeatureExtractor.options_for(model.config), **statistics)
     with files_written_beside(args.output) as unfinished:
         model.save_pretrained(unfinished)
         extractor.save_pretrained(unfinished)

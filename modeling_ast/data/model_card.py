@@ -36,12 +36,12 @@ of sounds, {kind}.{provenance}
 {results}
 ## Use
 
-It loads in Transformers as it is. For WAV, FLAC, OGG and MP3 files of any rate: `pip install transformers soundfile
+{loads} For WAV, FLAC, OGG and MP3 files of any rate: `pip install transformers soundfile
 torchaudio`.
 
 ```python
 import soundfile
-{own_length}from transformers import pipeline
+{needed}from transformers import pipeline
 
 samples, sampling_rate = soundfile.read("clip.wav", dtype="float32", always_2d=True)
 classifier = pipeline("audio-classification", model={address})
@@ -63,7 +63,8 @@ print(classifier({{"raw": samples.mean(axis=1), "sampling_rate": sampling_rate}}
 {labels}
 """
 
-_OWN_LENGTH = "import modeling_ast  # without it Transformers pads shorter clips, which this model has not learnt\n"
+_IMPORT = "import modeling_ast  # without it Transformers {lack}\n"
+_OWN_LENGTH = "pads shorter clips, which this model has not learnt"
 
 _RESULTS_TEXT = """
 | split | metric | value |
@@ -115,7 +116,13 @@ def write_model_card(
         provenance += f" Started from {'random weights' if start in SIZES else f'`{start}`'}."
     if (rank := _read_recipe(folder).get("lora_rank", "0")) != "0":
         provenance += f" Trained with LoRA of rank {rank}, merged into the weights, and a classifier trained whole."
+    features = type(extractor).__name__
+    is_stock = features == "ASTFeatureExtractor"
+    lack = "" if is_stock else f"has no {features}"
+    if is_stock and extractor.padding == "longest":
+        lack = _OWN_LENGTH
     text = _TEXT.format(
+        loads="It loads in Transformers as it is." if is_stock else f"It needs `modeling_ast`, for its `{features}`.",
         name=name,
         num_labels=config.num_labels,
         kind="any number in a clip" if is_multi_label else "one in a clip",
@@ -126,7 +133,7 @@ def write_model_card(
         seconds=extractor.seconds(extractor.max_length),
         max_length=extractor.max_length,
         shorter="as they are" if extractor.padding == "longest" else "padded",
-        own_length=_OWN_LENGTH if extractor.padding == "longest" else "",
+        needed=_IMPORT.format(lack=lack) if lack else "",
         num_mel_bins=extractor.num_mel_bins,
         mean=extractor.mean,
         std=extractor.std,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_original_checkpoint
+from modeling_ast.conversion import checkpoint_layout
 from modeling_ast.data.classifiers import label_order, load_classifier
 from modeling_ast.data.recipes import FEATURE_KEYS, DataArguments, ModelArguments
 from modeling_ast.data.splits import read_label_names, read_splits
@@ -61,6 +62,7 @@ def _load_original(
     bins = model_args.given(["num_mel_bins"])
     with as_model_error(name):
         model = load_original_checkpoint(name, **bins, id2label=dict(enumerate(label_names)))
+        extractor_class = checkpoint_layout(name).extractor_class
     logger.warning(f"{name} names no labels: its outputs are taken for those of the data, in their order.")
     options = ASTFeatureExtractor.options_for(model.config) | model_args.given(FEATURE_KEYS)
-    return model, ASTFeatureExtractor(**options)
+    return model, extractor_class(**options)

@@ -185,7 +185,8 @@ def export_onnx(
         standard_operators: Write attention out in ONNX's own operators, for other runtimes than onnxruntime.
 
     Raises:
-        ModelError: More than 1.5 GiB of weights, or a feature extractor that does not fit the model.
+        ModelError: More than 1.5 GiB of weights, a feature extractor that does not fit the model, or lengths beside
+            one whose frames reach over the ends of a clip.
         ValueError: Another word for `padding`.
         ImportError: onnx, onnxscript or onnxruntime is not installed.
     """
@@ -193,6 +194,11 @@ def export_onnx(
     padding = extractor.padding if padding is None else padding
     if padding not in PADDINGS:
         raise ValueError(f"Expected padding to be one of {', '.join(PADDINGS)}, got {padding!r}.")
+    if with_lengths and extractor.first_sample:
+        raise ModelError(
+            f"Expected clips of one length in a batch, got with_lengths: {type(extractor).__name__} mirrors a clip at "
+            "its end, which a graph does for the end of the batch alone."
+        )
     classifier = WaveformClassifier(_prepare(model, standard_operators), extractor, padding).eval()
     shortest = extractor.frame_length
     _try(classifier, torch.zeros(1, shortest))

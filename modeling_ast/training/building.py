@@ -137,12 +137,14 @@ def build_model(
 def build_feature_extractor(arguments: ModelArguments, config: ASTConfig) -> ASTFeatureExtractor:
     """The feature extractor that belongs to the model: its length and mel bins, the arguments' statistics and padding.
 
-    What the arguments leave open comes from the checkpoint where it brings a feature extractor, else from AudioSet.
+    What the arguments leave open comes from the checkpoint where it brings a feature extractor, or from what is
+    published with it, else from AudioSet.
     """
-    given = ASTFeatureExtractor.options_for(config) | arguments.given(FEATURE_KEYS)
-    if is_ast(arguments.model_name_or_path):
+    name, given = arguments.model_name_or_path, ASTFeatureExtractor.options_for(config) | arguments.given(FEATURE_KEYS)
+    if is_ast(name):
         try:
-            return ASTFeatureExtractor.from_pretrained(arguments.model_name_or_path, **given)
+            return ASTFeatureExtractor.from_pretrained(name, **given)
         except OSError:
-            logger.warning(f"{arguments.model_name_or_path} brings no feature extractor.")
-    return ASTFeatureExtractor(**given)
+            logger.warning(f"{name} brings no feature extractor.")
+    layout = checkpoint_layout(name) if Path(name).is_file() else None
+    return (layout.extractor_class if layout else ASTFeatureExtractor)(**given)

@@ -62,7 +62,7 @@ def gather(
     """
     for saved in (model.config, extractor):
         vars(saved).pop("auto_map", None)  # of code that came with the weights it started from, and is not here
-    with _code_travels_along() if with_code else nullcontext():
+    with _code_travels_along(type(extractor)) if with_code else nullcontext():
         model.save_pretrained(staged)
         extractor.save_pretrained(staged)
     for path in folder.iterdir():
@@ -125,11 +125,11 @@ def check_for_tokens(staged: Path) -> None:
 
 
 @contextmanager
-def _code_travels_along() -> Iterator[None]:
+def _code_travels_along(extractor_class: type[ASTFeatureExtractor]) -> Iterator[None]:
     """Within it, `save_pretrained` adds the modules of our classes, and their names as `auto_map`."""
     classes = {
         ASTConfig: "AutoConfig",
-        ASTFeatureExtractor: "AutoFeatureExtractor",
+        extractor_class: "AutoFeatureExtractor",
         ASTForAudioClassification: "AutoModelForAudioClassification",
     }
     for class_, auto_class in classes.items():
