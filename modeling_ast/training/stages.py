@@ -113,7 +113,7 @@ def read_data(arguments: Arguments, needs_labels: bool = True) -> AudioSplits:
     compare_clips(splits)
     sizes = {name: "a stream of" if data_args.streaming and name == "train" else len(rows) for name, rows in splits}
     logger.info(
-        f"{data_args.dataset_name}: {len(splits.label_names)} labels, "
+        f"{data_args.dataset_name}: {len(splits.label_names) or 'no'} labels, "
         + ", ".join(f"{size} clips for {name}" for name, size in sizes.items())
     )
     if data_args.linear_baseline:  # of the same clips in all processes
