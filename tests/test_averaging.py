@@ -342,6 +342,18 @@ def test_a_run_averages_its_updates_exponentially(tmp_path):
     torch.testing.assert_close(saved, expected)
 
 
+@pytest.mark.parametrize(
+    ("decay", "told"), [(0.99, ["still holds 90%", "ema_decay up to 0.741"]), (0.7, []), (None, [])]
+)
+def test_an_average_that_is_mostly_of_its_beginning_is_told(caplog, decay, told):
+    """After 11 updates, of which the first one is where it begins: 0.99 ** 10, and 0.05 ** (1 / 10)."""
+    average = RunningAverage(decay)
+    for number in range(11):
+        average.update({"weight": torch.tensor([float(number)])})
+    average.warn_if_short()
+    assert len(caplog.records) == bool(told) and all(words in caplog.text for words in told)
+
+
 @pytest.mark.parametrize("update", [2, 3], ids=["after an epoch", "within one"])
 def test_an_interrupted_run_has_the_exponential_average_of_an_uninterrupted_one(tmp_path, update):
     settings = {"ema_decay": 0.7, "num_train_epochs": 2}

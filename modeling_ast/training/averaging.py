@@ -1,6 +1,7 @@
 """Averages of weights: over the epochs or updates of a run while it goes on, or over saved checkpoints."""
 
 import copy
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from modeling_ast import ASTConfig, ASTForAudioClassification
 from modeling_ast.loading import as_model_error, load_trained
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
+
+logger = logging.getLogger(__name__)
+
+_SHARE_OF_BEGINNING = 0.05  # of an exponential average, from which on it is told
 
 
 class RunningAverage:
@@ -27,7 +32,7 @@ class RunningAverage:
     """
 
     def __init__(self, decay: float | None = None, device: str | torch.device = "cpu"):
-        self.device = device
+        self.decay, self.device = decay, device
         self._multi_avg_fn = None if decay is None else get_ema_multi_avg_fn(decay)
         self._names: list[str] = []
         self._averaged: AveragedModel | None = None
@@ -63,6 +68,16 @@ class RunningAverage:
                 f"model and {_shape(shapes.get(name))} in number {self.count + 1}."
             )
         self._averaged.update_parameters(self._module(weights[name] for name in self._names))
+
+    def warn_if_short(self) -> None:
+        """Tell where an exponential average of few updates still holds much of the weights that it began with."""
+        share = 0.0 if self.decay is None else self.decay ** (self.count - 1)
+        if share > _SHARE_OF_BEGINNING:
+            longest = _SHARE_OF_BEGINNING ** (1 / max(1, self.count - 1))
+            logger.warning(
+                f"The average of {self.count} updates still holds {share:.0%} of the weights after the first one: "
+                f"with ema_decay up to {longest:.3g} it would hold {_SHARE_OF_BEGINNING:.0%}."
+            )
 
     def save(self, path: str | Path) -> None:
         """Into a safetensors file, so that an interrupted run goes on with it."""

@@ -209,6 +209,7 @@ class ResumableTrainer(Trainer):
         """
         folder = Path(self.args.output_dir)
         if self.average.count:
+            self.average.warn_if_short()
             with saving(folder / AVERAGE_FOLDER), folder_written_beside(folder / AVERAGE_FOLDER) as unfinished:
                 self.averaged_model().save_pretrained(unfinished)
                 self.processing_class.save_pretrained(unfinished)
