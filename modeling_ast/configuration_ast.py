@@ -40,7 +40,8 @@ class ASTConfig(PreTrainedConfig):
         hidden_act: Activation of the MLP, a name that Transformers knows.
         hidden_dropout_prob: Dropout after the embeddings, the attention and the MLP, in [0, 1). The original has none.
         attention_probs_dropout_prob: Dropout on the attention weights, in [0, 1). The original has none.
-        initializer_range: Standard deviation of the truncated normal that fresh weights are drawn from.
+        initializer_range: Standard deviation of the truncated normal that fresh weights are drawn from. The default is
+            the original's, for 768 wide; a recipe draws from 1 / sqrt(hidden_size) where it names none.
         layer_norm_eps: Epsilon of the layer norms in the body. 1e-6 in the original, 1e-12 in the files of the Hub.
         head_layer_norm_eps: Epsilon of the layer norm in the classification head; `None` means `layer_norm_eps`. 1e-5
             in the original. Transformers' own AST has no such key: it ignores this one and uses `layer_norm_eps`,

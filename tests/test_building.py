@@ -84,6 +84,30 @@ def test_random_weights_follow_torchs_seed():
     assert not torch.equal(models[0].classifier.dense.weight, models[2].classifier.dense.weight)
 
 
+@pytest.mark.parametrize(
+    "keys, deviation",
+    [({}, 192**-0.5), ({"hidden_size": 96, "num_attention_heads": 3}, 96**-0.5), ({"initializer_range": 0.02}, 0.02)],
+    ids=["a size", "another width", "as the original"],
+)
+def test_random_weights_have_the_deviation_of_their_width_or_of_the_recipe(keys, deviation):
+    model = start("tiny224", num_hidden_layers=1, max_length=96, **keys)
+    assert model.config.initializer_range == deviation
+    layer, embeddings = model.base_model.encoder.layer[0], model.base_model.embeddings
+    for weights in (
+        layer.attention.attention.query.weight,
+        layer.output["dense"].weight,
+        embeddings.position_embeddings,
+    ):
+        assert weights.std().item() == pytest.approx(deviation, rel=0.05)
+    assert not layer.attention.attention.query.bias.any()
+
+
+@pytest.mark.parametrize("source", ["ast_folder", "original", "deit"])
+def test_the_deviation_of_weights_that_are_there_cannot_be_chosen(source, request):
+    with pytest.raises(ValueError, match="Expected initializer_range 0.02, which the weights of .* have, got 0.1"):
+        start(request.getfixturevalue(source), initializer_range=0.1)
+
+
 @pytest.mark.parametrize("name, width", [("tiny224", 192), ("small224", 384), ("base224", 768), ("base384", 768)])
 def test_size_alone_is_the_originals_network(name, width):
     with torch.device("meta"):

@@ -90,6 +90,13 @@ class ModelArguments:
     num_hidden_layers: int | None = field(default=None, metadata={"help": "Layers; for random weights only."})
     num_attention_heads: int | None = field(default=None, metadata={"help": "Heads; for random weights only."})
     intermediate_size: int | None = field(default=None, metadata={"help": "MLP width; for random weights only."})
+    initializer_range: float | None = field(
+        default=None,
+        metadata={
+            "help": "Standard deviation of random weights; 1 / sqrt(hidden_size) if unset. 0.02 draws them as the "
+            "original does."
+        },
+    )
     hidden_dropout_prob: float | None = field(default=None, metadata={"help": "Dropout, in [0, 1)."})
     attention_probs_dropout_prob: float | None = field(
         default=None, metadata={"help": "Dropout on attention weights, in [0, 1)."}
