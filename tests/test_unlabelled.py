@@ -168,6 +168,9 @@ def test_what_holds_no_sounds_without_labels_is_said(tmp_path):
         load_splits(str(tmp_path / "empty"), unlabelled=True)
     with pytest.raises(DataError, match="expected a sub-folder a class .* unlabelled: true"):
         load_splits(**flat_folder(tmp_path))
+    for write in (list_of_paths, parquet):
+        with pytest.raises(DataError, match="expected a column 'label', got audio.* unlabelled: true"):
+            load_splits(**write(tmp_path / write.__name__))
     write_sounds(tmp_path / "listed", "1.wav").joinpath("testing_list.txt").write_text("testing_list.txt\n")
     with pytest.raises(DataError, match="held out by a list, but no sound file"):
         load_splits(str(tmp_path / "listed"), unlabelled=True)

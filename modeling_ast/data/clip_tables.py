@@ -147,6 +147,8 @@ def expect_columns(source: str | Path, found: list[str], needed: list[str], valu
             hint = ""
             if sum(value in ("0", "1", 0, 1) for value in values) > 1:
                 hint = " Is there a column a class? Write the names of a clip's classes into one, such as 'dog,cat'."
+            elif column == "label":  # which nobody has named, and which may not be there
+                hint = " Name it by label_column_name, or read clips without labels by unlabelled: true."
             raise DataError(f"{source}: expected a column {column!r}, got {', '.join(found) or 'none'}.{hint}")
         if found.count(column) > 1:
             raise DataError(f"{source}: the column {column!r} is there {found.count(column)} times.")

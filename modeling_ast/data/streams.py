@@ -9,7 +9,14 @@ import numpy as np
 import pyarrow as pa
 from datasets import Audio, Dataset, DatasetInfo, Features, IterableDataset, Value
 
-from modeling_ast.data.clip_tables import AudioSplits, ClipCounts, Table, choose_splits, name_splits
+from modeling_ast.data.clip_tables import (
+    AudioSplits,
+    ClipCounts,
+    Table,
+    choose_splits,
+    expect_columns,
+    name_splits,
+)
 from modeling_ast.data.folders import look_into
 from modeling_ast.data.label_columns import (
     LabelIndex,
@@ -151,10 +158,8 @@ def _open_splits(data_args: DataArguments) -> tuple[dict[str, IterableDataset], 
     needed = ["train"] if data_args.unlabelled else ["train", "validation"]
     if any(name not in splits for name in needed):
         raise DataError(f"{dataset_name}: expected splits {' and '.join(needed)}, got {', '.join(streams)}.")
-    for column in (data_args.audio_column_name, *([] if data_args.unlabelled else [data_args.label_column_name])):
-        if column not in (splits["train"].features or {}):
-            found = ", ".join(splits["train"].features or {})
-            raise DataError(f"{dataset_name}: expected a column {column!r}, got {found}.")
+    columns = [data_args.audio_column_name, *([] if data_args.unlabelled else [data_args.label_column_name])]
+    expect_columns(dataset_name, list(splits["train"].features or {}), columns)
     of_train = name_splits(dataset_name, streams, data_args.split_names)["train"]
     of_train = of_train.split("+") if "train" in data_args.split_names else [of_train]
     try:
