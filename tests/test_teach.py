@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -485,6 +486,8 @@ def test_teachers_of_another_problem_or_of_other_labels_are_refused(recipe, tmp_
         teach(recipe, tmp_path / "targets", others, others)
     with pytest.raises(CommandError, match="Expected a part from 1/N to N/N"):
         teach(recipe, tmp_path / "targets", others, part="3/2")
+    with pytest.raises(RecipeError, match="dry_run has no effect on teach"):
+        teach(recipe, tmp_path / "targets", others, keys=["--dry_run=true"])
     with pytest.raises(RecipeError, match="Expected streaming: false"):
         teach(
             recipe, tmp_path / "targets", others, keys=["--streaming=true", "--max_steps=3", "--mixup_partner=batch"]
@@ -718,6 +721,22 @@ def test_views_and_targets_are_the_same_on_two_processes_and_after_a_stop(recipe
         assert torch.equal(joined(got, "labels"), joined(whole, "labels"))
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("run-1", "run")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_what_it_began_with(recipe, teacher, tmp_path, no_pictures):
+    """Where epochs were taught meanwhile, it does without; by another teacher, it is refused."""
+    folder = tmp_path / "targets"
+    taught = teach(recipe, folder, teacher, epochs=1)
+    argv = [recipe, f"--teacher_targets={folder}", "--save_strategy=epoch", f"--output_dir={tmp_path / 'run'}"]
+    assert len(run_noted(*argv, dies_after=3)) == 3
+    teach(recipe, folder, teacher, epochs=2)
+    resumed = run_noted(*argv, "--resume_from_checkpoint=true")
+    assert torch.equal(joined(resumed, "input_values"), joined(taught, "input_values"))
+    shutil.rmtree(folder)
+    teach(recipe, folder, save_teacher(tmp_path / "other"), epochs=1)
+    with pytest.raises(RecipeError, match=r"Expected teacher_targets of .*ast \(\w+\), .* got those of .*other \("):
+        run_noted(*argv, "--num_train_epochs=3", "--resume_from_checkpoint=true")
 
 
 @pytest.mark.slow

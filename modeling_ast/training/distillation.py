@@ -129,7 +129,7 @@ def learn_from_teachers(trainer: ASTTrainer, targets: TargetsFolder, arguments: 
     if difference := describe_difference(taught, given, "taught", "in this recipe"):
         raise RecipeError(f"{targets.folder} was taught with other views of other clips: {difference}.")
     logger.info(f"Taught by {', '.join(targets.description['teachers'])}: {targets.num_epochs} epoch(s) of views.")
-    trainer.num_taught_epochs = targets.num_epochs
+    trainer.teachers, trainer.num_taught_epochs = targets.description["teachers"], targets.num_epochs
     weight = arguments.training.hard_label_weight
     trainer.train_collator = TaughtCollator(trainer.train_collator, targets, weight)
 

@@ -25,7 +25,7 @@ def read_teaching_arguments(recipe: str, keys: Sequence[str], output: Path) -> A
     """The recipe of the student, as its training reads it.
 
     Raises:
-        RecipeError: A recipe or keys that cannot be used, or clips that come as a stream.
+        RecipeError: A recipe or keys that cannot be used, a dry run, or clips that come as a stream.
     """
     arguments = parse_arguments([recipe, *keys, "--do_train=true", f"--output_dir={output}"])
     if arguments.data.streaming:
@@ -34,6 +34,8 @@ def read_teaching_arguments(recipe: str, keys: Sequence[str], output: Path) -> A
             "a teacher would be others than its student's."
         )
     training_args = arguments.training
+    if training_args.dry_run:
+        raise RecipeError("dry_run has no effect on teach: leave it out.")
     training_args.teacher_targets = None  # of the recipe's own training, which comes after this
     training_args.eval_strategy, training_args.report_to, training_args.push_to_hub = IntervalStrategy.NO, [], False
     return arguments

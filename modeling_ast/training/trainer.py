@@ -61,6 +61,7 @@ class ASTTrainer(ResumableTrainer):
         self.train_collator = train_collator
         self.sampling_weights = sampling_weights
         self.clip_seconds = clip_seconds
+        self.teachers: list[str] = []  # whose targets these are
         self.num_taught_epochs: int | None = None  # after which the clips and their draws begin again
         self.adapters = adapters
         if adapters is not None and self.is_sharded:
@@ -113,6 +114,24 @@ class ASTTrainer(ResumableTrainer):
             samples_per_epoch=self.args.samples_per_epoch,
             num_epochs=self.num_taught_epochs,
         )
+
+    def _progress(self) -> dict[str, Any]:
+        """As `ResumableTrainer`'s, and by whom it was taught."""
+        return {**super()._progress(), "teachers": self.teachers, "num_taught_epochs": self.num_taught_epochs}
+
+    def _restore_progress(self, progress: dict[str, Any]) -> None:
+        """As `ResumableTrainer`'s; epochs that were taught meanwhile are left out.
+
+        Raises:
+            RecipeError: By others than those whose targets there are now.
+        """
+        super()._restore_progress(progress)
+        if (before := progress.get("teachers", self.teachers)) != self.teachers:
+            raise RecipeError(
+                f"Expected teacher_targets of {', '.join(before)}, which the run began with, got those of "
+                f"{', '.join(self.teachers)}."
+            )
+        self.num_taught_epochs = progress.get("num_taught_epochs", self.num_taught_epochs)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         """Of the training clips, the draws of an epoch."""
