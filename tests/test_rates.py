@@ -113,6 +113,19 @@ def test_rates_keep_their_factors_through_every_schedule(tmp_path, schedule):
     assert len(seen) > 3
 
 
+@pytest.mark.parametrize("settings", [{"freeze_backbone": True, "head_learning_rate_factor": 3.0}, DECAYS])
+def test_the_full_rate_is_told_also_where_nothing_learns_at_it(tmp_path, settings):
+    """As of a frozen backbone, or where adapters leave the final norm frozen."""
+    trainer = make_trainer(tmp_path, num_train_epochs=1, logging_steps=1, lr_scheduler_type="constant", **settings)
+    body = trainer.model.audio_spectrogram_transformer
+    frozen = body.layernorm if settings is DECAYS else body
+    frozen.requires_grad_(False)
+    trainer.train()
+    logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert logged == pytest.approx([1e-3] * 2) and trainer.last_rate == pytest.approx(1e-3)
+    assert 1e-3 not in {group["lr"] for group in trainer.optimizer.param_groups}
+
+
 def test_nothing_is_divided_at_1(tmp_path):
     trainer = make_trainer(tmp_path)
     groups = trainer.create_optimizer().param_groups

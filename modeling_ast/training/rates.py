@@ -38,10 +38,11 @@ def rate_factors(model: nn.Module, layer_decay: float = 1.0, head_factor: float 
     return {parameter: factor(name) for name, parameter in model.named_parameters()}
 
 
-def split_groups(optimizer: Optimizer, factors: dict[nn.Parameter, float]) -> None:
+def split_groups(optimizer: Optimizer, factors: dict[nn.Parameter, float]) -> float:
     """Divide each group of an optimiser by the rates of its parameters; other settings stay.
 
-    Those at the full rate come first, where there are any: the rate that is logged is the first group's.
+    Returns:
+        The factor of the first group, by whose rate that of a run is told: 1 where any parameter has it.
 
     Raises:
         RecipeError: There are such rates, and the optimiser has other parameters than the model.
@@ -49,7 +50,7 @@ def split_groups(optimizer: Optimizer, factors: dict[nn.Parameter, float]) -> No
     filled = [group for group in optimizer.param_groups if group["params"]]
     if set(factors.values()) == {1}:
         optimizer.param_groups = filled
-        return
+        return 1.0
     if any(parameter not in factors for group in filled for parameter in group["params"]):
         raise RecipeError(
             "layer_learning_rate_decay and head_learning_rate_factor need an optimiser that updates all parameters at "
@@ -63,3 +64,4 @@ def split_groups(optimizer: Optimizer, factors: dict[nn.Parameter, float]) -> No
             optimizer.add_param_group({**group, "params": own, "lr": rate * factor})
     filled = [group for group in optimizer.param_groups if group["params"]]
     optimizer.param_groups = sorted(filled, key=lambda group: factors[group["params"][0]] != 1)
+    return factors[optimizer.param_groups[0]["params"][0]]

@@ -62,6 +62,7 @@ class ASTTrainer(ResumableTrainer):
         self.sampling_weights = sampling_weights
         self.clip_seconds = clip_seconds
         self.teachers: list[str] = []  # whose targets these are
+        self._first_factor = 1.0  # of the optimiser's first group, of the rate of the run
         self.num_taught_epochs: int | None = None  # after which the clips and their draws begin again
         self.adapters = adapters
         if adapters is not None and self.is_sharded:
@@ -168,8 +169,12 @@ class ASTTrainer(ResumableTrainer):
             model = self.model if model is None else model
             args = self.args
             factors = rate_factors(model, args.layer_learning_rate_decay, args.head_learning_rate_factor)
-            split_groups(optimizer, factors)
+            self._first_factor = split_groups(optimizer, factors)
         return optimizer
+
+    def _get_learning_rate(self) -> float:
+        """What is logged: the full rate, also where no parameter that is trained has it."""
+        return super()._get_learning_rate() / self._first_factor
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """The original's schedule, which Transformers does not know."""
@@ -279,7 +284,7 @@ class _EpochCallback(TrainerCallback):
             self.trainer.train_sampler.set_epoch(int(state.epoch))
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
-        self.trainer.last_rate = self.trainer.optimizer.param_groups[0]["lr"]  # before the schedule goes on
+        self.trainer.last_rate = self.trainer._get_learning_rate()  # before the schedule goes on
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.trainer.average_weights(ends_epoch(state))
