@@ -1,4 +1,4 @@
-"""The eight published checkpoints give the published logits. Needs the network: `pytest -m network` runs it."""
+"""Published checkpoints of AST give the published logits, and SSAST's load. Needs the network: `pytest -m network`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,16 @@ def speech_commands_clip() -> torch.Tensor:
 def test_a_published_checkpoint_gives_the_published_logits(published):
     clip = speech_commands_clip() if published.frames == 128 else audioset_clip()
     compare(published, published.name, clip)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("size", "width"), [("tiny", 192), ("small", 384), ("base", 768)])
+def test_a_published_ssast_is_a_start(size, width):
+    """The body alone is trained: whatever head the repository has is replaced."""
+    name = f"Simon-Kotchou/ssast-{size}-patch-audioset-16-16"
+    config = build_model(ModelArguments(model_name_or_path=name), ["rain", "dog"]).config
+    assert (config.hidden_size, config.num_hidden_layers, config.num_labels) == (width, 12, 2)
+    assert (config.frequency_stride, config.time_stride, config.max_length) == (16, 16, 1024)
 
 
 @pytest.fixture

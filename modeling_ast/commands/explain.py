@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> Occlusion:
     model, extractor = load_model(args.model)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     rate = extractor.sampling_rate
-    window = extractor.num_samples(model.config.max_length)
+    window = extractor.max_samples(model.config.max_length)
     waveform, goes_on = read_stretch(args.file, rate, args.start, args.end, window, args.ignore_length)
     end = args.start + len(waveform) / rate
     print(f"{args.file}: {args.start:.2f} to {end:.2f} s")
