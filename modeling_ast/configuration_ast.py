@@ -157,6 +157,11 @@ class ASTConfig(PreTrainedConfig):
         """Length of the sequence: the patches, the CLS token and the distillation token."""
         return self.num_patches + 2
 
+    @property
+    def readout_layers(self) -> tuple[int, int]:
+        """Of whose output frozen features are taken where nothing else is said: the middle layer and the last."""
+        return self.num_hidden_layers // 2, self.num_hidden_layers
+
     def _count_parameters(self) -> int:
         """Those of the matrices, the position table and the patch kernels; norms and biases are few."""
         width = self.hidden_size

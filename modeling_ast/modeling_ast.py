@@ -12,7 +12,7 @@ import copy
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -200,6 +200,10 @@ class ASTEmbeddings(nn.Module):
     def count_columns(self, frames: int) -> int:
         """Columns of the patch grid over so many frames."""
         return (frames - self.config.patch_size) // self.config.time_stride + 1
+
+    def count_own_columns(self, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Columns that each clip has of its own, by a mask over frames (batch, frames): one at least."""
+        return self.count_columns(attention_mask.sum(dim=1)).clamp(min=1)
 
     def _patch_positions(self, columns: int, num_columns: torch.Tensor | None) -> torch.Tensor:
         """What `adapt_position_embeddings` gives for each clip's own columns: (1 or batch, patches, hidden_size)."""
@@ -604,6 +608,35 @@ class ASTPreTrainedModel(PreTrainedModel):
             )
         return hidden_states[:, 2:].unflatten(1, (rows, -1))
 
+    def summarize_rows(
+        self, hidden_states: Sequence[torch.Tensor], attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mean and standard deviation over time of each row of patches, in some layers.
+
+        Args:
+            hidden_states: Of each layer a tensor of shape (batch, tokens, dim), such as `last_hidden_state`.
+            attention_mask: Over frames, as for `ASTModel.forward`: the columns of padding do not count.
+
+        Returns:
+            float32 tensor of shape (batch, layers * frequency patches * 2 * dim): by layer, by row (the lowest
+            frequencies first), mean and deviation.
+
+        Raises:
+            ValueError: As from `fold_patches`.
+        """
+        rows = []
+        for layer in hidden_states:
+            grid = self.fold_patches(layer).float()  # (batch, frequency, time, dim)
+            own = torch.ones_like(grid[:, 0, :, 0])  # (batch, time)
+            if attention_mask is not None:
+                columns = self.base_model.embeddings.count_own_columns(attention_mask)
+                own = (torch.arange(own.shape[1], device=own.device) < columns.unsqueeze(1)).to(own)
+            share = (own / own.sum(dim=1, keepdim=True))[:, None, :, None]
+            mean = (share * grid).sum(dim=2)  # (batch, frequency, dim)
+            deviation = (share * (grid - mean.unsqueeze(2)).square()).sum(dim=2).sqrt()
+            rows.append(torch.cat((mean, deviation), dim=2).flatten(1))
+        return torch.cat(rows, dim=1)
+
 
 def _init_like_pytorch(module: nn.Linear | nn.Conv2d) -> None:
     """The defaults of nn.Linear and nn.Conv2d: uniform with bound 1 / sqrt(inputs), for weights and biases."""
@@ -616,7 +649,8 @@ def _init_like_pytorch(module: nn.Linear | nn.Conv2d) -> None:
 class ASTModel(ASTPreTrainedModel):
     """AST without a head: spectrograms to hidden states and one pooled vector a clip."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # a classifier's head is left out on purpose
+    # Heads are left out on purpose: a classifier's, and what a pre-training learns by.
+    _keys_to_ignore_on_load_unexpected = [r"^(classifier|decoder|utterance_head)\."]
 
     def __init__(self, config: ASTConfig):
         super().__init__(config)
@@ -682,7 +716,7 @@ class ASTModel(ASTPreTrainedModel):
             own_tokens = attention_mask.to(input_values.device).bool()
         elif attention_mask is not None:
             is_own = self._check_mask(attention_mask, input_values, columns)
-            num_columns = self.embeddings.count_columns(is_own.sum(dim=1)).clamp(min=1)
+            num_columns = self.embeddings.count_own_columns(is_own)
             own_tokens = self._own_tokens(columns, num_columns)
             # Blank, not only masked: even an attention weight of 0 would bring NaN or infinity out of the padding.
             input_values = input_values.masked_fill(~is_own.unsqueeze(-1), 0)

@@ -26,7 +26,7 @@ MODULE_NAMES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 COMMANDS = {
     "train": {
         "calibrate", "check", "embed", "ensemble", "evaluate", "explain", "folds", "pack", "prepare", "push",
-        "statistics", "teach", "train",
+        "statistics", "pretrain", "teach", "train",
     },
     "demo": {"page"},
 }  # fmt: skip

@@ -290,7 +290,7 @@ OWN = {"audioset_full_2025": ["--num_hidden_layers=2", "--samples_per_epoch=12",
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("pretrain")])  # test_pretraining
 @pytest.mark.usefixtures("one_thread")
 def test_first_steps(name, tmp_path, monkeypatch):
     """The commands of the header, the recipe as it stands, and other sizes and steps alone."""

@@ -15,6 +15,11 @@ from modeling_ast.training.arguments import (
     AugmentArguments,
     parse_arguments,
 )
+from modeling_ast.training.pretraining_arguments import (
+    PretrainingArguments,
+    PretrainingRecipe,
+    parse_pretraining_arguments,
+)
 from modeling_ast.training.saved_recipes import save_recipe
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
@@ -32,9 +37,15 @@ def recipe(tmp_path):
     return write
 
 
+def parse_any(*argv) -> Arguments | PretrainingRecipe:
+    """The blocks of a recipe, which says by its name what it is for."""
+    pretrains = argv and Path(argv[0]).name.startswith("pretrain")
+    return (parse_pretraining_arguments if pretrains else parse_arguments)([*map(str, argv)])
+
+
 def parse(*argv) -> dict:
     """The values of all blocks; names are unique among them."""
-    return {name: value for block in parse_arguments([*map(str, argv)]) for name, value in vars(block).items()}
+    return {name: value for block in parse_any(*argv) for name, value in vars(block).items()}
 
 
 def as_dicts(arguments: Arguments) -> list[dict]:
@@ -52,7 +63,7 @@ def test_every_recipe_parses(path):
 
 
 def test_names_are_unique_among_the_blocks():
-    blocks = parse_arguments(["--dataset_name=synthetic", "--output_dir=somewhere"])
+    blocks = parse_pretraining_arguments(["--dataset_name=synthetic", "--output_dir=somewhere", "--do_train=true"])
     names = [field.name for block in blocks for field in dataclasses.fields(block)]
     assert len(names) == len(set(names))
 
@@ -297,7 +308,7 @@ def test_what_has_no_effect_or_is_misspelt_is_refused(recipe, text, keys, words)
 
 
 def test_no_key_of_training_looks_like_a_misspelt_key_of_model_or_data(recipe):
-    for block in (AugmentArguments, ASTTrainingArguments):
+    for block in (AugmentArguments, ASTTrainingArguments, PretrainingArguments):
         for field in dataclasses.fields(block):
             parse_data_arguments(recipe(f"{field.name}: 1\n", needed="dataset_name: synthetic\n"), [], "a test")
 
@@ -315,9 +326,9 @@ def test_a_misspelt_key_is_told_before_anything_heavy_is_imported():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_saved_recipe_gives_the_same_arguments(path, tmp_path):
-    arguments = parse_arguments([str(path)])
-    save_recipe(arguments, tmp_path / "saved.yaml")
-    assert as_dicts(parse_arguments([str(tmp_path / "saved.yaml")])) == as_dicts(arguments)
+    arguments, saved = parse_any(path), tmp_path / path.name
+    save_recipe(arguments, saved)
+    assert as_dicts(parse_any(saved)) == as_dicts(arguments)
 
 
 @pytest.mark.parametrize(

@@ -65,17 +65,25 @@ def plot_training_curves(results_csv: str | os.PathLike, path: str | os.PathLike
         metric: {metric: "this epoch", f"cum_{metric}": "mean of the epochs so far"},
         "learning rate": {"learning_rate": None},
     }
-    figure = new_figure(12, 3.6)
-    for axes, (name, columns) in zip(figure.subplots(1, len(panels)), panels.items()):
-        for column, label in columns.items():
-            if column in table:
-                axes.plot(table[column].dropna(), marker=".", label=label)
-        axes.set(xlabel="epoch", title=name)
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(axes.lines) > 1:
-            axes.legend()
-    save_figure(figure, path)
+    _draw_panels(table, panels, path)
+
+
+def plot_pretraining_curves(results_csv: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Draw the parts of the loss, how much the pooled outputs differ, the probe and the rate, into a picture file.
+
+    Args:
+        results_csv: Table of a pre-training, whose cells may be empty.
+        path: Of the picture; the suffix chooses the format.
+    """
+    table = pandas.read_csv(results_csv).set_index("epoch").dropna(axis="columns", how="all")
+    panels = {
+        "squared errors": {"patch_loss": "masked patches", "utterance_loss": "whole clips"},
+        "standard deviations": {"target_deviation": "masked patches", "pooled_deviation": "pooled outputs"},
+    }
+    for metric in ("accuracy", "mAP"):
+        if f"rows_{metric}" in table:
+            panels[f"probe: {metric}"] = {f"rows_{metric}": "rows of patches", f"pooled_{metric}": "pooled outputs"}
+    _draw_panels(table, {**panels, "learning rate": {"learning_rate": None}}, path)
 
 
 def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
@@ -177,6 +185,21 @@ def plot_reliability(
     counts.set(xlabel="how sure the model is: mean score of the bin", ylabel="decisions")
     for axes in (shares, counts):
         axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def _draw_panels(table: pandas.DataFrame, panels: dict[str, dict[str, str | None]], path: str | os.PathLike) -> None:
+    """Curves over the epochs: of each panel by its title, the columns that the table has, with their legends."""
+    figure = new_figure(4 * len(panels), 3.6)
+    for axes, (name, columns) in zip(figure.subplots(1, len(panels)), panels.items()):
+        for column, label in columns.items():
+            if column in table:
+                axes.plot(table[column].dropna(), marker=".", label=label)
+        axes.set(xlabel="epoch", title=name)
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(axes.lines) > 1:
+            axes.legend()
     save_figure(figure, path)
 
 

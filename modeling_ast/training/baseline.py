@@ -22,12 +22,13 @@ from modeling_ast.data.recipes import RecipeError
 logger = logging.getLogger(__name__)
 
 
-def check_classes(rows: Dataset, label_names: list[str]) -> None:
+def check_classes(rows: Dataset, label_names: list[str], key: str = "linear_baseline") -> None:
     """Training clips that a linear model has something to tell apart in; looks at labels alone.
 
     Args:
         rows: With a column `labels`: a class index, or a list of them.
         label_names: Of the data set.
+        key: Of the recipe, which asks for it.
 
     Raises:
         RecipeError: All clips have one label, and the same.
@@ -36,8 +37,8 @@ def check_classes(rows: Dataset, label_names: list[str]) -> None:
     if len(found) == 1 and len(labels := found.pop()) == 1:
         name = label_names[labels[0]]
         raise RecipeError(
-            f"Expected training clips of two classes at least for linear_baseline, got {name} alone. Leave it out, or "
-            "add clips of something else."
+            f"Expected training clips of two classes at least for {key}, got {name} alone. Leave it out, or add clips "
+            "of something else."
         )
 
 
