@@ -247,6 +247,51 @@ def run(*argv) -> int:
     return main([str(argument) for argument in argv])
 
 
+@pytest.mark.parametrize(("layers", "expected"), [(None, (1, 2)), ([2], (2,)), ([0, 2, 1], (0, 2, 1))])
+def test_rows_are_mean_and_deviation_of_each_row_of_patches(embedder, model, extractor, sound, layers, expected):
+    window = sound[:LENGTH]
+    (vector,) = embedder(window, readout="rows", layers=layers, padding="longest").vectors
+    features = extractor(window, return_tensors="pt", padding="longest")
+    with torch.no_grad():
+        output = model.base_model(**features, output_hidden_states=True)
+    rows = [row for layer in expected for row in model.fold_patches(output.hidden_states[layer])[0].numpy()]
+    np.testing.assert_allclose(vector, np.concatenate([[r.mean(0), r.std(0)] for r in rows]).ravel(), atol=1e-5)
+    assert len(vector) == embedder.vector_size(expected)
+
+
+def test_rows_do_not_depend_on_padding_and_neighbours(embedder, sound):
+    options = {"readout": "rows", "level": "window", **WINDOWS}
+    clips = [sound[:length] for length in (9000, 4000, 7000)]
+    together = embedder(clips, batch_size=8, **options)
+    for clip, found in zip(clips, together):
+        np.testing.assert_allclose(embedder(clip, batch_size=1, **options).vectors, found.vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layers": [1]}, "layers together with readout rows"),
+        ({"readout": "rows", "layers": [3]}, r"layers of 0 to 2, got \[3\]"),
+        ({"readout": "rows", "level": "patch"}, "level clip or window with readout rows"),
+        ({"readout": "all"}, "readout to be one of pooled, rows, got 'all'"),
+    ],
+)
+def test_a_readout_that_cannot_be_is_refused(embedder, sound, options, words):
+    with pytest.raises(ValueError, match=words):
+        embedder(sound[:LENGTH], **options)
+
+
+def test_the_table_of_rows_is_as_wide_and_goes_on_with_the_same_readout_alone(folder, sounds, tmp_path):
+    argv = [str(sounds), "--model", str(folder), "--output", str(tmp_path / "rows.parquet")]
+    assert main([*argv, "--readout", "rows", "--layers", "2"]) == 1  # one is broken
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert table.schema.field("embedding").type.list_size == 2 * 2 * 32  # rows, mean and deviation, width
+    with pytest.raises(DataError, match="layers"):
+        main([*argv, "--readout", "rows", "--layers", "1"])
+    with pytest.raises(CommandError, match=r"layers of 0 to 2, got \[9\]"):
+        main([*argv, "--readout", "rows", "--layers", "9"])
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_parquet_holds_every_row_with_its_path_and_times(embedder, folder, sounds, tmp_path, level, capsys):
     output = tmp_path / "emb.parquet"

@@ -4,9 +4,12 @@
     modeling-ast embed --recipe RECIPE.yaml [--key value ...] --model MODEL --output FILE.parquet
 
 A row is a recording, a window of it, or a patch of time (`--level`), with path, start and end in seconds; of the clips
-of a recipe split and label too. FILE.journal, a folder beside the table, gets a line a recording once it is done, and
-the table is made of it at the end: the same command again goes on where it was stopped, with what is new or changed
-alone, also divided otherwise. The folder may be deleted when no more recordings come.
+of a recipe split and label too. Its vector is what a classifier sees, or with `--readout rows`, longer and richer, the
+mean and deviation over time of each row of patches in some layers (`--layers`, from 0, which is before the first).
+
+FILE.journal, a folder beside the table, gets a line a recording once it is done, and the table is made of it at the
+end: the same command again goes on where it was stopped, with what is new or changed alone, also divided otherwise.
+The folder may be deleted when no more recordings come.
 
 Under accelerate launch or torchrun each process takes its share of the recordings and a GPU of its own; --part K/N is
 one of N shares, which a SLURM job array fills in. Who is last writes the table; until then it is said what is missing.
@@ -31,7 +34,7 @@ from modeling_ast.data.recipes import RecipeError, parse_data_arguments
 from modeling_ast.data.splits import read_splits
 from modeling_ast.inference.bulk import report_results
 from modeling_ast.inference.embedding_tables import Clips, EmbeddingsFolder, Files, embed_recordings, journal_folder
-from modeling_ast.inference.embeddings import LEVELS, audio_embedder
+from modeling_ast.inference.embeddings import LEVELS, READOUTS, audio_embedder
 from modeling_ast.inference.sound_files import find_files
 
 GOES_ON = "The same command goes on from here."
@@ -62,8 +65,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, recordings: Files | Clips) -> tuple[EmbeddingsFolder, int]:
     """Do what the command line says, up to the table, and return the journal and how many were embedded now."""
-    embedder = audio_embedder(args.model, device=args.device or own_device(os.environ), level=args.level)
+    readout = {"level": args.level, "readout": args.readout, "layers": args.layers}
+    readout = {key: value for key, value in readout.items() if value is not None}
+    embedder = audio_embedder(args.model, device=args.device or own_device(os.environ), **readout)
     try:
+        layers = embedder.choose_layers(args.level, args.readout, args.layers)
         windows = embedder.window_keywords(args.window, args.hop)
     except ValueError as error:
         raise CommandError(str(error)) from error
@@ -71,11 +77,12 @@ def run(args: argparse.Namespace, recordings: Files | Clips) -> tuple[Embeddings
         "model": args.model,
         "fingerprint": fingerprint_model(embedder.model.base_model, embedder.feature_extractor),
         "level": args.level,
+        **({} if layers is None else {"readout": args.readout, "layers": layers}),
         **windows,
         "version": __version__,
     }
-    hidden_size = embedder.model.config.hidden_size
-    folder = EmbeddingsFolder(args.output, settings, recordings, hidden_size, args.overwrite, args.part)
+    size = embedder.vector_size(layers)
+    folder = EmbeddingsFolder(args.output, settings, recordings, size, args.overwrite, args.part)
     reading = {"batch_size": args.batch_size, "num_workers": args.num_workers}
     ignore_length = args.ignore_length or recordings.ignore_length
     return folder, embed_recordings(embedder, folder, args.retry, ignore_length=ignore_length, **reading, **windows)
@@ -91,6 +98,10 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     parser.add_argument("--model", required=True, help="folder or name on the Hub, with a head or without")
     parser.add_argument("--output", required=True, type=Path, help="ends in .parquet")
     parser.add_argument("--level", choices=LEVELS, default="clip", help="what a row is; default: %(default)s")
+    parser.add_argument("--readout", choices=READOUTS, default="pooled", help="what is taken; default: %(default)s")
+    parser.add_argument(
+        "--layers", type=int, nargs="+", metavar="N", help="of rows; default: the middle one, the last"
+    )
     parser.add_argument("--window", type=float, metavar="SECONDS", help="default: the model's own length")
     parser.add_argument("--hop", type=float, metavar="SECONDS", help="default: two thirds of the window")
     add_bulk_options(parser)

@@ -109,7 +109,7 @@ class EmbeddingsFolder(ResultsFolder):
         output: The table, ending in `.parquet`.
         settings: As for `ResultsFolder`.
         recordings: Of the run, with all its parts.
-        hidden_size: Of the vectors.
+        size: Of the vectors.
         overwrite: Whether to forget what there is. A table stays until another one takes its place.
         part: Of a divided run, which this process does.
 
@@ -124,11 +124,11 @@ class EmbeddingsFolder(ResultsFolder):
         output: str | os.PathLike,
         settings: Mapping[str, Any],
         recordings: Files | Clips,
-        hidden_size: int,
+        size: int,
         overwrite: bool = False,
         part: Part = UNDIVIDED,
     ):
-        self.output, self.recordings, self.hidden_size = Path(output), recordings, hidden_size
+        self.output, self.recordings, self.size = Path(output), recordings, size
         super().__init__(journal_folder(self.output), settings, overwrite, part)
 
     def add(self, file: SoundFile, embeddings: Embeddings) -> None:
@@ -143,7 +143,7 @@ class EmbeddingsFolder(ResultsFolder):
         starts, ends, vectors = (entry.get(name) for name in ("starts", "ends", "vectors"))
         if not (isinstance(starts, list) and isinstance(ends, list) and isinstance(vectors, str)):
             return False
-        num_bytes = 4 * self.hidden_size * len(starts)
+        num_bytes = 4 * self.size * len(starts)
         is_whole = len(starts) == len(ends) and len(vectors) == 4 * -(-num_bytes // 3)
         return is_whole and is_number(entry.get("seconds")) and all(map(is_number, starts + ends))
 
@@ -169,14 +169,14 @@ class EmbeddingsFolder(ResultsFolder):
             **{name: _COLUMN_TYPES[name] for name in self.recordings.columns},
             "start": pa.float64(),
             "end": pa.float64(),
-            "embedding": pa.list_(pa.float32(), self.hidden_size),
+            "embedding": pa.list_(pa.float32(), self.size),
         }
         whole = self.path / self.output.name  # in this folder, where what a killed process leaves is removed
         write_rows(whole, rows, fields, self.settings)
         whole.replace(self.output)
 
     def _to_vectors(self, text: str) -> np.ndarray:
-        return np.frombuffer(b64decode(text), "<f4").reshape(-1, self.hidden_size)
+        return np.frombuffer(b64decode(text), "<f4").reshape(-1, self.size)
 
 
 def journal_folder(output: Path) -> Path:

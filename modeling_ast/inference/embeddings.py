@@ -1,7 +1,7 @@
 """Vectors of what a recording holds: one a recording, one a window, or one a patch of time."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from modeling_ast import ASTModel
-from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, make_pipeline
+from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, is_whole, make_pipeline
 from modeling_ast.inference.recordings import Recording
 
 LEVELS = ("clip", "window", "patch")
+READOUTS = ("pooled", "rows")
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Embeddings:
     """Vectors of a recording, in the order of time.
 
     Attributes:
-        vectors: float32 array (rows, hidden_size).
+        vectors: float32 array (rows, `vector_size` of the pipeline).
         starts: Where the stretch begins that a row was computed from, in seconds, float64 (rows,).
         ends: Where it ends.
     """
@@ -38,7 +39,7 @@ class ASTEmbeddingPipeline(ASTAudioClassificationPipeline):
 
     Recordings, windows, features and batches are those of `ASTAudioClassificationPipeline`, and so are the keywords
     `chunk_length_s`, `stride_length_s`, `padding`, `on_error` and `ignore_length`. The model may have a head or none.
-    Results are `Embeddings`. One more keyword:
+    Results are `Embeddings`. Three more keywords:
 
         level: What a row is. "clip": the recording; the mean over its windows, each by the time that it covers.
             "window": a window; what the head sees of it (`pooler_output`), with the stretch that it covers, which
@@ -46,16 +47,46 @@ class ASTEmbeddingPipeline(ASTAudioClassificationPipeline):
             `last_hidden_state`, with the 175 ms that a column of 16 frames covers, every `time_stride` frames. Where
             windows overlap, a column is taken from the window that covers its centre, so that time is gone through
             once. Padding has no rows.
+        readout: What is taken of a window. "pooled": what the head sees. "rows": the mean and the standard deviation
+            over time of each row of patches, in some layers, one after the other: richer, where the model is frozen.
+        layers: Whose output "rows" takes, from 0, the embeddings, to the number of layers; `None` takes the middle
+            layer and the last.
     """
 
+    def choose_layers(self, level: str, readout: str, layers: Sequence[int] | None) -> list[int] | None:
+        """Whose output is taken, by the keywords together; `None` where it is what the head sees.
+
+        Raises:
+            ValueError: Layers that the model does not have, or keywords that do not go together.
+        """
+        if readout == "pooled":
+            if layers is not None:
+                raise ValueError("Expected layers together with readout rows, got them with pooled.")
+            return None
+        if level == "patch":
+            raise ValueError("Expected level clip or window with readout rows, which sums up time, got patch.")
+        config = self.model.config
+        layers = list(config.readout_layers if layers is None else layers)
+        if not layers or not all(is_whole(layer, 0) and layer <= config.num_hidden_layers for layer in layers):
+            raise ValueError(f"Expected layers of 0 to {config.num_hidden_layers}, got {layers}.")
+        return layers
+
+    def vector_size(self, layers: Sequence[int] | None) -> int:
+        """Numbers of a vector, by what `choose_layers` gives."""
+        config = self.model.config
+        if layers is None:
+            return config.hidden_size
+        return len(layers) * config.num_frequency_patches * 2 * config.hidden_size
+
     def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
-        level = {key: kwargs.pop(key) for key in ("level",) if key in kwargs}
-        if level and level["level"] not in LEVELS:
-            raise ValueError(f"Expected level to be one of {', '.join(LEVELS)}, got {level['level']!r}.")
+        own = {key: kwargs.pop(key) for key in ("level", "readout", "layers") if key in kwargs}
+        for key, values in (("level", LEVELS), ("readout", READOUTS)):
+            if own.get(key, values[0]) not in values:
+                raise ValueError(f"Expected {key} to be one of {', '.join(values)}, got {own[key]!r}.")
         window_params, _, of_scores = super()._sanitize_parameters(**kwargs)
         if of_scores:
             raise TypeError(f"{next(iter(of_scores))!r} says something of scores, and embeddings have none.")
-        return window_params, level, level
+        return window_params, own, {key: value for key, value in own.items() if key == "level"}
 
     def preprocess(
         self, source: Recording, chunk_length_s: float | None = None, stride_length_s: Any = None, **kwargs
@@ -67,7 +98,17 @@ class ASTEmbeddingPipeline(ASTAudioClassificationPipeline):
                 item = {**item, "begin": max(0, item["start"] - cutter.left), "length": cutter.length}
             yield item
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor], level: str = "clip") -> dict[str, torch.Tensor]:
+    def _forward(
+        self,
+        model_inputs: dict[str, torch.Tensor],
+        level: str = "clip",
+        readout: str = "pooled",
+        layers: Sequence[int] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        if (chosen := self.choose_layers(level, readout, layers)) is not None:
+            outputs = self.model.base_model(**model_inputs, output_hidden_states=True, return_dict=True)
+            states = [outputs.hidden_states[layer] for layer in chosen]
+            return {"vectors": self.model.summarize_rows(states, model_inputs.get("attention_mask"))}
         outputs = self.model.base_model(**model_inputs, return_dict=True)
         if level == "patch":
             grid = self.model.fold_patches(outputs.last_hidden_state)  # (batch, frequency, time, hidden_size)
