@@ -1,15 +1,14 @@
 """A student: trained on what teachers have said of the very views that it gets."""
 
-import copy
 import logging
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from modeling_ast import ASTConfig, ASTModel
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.arguments import Arguments
+from modeling_ast.training.body import BodyTrainer
 from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.targets import TargetsFolder, describe_difference
 from modeling_ast.training.teaching import views_of
@@ -46,41 +45,13 @@ class TaughtCollator:
         return {**batch, "labels": labels}
 
 
-class EmbeddingTrainer(ASTTrainer):
-    """A trainer of a model whose head, a norm and a linear layer on its pooled output, predicts embeddings, and is
-    thrown away: what is saved at the end is an `ASTModel`, without labels.
+class EmbeddingTrainer(BodyTrainer):
+    """A trainer of a model whose head, a norm and a linear layer on its pooled output, predicts embeddings.
 
     The loss is the squared error of standardised embeddings: each of their numbers counts alike, whatever its scale
     and mean are, where a cosine would be near 1 for all clips if the numbers have a large mean in common, as those
     behind a rectifier do.
     """
-
-    @property
-    def trained_model(self) -> ASTModel:
-        """The body."""
-        return self.model.base_model
-
-    def averaged_model(self) -> ASTModel:
-        """A body that has the average for weights."""
-        averaged = ASTModel(_without_labels(self.model.config))
-        averaged.load_state_dict(self._of_body(self.average.weights))
-        return averaged
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """All of the model into a checkpoint; at the end the body alone."""
-        if self._is_saving_checkpoint:
-            super()._save(output_dir, state_dict)
-            return
-        whole, body = self.model, self.trained_model
-        body.config, self.model = _without_labels(whole.config), body
-        try:
-            super()._save(output_dir, None if state_dict is None else self._of_body(state_dict))
-        finally:
-            body.config, self.model = whole.config, whole
-
-    def _of_body(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        prefix = f"{ASTModel.base_model_prefix}."
-        return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
 def find_targets(arguments: Arguments) -> TargetsFolder | None:
@@ -132,9 +103,3 @@ def learn_from_teachers(trainer: ASTTrainer, targets: TargetsFolder, arguments: 
     trainer.teachers, trainer.num_taught_epochs = targets.description["teachers"], targets.num_epochs
     weight = arguments.training.hard_label_weight
     trainer.train_collator = TaughtCollator(trainer.train_collator, targets, weight)
-
-
-def _without_labels(config: ASTConfig) -> ASTConfig:
-    body = copy.deepcopy(config)
-    body.num_labels, body.problem_type, body.thresholds = 2, None, None  # as of a model without a head
-    return body

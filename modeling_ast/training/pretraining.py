@@ -1,16 +1,16 @@
 """A run without labels: its model, its batches, and its trainer."""
 
-import copy
 import logging
 from functools import partial
 from typing import Any
 
 import torch
 
-from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTModel
+from modeling_ast import ASTConfig, ASTFeatureExtractor
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.processes import together
 from modeling_ast.data.recipes import RecipeError
+from modeling_ast.training.body import BodyTrainer, without_labels
 from modeling_ast.training.building import build_model_and_extractor
 from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.losses import TrainingLosses
@@ -19,7 +19,6 @@ from modeling_ast.training.pretraining_arguments import PretrainingRecipe
 from modeling_ast.training.probe import Probe, read_probe
 from modeling_ast.training.results import RunRecord
 from modeling_ast.training.stages import prepare_clips
-from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class MaskingCollator(AugmentingCollator):
         return {**batch, "kept": draw_kept(self.config, frames, batch_frames, *masks)}
 
 
-class PretrainingTrainer(ASTTrainer):
+class PretrainingTrainer(BodyTrainer):
     """A trainer whose evaluation writes down what the training tells, and what the probe finds, where there is one.
 
     Args:
@@ -70,32 +69,6 @@ class PretrainingTrainer(ASTTrainer):
         super().__init__(model=model, **options)
         self.probe = probe
         self.parts = {name: TrainingLosses(self.accelerator) for name in model.part_names}
-
-    @property
-    def trained_model(self) -> ASTModel:
-        """The encoder, without what is thrown away."""
-        return self.model.base_model
-
-    def averaged_model(self) -> ASTModel:
-        """An encoder of its own that has the average for weights."""
-        averaged = ASTModel(copy.deepcopy(self.model.config))
-        averaged.load_state_dict(self._of_encoder(self.average.weights))
-        return averaged
-
-    def _of_encoder(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        prefix = f"{self.model.base_model_prefix}."
-        return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """All of the model into a checkpoint; at the end the encoder alone."""
-        if self._is_saving_checkpoint:
-            super()._save(output_dir, state_dict)
-            return
-        whole, self.model = self.model, self.trained_model
-        try:
-            super()._save(output_dir, None if state_dict is None else self._of_encoder(state_dict))
-        finally:
-            self.model = whole
 
     def _progress(self) -> dict[str, Any]:
         """As for a training with labels, and the parts of the loss."""
@@ -142,8 +115,7 @@ def build_for_pretraining(recipe: PretrainingRecipe) -> tuple[ASTForMaskedPretra
     name, keys = recipe.model.model_name_or_path, recipe.pretraining
     started, extractor = build_model_and_extractor(recipe.model, [])
     body = started.base_model
-    config = copy.deepcopy(body.config)
-    config.id2label, config.label2id, config.problem_type = {0: "LABEL_0"}, {"LABEL_0": 0}, None
+    config = without_labels(body.config)
     try:
         model = ASTForMaskedPretraining(
             config, keys.decoder_layers, keys.decoder_width, keys.normalize_targets, keys.utterance_weight
