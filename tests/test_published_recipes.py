@@ -286,7 +286,10 @@ def rates(name: str, num_epochs: int, steps_per_epoch: int) -> list[float]:
 EPOCHS = {"esc50": 7, "speech_commands_v2": 7, "audioset_balanced": 7, "audioset_full": 4}
 STEPS_PER_EPOCH = {"demo": 3, "esc10_events": 4}  # of background there are 50 clips in the fold that trains
 # An epoch is an update here too; and a layer above the first one is needed by what rises with the layers.
-OWN = {"audioset_full_2025": ["--num_hidden_layers=2", "--samples_per_epoch=12", "--global_batch_size=12"]}
+OWN = {
+    "audioset_full_2025": ["--num_hidden_layers=2", "--samples_per_epoch=12", "--global_batch_size=12"],
+    "audioset_student": ["--samples_per_epoch=12", "--global_batch_size=12"],
+}
 
 
 @pytest.mark.slow
