@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers.models.audio_spectrogram_transformer import modeling_audio_spectrogram_transformer as stock
 
 from modeling_ast import ASTFeatureExtractor, ASTModel
+from modeling_ast.commands import check, statistics
 from modeling_ast.commands import pretrain as script
 from modeling_ast.data.recipes import ModelArguments, RecipeError
 from modeling_ast.data.synthetic import generate_clip
@@ -396,6 +397,13 @@ def test_the_recipe_of_the_package_learns_from_its_first_steps(recipe, tmp_path)
 
 
 # Recipes
+
+
+def test_the_sounds_of_a_recipe_are_checked_and_measured_by_it(recipe, capsys):
+    assert check.main([str(recipe), "--unlabelled=true", "--output_dir=x"]) in (0, 1)
+    assert "no labels, 19 clips for train" in capsys.readouterr().out
+    statistics.main([str(recipe), "--unlabelled=true"])
+    assert "mean" in capsys.readouterr().out
 
 
 def parse(*argv: str):

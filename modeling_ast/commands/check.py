@@ -31,6 +31,7 @@ from modeling_ast.data.files import written_beside
 from modeling_ast.data.splits import read_tables
 from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.building import build_model_and_extractor
+from modeling_ast.training.pretraining_arguments import PretrainingRecipe
 from modeling_ast.training.sampling import class_balanced_weights
 
 NUM_EXAMPLES = 3
@@ -49,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         CommandError, RecipeError, DataError: Options, keys, a model or a data set that cannot be used at all.
     """
     options, recipe_argv = parse_options(argv)
-    arguments = model_args, data_args, _, training_args = parse_arguments(recipe_argv)
+    arguments = parse_arguments(recipe_argv, PretrainingRecipe)  # which has the keys of all recipes
+    model_args, data_args, training_args = arguments.model, arguments.data, arguments.training
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     splits = read_tables(data_args, model_args.problem_type == "multi_label_classification")
     _, extractor = build_model_and_extractor(model_args, splits.label_names)
@@ -87,7 +89,7 @@ def check_clips(
     clips: list[ClipSummary], splits: AudioSplits, extractor: ASTFeatureExtractor, arguments: Arguments
 ) -> Iterator[Finding]:
     """What the sounds say."""
-    augment_args = arguments[2]
+    augment_args = arguments.augment
     yield from sound_checks.check_files(clips)
     readable = [clip for clip in clips if not clip.fault]
     training = [clip for clip in readable if clip.split == "train"]
@@ -106,7 +108,7 @@ def check_clips(
 
 def check_labels(splits: AudioSplits, model_label_names: list[str] | None, arguments: Arguments) -> Iterator[Finding]:
     """What the labels say, of all clips, listened to or not."""
-    model_args, _, _, training_args = arguments
+    model_args, training_args = arguments.model, arguments.training
     labels = {name: label_checks.read_labels(rows) for name, rows in splits}
     is_balanced = training_args.class_balanced_sampling
     yield from label_checks.check_spelling(splits.label_names)
