@@ -371,7 +371,8 @@ def test_two_processes_make_the_same_run_as_one(recipe, whole, tmp_path):
             assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-5)
     found, wanted = (load_file(folder / "model.safetensors") for folder in (tmp_path / "run", whole[0]))
     for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+        if not name.endswith("key.bias"):  # on which no output depends: Adam makes steps of what rounding leaves
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow
