@@ -50,14 +50,15 @@ def load_original_checkpoint(
 ) -> ASTForAudioClassification | ASTModel:
     """A model from a checkpoint of the training code that published it.
 
-    Of AST (such as `audioset_10_10_0.4593.pth`), with its head, and of SSAST's patch models (such as
-    `SSAST-Tiny-Patch-400.pth`), which learnt without labels and have none. Depth and width are read from the weights.
-    What an SSAST was trained with is in them too; AST's strides are in the file name (`..._<frequency>_<time>_...`),
-    or have to be said. An SSAST that was fine-tuned has AST's layout; its head, unless it was trained with the task
-    `ft_cls`, reads the mean of the patches instead of the special tokens, and is of no use here. Of PaSST, with
-    its head: its features are those of `PaSSTFeatureExtractor`, and strides and length are read from its tables of
-    positions; of a shorter `max_length` it takes the first along time, as PaSST does. And the encoder of a pre-trained
-    AudioMAE, as a start: its one special token becomes both of ours.
+    Depth and width are read from the weights. Known are
+
+    - AST, such as `audioset_10_10_0.4593.pth`. Its strides are in the file name (`..._<frequency>_<time>_...`), or
+      have to be said. A fine-tuned SSAST is the same; its head, unless its task was `ft_cls`, reads the mean of the
+      patches instead of the special tokens, and is of no use here.
+    - SSAST's patch models, such as `SSAST-Tiny-Patch-400.pth`: they learnt without labels and have no head.
+    - PaSST, such as `passt-s-f128-p16-s10-ap.476-swa.pt`, on the features of `PaSSTFeatureExtractor`. With a shorter
+      `max_length` it keeps the first of its positions along time, as it does itself with shorter clips.
+    - AudioMAE, pre-trained: its encoder, as a start. Its one special token becomes both of ours; it has no head.
 
     Args:
         path: The `.pth` file: a bare state dict, with or without the prefix `module.`.

@@ -186,7 +186,7 @@ def _read_audio_mae(
     }
     body, unused = from_timm(encoder)
     table = state_dict.get("pos_embed")
-    if table is None or table.ndim != 3 or "embeddings.cls_token" not in body:
+    if table is None or table.ndim != 3 or not table.shape[1] or "embeddings.cls_token" not in body:
         raise ValueError(f"Expected cls_token and pos_embed (1, 1 + patches, width) of an AudioMAE in {path}.")
     body["embeddings.distillation_token"] = body["embeddings.cls_token"]
     special, patches = table[:, [0, 0]], table[:, 1:]
@@ -256,7 +256,11 @@ def from_transformers_deit(state_dict: dict[str, torch.Tensor]) -> tuple[dict[st
 
 
 def network_sizes(body: dict[str, torch.Tensor], source: str | os.PathLike) -> dict[str, int]:
-    """Sizes of the network that the body's weights, in our names, belong to."""
+    """Sizes of the network that the body's weights, in our names, belong to.
+
+    Raises:
+        ValueError: Weights that say them are missing or have other axes; patches that are no squares.
+    """
     needed = {
         "hidden_size": "embeddings.cls_token",
         "patch_size": KERNEL,
@@ -272,7 +276,7 @@ def network_sizes(body: dict[str, torch.Tensor], source: str | os.PathLike) -> d
         if len(shape) != rank:
             raise ValueError(f"Expected {needed[size]} with {rank} axes, got shape {shape} in {source}.")
     hidden_size, patch = body[needed["hidden_size"]].shape[-1], tuple(body[KERNEL].shape[2:])
-    if patch[0] != patch[1]:
+    if patch[0] != patch[1] or not patch[0]:
         raise ValueError(
             f"Expected square patches, got {patch[0]} x {patch[1]} in {source}: a frame model of SSAST, whose patches "
             "are all mel bins of two frames, is another network than its patch models."

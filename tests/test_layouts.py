@@ -162,8 +162,8 @@ def test_another_ssast_is_refused_in_a_sentence(ssast, changes, words):
 
 def test_an_ssast_folder_of_the_hub_is_a_start_whatever_its_head(ssast, tmp_path):
     """As `Simon-Kotchou/ssast-tiny-patch-audioset-16-16`: an AST by its class, with a head that nothing trained."""
-    sizes = ASTConfig.from_size("tiny224", num_hidden_layers=1, num_labels=527).to_dict()
-    config = ASTConfig(**{**sizes, "frequency_stride": 16, "time_stride": 16})
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 32}
+    config = ASTConfig(**sizes, frequency_stride=16, time_stride=16, num_labels=527)
     published = ASTForAudioClassification(config)
     published.save_pretrained(tmp_path / "hub")
     ASTFeatureExtractor().save_pretrained(tmp_path / "hub")
@@ -210,6 +210,8 @@ def test_audio_mae_starts_with_its_special_token_twice(audio_mae, input_values):
         ({"num_mel_bins": BINS, "max_length": 64}, {}, "Expected 12 patches.*64 frames of 32 mel bins"),
         ({"num_mel_bins": 80}, {}, "number of patches that 5 rows divide .*got 12"),
         ({"num_mel_bins": BINS}, {"pos_embed": torch.zeros(13)}, "Expected cls_token and pos_embed"),
+        ({"num_mel_bins": BINS}, {"pos_embed": torch.zeros(1, 0, WIDTH)}, "Expected cls_token and pos_embed"),
+        ({}, {"patch_embed.proj.weight": torch.zeros(WIDTH, 1, 0, 0)}, "Expected square patches, got 0 x 0"),
         ({"num_mel_bins": BINS}, {"fc_norm.weight": torch.ones(WIDTH)}, "not used: fc_norm.weight"),
     ],
 )
