@@ -289,7 +289,12 @@ def test_numbers_lie_within_their_intervals(make, settings, interval):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"hidden_dropout_prob": 1.0}, {"attention_probs_dropout_prob": -0.1}, {"mixup_alpha": 100_000_000}],
+    [
+        {"hidden_dropout_prob": 1.0},
+        {"attention_probs_dropout_prob": -0.1},
+        {"initializer_range": 0.0},
+        {"mixup_alpha": 100_000_000},
+    ],
 )
 def test_numbers_of_the_other_blocks_lie_within_theirs(settings):
     (name,) = settings

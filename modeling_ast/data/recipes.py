@@ -136,7 +136,7 @@ class ModelArguments:
 
     def __post_init__(self):
         shares = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
-        check_numbers(self, dict.fromkeys(shares, "[0, 1)"))
+        check_numbers(self, {**dict.fromkeys(shares, "[0, 1)"), "initializer_range": "(0, inf)"})
 
 
 @dataclass
