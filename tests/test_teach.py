@@ -438,6 +438,11 @@ def others(waveforms):
     return loudness(waveforms)
 
 others.sampling_rate, others.labels = 16000, LABELS[1:] + ["other"]
+
+def broken(waveforms):
+    return waveforms[8]
+
+broken.sampling_rate, broken.labels = 16000, LABELS
 """
 
 
@@ -468,6 +473,7 @@ def test_a_function_teaches_from_waveforms_at_its_rate(recipe, tmp_path, functio
         ("none", "expected finite numbers, got NaN"),
         ("unequal", "expected probabilities that sum to 1 for one label a clip"),
         ("others", "Expected the labels of the data, but the model alone has other and the data alone have"),
+        ("broken", r"has failed \(IndexError in .*own_teachers.py, line \d+: list index out of range\)"),
     ],
 )
 def test_a_function_that_cannot_teach_is_refused_in_a_sentence(recipe, tmp_path, functions, name, words):
@@ -603,6 +609,7 @@ def test_what_has_learnt_embeddings_is_a_model_without_labels_to_fine_tune(recip
         (["--linear_baseline=true", "--hard_label_weight=0.1"], "leave out linear_baseline, hard_label_weight"),
         (["--seed=4"], "seed: 3 taught, 4 in this recipe"),
         (["--lora_rank=2", "--model_name_or_path=trained"], "leave out lora_rank"),
+        (["--freeze_backbone=true"], "leave out freeze_backbone"),
     ],
 )
 def test_embeddings_need_no_labels_and_the_views_that_were_taught(recipe, tmp_path, embeddings, keys, words):

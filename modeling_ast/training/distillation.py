@@ -58,16 +58,17 @@ def find_targets(arguments: Arguments) -> TargetsFolder | None:
     """What a run is trained on in place of labels, or `None`.
 
     Raises:
-        RecipeError: No targets, or not all of them, in the folder that the recipe names; or adapters, or keys that
-            need labels, beside embeddings.
+        RecipeError: No targets, or not all of them, in the folder that the recipe names; or adapters, a frozen
+            body, or keys that need labels, beside embeddings.
     """
     data_args, training_args = arguments.data, arguments.training
     if training_args.teacher_targets is None or not training_args.do_train:
         return None
     targets = TargetsFolder.load(training_args.teacher_targets)
     if targets.gives_embeddings:
-        if training_args.lora_rank:
-            raise RecipeError(f"{targets.folder} holds embeddings, which a whole network learns: leave out lora_rank.")
+        for key in ("lora_rank", "freeze_backbone"):
+            if getattr(training_args, key):
+                raise RecipeError(f"{targets.folder} holds embeddings, which a whole network learns: leave out {key}.")
         of_labels = {
             "eval_strategy": training_args.eval_strategy != "no",
             "linear_baseline": data_args.linear_baseline,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.classifiers import label_order, load_classifier
 from modeling_ast.data.fingerprint import fingerprint_model
-from modeling_ast.data.functions import import_function
+from modeling_ast.data.functions import describe_fault, import_function
 from modeling_ast.loading import ModelError
 from modeling_ast.resampling import resample
 from modeling_ast.training.arguments import AugmentArguments
@@ -155,7 +155,7 @@ class FunctionTeacher:
             )
         labels = getattr(self.function, "labels", None)
         self.label_names = None if labels is None else list(map(str, labels))
-        path = getattr(sys.modules.get(self.function.__module__), "__file__", None)
+        path = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
         code = Path(path).read_bytes() if path else b""
         self.fingerprint = hashlib.sha256(repr((self.sampling_rate, self.label_names)).encode() + code).hexdigest()
 
@@ -163,10 +163,13 @@ class FunctionTeacher:
         """Probabilities (batch, labels), or embeddings (batch, size).
 
         Raises:
-            ModelError: The function gives something else.
+            ModelError: The function fails, or gives something else.
         """
         waveforms = [each.numpy() for each in _resampled(view["waveforms"], self.student, self.sampling_rate)]
-        output = torch.as_tensor(np.asarray(self.function(waveforms), dtype=np.float32))
+        try:
+            output = torch.as_tensor(np.asarray(self.function(waveforms), dtype=np.float32))
+        except Exception as error:
+            raise ModelError(f"{self.name} has failed ({describe_fault(error)}).") from error
         size = "size" if self.label_names is None else len(self.label_names)
         if output.ndim != 2 or len(output) != len(waveforms) or size not in ("size", output.shape[1]):
             raise ModelError(
