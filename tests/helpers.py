@@ -167,3 +167,11 @@ class StopAt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop = control.should_training_stop or state.global_step == self.update
+
+
+def without_key_biases(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights but for those that no output depends on, since softmax ignores what all keys have in common.
+
+    Their gradients are rounding alone, of which Adam makes whole steps.
+    """
+    return {name: tensor for name, tensor in weights.items() if not name.endswith("key.bias")}
