@@ -268,15 +268,25 @@ def test_other_teachers_in_the_same_folder_are_refused(recipe, taught, tmp_path,
         teach(recipe, taught[0], teacher, top_k=3)
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", '{"views": {"global_batch_size": 1}}'])
+@pytest.mark.parametrize("content", [None, "", "1", "{}", '{"views": {"global_batch_size": 1}}'])
 def test_a_folder_that_holds_no_targets_is_refused(recipe, tmp_path, content):
     if content is not None:
         (tmp_path / "teaching.json").write_text(content)
     with pytest.raises(RecipeError, match="Expected teacher_targets to be a folder that modeling-ast teach has made"):
         student(recipe, tmp_path / "run", f"--teacher_targets={tmp_path}")
-    if content == "":
+    if content is not None:
         with pytest.raises(DataError, match="expected the description of targets"):
             TargetsFolder.load_description(tmp_path / "teaching.json")
+
+
+def test_a_damaged_file_of_targets_is_named(taught, tmp_path):
+    folder = Path(shutil.copytree(taught[0], tmp_path / "targets"))
+    file = folder / "epoch-00001-00000.npy"
+    file.write_bytes(file.read_bytes()[:-1])
+    targets = TargetsFolder.load(folder)
+    assert len(targets.read([DRAWS - 1])) == 1
+    with pytest.raises(DataError, match="epoch-00001-00000.npy cannot be read .*: remove it, and let modeling-ast"):
+        targets.read([DRAWS])
 
 
 # What a student is trained on

@@ -310,6 +310,12 @@ def test_what_needs_labels_says_so(tmp_path):
         2,
         "error: Expected labels, or teacher_targets to train by, got unlabelled true.",
     )
+    assert end_of(
+        "train", write_recipe(tmp_path, **settings, unlabelled=True, do_train=False, eval_strategy="no")
+    ) == (
+        2,
+        "error: Expected labels to evaluate by, got unlabelled true.",
+    )
     with pytest.raises(DataError, match="Expected clips with labels to evaluate a trained model"):
         DataSource(DataArguments(**settings, unlabelled=True), model_labels=TEACHER).load()
     for key in ("linear_baseline", "leave_out_unknown_labels", "class_balanced_sampling"):

@@ -20,6 +20,7 @@ from modeling_ast.training.same_run import describe_rows
 
 MAX_LABELS = 1 << 15  # whose numbers are int16
 _DESCRIPTION_NAME = "teaching.json"
+_KEYS = ("views", "label_names", "teachers", "top_k", "epochs", "positions_per_file")
 _POSITIONS_IN_FILE = 8192  # at least, and whole updates: what a stop costs, and 10,000 files for 40 epochs of AudioSet
 
 
@@ -64,7 +65,7 @@ class TargetsFolder:
         """
         path = Path(folder) / _DESCRIPTION_NAME
         try:
-            targets = cls(folder, json.loads(path.read_text(encoding="utf-8")))
+            targets = cls(folder, TargetsFolder.load_description(path))
             missing = [file for file in targets.files() if not file.path.is_file()]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RecipeError(
@@ -122,9 +123,13 @@ class TargetsFolder:
             DataError: It cannot be read.
         """
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            description = json.loads(path.read_text(encoding="utf-8"))
+            lacking = [key for key in _KEYS if key not in description]
+        except (ValueError, TypeError) as error:
             raise DataError(f"{path}: expected the description of targets ({error}).") from error
+        if lacking:
+            raise DataError(f"{path}: expected the description of targets, but it lacks {', '.join(lacking)}.")
+        return description
 
     def write(self, file: TargetFile, rows: np.ndarray) -> None:
         """A file, which gets its name when it is whole."""
@@ -137,12 +142,12 @@ class TargetsFolder:
 
     @property
     def embedding_size(self) -> int:
-        return np.load(self.files()[0].path, mmap_mode="r").shape[1]
+        return _open(self.files()[0].path).shape[1]
 
     @cached_property
     def embedding_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of each of an embedding's numbers over the first file, float32 (size,)."""
-        rows = np.load(self.files()[0].path).astype(np.float64)
+        rows = _open(self.files()[0].path).astype(np.float64)
         deviation = rows.std(axis=0)
         return rows.mean(axis=0).astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
 
@@ -164,9 +169,21 @@ class TargetsFolder:
         if (epoch, number) not in self._opened:
             if len(self._opened) > 3:  # a batch is of consecutive positions
                 self._opened.clear()
-            path = self.folder / f"epoch-{epoch:05}-{number:05}.npy"
-            self._opened[epoch, number] = np.load(path, mmap_mode="r")
+            self._opened[epoch, number] = _open(self.folder / f"epoch-{epoch:05}-{number:05}.npy")
         return self._opened[epoch, number][row]
+
+
+def _open(path: Path) -> np.ndarray:
+    """
+    Raises:
+        DataError: A damaged file.
+    """
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}): remove it, and let modeling-ast teach write it again."
+        ) from error
 
 
 def best(probabilities: torch.Tensor, top_k: int) -> np.ndarray:
