@@ -673,9 +673,6 @@ class ASTModel(ASTPreTrainedModel):
         kept: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling | tuple:
         """
-        In training mode, where the configuration has a `patchout_...` above 0 and `kept` says nothing, the patches are
-        those that this batch keeps; see `ASTEmbeddings.draw_patches`.
-
         Args:
             input_values: Log-mel spectrograms of shape (batch, frames, num_mel_bins), normalised; any floating type,
                 cast to the model's. Any number of frames from one patch up: the positions are those that the model
@@ -693,7 +690,7 @@ class ASTModel(ASTPreTrainedModel):
                 tokens alone, and the last layer computes no more.
             kept: Indices of the patches that each clip keeps, int64 of shape (batch, kept patches), frequency-major:
                 nothing sees the others, and `last_hidden_state` has these in their order. Those of padding are not
-                attended to. `None` keeps all.
+                attended to. `None` keeps all, in training mode what `ASTEmbeddings.draw_patches` keeps in this batch.
 
         Returns:
             `last_hidden_state` (batch, tokens, hidden_size) after the final norm: CLS, distillation, then the patches
@@ -705,10 +702,9 @@ class ASTModel(ASTPreTrainedModel):
             ValueError: Other mel bins than the configuration's, less than one patch of frames, or a mask of another
                 shape or with padding before the clip.
         """
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         self.embeddings.check_shape(input_values)
         columns = self.embeddings.count_columns(input_values.shape[1])
         num_columns = own_tokens = None

@@ -64,6 +64,7 @@ print(classifier({{"raw": samples.mean(axis=1), "sampling_rate": sampling_rate}}
 """
 
 _IMPORT = "import modeling_ast  # without it Transformers {lack}\n"
+_LOADS, _STOCK_FEATURES = "It loads in Transformers as it is.", "ASTFeatureExtractor"
 _OWN_LENGTH = "pads shorter clips, which this model has not learnt"
 
 _RESULTS_TEXT = """
@@ -117,12 +118,8 @@ def write_model_card(
     if (rank := _read_recipe(folder).get("lora_rank", "0")) != "0":
         provenance += f" Trained with LoRA of rank {rank}, merged into the weights, and a classifier trained whole."
     features = type(extractor).__name__
-    is_stock = features == "ASTFeatureExtractor"
-    lack = "" if is_stock else f"has no {features}"
-    if is_stock and extractor.padding == "longest":
-        lack = _OWN_LENGTH
     text = _TEXT.format(
-        loads="It loads in Transformers as it is." if is_stock else f"It needs `modeling_ast`, for its `{features}`.",
+        loads=_LOADS if features == _STOCK_FEATURES else f"It needs `modeling_ast`, for its `{features}`.",
         name=name,
         num_labels=config.num_labels,
         kind="any number in a clip" if is_multi_label else "one in a clip",
@@ -133,7 +130,7 @@ def write_model_card(
         seconds=extractor.seconds(extractor.max_length),
         max_length=extractor.max_length,
         shorter="as they are" if extractor.padding == "longest" else "padded",
-        needed=_IMPORT.format(lack=lack) if lack else "",
+        needed=_import_line(extractor),
         num_mel_bins=extractor.num_mel_bins,
         mean=extractor.mean,
         std=extractor.std,
@@ -160,6 +157,14 @@ def write_model_card(
     )
     with written_beside(folder / CARD_NAME) as unfinished:
         unfinished.write_text(f"---\n{metadata.to_yaml()}\n---\n{text}", encoding="utf-8")
+
+
+def _import_line(extractor: ASTFeatureExtractor) -> str:
+    """Of the example, with why; nothing where Transformers alone does the same."""
+    features = type(extractor).__name__
+    if features != _STOCK_FEATURES:
+        return _IMPORT.format(lack=f"has no {features}")
+    return _IMPORT.format(lack=_OWN_LENGTH) if extractor.padding == "longest" else ""
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -401,12 +401,11 @@ def parse_arguments(argv: Sequence[str], kind: type[tuple] = Arguments) -> Argum
     _check_stream(arguments.data, arguments.training)
     if arguments.training.lora_rank and (start := arguments.model.model_name_or_path) in SIZES:
         raise RecipeError(f"Expected trained weights to adapt with lora_rank, got random ones ({start}).")
-    if arguments.data.unlabelled and arguments.training.class_balanced_sampling:
-        raise RecipeError("class_balanced_sampling needs labels: leave it out, or unlabelled.")
+    for key in ("class_balanced_sampling", "hard_label_weight") if arguments.data.unlabelled else ():
+        if getattr(arguments.training, key):
+            raise RecipeError(f"{key} needs labels: leave it out, or unlabelled.")
     if arguments.augment.mixup_probability and arguments.training.do_train:
         _check_partners(arguments)
-    if arguments.data.unlabelled and arguments.training.hard_label_weight:
-        raise RecipeError("hard_label_weight needs labels: leave it out, or unlabelled.")
     if (function := arguments.augment.waveform_transform) and arguments.training.do_train:
         import_function(function, "waveform_transform", None if path is None else Path(path).parent)
     return arguments
