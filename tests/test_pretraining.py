@@ -193,7 +193,7 @@ def test_without_its_weight_there_is_no_utterance_target(input_values):
     ("settings", "width", "words"),
     [
         ({"frequency_stride": 10, "time_stride": 16}, 32, "at least patch_size, 16, got 10 and 16: .*read off"),
-        (GRID, 48, "decoder_width to be a multiple of 32, got 48"),
+        (GRID, 48, r"decoder_width \(half of hidden_size if unset\) to be a multiple of 32, got 48"),
         ({**GRID, "max_length": 16, "num_mel_bins": 16}, 32, "two patches at least"),
     ],
 )

@@ -418,7 +418,7 @@ def loudness(waveforms):
     loud = np.array([min(1.0, abs(each).mean()) for each in waveforms])
     return np.stack([loud, *[(1 - loud) / 9] * 9], axis=1)
 
-loudness.sampling_rate = 8000
+loudness.sampling_rate = np.int64(8000)
 loudness.labels = LABELS
 
 def mute(waveforms):

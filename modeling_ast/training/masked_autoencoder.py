@@ -161,7 +161,10 @@ class PatchDecoder(nn.Module):
     def __init__(self, config: ASTConfig, num_layers: int, width: int):
         super().__init__()
         if width % HEAD_CHANNELS or width < 1:
-            raise ValueError(f"Expected decoder_width to be a multiple of {HEAD_CHANNELS}, got {width}.")
+            raise ValueError(
+                f"Expected decoder_width (half of hidden_size if unset) to be a multiple of {HEAD_CHANNELS}, got "
+                f"{width}."
+            )
         self.config = copy.deepcopy(config)
         self.config.hidden_size, self.config.intermediate_size = width, 4 * width
         self.config.num_hidden_layers, self.config.num_attention_heads = num_layers, width // HEAD_CHANNELS

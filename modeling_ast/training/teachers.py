@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,12 @@ class FunctionTeacher:
         self.name, self.student, self.problem_type = name, student, problem_type
         self.function = import_function(name, "--teachers")
         self.sampling_rate = getattr(self.function, "sampling_rate", None)
-        if not isinstance(self.sampling_rate, int) or self.sampling_rate < 1:
+        if not isinstance(self.sampling_rate, Integral) or self.sampling_rate < 1:  # numpy's too
             raise ModelError(
                 f"{name} cannot be used: expected a function with an attribute sampling_rate, in Hz, got "
                 f"{self.sampling_rate}."
             )
+        self.sampling_rate = int(self.sampling_rate)
         labels = getattr(self.function, "labels", None)
         self.label_names = None if labels is None else list(map(str, labels))
         path = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
