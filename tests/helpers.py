@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -169,9 +170,10 @@ class StopAt(TrainerCallback):
         control.should_training_stop = control.should_training_stop or state.global_step == self.update
 
 
-def without_key_biases(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights but for those that no output depends on, since softmax ignores what all keys have in common.
+def without_key_biases(weights: dict[str, Any]) -> dict[str, Any]:
+    """Weights by their names, or numbers of them, without those that no output depends on.
 
-    Their gradients are rounding alone, of which Adam makes whole steps.
+    Softmax ignores what all keys have in common: gradients of their biases are rounding alone, of which Adam makes
+    whole steps.
     """
     return {name: tensor for name, tensor in weights.items() if not name.endswith("key.bias")}

@@ -37,11 +37,12 @@ _INTERVALS = {
         "(0, 1]": "layer_learning_rate_decay",
         "(0, inf)": "num_train_epochs save_steps logging_steps lr_step_factor head_learning_rate_factor lora_alpha",
         "[1, inf)": "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-        "save_total_limit lr_step_epochs weight_average_steps early_stopping_patience ddp_timeout samples_per_epoch "
+        "save_total_limit lr_step_epochs weight_average_steps early_stopping_patience ddp_timeout "
         "num_freq_masks num_time_masks",
         "[0, inf)": "learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps eval_steps eval_delay "
         "lora_rank dataloader_num_workers freq_mask_bins time_mask_frames max_noise roll_frames lr_step_first_epochs "
         "early_stopping_threshold",
+        "[1, 1000000000]": "samples_per_epoch",  # whose order is in memory
         "[0, 100]": "gain_db",  # 16 bits hold 96 dB
         "[0, 4294967296)": "seed data_seed",  # numpy's
         "(0, 1000]": "mixup_alpha",  # larger ones only make every weight 0.5
