@@ -271,7 +271,7 @@ def test_numbers_are_finite(block, value):
         ({"seed": -1}, "[0, 4294967296)"),
         ({"seed": 2**32}, "[0, 4294967296)"),
         ({"data_seed": -1}, "[0, 4294967296)"),
-        ({"samples_per_epoch": 0}, "[1, inf)"),
+        ({"samples_per_epoch": 0}, "[1, 1000000000]"),
         ({"per_device_train_batch_size": 0}, "[1, inf)"),
         ({"per_device_eval_batch_size": 0}, "[1, inf)"),
         ({"gradient_accumulation_steps": 0}, "[1, inf)"),

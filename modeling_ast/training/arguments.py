@@ -9,18 +9,17 @@ from typing import Literal, NamedTuple
 
 from transformers import TrainingArguments
 
-from modeling_ast.configuration_ast import SIZES
 from modeling_ast.data.functions import import_function
 from modeling_ast.data.metrics import COUNT_LEFT_OUT, METRICS
 from modeling_ast.data.recipes import (
     DataArguments,
     ModelArguments,
-    RecipeError,
     check_numbers,
     parse_blocks,
     read_recipe,
 )
 from modeling_ast.training.adapters import TARGETS, refuse_unusable_lora
+from modeling_ast.training.combinations import refuse_unusable_keys
 from modeling_ast.training.process_group import join_on_cpus, refuse_lone_processes
 from modeling_ast.training.sharding import refuse_unusable_fsdp
 
@@ -37,8 +36,8 @@ _INTERVALS = {
         "(0, 1]": "layer_learning_rate_decay",
         "(0, inf)": "num_train_epochs save_steps logging_steps lr_step_factor head_learning_rate_factor lora_alpha",
         "[1, inf)": "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-        "save_total_limit lr_step_epochs weight_average_steps early_stopping_patience ddp_timeout "
-        "num_freq_masks num_time_masks",
+        "save_total_limit lr_step_epochs weight_average_steps early_stopping_patience ddp_timeout num_freq_masks "
+        "num_time_masks",
         "[0, inf)": "learning_rate weight_decay adam_epsilon max_grad_norm warmup_steps eval_steps eval_delay "
         "lora_rank dataloader_num_workers freq_mask_bins time_mask_frames max_noise roll_frames lr_step_first_epochs "
         "early_stopping_threshold",
@@ -399,53 +398,7 @@ def parse_arguments(argv: Sequence[str], kind: type[tuple] = Arguments) -> Argum
     recipe = [] if path is None else read_recipe(path)
     kinds = tuple(kind.__annotations__.values())
     arguments = kind(*parse_blocks(kinds, recipe + argv, "Train and evaluate an Audio Spectrogram Transformer."))
-    _check_stream(arguments.data, arguments.training)
-    if arguments.training.lora_rank and (start := arguments.model.model_name_or_path) in SIZES:
-        raise RecipeError(f"Expected trained weights to adapt with lora_rank, got random ones ({start}).")
-    for key in ("class_balanced_sampling", "hard_label_weight") if arguments.data.unlabelled else ():
-        if getattr(arguments.training, key):
-            raise RecipeError(f"{key} needs labels: leave it out, or unlabelled.")
-    if arguments.augment.mixup_probability and arguments.training.do_train:
-        _check_partners(arguments)
+    refuse_unusable_keys(arguments)
     if (function := arguments.augment.waveform_transform) and arguments.training.do_train:
         import_function(function, "waveform_transform", None if path is None else Path(path).parent)
     return arguments
-
-
-def _check_partners(arguments: Arguments) -> None:
-    """Mixup's partners have to be at hand."""
-    data_args, augment_args, training_args = arguments.data, arguments.augment, arguments.training
-    if augment_args.mixup_partner == "dataset":
-        if data_args.streaming:
-            raise RecipeError(
-                "Expected mixup_partner batch with streaming, got dataset: a stream is read in its order."
-            )
-        return
-    if training_args.auto_find_batch_size:
-        raise RecipeError("mixup_partner batch needs clips two by two, which auto_find_batch_size may part.")
-    if training_args.per_device_train_batch_size % 2:
-        raise RecipeError(
-            "Expected an even number of clips on each device at a time with mixup_partner batch, got "
-            f"{training_args.per_device_train_batch_size}: of each two the one is mixed into the other."
-        )
-
-
-def _check_stream(data_args: DataArguments, training_args: ASTTrainingArguments) -> None:
-    """What needs to know all clips in advance is refused where they come as a stream."""
-    if not data_args.streaming:
-        return
-    if training_args.do_train and training_args.max_steps <= 0:
-        raise RecipeError("Expected max_steps with streaming: a stream does not tell how long an epoch is.")
-    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
-        if getattr(training_args, name) == "epoch":
-            raise RecipeError(f"Expected {name} steps or no with streaming, got epoch: a stream has no end.")
-    if training_args.accelerator_config.dispatch_batches:
-        raise RecipeError("dispatch_batches of accelerator_config would let one process read the stream for all.")
-    if training_args.weight_average_start is not None and training_args.weight_average_steps is None:
-        raise RecipeError("Expected weight_average_steps with weight_average_start: a stream has no end of an epoch.")
-    if training_args.samples_per_epoch is not None:
-        raise RecipeError("samples_per_epoch has no effect on a stream, which has no epochs: max_steps says how long.")
-    if training_args.teacher_targets is not None:
-        raise RecipeError("teacher_targets are for the clips of a table, in an order that a stream does not have.")
-    if training_args.lr_step_factor is not None:
-        raise RecipeError("lr_step_factor needs to know how long an epoch is, which a stream does not tell.")
