@@ -248,7 +248,7 @@ def make_audioset(folder: Path, json_name: str) -> None:
 
 def prepare(name: str, folder: Path) -> None:
     """The recipe's data, made here in the published layout, by the commands of its header."""
-    if name == "esc50":
+    if name in ("esc50", "esc50_ssast"):
         make_esc(folder / "raw", read_label_table("esc50").names[:8])
     if name in ("esc10", "esc10_events"):
         make_esc(folder / "esc10", list(CLASSES))
