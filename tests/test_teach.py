@@ -146,7 +146,7 @@ def test_a_student_gets_the_views_of_its_teacher_bit_for_bit_and_again_after_its
     assert len(views) == 3 * DRAWS and not torch.equal(views[:DRAWS], views[DRAWS : 2 * DRAWS])
     assert torch.equal(views[: 2 * DRAWS], joined(seen, "input_values"))
     assert torch.equal(views[2 * DRAWS :], views[:DRAWS])
-    assert torch.equal(joined(got, "labels")[2 * DRAWS :], joined(got, "labels")[:DRAWS])
+    torch.testing.assert_close(joined(got, "labels")[2 * DRAWS :], joined(got, "labels")[:DRAWS])
 
 
 def test_without_targets_the_same_recipe_goes_on_with_new_views(recipe, taught, tmp_path):
@@ -188,6 +188,16 @@ def small_files(monkeypatch):
     monkeypatch.setattr(targets, "_POSITIONS_IN_FILE", 8)
 
 
+def assert_same_targets(folder: Path, other: Path) -> None:
+    """Of the same views by the same teachers, within what float16 rounds: they may have been computed elsewhere."""
+    found, wanted = (TargetsFolder.load(each) for each in (folder, other))
+    sizes = {"positions_per_file": None}  # however they are divided into files
+    assert found.description | sizes == wanted.description | sizes
+    positions = range(wanted.num_epochs * DRAWS)
+    probabilities = (each.probabilities(positions, multi_label=False) for each in (found, wanted))
+    torch.testing.assert_close(*probabilities, atol=2**-10, rtol=0)
+
+
 def test_what_is_done_is_not_done_again_and_more_epochs_are_added(recipe, taught, teacher, tmp_path, small_files):
     folder = tmp_path / "targets"
     assert len(joined(teach(recipe, folder, teacher, epochs=1, top_k=4), "said")) == DRAWS
@@ -196,11 +206,11 @@ def test_what_is_done_is_not_done_again_and_more_epochs_are_added(recipe, taught
     (folder / "epoch-00000-00001.npy").unlink()
     (folder / ".1.0.unfinished.npy").write_bytes(b"of a process that was killed")
     assert len(joined(teach(recipe, folder, teacher, epochs=1, top_k=4), "said")) == 8
-    assert contents(folder) == whole
+    again, redone = contents(folder), "epoch-00000-00001.npy"
+    assert again.keys() == whole.keys() and all(again[name] == whole[name] for name in whole if name != redone)
     assert len(joined(teach(recipe, folder, teacher, epochs=2, top_k=4), "said")) == DRAWS
     assert teach(recipe, folder, teacher, epochs=1, top_k=4) == []
-    positions = range(2 * DRAWS)
-    assert np.array_equal(TargetsFolder.load(folder).read(positions), TargetsFolder.load(taught[0]).read(positions))
+    assert_same_targets(folder, taught[0])
 
 
 def test_parts_together_are_the_whole_and_a_student_waits_for_them(recipe, teacher, tmp_path, small_files, capsys):
@@ -211,7 +221,9 @@ def test_parts_together_are_the_whole_and_a_student_waits_for_them(recipe, teach
     with pytest.raises(RecipeError, match="lacks 3 of 6 files of targets, such as epoch-00000-00000.npy"):
         student(recipe, tmp_path, f"--teacher_targets={folder}")
     teach(recipe, folder, teacher, part="1/2")
-    assert contents(folder) == contents(whole) and f"--teacher_targets {folder}" in capsys.readouterr().out
+    assert contents(folder).keys() == contents(whole).keys()
+    assert_same_targets(folder, whole)
+    assert f"--teacher_targets {folder}" in capsys.readouterr().out
 
 
 def test_a_second_process_for_the_same_part_is_refused(recipe, teacher, tmp_path):
@@ -722,9 +734,8 @@ def test_views_and_targets_are_the_same_on_two_processes_and_after_a_stop(recipe
     of_one = ["--gradient_accumulation_steps=2"]
     taught = teach(recipe, tmp_path / "by-1", teacher, keys=of_one)
     launch_two(tmp_path / "said", "teach", recipe, "--teachers", teacher, "--output", tmp_path / "by-2", "--epochs", 2)
-    files = [path.name for path in (tmp_path / "by-1").glob("*.npy")]
-    assert len(taught) == 12 and len(files) == 2
-    assert all((tmp_path / "by-1" / name).read_bytes() == (tmp_path / "by-2" / name).read_bytes() for name in files)
+    assert len(taught) == 12 and len(list((tmp_path / "by-1").glob("*.npy"))) == 2
+    assert_same_targets(tmp_path / "by-2", tmp_path / "by-1")
 
     argv = [recipe, f"--teacher_targets={tmp_path / 'by-1'}", "--logging_steps=1"]
     by_two = launch_two(tmp_path / "got", "train", *argv, f"--output_dir={tmp_path / 'run-2'}")
@@ -735,7 +746,7 @@ def test_views_and_targets_are_the_same_on_two_processes_and_after_a_stop(recipe
     assert [len(each) for each in (whole, by_two, resumed)] == [12, 12, 8]
     for got in (whole, by_two, [*whole[:4], *resumed]):
         assert torch.equal(joined(got, "input_values"), joined(taught, "input_values"))
-        assert torch.equal(joined(got, "labels"), joined(whole, "labels"))
+        torch.testing.assert_close(joined(got, "labels"), joined(whole, "labels"))
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("run-1", "run")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
