@@ -34,8 +34,15 @@ def _shared_folder(name: str) -> Path:
     return folder
 
 
+# Each takes more than ten seconds to make.
+SLOW_FIXTURES = {"exported", "exchange"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before what is slow is left out
 def pytest_collection_modifyitems(items):
     for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
         if "network" in item.keywords and os.environ["HF_HUB_OFFLINE"] == "1":
             item.add_marker(pytest.mark.skip(reason="needs the network: pytest -m network"))
 

@@ -195,6 +195,7 @@ def test_a_base_install_runs_models_and_names_what_the_rest_needs(base_install, 
         assert re.fullmatch(rf"error: .*\bpip install 'modeling_ast\[{extras[name]}\]'\n", told), (name, told)
 
 
+@pytest.mark.slow
 def test_a_command_that_cannot_be_imported_says_so_as_a_module_too(base_install, tmp_path):
     command = [sys.executable, "-m", "modeling_ast.commands.folds"]
     done = subprocess.run(command, env=base_install, cwd=tmp_path, capture_output=True, text=True, timeout=120)

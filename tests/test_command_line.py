@@ -57,24 +57,16 @@ def test_a_command_line_that_cannot_be_used_ends_with_status_2(words, monkeypatc
     assert said == "" and "error: " in errors and "Traceback" not in errors
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param(command, id=way, marks=[] if way == "entry point" else pytest.mark.slow)
-        for way, command in WAYS.items()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", WAYS.values(), ids=WAYS)
 def test_ctrl_c_during_imports_is_one_line(tmp_path, command):
     """In a library that catches all errors."""
     (tmp_path / "transformers.py").write_text(f"try:\n    {PRESS}\nexcept BaseException:\n    pass\n")
     assert run(command, tmp_path) == (130, "", "Stopped by Ctrl-C.\n")
 
 
-@pytest.mark.parametrize(
-    "command",
-    [WAYS["entry point"], *(pytest.param(WAYS[way], marks=pytest.mark.slow) for way in ("module", "script"))],
-    ids=WAYS,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", WAYS.values(), ids=WAYS)
 def test_torchaudio_that_cannot_be_loaded_is_one_sentence(tmp_path, command):
     """What PyPI's torchaudio does beside a torch built for another CUDA."""
     (tmp_path / "torchaudio").mkdir()

@@ -277,7 +277,8 @@ def test_with_standard_operators_alone_any_runtime_gives_the_scores(portable):
                 np.testing.assert_allclose(found, expected_scores(model, extractor, clips), atol=1e-5)
 
 
-@pytest.mark.parametrize("folder_of", ["exported", pytest.param("portable", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("folder_of", ["exported", "portable"])
 def test_openvino_gives_the_scores(folder_of, request):
     openvino = pytest.importorskip("openvino")
     folder, model, extractor, *_ = request.getfixturevalue(folder_of)

@@ -91,9 +91,10 @@ def test_second_derivative_exists(small_blocks):
     assert torch.autograd.gradgradcheck(lambda wave: fbank(wave, 400, 5), waveform)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*lru_cache")
-@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_fbank_gives_the_same(backend, dynamic):
     torch.compiler.reset()
     compiled = torch.compile(fbank, backend=backend, dynamic=dynamic)

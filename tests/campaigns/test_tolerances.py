@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from tolerances import main, read_tolerances
 
 MODULE = """
@@ -30,6 +31,7 @@ def test_each_comparison_is_named_with_what_it_allows():
     ]
 
 
+@pytest.mark.slow
 def test_all_tests_are_read_and_words_choose_among_them(capsys):
     main([])
     everything = capsys.readouterr().out.splitlines()
