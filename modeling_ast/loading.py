@@ -102,6 +102,11 @@ def load_trained(
         raise
     except Exception as error:  # the libraries raise whatever a broken file makes them stumble over
         raise ValueError(why_unreadable(error)) from error
+    if any("lora_" in key for key in found["unexpected_keys"]):
+        raise ValueError(
+            "expected a whole model, got a checkpoint with adapters (LoRA), from which its own run alone goes on: the "
+            "model that they are merged into is in the folder of that run."
+        )
     if other:
         raise ValueError(f"Expected floating-point weights in {name}, got {', '.join(other[:MAX_PROBLEMS])}.")
     refuse_not_finite(model.state_dict(), name)

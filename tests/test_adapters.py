@@ -18,6 +18,7 @@ from test_reproducibility import recipe as recipe
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.recipes import RecipeError
+from modeling_ast.loading import ModelError, load_model
 from modeling_ast.training.adapters import TARGETS, add_adapters
 from modeling_ast.training.arguments import ASTTrainingArguments, parse_arguments
 from modeling_ast.training.output_dir import prepare_output_dir
@@ -133,6 +134,7 @@ def test_a_run_ends_with_an_adapter_and_a_model_without_it(tmp_path, input_value
     before, adapted = start(input_values).logits, model(input_values).logits.detach()
     assert (adapted - before).abs().max() > 1e-2
     trainer.save_end({})
+    assert "as the recipe in the folder above makes them" in (tmp_path / "adapter" / "README.md").read_text()
     assert trainer.model is model and model.state_dict().keys() == start.state_dict().keys()
     close(model(input_values).logits, adapted)
     loaded = ASTForAudioClassification.from_pretrained(tmp_path / "start")
@@ -160,6 +162,8 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, update):
     interrupted = adapted_trainer(tmp_path / "parts", **settings)
     interrupted.add_callback(StopAt(update))
     interrupted.train()
+    with pytest.raises(ModelError, match="got a checkpoint with adapters"):
+        load_model(tmp_path / "parts" / f"checkpoint-{update}")
     resumed = adapted_trainer(tmp_path / "parts", **settings)
     with torch.no_grad():  # all of it comes from the checkpoint
         for each in resumed.model.parameters():
@@ -260,6 +264,7 @@ def test_a_run_with_adapters_resumes_exactly_and_is_the_same_on_two_processes(ar
     assert "Trained with LoRA of rank 2, merged into the weights" in (whole / "README.md").read_text()
     interrupt(monkeypatch, ASTTrainer, "training_step", 8, *argv, *best, "--output_dir", parts)
     assert not (parts / "adapter").exists()
+    assert f'"{argv[2]}"' in (whole / "adapter" / "README.md").read_text()
     run(*argv, *best, "--resume_from_checkpoint=true", "--output_dir", parts)
     assert_identical(parts, whole)
     adapters = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (parts, whole)]

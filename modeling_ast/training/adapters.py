@@ -42,7 +42,12 @@ _CARD = """---
 library_name: peft
 ---
 
-A LoRA adapter, and the classifier trained with it, in PEFT's format, for the weights that training started from:
+A LoRA adapter, and the classifier trained with it, in PEFT's format, for the weights that training started from{which}
+The folder above holds the model that it was merged into, which needs neither PEFT nor this.
+
+"""
+_BY_RECIPE = ", as the recipe in the folder above makes them.\n"
+_BY_NAME = """:
 
 ```python
 from modeling_ast import ASTForAudioClassification
@@ -55,9 +60,6 @@ start = ASTForAudioClassification.from_pretrained(
 )
 model = PeftModel.from_pretrained(start, "{folder}")
 ```
-
-The folder above holds the model that it was merged into, which needs neither PEFT nor this.
-
 """
 
 
@@ -97,7 +99,7 @@ def add_adapters(
         alpha: Over the rank, what the adapter's output is multiplied by; `None` is twice the rank, as the paper has it
             for RoBERTa large.
         targets: Of `TARGETS`; `None` means all.
-        start: Where the model's weights are from.
+        start: A folder or a name on the Hub from which `from_pretrained` loads these weights, where there is one.
 
     Returns:
         What saves the adapter and merges it; its `base_model.model` is the model.
@@ -144,6 +146,7 @@ def save_adapter(folder: Path, adapters: PeftModel) -> None:
     """Write the adapter and the classifier as PEFT does, into a folder that is there."""
     config, start = adapters.base_model.model.config, adapters.peft_config["default"].base_model_name_or_path
     sizes = ", ".join(f"{name}={getattr(config, name)}" for name in ("num_labels", *GEOMETRY_KEYS))
-    card = _CARD.format(start=start, sizes=sizes, folder=ADAPTER_FOLDER)
+    which = _BY_NAME.format(start=start, sizes=sizes, folder=ADAPTER_FOLDER) if start else _BY_RECIPE
+    card = _CARD.format(which=which)
     (folder / "README.md").write_text(card, encoding="utf-8")  # to which PEFT adds what the Hub reads
     adapters.save_pretrained(folder)

@@ -19,6 +19,7 @@ from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_pro
 from modeling_ast.data.processes import decided_by_main, together
 from modeling_ast.data.recipes import RECIPE_NAME, RecipeError
 from modeling_ast.data.splits import read_held_out, read_once, read_splits
+from modeling_ast.loading import is_ast
 from modeling_ast.training.adapters import add_adapters
 from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.baseline import check_classes
@@ -232,7 +233,8 @@ def make_trainer(
     multi_label = problem_type == "multi_label_classification"
     args, start = arguments.training, arguments.model.model_name_or_path
     if training and args.do_train and args.lora_rank:
-        training["adapters"] = add_adapters(model, args.lora_rank, args.lora_alpha, args.lora_targets, start)
+        keys = (args.lora_rank, args.lora_alpha, args.lora_targets)
+        training["adapters"] = add_adapters(model, *keys, start if is_ast(start) else None)
     targets = find_targets(arguments) if training else None
     predicts_embeddings = targets is not None and targets.gives_embeddings
     try:
