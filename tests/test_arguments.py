@@ -13,7 +13,8 @@ from datasets import Dataset
 from modeling_ast import ASTForAudioClassification
 from modeling_ast.commands.train import main as run_recipe
 from modeling_ast.data import synthetic
-from modeling_ast.data.recipes import DataArguments, ModelArguments
+from modeling_ast.data.model_arguments import ModelArguments
+from modeling_ast.data.recipes import DataArguments
 from modeling_ast.modeling_ast import classification_loss
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
 from modeling_ast.training.rows import TrainingRows

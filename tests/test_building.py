@@ -8,7 +8,7 @@ from conftest import make_tiny_config, random_model
 from test_conversion import DEPTH, IMAGE_WEIGHTS, MLP, WIDTH, original_weights, timm_weights, write_deit_release
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_original_checkpoint
-from modeling_ast.data.recipes import ModelArguments
+from modeling_ast.data.model_arguments import ModelArguments
 from modeling_ast.loading import is_ast
 from modeling_ast.training.building import build_feature_extractor, build_model
 

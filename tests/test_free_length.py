@@ -19,8 +19,9 @@ from modeling_ast.commands import check as check_data
 from modeling_ast.commands import train as script
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
+from modeling_ast.data.model_arguments import ModelArguments
 from modeling_ast.data.model_card import write_model_card
-from modeling_ast.data.recipes import BatchArguments, ModelArguments
+from modeling_ast.data.recipes import BatchArguments
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.predictions import predict
 from modeling_ast.training.arguments import AugmentArguments

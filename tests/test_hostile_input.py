@@ -29,8 +29,9 @@ from test_conversion import IN_NAME, load, original_weights
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data import download
 from modeling_ast.data.labels import DataError, read_label_table
+from modeling_ast.data.model_arguments import ModelArguments
 from modeling_ast.data.prepare import read_all_seconds, read_esc50, read_segments
-from modeling_ast.data.recipes import ModelArguments, RecipeError, read_recipe
+from modeling_ast.data.recipes import RecipeError, read_recipe
 from modeling_ast.data.sources import load_splits
 from modeling_ast.inference.page import find_examples
 from modeling_ast.inference.pipeline import audio_tagger

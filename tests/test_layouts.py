@@ -20,7 +20,7 @@ from modeling_ast import (
 )
 from modeling_ast.commands.convert import main as convert
 from modeling_ast.data.label_checks import read_model_labels
-from modeling_ast.data.recipes import ModelArguments
+from modeling_ast.data.model_arguments import ModelArguments
 from modeling_ast.inference.embeddings import audio_embedder
 from modeling_ast.inference.ensemble import load_member
 from modeling_ast.loading import load_model

@@ -10,7 +10,7 @@ from conftest import make_tiny_config, random_model
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTForAudioClassification
-from modeling_ast.data.recipes import ModelArguments
+from modeling_ast.data.model_arguments import ModelArguments
 from modeling_ast.training.building import build_model
 
 close = torch.testing.assert_close

@@ -19,7 +19,8 @@ from transformers.models.audio_spectrogram_transformer import modeling_audio_spe
 from modeling_ast import ASTFeatureExtractor, ASTModel
 from modeling_ast.commands import check, statistics
 from modeling_ast.commands import pretrain as script
-from modeling_ast.data.recipes import ModelArguments, RecipeError
+from modeling_ast.data.model_arguments import ModelArguments
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.training.augment import clip_generator
 from modeling_ast.training.building import build_model_and_extractor

@@ -9,7 +9,7 @@ from conftest import make_tiny_config, random_model
 from transformers import AutoModelForAudioClassification
 
 from modeling_ast import ASTFeatureExtractor, load_waveform
-from modeling_ast.data.recipes import ModelArguments
+from modeling_ast.data.model_arguments import ModelArguments
 from modeling_ast.training.building import build_model
 
 TOLERANCE = 1e-4

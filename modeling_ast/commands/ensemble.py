@@ -23,8 +23,9 @@ from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import METRICS, compute_metrics, to_probabilities
+from modeling_ast.data.model_arguments import FEATURE_KEYS
 from modeling_ast.data.processes import gather_values, join_launched, raise_in_all, together
-from modeling_ast.data.recipes import FEATURE_KEYS, parse_data_arguments
+from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits
 from modeling_ast.inference.ensemble import find_label_names, load_member
 from modeling_ast.inference.predictions import (

@@ -7,7 +7,8 @@ from pathlib import Path
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, load_original_checkpoint
 from modeling_ast.conversion import checkpoint_layout
 from modeling_ast.data.classifiers import label_order, load_classifier
-from modeling_ast.data.recipes import FEATURE_KEYS, DataArguments, ModelArguments
+from modeling_ast.data.model_arguments import FEATURE_KEYS, ModelArguments
+from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.splits import read_label_names, read_splits
 from modeling_ast.loading import ModelError, as_model_error
 

@@ -11,13 +11,8 @@ from transformers import TrainingArguments
 
 from modeling_ast.data.functions import import_function
 from modeling_ast.data.metrics import COUNT_LEFT_OUT, METRICS
-from modeling_ast.data.recipes import (
-    DataArguments,
-    ModelArguments,
-    check_numbers,
-    parse_blocks,
-    read_recipe,
-)
+from modeling_ast.data.model_arguments import ModelArguments, check_numbers
+from modeling_ast.data.recipes import DataArguments, parse_blocks, read_recipe
 from modeling_ast.training.adapters import TARGETS, refuse_unusable_lora
 from modeling_ast.training.combinations import refuse_unusable_keys
 from modeling_ast.training.process_group import join_on_cpus, refuse_lone_processes

@@ -15,7 +15,8 @@ from modeling_ast import (
 )
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import checkpoint_layout, imagenet_sizes
-from modeling_ast.data.recipes import FEATURE_KEYS, ModelArguments, RecipeError
+from modeling_ast.data.model_arguments import FEATURE_KEYS, ModelArguments
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.layouts import strides_in_name
 from modeling_ast.loading import is_ast, load_trained
 from modeling_ast.modeling_ast import GEOMETRY_KEYS

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from modeling_ast.data.recipes import DataArguments, ModelArguments, RecipeError, check_numbers
+from modeling_ast.data.model_arguments import ModelArguments, check_numbers
+from modeling_ast.data.recipes import DataArguments, RecipeError
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments, parse_arguments
 
 _INTERVALS = {
