@@ -156,14 +156,18 @@ def read_blocks(
 
 
 def read_samples(
-    source: str | os.PathLike[str] | bytes | BinaryIO, name: str | None = None, ignore_length: bool = False
+    source: str | os.PathLike[str] | bytes | BinaryIO,
+    name: str | None = None,
+    ignore_length: bool = False,
+    choose: Callable[[int, int], slice] | None = None,
 ) -> tuple[torch.Tensor, int]:
-    """Read a sound file as it is.
+    """Read a sound file as it is, or a part of it, and decode no more than that takes.
 
     Args:
-        source: As for `load_waveform`.
+        source: As for `load_waveform`; a path or bytes, of a part.
         name: What to call the file in errors; `None` means the path.
         ignore_length: As for `load_waveform`.
+        choose: As for `load_part`, of the file's own samples, and with its rate behind their number; `None` means all.
 
     Returns:
         float32 tensor of shape (samples, channels), and the sampling rate in Hz.
@@ -171,8 +175,16 @@ def read_samples(
     Raises:
         AudioError: As from `load_waveform`.
     """
+    if choose is not None:
+        with opened(source, name, ignore_length) as (file, _, opened_name):
+            length = 0 if ignore_length and file.format in COMPRESSED else declared_length(file)
+            wanted = choose(length, file.samplerate)
+            samples = _read_stretch(file, wanted.start, wanted.stop, opened_name) if 0 < wanted.stop < length else None
+            if samples is not None:
+                return samples, file.samplerate
     blocks, rates = zip(*_decode(source, name, ignore_length))
-    return _concatenate(blocks), rates[0]
+    samples = _concatenate(blocks)
+    return samples if choose is None else samples[choose(len(samples), rates[0])], rates[0]
 
 
 def read_seconds(

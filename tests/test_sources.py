@@ -643,8 +643,8 @@ def test_json_lines_hold_lists_and_numbers_for_labels(listed_clips):
 BAD_LISTS = {
     "parts of files": (
         "clips.csv",
-        "audio,start,end,label\nclips/cat_0.wav,0.1,0.2,cat\n",
-        r"clips.csv: expected whole files, .*which part of a file is the clip \(end, start\)",
+        "audio,start,offset,label\nclips/cat_0.wav,0.1,0.2,cat\n",
+        r"clips.csv: expected whole files, .*which part of a file is the clip \(offset, start\)",
     ),
     "parts by their onset": (
         "clips.csv",

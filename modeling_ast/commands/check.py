@@ -26,6 +26,7 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
 from modeling_ast.data import label_checks, sound_checks
 from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.clips import has_stretches
 from modeling_ast.data.examination import LEVELS, ClipSummary, Examination, Finding, in_order, read_all_folds
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.splits import read_tables
@@ -99,7 +100,8 @@ def check_clips(
     yield from label_checks.check_duplicates(readable, splits.label_names)
     yield from label_checks.check_groups([clip for clip in clips if clip.split == "train"], splits.label_names)
     is_padded = extractor.padding == "max_length"
-    yield from sound_checks.check_lengths(readable, extractor.max_length, augment_args.random_crop, is_padded)
+    lengths = extractor.max_length, augment_args.random_crop, is_padded
+    yield from sound_checks.check_lengths(readable, *lengths, any(has_stretches(rows) for _, rows in splits))
     yield from sound_checks.check_statistics(training, extractor)
     freq_masks = augment_args.freq_mask_bins, augment_args.num_freq_masks
     masks = freq_masks, (augment_args.time_mask_frames, augment_args.num_time_masks)

@@ -67,6 +67,21 @@ class AudioSplits:
         return ((name, split) for name in SPLITS if (split := getattr(self, name)) is not None)
 
 
+@dataclass(frozen=True)
+class Stretches:
+    """Where in their recordings the rows of a table are.
+
+    Attributes:
+        starts: In seconds, float64 (rows,).
+        ends: Infinite where a row goes to the end of its recording.
+        unmarked: Recordings that somebody looked through, and in which nothing is marked.
+    """
+
+    starts: np.ndarray
+    ends: np.ndarray
+    unmarked: tuple[str, ...] = ()
+
+
 @dataclass
 class Table:
     """The clips of one split as they are: which columns hold what, and what to call a row in an error."""
@@ -79,11 +94,14 @@ class Table:
     has_columns: bool = True  # that one may choose by their names
     has_separators: bool = False  # between labels, also where one is expected
     is_whole: bool = True  # and not some rows of a stream
+    stretches: Stretches | None = None  # of which the rows are, in recordings
+    numbers: np.ndarray | None = None  # of the rows that these were made of
 
     def where(self, row: int) -> str:
         feature = self.rows.features[self.audio_column]
         path = self.rows[int(row)][self.audio_column] if isinstance(feature, Value) else None
-        return f"{self.source}, {self.unit} {row + 1}" + (f" ({path})" if path else "")
+        number = row if self.numbers is None else self.numbers[row]
+        return f"{self.source}, {self.unit} {number + 1}" + (f" ({path})" if path else "")
 
     def column(self, name: str) -> pa.Array:
         return self.rows.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
@@ -158,8 +176,8 @@ def refuse_parts(source: str | Path, others: Iterable[str]) -> None:
     if parts := [name for name in others if _PART.fullmatch(re.sub(r"[^a-z]+", "_", name.lower()).strip("_"))]:
         raise DataError(
             f"{source}: expected whole files, got columns that seem to say which part of a file is the clip "
-            f"({', '.join(sorted(parts))}). Cut the parts into files of their own or, where each file is such a part "
-            "already, leave these columns out."
+            f"({', '.join(sorted(parts))}). Name those with seconds by start_column_name and end_column_name or, "
+            "where each file is such a part already, leave these columns out."
         )
 
 
@@ -175,7 +193,7 @@ def to_lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
 
 def is_sound(feature: Any) -> bool:
     """Whether a column holds sounds, decoded or not."""
-    return isinstance(feature, Audio) or (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
+    return isinstance(feature, Audio) or (isinstance(feature, dict) and {"bytes", "path"} <= feature.keys())
 
 
 def filter_rows(rows: Dataset, is_wanted: np.ndarray) -> Dataset:

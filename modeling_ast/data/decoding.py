@@ -12,10 +12,10 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from datasets import Dataset
 
-from modeling_ast.audio import AudioError, load_part, load_waveform
+from modeling_ast.audio import AudioError
+from modeling_ast.data.clips import Clip
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class BadClips:
         """Note a clip, unless that was done before.
 
         Args:
-            audio: With `path` and `bytes`, either of which may be `None`.
+            audio: As `Clip` takes it.
             error: Of decoding it.
 
         Raises:
@@ -53,7 +53,7 @@ class BadClips:
         cause = error.__cause__
         if isinstance(cause, MemoryError) or getattr(cause, "errno", None) in _MACHINE_ERRORS:
             raise error
-        name, bad = _name_of(audio), self.read()
+        name, bad = _name_of(Clip(audio)), self.read()
         if name not in bad:
             reason = str(error)
             self._append(name, reason)
@@ -131,19 +131,16 @@ class DecodeAudio:
         Raises:
             AudioError: As from a call.
         """
-        audio = row["audio"] or {"bytes": None, "path": None}
+        clip = Clip(row["audio"])
         labels = {"labels": row["labels"]} if "labels" in row else {}
-        return {"waveform": self._decode(audio, choose), **labels, "path": audio["path"]}
-
-    def _decode(self, audio: dict[str, Any], choose: Callable[[int], slice] | None) -> torch.Tensor | None:
-        source, how = audio["bytes"] or audio["path"], (self.sampling_rate, audio["path"], self.ignore_length)
         try:
-            return load_waveform(source, *how) if choose is None else load_part(source, choose, *how)
+            waveform = clip.load(self.sampling_rate, self.ignore_length, choose)
         except AudioError as error:
             if self.bad_clips is None:
                 raise
-            self.bad_clips.add(audio, error)
-            return None
+            self.bad_clips.add(row["audio"], error)
+            waveform = None
+        return {"waveform": waveform, **labels, "path": clip.name}
 
 
 def decode(
@@ -164,9 +161,8 @@ def decode(
     return rows.with_transform(DecodeAudio(sampling_rate, bad_clips, ignore_length))
 
 
-def _name_of(audio: dict[str, Any] | None) -> str:
-    path, content = (audio or {}).get("path"), (audio or {}).get("bytes")
-    if content is None:
-        return path or "a row without a sound"
+def _name_of(clip: Clip) -> str:
+    if clip.content is None:
+        return clip.name or "a row without a sound"
     # In tables of sounds the path is what the file was called, often no more than `audio.wav`.
-    return f"{path or 'a sound'} ({len(content)} bytes, CRC-32 {zlib.crc32(content):08x})"
+    return f"{clip.name or 'a sound'} ({len(clip.content)} bytes, CRC-32 {zlib.crc32(clip.content):08x})"

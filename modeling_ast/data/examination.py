@@ -14,7 +14,8 @@ import torch
 from datasets import Dataset
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.audio import AudioError, read_samples, to_waveform
+from modeling_ast.audio import AudioError, to_waveform
+from modeling_ast.data.clips import Clip
 from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.sources import read_folds
 from modeling_ast.data.statistics import FbankStatistics, clip_statistics
@@ -112,15 +113,16 @@ class Examination(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> ClipSummary:
         split, number = self.places[index]
         row = self.splits[split][number]
-        audio, folds = row["audio"], self.folds.get(audio_key(row["audio"]), frozenset())
-        summary = ClipSummary(audio["path"] or f"{split} clip {number}", split, as_tuple(row.get("labels", [])), folds)
-        _listen(summary, audio["bytes"] or audio["path"], self.extractor, self.ignore_length)
+        clip, folds = Clip(row["audio"]), self.folds.get(audio_key(row["audio"]), frozenset())
+        summary = ClipSummary(clip.name or f"{split} clip {number}", split, as_tuple(row.get("labels", [])), folds)
+        _listen(summary, clip, self.extractor, self.ignore_length)
         return summary
 
 
 def audio_key(audio: Mapping[str, Any]) -> str | bytes:
-    """What tells one sound of a column `audio` from another: its path, or a digest of its bytes."""
-    return blake2b(audio["bytes"], digest_size=16).digest() if audio["bytes"] else audio["path"]
+    """What tells one sound of a column `audio` from another: its name, or a digest of its bytes."""
+    clip = Clip(audio)
+    return blake2b(clip.content, digest_size=16).digest() if clip.content else clip.name
 
 
 def read_all_folds(data_args: DataArguments) -> dict[str | bytes, frozenset[str]]:
@@ -138,11 +140,11 @@ def as_tuple(labels: int | list[int]) -> tuple[int, ...]:
     return tuple(labels) if isinstance(labels, list) else (labels,)
 
 
-def _listen(summary: ClipSummary, source: str | bytes, extractor: ASTFeatureExtractor, ignore_length: bool) -> None:
+def _listen(summary: ClipSummary, clip: Clip, extractor: ASTFeatureExtractor, ignore_length: bool) -> None:
     """Fill in a summary."""
     rate = extractor.sampling_rate
     try:
-        samples, summary.sampling_rate = read_samples(source, summary.name, ignore_length)
+        samples, summary.sampling_rate = clip.read_samples(ignore_length)
     except AudioError as error:
         summary.fault = str(error)
         return

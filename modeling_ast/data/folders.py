@@ -36,6 +36,7 @@ class FolderContents:
     metadata: list[str] = field(default_factory=list)  # of an AudioFolder: lists that say what belongs to a file
     parquet: list[str] = field(default_factory=list)
     archives: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)  # which may be label files of sounds beside them
     others: Counter[str] = field(default_factory=Counter)  # endings of all else that lies in a sub-folder
 
     @property
@@ -60,9 +61,11 @@ def look_into(folder: Path) -> FolderContents:
             else:
                 if suffix == ".tar":
                     found.archives.append(way)
+                elif suffix == ".txt":
+                    found.texts.append(way)
                 if os.sep in way:  # lists and licences lie beside the folders of the classes
                     found.others[suffix] += 1
-    for paths in (found.sounds, found.metadata, found.parquet, found.archives):
+    for paths in (found.sounds, found.metadata, found.parquet, found.archives, found.texts):
         paths.sort()
     return found
 

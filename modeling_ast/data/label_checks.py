@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from modeling_ast import ASTConfig
 from modeling_ast.conversion import checkpoint_layout
+from modeling_ast.data.clips import Clip
 from modeling_ast.data.examination import ClipSummary, Finding, as_tuple, count_clips
 from modeling_ast.data.labels import name_some
 from modeling_ast.data.sound_checks import SILENCE
@@ -320,4 +321,4 @@ def check_sampling_weights(
 
 
 def _name(rows: Dataset, index: int) -> str:
-    return rows[index]["audio"]["path"] or f"train clip {index}"
+    return Clip(rows[index]["audio"]).name or f"train clip {index}"

@@ -24,10 +24,19 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 100_000  # of a list, while they are Python objects
 
 
-def read_table(path: Path, columns: list[str], audio_dir: str | None, max_missing: int) -> Dataset:
-    """The named columns of a list, the first of them the paths of its sounds."""
+def list_columns(path: Path) -> list[str]:
+    """What the columns of a list are called, of JSON lines by the first."""
+    if suffix_of(path) == ".jsonl":
+        return list(next(_read_json_lines(path), (0, {}))[1])
+    return next(read_rows(path), (0, []))[1]
+
+
+def read_table(
+    path: Path, columns: list[str], audio_dir: str | None, max_missing: int, are_parts: bool = False
+) -> Dataset:
+    """The named columns of a list, the first of them the paths of its sounds; see `read_columns`."""
     columns, parts = list(dict.fromkeys(columns)), []
-    rows = read_columns(path, columns)
+    rows = read_columns(path, columns, are_parts)
     try:
         while part := list(islice(rows, ROWS_AT_ONCE)):
             parts.append(pa.table([pa.array(values) for values in zip(*part)], names=columns))
@@ -45,12 +54,19 @@ def read_table(path: Path, columns: list[str], audio_dir: str | None, max_missin
     return Dataset(table.set_column(0, columns[0], paths))
 
 
-def read_columns(path: Path, columns: list[str]) -> Iterator[list[Any]]:
-    """What stands in the named columns of each row of a list."""
+def read_columns(path: Path, columns: list[str], are_parts: bool = False) -> Iterator[list[Any]]:
+    """What stands in the named columns of each row of a list.
+
+    Args:
+        path: Of the list.
+        columns: All that matter.
+        are_parts: Whether they say which part of a file is the clip; else it is refused that others seem to.
+    """
+    check_others = (lambda *_: None) if are_parts else refuse_parts
     if suffix_of(path) == ".jsonl":
         for number, row in _read_json_lines(path):
             expect_columns(f"{path}, line {number}", list(row), columns, list(row.values()))
-            refuse_parts(path, row.keys() - set(columns))
+            check_others(path, row.keys() - set(columns))
             values = (row[column] for column in columns)
             yield [value.strip() if isinstance(value, str) else value for value in values]
         return
@@ -58,7 +74,7 @@ def read_columns(path: Path, columns: list[str]) -> Iterator[list[Any]]:
     _, names = next(rows, (0, []))
     first = [row for _, row in islice(rows, 1)]
     expect_columns(path, names, columns, *first)
-    refuse_parts(path, set(names) - set(columns))
+    check_others(path, set(names) - set(columns))
     places = [names.index(column) for column in columns]
     for row in chain(first, (row for _, row in rows)):
         yield [row[place] for place in places]

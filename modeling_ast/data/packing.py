@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from datasets import Audio, ClassLabel, Dataset, Features, List
 from huggingface_hub import DatasetCard, DatasetCardData
 from tqdm.auto import tqdm
 
-from modeling_ast.audio import AUDIO_SUFFIXES, AudioError, load_waveform, read_samples
+from modeling_ast.audio import AUDIO_SUFFIXES, AudioError
 from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.clips import Clip, has_stretches, iterate_clips
 from modeling_ast.data.decoding import BadClips
 from modeling_ast.data.files import remove_unfinished, written_beside
 from modeling_ast.data.labels import DataError
@@ -106,9 +107,12 @@ def pack_splits(
         columns: What to call sounds and labels.
 
     Raises:
-        DataError: The folder holds other Parquet files than such shards.
+        DataError: The folder holds other Parquet files than such shards; or clips are stretches of files, and to be
+            packed as they are.
         AudioError: A held-out clip cannot be decoded, or more training clips than the limit.
     """
+    if packing.format == "original" and any(has_stretches(rows) for _, rows in splits):
+        raise DataError("Expected --format flac or opus for stretches of recordings, got original, which packs files.")
     remove_unfinished(folder)
     rename, shards = _renaming(splits, packing), []
     for name, rows in splits:
@@ -153,24 +157,23 @@ class Encoder:
 
     def __call__(self, audio: dict[str, Any] | None) -> bytes | AudioError:
         """The error is returned where the clip cannot be decoded, which is found out in any case."""
-        audio = audio or {"bytes": None, "path": None}
-        source, name = audio["bytes"] or audio["path"], audio["path"]
+        clip = Clip(audio)
         try:
-            content = self._encode(source, name)
+            content = self._encode(clip)
         except AudioError as error:
             return error
         if len(content) > MAX_CLIP_BYTES:
-            return AudioError(f"{name or 'a clip'}: {len(content)} bytes are too many for a row of Parquet.")
+            return AudioError(f"{clip.name or 'a clip'}: {len(content)} bytes are too many for a row of Parquet.")
         return content
 
-    def _encode(self, source: str | bytes, name: str | None) -> bytes:
+    def _encode(self, clip: Clip) -> bytes:
         if self.packing.format == "original":
-            read_samples(source, name, self.ignore_length)
-            return source if isinstance(source, bytes) else Path(source).read_bytes()
+            clip.read_samples(self.ignore_length)
+            return clip.content or Path(clip.path).read_bytes()
         import soundfile
 
         container, subtype, _, _ = FORMATS[self.packing.format]
-        waveform = load_waveform(source, self.packing.sampling_rate, name, self.ignore_length)
+        waveform = clip.load(self.packing.sampling_rate, self.ignore_length)
         content = io.BytesIO()
         soundfile.write(
             content, waveform.clamp(-1, 1).numpy(), self.packing.sampling_rate, format=container, subtype=subtype
@@ -238,7 +241,7 @@ class Shard:
                         raise content
                     self.bad_clips.add(audios[number], content)
                     continue
-                path = self.rename((audios[number] or {}).get("path"))
+                path = self.rename(Clip(audios[number]).name)
                 row = part.slice(number, 1)
                 columns = {audio_column: [{"bytes": content, "path": path}]}
                 columns |= {name: row[name] if name in row.column_names else [None] for name in others}
@@ -293,13 +296,14 @@ def _clips_per_shard(rows: Dataset, encode: Encoder, packing: Packing) -> int:
 
 
 def _describe(rows: Dataset) -> Iterator[tuple[list[str | None], pa.Array]]:
-    """Paths and labels, of clips without any empty lists, some rows at a time, and not the sounds."""
+    """Names and labels, of clips without any empty lists, some rows at a time, and not the sounds."""
     own = [name for name in ("labels",) if name in rows.column_names]
-    rows = rows.select_columns(["audio", *own]).flatten().select_columns(["audio.path", *own]).with_format("arrow")
+    clips, columns = iterate_clips(rows), rows.select_columns(own or ["audio"]).with_format("arrow")
     for start in range(0, len(rows), 100_000):
-        part = rows[start : start + 100_000]
-        labels = part["labels"].combine_chunks() if own else pa.array([[]] * len(part), pa.list_(pa.int64()))
-        yield part["audio.path"].to_pylist(), labels
+        names = [clip.name for clip in islice(clips, 100_000)]
+        no_labels = pa.array([[]] * len(names), pa.list_(pa.int64()))
+        labels = columns[start : start + len(names)]["labels"].combine_chunks() if own else no_labels
+        yield names, labels
 
 
 def _renaming(splits: AudioSplits, packing: Packing) -> Callable[[str | None], str | None]:
@@ -314,9 +318,9 @@ def _renaming(splits: AudioSplits, packing: Packing) -> Callable[[str | None], s
     def rename(path: str | None) -> str | None:
         if not path:
             return None
-        name = path.removeprefix(f"{folder}/")
+        name, mark, times = path.removeprefix(f"{folder}/").partition("#t=")
         stem, own = os.path.splitext(name)
-        return name if suffix is None else (stem if own.lower() in AUDIO_SUFFIXES else name) + suffix
+        return (name if suffix is None or own.lower() not in AUDIO_SUFFIXES else stem) + mark + times + (suffix or "")
 
     return rename
 

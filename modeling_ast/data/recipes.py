@@ -18,6 +18,7 @@ from transformers import HfArgumentParser
 
 from modeling_ast.data.labels import plain
 from modeling_ast.data.model_arguments import ModelArguments, check_numbers
+from modeling_ast.data.stretch_arguments import STRETCH_INTERVALS, StretchArguments
 
 RECIPE_NAME = "recipe.yaml"
 _MAX_BYTES = 1 << 20  # of a recipe; the longest of ours has 3,000
@@ -36,15 +37,15 @@ class RecipeError(ValueError):
 
 
 @dataclass
-class DataArguments:
+class DataArguments(StretchArguments):
     """Where the rows come from; see `modeling_ast.data.sources.DataSource`."""
 
     dataset_name: str = field(
         metadata={
             "help": "synthetic, a folder with a sub-folder a class, a list (.csv, .tsv, .txt, .jsonl, or .json as the "
-            "original's), Parquet (file or folder), a folder of tar archives (WebDataset) or with metadata.csv "
-            "(AudioFolder), an address or pattern of Parquet files or archives (s3://bucket/shards, "
-            "shards/train-*.parquet), or the name of a data set on the Hub."
+            "original's), recordings with label files of Audacity or Raven beside them, Parquet (file or folder), a "
+            "folder of tar archives (WebDataset) or with metadata.csv (AudioFolder), an address or pattern of Parquet "
+            "files or archives (s3://bucket/shards, shards/train-*.parquet), or the name of a data set on the Hub."
         },
     )
     validation_file: str | None = field(
@@ -142,7 +143,8 @@ class DataArguments:
 
     def __post_init__(self):
         samples = dict.fromkeys(("max_train_samples", "max_eval_samples"), "[1, inf)")
-        check_numbers(self, {"max_bad_clips": "[0, inf)", **samples})
+        check_numbers(self, {"max_bad_clips": "[0, inf)", **samples, **STRETCH_INTERVALS})
+        self.check_stretch_keys()
         if not self.label_separator:
             raise ValueError("Expected a label_separator, got nothing.")
         own_names = [part for name in self.split_names.values() for part in name.split("+")]
@@ -150,7 +152,7 @@ class DataArguments:
             raise ValueError(f"Expected splits of their own to train, choose and report on, got {self.split_names}.")
         not_for_streams = (
             *("audio_dir", "fold_column_name", "split_column_name", "validation_file", "test_file"),
-            *("linear_baseline", "leave_out_unknown_labels"),
+            *("linear_baseline", "leave_out_unknown_labels", *self.given_stretch_keys),
         )
         for name in not_for_streams if self.streaming else ():
             if getattr(self, name):

@@ -127,7 +127,11 @@ def _decibels(rms: float) -> str:
 
 
 def check_lengths(
-    clips: Sequence[ClipSummary], max_length: int, random_crop: bool = False, is_padded: bool = True
+    clips: Sequence[ClipSummary],
+    max_length: int,
+    random_crop: bool = False,
+    is_padded: bool = True,
+    are_stretches: bool = False,
 ) -> Iterator[Finding]:
     """Padding and cut against `max_length`.
 
@@ -139,6 +143,7 @@ def check_lengths(
         max_length: Frames of the features.
         random_crop: Whether training takes any part of a longer clip, so that all of it is heard in time.
         is_padded: Whether shorter clips are padded to `max_length`.
+        are_stretches: Whether longer ones may be cut into windows.
     """
     if not clips:
         return
@@ -157,7 +162,7 @@ def check_lengths(
             "length",
             f"{lengths}. Cut by more than a tenth: {count_clips(losing)} of {len(clips)}, {where}; {cut:.1%} of all "
             "audio is cut off.",
-            line if is_much else None,
+            (f"window_seconds: {max_length / 100:g}" if are_stretches else line) if is_much else None,
             tuple(f"{clip.name} ({clip.frames} frames)" for clip in losing),
         )
     if not is_padded:

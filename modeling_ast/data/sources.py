@@ -14,6 +14,7 @@ from typing import Any
 
 from datasets import Dataset, Value, concatenate_datasets
 
+from modeling_ast.data.annotations import is_annotated, read_annotated
 from modeling_ast.data.class_folders import read_class_folders
 from modeling_ast.data.clip_tables import (
     SPLITS,
@@ -42,7 +43,7 @@ from modeling_ast.data.label_columns import (
     report_unknown,
 )
 from modeling_ast.data.labels import DataError
-from modeling_ast.data.lists import read_columns, read_json, read_table
+from modeling_ast.data.lists import list_columns, read_columns, read_json, read_table
 from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.shards import (
     BUILDERS,
@@ -56,6 +57,7 @@ from modeling_ast.data.shards import (
     version_of,
     without_others,
 )
+from modeling_ast.data.stretches import add_stretches, cut_stretches, cut_tables, find_time_columns, read_stretches
 from modeling_ast.data.synthetic import synthetic_folder
 
 logger = logging.getLogger(__name__)
@@ -74,7 +76,8 @@ class DataSource:
             have such folders below train, validation and test; a JSON file is as the original reads it, `{"data":
             [{"wav": path, "labels": "mid1,mid2"}, ...]}`, with paths from the working directory or else from beside
             it. Labels are names, class indices, or lists of either, also such lists as text (`['a', 'b']`). Display
-            names may hold a comma ("Child speech, kid speaking"), so what a comma separates had better be mids.
+            names may hold a comma ("Child speech, kid speaking"), so what a comma separates had better be mids. A list
+            with the columns start and end, and label files of Audacity and Raven beside recordings, name stretches.
         multi_label: Whether a clip may have several labels; `labels` is then a list.
         max_missing: Files of training clips in a list that may not be there; their rows stay.
         model_labels: What a trained model calls its outputs, in their order: the labels of the result.
@@ -109,9 +112,11 @@ class DataSource:
         self._check()
         tables = self._read_tables()
         labels, index = self._read_labels(tables)
+        tables, labels = cut_tables(tables, labels, self.args, self.multi_label, self.max_missing > 0)
         numbers = {split: number_labels(each, index, self.multi_label) for split, each in labels.items()}
         # Rows first and splits after: selecting from rows copies no audio, adding a column to a selection would.
         rows = {split: to_rows(table, numbers.get(split), self.keep_columns) for split, table in tables.items()}
+        rows = add_stretches(rows, tables)
         rows = self._hold_out(rows, tables) if "train" in tables else rows
         rows = self._choose(rows)
         if self.max_missing and suffix_of(self.name) in LIST_SUFFIXES:
@@ -146,8 +151,10 @@ class DataSource:
 
     def _read_tables(self) -> dict[str, Table]:
         for split, name in self.files.items():  # a misspelt column is told before any clip is looked for
-            if suffix_of(name) in TABLE_SUFFIXES and Path(name).expanduser().is_file():
-                next(read_columns(Path(name).expanduser(), self._columns(split in self.labelled)), None)
+            path = Path(name).expanduser()
+            if suffix_of(name) in TABLE_SUFFIXES and path.is_file() and not is_annotated(path, self.args):
+                are_parts = bool(find_time_columns(list_columns(path), self.args, path))
+                next(read_columns(path, self._columns(split in self.labelled), are_parts), None)
         held_out_by = self.args.fold_column_name or self.args.split_column_name
         of_dataset = self.max_missing, self.args.dataset_config_name, self.args.split_names
         tables = self._read(self.name, self.labelled, list(filter(None, [held_out_by])), *of_dataset)
@@ -214,9 +221,14 @@ class DataSource:
         if split_names and (are_classes or suffix in LIST_SUFFIXES):
             keys = ", ".join(f"{split}_split_name" for split in split_names)
             raise DataError(f"{name}: {keys} has no effect on lists and on a folder a class.")
+        if (are_classes or suffix in TABLE_SUFFIXES) and is_annotated(path, self.args, found):
+            return {"train": read_annotated(path, self.args.label_column_name, name, has_labels, found)}
         if suffix in TABLE_SUFFIXES:
-            rows = read_table(path, [*self._columns(has_labels), *others], self.args.audio_dir, max_missing)
-            return {"train": Table(rows, name, audio_column, label_columns.get("train"))}
+            times = find_time_columns(list_columns(path), self.args, path)
+            columns = [*self._columns(has_labels), *others, *times]
+            rows = read_table(path, columns, self.args.audio_dir, max_missing, are_parts=bool(times))
+            table = Table(rows, name, audio_column, label_columns.get("train"))
+            return {"train": read_stretches(table, *times) if times else table}
         if suffix == ".json":
             tables = {"train": read_json(path, self.args.audio_dir, max_missing, has_labels)}
         elif are_classes:
@@ -234,7 +246,10 @@ class DataSource:
             needed = [table.audio_column, *filter(None, [table.label_column]), *(others if split == "train" else ())]
             expect_columns(name, table.rows.column_names, needed)
             if isinstance(table.rows.features[table.audio_column], Value):  # a path: the file may hold other clips too
-                refuse_parts(name, set(table.rows.column_names) - set(needed))
+                if times := find_time_columns(table.rows.column_names, self.args, name):
+                    tables[split] = read_stretches(table, *times)
+                else:
+                    refuse_parts(name, set(table.rows.column_names) - set(needed))
         return tables
 
     def _read_labels(self, tables: dict[str, Table]) -> tuple[dict[str, Labels], LabelIndex]:
@@ -323,8 +338,11 @@ def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
     of_dataset = sys.maxsize, data_args.dataset_config_name, data_args.split_names
     tables = DataSource(data_args)._read(data_args.dataset_name, (), [data_args.fold_column_name], *of_dataset)
     table = tables["train"]
+    if table.stretches is not None:
+        table, _ = cut_stretches(table, None, data_args, multi_label=True, allow_bad=True)
     folds, codes = find_folds(table, data_args.fold_column_name)
-    return to_rows(table), [folds[code] for code in codes]
+    (rows,) = add_stretches({"train": to_rows(table)}, {"train": table}).values()
+    return rows, [folds[code] for code in codes]
 
 
 def _load_dataset(

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.audio import AudioError, load_waveform
+from modeling_ast.audio import AudioError
+from modeling_ast.data.clips import Clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,12 @@ def clip_statistics(waveform: torch.Tensor, extractor: ASTFeatureExtractor) -> F
 
 
 def _row_statistics(row: dict[str, Any], extractor: ASTFeatureExtractor, ignore_length: bool) -> FbankStatistics:
-    audio = row["audio"]
-    waveform = load_waveform(
-        audio["bytes"] or audio["path"], extractor.sampling_rate, audio["path"], ignore_length=ignore_length
-    )
+    clip = Clip(row["audio"])
+    waveform = clip.load(extractor.sampling_rate, ignore_length)
     try:
         return clip_statistics(waveform, extractor)
     except ValueError as error:
-        raise AudioError(f"{audio['path'] or 'a clip without a path'}: {error}") from error
+        raise AudioError(f"{clip.name or 'a clip without a path'}: {error}") from error
 
 
 def pooled_statistics(

@@ -2,7 +2,7 @@
 
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from modeling_ast.audio import AudioError
 from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.clips import iterate_clips
 from modeling_ast.data.parts import Part
 from modeling_ast.inference.bulk import run_pending
 from modeling_ast.inference.embeddings import ASTEmbeddingPipeline, Embeddings
@@ -28,7 +29,6 @@ _COLUMN_TYPES = {
     "label": pa.string(),
     "labels": pa.list_(pa.string()),
 }
-_BATCH_SIZE = 1000  # rows of a data set whose names are read at once
 
 
 class Files(Dataset):
@@ -68,8 +68,8 @@ class Clips(Dataset):
         self.columns = ("path", "split", *own)
         numbers = (number for rows in chosen.values() for number in range(len(rows)))
         self.files = [
-            SoundFile(f"{split} {number}, {path or ''}", "", stamp_of(path) if path else [0, 0])
-            for split, number, path in zip(self.splits.tolist(), numbers, self._list_paths(), strict=True)
+            SoundFile(f"{split} {number}, {clip.name or ''}", "", stamp_of(clip.path) if clip.path else [0, 0])
+            for split, number, clip in zip(self.splits.tolist(), numbers, iterate_clips(self.rows), strict=True)
         ]
 
     def __len__(self) -> int:
@@ -88,10 +88,6 @@ class Clips(Dataset):
         if self.multi_label:
             return {**known, "labels": [self.label_names[label] for label in labels]}
         return {**known, "label": self.label_names[labels]}
-
-    def _list_paths(self) -> Iterator[str | None]:
-        for batch in self.rows.select_columns("audio").with_format("arrow").iter(_BATCH_SIZE):
-            yield from batch["audio"].combine_chunks().field("path").to_pylist()
 
 
 class EmbeddingsFolder(ResultsFolder):

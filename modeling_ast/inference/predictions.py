@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.classifiers import label_order
 from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.clips import iterate_clips
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import decode
 from modeling_ast.data.files import written_beside
@@ -130,13 +131,15 @@ def decide(probabilities: np.ndarray, problem_type: str, thresholds: np.ndarray)
 
 
 def list_clips(chosen: Mapping[str, Dataset]) -> list[tuple[str, str]]:
-    """Path and split of each clip, as `write_predictions` takes them; a sound in a table may have no path.
+    """Name and split of each clip, as `write_predictions` takes them; a sound in a table may have no name.
 
     Args:
         chosen: Rows by split; those of data without splits by "all", which is left empty.
     """
     return [
-        (row["audio"]["path"] or "", "" if split == "all" else split) for split, rows in chosen.items() for row in rows
+        (clip.name or "", "" if split == "all" else split)
+        for split, rows in chosen.items()
+        for clip in iterate_clips(rows)
     ]
 
 
@@ -203,7 +206,7 @@ def write_predictions(
 
     Args:
         path: Of the table.
-        clips: Path and split of each; empty where there is none.
+        clips: Name (its path; of a stretch with its times) and split of each; empty where there is none.
         probabilities: Of shape (clips, num_labels).
         decisions: As from `decide`.
         labels: Class indices or multi-hot.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from modeling_ast.audio import AudioError, read_blocks
+from modeling_ast.data.clips import Clip
 from modeling_ast.data.download import shown_address
 from modeling_ast.data.labels import plain
 from modeling_ast.opening import FILE_RATES
@@ -51,8 +52,9 @@ def read_recording(source: Recording, sampling_rate: int, ignore_length: bool = 
         source: A path, a URL (http or https), the bytes of a sound file, a file that is open for reading bytes, a
             waveform (array or tensor; floats in [-1, 1] or integer PCM) at the rate asked for, a dictionary with
             `array` (or `raw`) and `sampling_rate`, one with `pieces` (of a waveform, one behind the other) and
-            `sampling_rate`, one with `bytes` or `path` as `datasets` gives them undecoded, or a decoder of torchcodec
-            as it gives them decoded. Several channels (along the shorter axis) are averaged.
+            `sampling_rate`, one with `bytes` or `path` as `datasets` gives them undecoded, perhaps with the `start`
+            and `end` of a stretch in seconds, or a decoder of torchcodec as it gives them decoded. Several channels
+            (along the shorter axis) are averaged.
         sampling_rate: Of the result, in Hz.
         ignore_length: As for `modeling_ast.load_waveform`, of files.
 
@@ -67,6 +69,9 @@ def read_recording(source: Recording, sampling_rate: int, ignore_length: bool = 
         source = _fetch(source, name)
     if isinstance(source, Mapping) and source.get("pieces") is not None:
         yield from _resample(source["pieces"], _rate_beside("pieces", source, name), sampling_rate, name)
+        return
+    if isinstance(source, Mapping) and not source.keys().isdisjoint(("start", "end")) and Clip(source).is_stretch:
+        yield Clip(source).load(sampling_rate, ignore_length)
         return
     if isinstance(source, Mapping):
         source, source_rate, name = _open_mapping(source, name)

@@ -185,7 +185,8 @@ def describe_rows(rows: Dataset | IterableDataset) -> str:
     if isinstance(rows, IterableDataset):
         return f"a stream of {rows.num_shards} shard(s)"
     rows = rows.flatten()
-    names = [name for name in ("audio.path", "labels") if name in rows.column_names]  # not the sounds
+    names = ("audio.path", "audio.start", "audio.end", "labels")  # not the sounds
+    names = [name for name in names if name in rows.column_names]
     columns = rows.select_columns(names).with_format("arrow")
     batches = (columns[start : start + 100_000] for start in range(0, len(rows), 100_000))
     return f"{len(rows)} clips ({_digest(text for batch in batches for text in _describe_batch(batch))})"
@@ -195,6 +196,7 @@ def _describe_batch(batch: pa.Table) -> Iterator[str]:
     # Only the ends of the paths: machines may have the data in different places.
     for path in batch["audio.path"].to_pylist():
         yield "/".join((path or "").rsplit("/", 2)[-2:])
+    yield from (str(batch[name].to_pylist()) for name in ("audio.start", "audio.end") if name in batch.column_names)
     if "labels" not in batch.column_names:
         return
     labels = batch["labels"].combine_chunks()

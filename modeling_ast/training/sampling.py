@@ -11,8 +11,9 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from tqdm.auto import tqdm
 
-from modeling_ast.audio import AudioError, read_seconds
+from modeling_ast.audio import AudioError
 from modeling_ast.data.clip_tables import ClipCounts
+from modeling_ast.data.clips import Clip
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.augment import clip_generator
 
@@ -87,9 +88,8 @@ def read_clip_seconds(
     """
 
     def read(index: int) -> float:
-        audio = rows[index]["audio"] or {"bytes": None, "path": None}
         try:
-            return read_seconds(audio["bytes"] or audio["path"], audio["path"], ignore_length)
+            return Clip(rows[index]["audio"]).read_seconds(ignore_length)
         except AudioError:
             if allow_bad:
                 return 0.0
