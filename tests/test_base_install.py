@@ -25,7 +25,7 @@ MODULE_NAMES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 # By the extra that brings what they lack first; the other commands do without.
 COMMANDS = {
     "train": {
-        "calibrate", "check", "embed", "ensemble", "evaluate", "explain", "folds", "pack", "prepare", "push",
+        "calibrate", "check", "embed", "ensemble", "evaluate", "explain", "fit", "folds", "pack", "prepare", "push",
         "statistics", "pretrain", "teach", "train",
     },
     "demo": {"page"},

@@ -13,6 +13,8 @@ from modeling_ast.data.files import written_beside
 
 # Rows that are in memory before they are written: 12 MB of base384's vectors.
 ROWS_A_GROUP = 4096
+# Of a schema's metadata: where the rows come from, as JSON.
+SETTINGS_KEY = "modeling_ast"
 
 
 def write_rows(
@@ -27,9 +29,9 @@ def write_rows(
         path: Of the file.
         rows: As they come.
         fields: Of the columns.
-        metadata: Where they come from; in the schema's metadata, as JSON, under `modeling_ast`.
+        metadata: Where they come from; in the schema's metadata, as JSON, under `SETTINGS_KEY`.
     """
-    schema = pa.schema(list(fields.items()), metadata={"modeling_ast": json.dumps(metadata)})
+    schema = pa.schema(list(fields.items()), metadata={SETTINGS_KEY: json.dumps(metadata)})
     rows = iter(rows)
     with written_beside(path) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
         while group := list(islice(rows, ROWS_A_GROUP)):

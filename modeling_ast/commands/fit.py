@@ -1,0 +1,107 @@
+"""Learn to name sounds from a few labels, in seconds, on stored embeddings, and write a model like any other.
+
+    modeling-ast embed recordings/ --model MODEL --level window --output STORE.parquet
+    modeling-ast fit STORE.parquet LABELS.csv --output MODEL_FOLDER
+
+LABELS is a list with columns audio, start, end (seconds; both may be empty or missing) and label; rows of one stretch
+say its labels together, and an empty label means that it has none of them. 5 to 100 stretches a label will do. Where
+every stretch has one label the head chooses one, else each label is decided by itself.
+
+A logistic regression is fitted on the rows of the store that lie in these stretches; how strongly, is chosen on
+recordings that it has not seen, or on groups of them (--group_column_name: the place, the speaker, the device), and so
+is what to expect of it, with an interval. MODEL_FOLDER is the store's model with this head in its classifier: tag,
+calibrate, export, page, pipelines and Transformers without this package take it.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.data.label_lists import read_label_list
+from modeling_ast.data.labels import plain
+from modeling_ast.inference.embedding_store import EmbeddingStore
+from modeling_ast.inference.examples import find_examples
+from modeling_ast.inference.fitted_model import (
+    build_classifier,
+    describe_counts,
+    describe_expectation,
+    write_fitted_model,
+)
+from modeling_ast.inference.linear_heads import choose_head, normalize
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Fit a head and write its model.
+
+    Args:
+        argv: Command line without the program; `None` takes the process's own.
+
+    Returns:
+        What is written to `fit_results.json`.
+
+    Raises:
+        CommandError, ModelError, DataError: Options, a model, a store or labels that cannot be used.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = parse_command_line(argv)
+    store = EmbeddingStore(args.store)
+    store.expect_pooled()
+    stretches = read_label_list(args.labels, args.audio_dir, args.label_separator, args.group_column_name)
+    examples = find_examples(store, stretches, str(args.labels), args.problem_type)
+    model, extractor = store.load_model(args.model)
+    begin = time.perf_counter()
+    features = normalize(store.vectors(examples.rows), model.config.layer_norm_eps)
+    head, expected = choose_head(features, examples)
+    seconds = time.perf_counter() - begin
+    results = {
+        "model": args.model or store.settings["model"],
+        "problem_type": examples.problem_type,
+        "stretches": len(examples.truth),
+        "recordings": len({each.audio for each in stretches}),
+        "labels": dict(zip(examples.label_names, examples.truth.sum(axis=0).tolist())),
+        "C": head.strength,
+        "expected": expected and expected.summary(),
+    }
+    counts = plain(describe_counts(results["labels"]))
+    print(f"{len(examples.truth)} labelled stretches in {len(examples.rows)} rows: {counts}.")
+    print(f"Fitted in {seconds:.1f} s with C {head.strength:g}. {describe_expectation(results['expected'])}")
+    if args.output is not None:
+        classifier = build_classifier(model, head, examples.label_names, examples.problem_type)
+        write_fitted_model(args.output, classifier, extractor, results)
+        print(f"Saved in {args.output}.")
+    return results
+
+
+def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with what can be checked without a store checked."""
+    parser = Parser(__doc__)
+    parser.add_argument("store", metavar="STORE", help="table that `embed` wrote, by --level window or clip")
+    parser.add_argument("labels", metavar="LABELS", type=Path, help="list of labelled stretches")
+    parser.add_argument("--output", type=Path, help="new folder of the model; default: only what to expect is told")
+    parser.add_argument("--model", help="where the store's model is now; default: as the store says")
+    parser.add_argument("--audio_dir", help="where the paths of LABELS start, from beside it; default: there")
+    parser.add_argument("--label_separator", help="between several labels of a cell; default: a cell is one label")
+    parser.add_argument("--group_column_name", help="column of LABELS, such as place; default: a recording is a group")
+    parser.add_argument(
+        "--problem_type",
+        choices=("single_label_classification", "multi_label_classification"),
+        help="default: as the labels are",
+    )
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    if (
+        args.output is not None
+        and args.output.exists()
+        and not (args.output.is_dir() and not any(args.output.iterdir()))
+    ):
+        raise CommandError(
+            f"Expected a new folder as --output, but {args.output} is there: remove it, or choose another."
+        )
+    return args
+
+
+if __name__ == "__main__":
+    run_command("fit")
