@@ -26,7 +26,7 @@ MODULE_NAMES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 COMMANDS = {
     "train": {
         "calibrate", "check", "embed", "ensemble", "evaluate", "explain", "fit", "folds", "pack", "prepare", "push",
-        "statistics", "pretrain", "teach", "train",
+        "search", "statistics", "pretrain", "teach", "train",
     },
     "demo": {"page"},
 }  # fmt: skip
@@ -131,7 +131,7 @@ def packages_of(names: set[str]) -> set[str]:
 def test_what_is_imported_is_what_setup_cfg_lists():
     imported = set().union(*(imports(path, everywhere=True) for path in PACKAGE.rglob("*.py")))
     listed = requirements()
-    of_users = set().union(*(listed[extra] for extra in ("base", "train", "lora", "onnx", "demo")))
+    of_users = set().union(*(listed[extra] for extra in ("base", "train", "lora", "search", "onnx", "demo")))
     assert packages_of(imported) == modules(of_users)
 
 

@@ -15,7 +15,6 @@ calibrate, export, page, pipelines and Transformers without this package take it
 
 import argparse
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
         choices=("single_label_classification", "multi_label_classification"),
         help="default: as the labels are",
     )
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(argv)
     if (
         args.output is not None
         and args.output.exists()
