@@ -41,8 +41,9 @@ def test_the_epoch_is_chosen_on_the_mean_of_the_folds(tmp_path):
         write_run(tmp_path / "fold_2", [0.9, 0.8, 0.9, 0.6]),
     ]
     summary = summarize_folds(folders)
-    assert summary["chosen"] == {"epoch": 2.0, "folds": [0.8, 0.8], "mean": pytest.approx(0.8)}
-    assert summary["last"] == {"epoch": 4.0, "folds": [0.9, 0.6], "mean": pytest.approx(0.75)}
+    assert summary["chosen"] == {"epoch": 2.0, "folds": [0.8, 0.8], "mean": pytest.approx(0.8), "deviation": 0}
+    last = {"mean": pytest.approx(0.75), "deviation": pytest.approx(0.3 / 2**0.5)}
+    assert summary["last"] == {"epoch": 4.0, "folds": [0.9, 0.6], **last}
     np.testing.assert_allclose(summary["mean"], [0.7, 0.8, 0.8, 0.75])
     np.testing.assert_allclose(summary["cum_mean"], [0.35, 0.4, 0.4, 0.375])
 
@@ -68,8 +69,9 @@ def test_averaged_weights_and_the_linear_model_are_summarised_where_all_folds_ha
             results["validation_baseline_accuracy"] = 0.4
         (folder / "all_results.json").write_text(json.dumps(results))
     summary = run_folds.main([str(tmp_path)])
-    assert summary["weight_average"] == {"folds": [0.5, 0.75], "mean": 0.625} and "baseline" not in summary
-    assert "average of weights: 0.5000, 0.7500; mean 0.6250" in capsys.readouterr().out
+    average = {"folds": [0.5, 0.75], "mean": 0.625, "deviation": pytest.approx(0.25 / 2**0.5)}
+    assert summary["weight_average"] == average and "baseline" not in summary
+    assert "average of weights: 1 0.5000, 2 0.7500; mean 0.6250, deviation 0.1768" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -170,6 +172,20 @@ def test_folds_that_cannot_be_run_are_one_sentence(fold_recipe, launched, argv, 
     with pytest.raises(error, match=words):
         run_folds.main([str(fold_recipe), *argv])
     assert launched == []
+
+
+def test_groups_are_left_out_one_at_a_time_or_some_at_a_time(fold_recipe, launched):
+    fold_recipe.write_text(
+        fold_recipe.read_text().replace("eval_fold: 1\n", "").replace("fold_column_name: fold\n", "")
+    )
+    by_name = ["--group_pattern", "^([0-9])"]
+    run_folds.main([str(fold_recipe), *by_name])
+    assert [run["eval_fold"] for run in launched] == [str(number) for number in range(8)]
+    launched.clear()
+    run_folds.main([str(fold_recipe), *by_name, "--num_folds=4"])
+    assert [(run["eval_fold"], run["num_folds"]) for run in launched] == [(str(fold), "4") for fold in range(1, 5)]
+    with pytest.raises(DataError, match="got num_folds alone. `modeling-ast folds` holds out each"):
+        training_script.main([str(fold_recipe), *by_name, "--num_folds=4"])
 
 
 @pytest.mark.slow

@@ -855,7 +855,11 @@ CSV_NAMES = {"audio_column_name": "audio", "label_column_name": "label"}
             "Expected eval_fold to be one of 0, 1, 2, 7, got 3",
         ),
         (table_of(), {**GOOD, "fold_column_name": "part", "eval_fold": 1}, "column 'part', got .*fold"),
-        (table_of(), {**GOOD, "eval_fold": 1}, "Expected fold_column_name with eval_fold, got eval_fold alone"),
+        (
+            table_of(),
+            {**GOOD, "eval_fold": 1},
+            "Expected fold_column_name, group.* with eval_fold, got eval_fold alone",
+        ),
         (
             table_of(),
             {**GOOD, "fold_column_name": "fold"},

@@ -4,11 +4,12 @@
     modeling-ast folds outputs/esc50 [--metric accuracy]
 
 Each fold is held out in turn: `accelerate launch -m modeling_ast.commands.train` with `--eval_fold`, which the recipe
-need not name, into `fold_NAME` below its `output_dir`. What is finished is not run again, and what was interrupted
-goes on; so several machines can each take some of the folds.
+need not name, into `fold_NAME` below its `output_dir`. Folds are those of `fold_column_name`, or groups such as
+speakers (`group_column_name`, `group_pattern`): each alone, or some at a time with `--num_folds K`. What is finished
+is not run again, and what was interrupted goes on; so several machines can each take some of the folds.
 
-Of a folder with such runs it is the summary alone: the metric of each fold and the mean, at the epoch with the best
-mean (the paper's way, and optimistic: the same clips choose and report) and at the last epoch, from each
+Of a folder with such runs it is the summary alone: the metric of each fold, mean and deviation, at the epoch with the
+best mean (the paper's way, and optimistic: the same clips choose and report) and at the last epoch, from each
 `results.csv`. It is printed, and written to `folds.json` there.
 """
 
@@ -51,11 +52,12 @@ def main(argv: list[str] | None = None) -> dict | None:
         return summarize(arguments.source, arguments.metric or "accuracy")
     recipe = str(arguments.source)
     _, data_args, _, training_args = parse_arguments([recipe, *keys, "--do_train=false"])
-    if data_args.fold_column_name is None:
-        raise RecipeError(f"Expected fold_column_name in {recipe}, got none.")
+    if data_args.fold_column_name is None and not data_args.has_groups:
+        raise RecipeError(f"Expected fold_column_name, group_column_name or group_pattern in {recipe}, got none.")
     if any(key.partition("=")[0] == "--eval_fold" for key in keys):
         raise RecipeError("Expected the folds to hold out as --folds, got --eval_fold.")
-    folds = arguments.folds or sort_folds(read_folds(data_args)[1])
+    of_data = map(str, range(1, data_args.num_folds + 1)) if data_args.num_folds else read_folds(data_args)[1]
+    folds = arguments.folds or sort_folds(of_data)
     if wrong := [fold for fold in folds if not re.fullmatch(r"[^/\\\0]+", fold)]:
         raise RecipeError(f"Expected folds whose names can be folders', got {wrong[0]!r}.")
     output_dir, is_new = Path(training_args.output_dir), training_args.overwrite_output_dir
@@ -82,7 +84,7 @@ def main(argv: list[str] | None = None) -> dict | None:
 def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The command's own options, and the keys of a recipe."""
     parser = Parser(__doc__, usage="%(prog)s RECIPE|OUTPUT_DIR [options] [--key value ...]")
-    parser.add_argument("source", type=Path, metavar="RECIPE|OUTPUT_DIR", help="with fold_column_name; or of the runs")
+    parser.add_argument("source", type=Path, metavar="RECIPE|OUTPUT_DIR", help="with folds or groups; or of the runs")
     parser.add_argument("--folds", nargs="+", help="folds to hold out (default: all that the data set has)")
     parser.add_argument("--accelerate_config", metavar="FILE", help="of configs/accelerate, for the launcher")
     parser.add_argument(

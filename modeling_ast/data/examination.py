@@ -127,7 +127,7 @@ def audio_key(audio: Mapping[str, Any]) -> str | bytes:
 
 def read_all_folds(data_args: DataArguments) -> dict[str | bytes, frozenset[str]]:
     """In which folds each clip stands."""
-    if data_args.fold_column_name is None:
+    if data_args.fold_column_name is None and not data_args.has_groups:
         return {}
     rows, names = read_folds(data_args)
     folds = {}

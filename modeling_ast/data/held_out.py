@@ -1,21 +1,27 @@
-"""Which clips of a data set are held out from training: by a fold, by a column, or by a draw."""
+"""Which clips of a data set are held out from training: by a fold, by groups, by a column, or by a draw."""
 
 import logging
 import math
 import os
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from modeling_ast.data.clip_tables import SPLIT_ALIASES, SPLITS, Table, filter_rows, find_distinct
 from modeling_ast.data.clips import has_stretches, iterate_clips
-from modeling_ast.data.labels import DataError, composed
+from modeling_ast.data.labels import DataError, composed, name_some
 
 logger = logging.getLogger(__name__)
+
+GROUP_COLUMN = "clip_group"  # of rows, where clips are in groups
 
 
 def find_folds(table: Table, column: str) -> tuple[list[str], np.ndarray]:
@@ -72,8 +78,112 @@ def _select(rows: Dataset, parts: list[str], codes: np.ndarray) -> dict[str, Dat
     return {split: filter_rows(rows, own == number) for number, split in enumerate(SPLITS) if number in own}
 
 
+def add_groups(rows: Dataset, table: Table, column: str | None, pattern: str | None) -> Dataset:
+    """The same rows with the name of each clip's group, of a column, or of what a pattern finds in the file's name.
+
+    Raises:
+        DataError: A cell without a name, or a file's name in which the pattern finds nothing.
+    """
+    if column is not None:
+        names, codes = find_folds(table, column)
+        groups = pa.array(names, pa.string()).take(pa.array(codes))
+    else:
+        paths = [clip.path or "" for clip in iterate_clips(rows)]
+        groups = pa.array(_find_in_names(paths, table, re.compile(pattern)), pa.string())
+    return rows.add_column(GROUP_COLUMN, groups)
+
+
+def _find_in_names(paths: Iterable[str], table: Table, pattern: re.Pattern) -> list[str]:
+    groups = []
+    for row, path in enumerate(paths):
+        found = pattern.search(PurePath(path).name)
+        group = found[pattern.groups] if found else None  # in brackets, or without them all of it
+        if not group:
+            raise DataError(
+                f"{table.where(row)}: expected group_pattern {pattern.pattern!r} to find a group in the name of the "
+                f"file, got {PurePath(path).name!r}."
+            )
+        groups.append(composed(group))
+    return groups
+
+
+def hold_out_group(rows: Mapping[str, Dataset], eval_fold: str, num_folds: int | None) -> dict[str, Dataset]:
+    """A group, or a fold of groups, of all clips together; what held out some of them before does no more."""
+    if len(rows) > 1:
+        sizes = " and ".join(f"{len(part)} clips of {split}" for split, part in rows.items())
+        logger.warning(f"{sizes} are taken together, to hold out {eval_fold} of all of them.")
+    pooled = concatenate_datasets(list(rows.values()))
+    names = np.array(read_groups(pooled), dtype=object)
+    folds = names if num_folds is None else make_folds(names, _labels_of(pooled), num_folds).astype(str).astype(object)
+    held_out = _fold_name(eval_fold)
+    if held_out not in set(folds):
+        raise DataError(f"Expected eval_fold to be one of {name_some(sort_folds(folds))}, got {eval_fold}.")
+    if (folds == held_out).all():
+        raise DataError(f"Expected two groups or more, to hold out one, got {held_out} alone.")
+    return {"train": filter_rows(pooled, folds != held_out), "validation": filter_rows(pooled, folds == held_out)}
+
+
+def read_groups(rows: Dataset) -> list[str] | None:
+    """The group of each clip, decoded or not; `None` where clips are in none."""
+    if GROUP_COLUMN not in rows.column_names:
+        return None
+    return rows.with_format("arrow").select_columns([GROUP_COLUMN])[:][GROUP_COLUMN].to_pylist()
+
+
+def make_folds(groups: np.ndarray, labels: np.ndarray | None, num_folds: int) -> np.ndarray:
+    """The fold of each clip, from 1 on: of like sizes and none of them with a part of a group.
+
+    Args:
+        groups: Of the clips, (clips,).
+        labels: Class indices (clips,), of which each fold gets a like share as far as groups allow it; `None` of
+            clips with several labels or without, where the sizes alone are alike.
+        num_folds: How many.
+
+    Raises:
+        DataError: Fewer groups than folds.
+    """
+    if (num_groups := len(set(groups))) < num_folds:
+        raise DataError(f"Expected {num_folds} groups or more for as many folds, got {num_groups}.")
+    # A class with fewer clips than folds cannot be shared out, which scikit-learn warns of, or refuses for all.
+    is_stratified = labels is not None and np.unique(labels, return_counts=True)[1].max() >= num_folds
+    splitter = (StratifiedGroupKFold if is_stratified else GroupKFold)(num_folds)
+    folds = np.zeros(len(groups), int)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")
+        for number, (_, held_out) in enumerate(splitter.split(folds, labels, groups), start=1):
+            folds[held_out] = number
+    return folds
+
+
+def _labels_of(rows: Dataset) -> np.ndarray | None:
+    """Class indices, where each clip has one."""
+    if "labels" not in rows.column_names:
+        return None
+    labels = rows.with_format("arrow").select_columns(["labels"])[:]["labels"]
+    return None if pa.types.is_nested(labels.type) else labels.to_numpy()
+
+
+def refuse_divided_groups(rows: Mapping[str, Dataset], source: str) -> None:
+    """
+    Raises:
+        DataError: A group of which two splits have clips.
+    """
+    seen = {}
+    for split, part in rows.items():
+        for group in dict.fromkeys(read_groups(part)):
+            if (other := seen.setdefault(group, split)) != split:
+                raise DataError(
+                    f"{source}: expected no group in two splits, got {group} in {other} and {split}. Hold out whole "
+                    "groups by eval_fold, as `modeling-ast folds` does with each in turn, or leave out the key of "
+                    "groups."
+                )
+
+
 def hold_out_some(rows: Dataset, dataset_name: str, fraction: float) -> dict[str, Dataset]:
-    """A share of the clips, drawn at random; of stretches some recordings, with about so many of them."""
+    """A share of the clips, drawn at random; with about so many some groups, where there are groups, or recordings, of
+    stretches."""
+    if GROUP_COLUMN in rows.column_names:
+        return _hold_out_some_groups(rows, dataset_name, fraction)
     if has_stretches(rows):
         return _hold_out_recordings(rows, dataset_name, fraction)
     count = math.ceil(fraction * len(rows))
@@ -106,6 +216,21 @@ def _hold_out_recordings(rows: Dataset, dataset_name: str, fraction: float) -> d
         f"{dataset_name} holds out nothing to choose the epoch on: {is_held_out.sum()} of its {len(rows)} training "
         f"clips, those of {min(number, len(recordings) - 1)} recording(s) drawn at random, do not train but validate "
         "(validation_fraction)."
+    )
+    return {"train": filter_rows(rows, ~is_held_out), "validation": filter_rows(rows, is_held_out)}
+
+
+def _hold_out_some_groups(rows: Dataset, dataset_name: str, fraction: float) -> dict[str, Dataset]:
+    groups = np.array(read_groups(rows), dtype=object)
+    if (num_groups := len(set(groups))) < 2:
+        raise DataError(f"{dataset_name}: expected two groups or more, to hold out one, got {groups[0]} alone.")
+    num_folds = min(num_groups, max(10, round(1 / fraction)))
+    num_held_out = min(max(1, round(fraction * num_folds)), num_folds - 1)
+    is_held_out = make_folds(groups, _labels_of(rows), num_folds) <= num_held_out
+    logger.warning(
+        f"{dataset_name} holds out nothing to choose the epoch on: {is_held_out.sum()} of its {len(rows)} training "
+        f"clips do not train but validate (validation_fraction), all of {name_some(sort_folds(groups[is_held_out]))}, "
+        "since groups are not divided."
     )
     return {"train": filter_rows(rows, ~is_held_out), "validation": filter_rows(rows, is_held_out)}
 

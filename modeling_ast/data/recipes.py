@@ -96,7 +96,23 @@ class DataArguments(StretchArguments):
     )
     eval_fold: str | None = field(
         default=None,
-        metadata={"help": "The fold to hold out, needed with fold_column_name (modeling-ast folds gives each)."},
+        metadata={
+            "help": "What to hold out: a fold, needed with fold_column_name; of groups one, or with num_folds the "
+            "number of a fold. modeling-ast folds gives each."
+        },
+    )
+    group_column_name: str | None = field(
+        default=None,
+        metadata={"help": "Column with what clips have in common (speaker, site, device): no split divides a group."},
+    )
+    group_pattern: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead, a regular expression that finds the group in each file's name, such as ^([a-z]+)_."
+        },
+    )
+    num_folds: int | None = field(
+        default=None, metadata={"help": "Put the groups into so many folds, each with a like share of every label."}
     )
     split_column_name: str | None = field(
         default=None, metadata={"help": "Column that says train, validation or test."}
@@ -143,16 +159,19 @@ class DataArguments(StretchArguments):
 
     def __post_init__(self):
         samples = dict.fromkeys(("max_train_samples", "max_eval_samples"), "[1, inf)")
-        check_numbers(self, {"max_bad_clips": "[0, inf)", **samples, **STRETCH_INTERVALS})
+        numbers = {"max_bad_clips": "[0, inf)", "num_folds": "[2, inf)", **samples, **STRETCH_INTERVALS}
+        check_numbers(self, numbers)
         self.check_stretch_keys()
         if not self.label_separator:
             raise ValueError("Expected a label_separator, got nothing.")
+        self._check_groups()
         own_names = [part for name in self.split_names.values() for part in name.split("+")]
         if len(set(own_names)) < len(own_names):
             raise ValueError(f"Expected splits of their own to train, choose and report on, got {self.split_names}.")
         not_for_streams = (
             *("audio_dir", "fold_column_name", "split_column_name", "validation_file", "test_file"),
-            *("linear_baseline", "leave_out_unknown_labels", *self.given_stretch_keys),
+            *("linear_baseline", "leave_out_unknown_labels", "group_column_name", "group_pattern"),
+            *self.given_stretch_keys,
         )
         for name in not_for_streams if self.streaming else ():
             if getattr(self, name):
@@ -160,6 +179,41 @@ class DataArguments(StretchArguments):
         for name in ("linear_baseline", "leave_out_unknown_labels") if self.unlabelled else ():
             if getattr(self, name):
                 raise ValueError(f"{name} needs labels: leave it out, or unlabelled.")
+
+    def _check_groups(self) -> None:
+        """Refuse keys of groups that say two things, or nothing."""
+        if self.group_column_name is not None and self.group_pattern is not None:
+            raise ValueError("Expected group_column_name or group_pattern, got both.")
+        if self.group_pattern is not None:
+            try:
+                num_brackets = re.compile(self.group_pattern).groups
+            except re.error as error:
+                raise ValueError(f"Expected group_pattern to be a regular expression, got {error}.") from error
+            if num_brackets > 1:
+                raise ValueError(
+                    "Expected one pair of brackets in group_pattern, around the group, or none, got "
+                    f"{num_brackets}: write others as (?:...)."
+                )
+        if self.num_folds is not None and (not self.has_groups or self.fold_column_name is not None):
+            raise ValueError(
+                "num_folds puts groups into folds: leave it out, or give group_column_name or group_pattern, and no "
+                "fold_column_name."
+            )
+        if self.unlabelled and self.has_groups and (self.eval_fold is None or self.num_folds is not None):
+            raise ValueError(
+                "Of clips without labels a group is held out by its name alone: give it as eval_fold, without "
+                "num_folds, or leave out groups or unlabelled."
+            )
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether clips are in groups that no split divides."""
+        return self.group_column_name is not None or self.group_pattern is not None
+
+    @property
+    def holds_out_groups(self) -> bool:
+        """Whether the folds are made of groups, and not given by a column."""
+        return self.has_groups and self.fold_column_name is None
 
     @property
     def split_names(self) -> dict[str, str]:

@@ -28,7 +28,18 @@ from modeling_ast.data.clip_tables import (
     to_rows,
 )
 from modeling_ast.data.folders import FolderContents, look_into
-from modeling_ast.data.held_out import expect_files, find_folds, hold_out_fold, hold_out_some, split_by_column
+from modeling_ast.data.held_out import (
+    GROUP_COLUMN,
+    add_groups,
+    expect_files,
+    find_folds,
+    hold_out_fold,
+    hold_out_group,
+    hold_out_some,
+    read_groups,
+    refuse_divided_groups,
+    split_by_column,
+)
 from modeling_ast.data.label_columns import (
     LabelIndex,
     Labels,
@@ -117,8 +128,14 @@ class DataSource:
         # Rows first and splits after: selecting from rows copies no audio, adding a column to a selection would.
         rows = {split: to_rows(table, numbers.get(split), self.keep_columns) for split, table in tables.items()}
         rows = add_stretches(rows, tables)
-        rows = self._hold_out(rows, tables) if "train" in tables else rows
+        if self.args.has_groups:
+            rows = {split: self._add_groups(part, tables[split]) for split, part in rows.items()}
+        rows = self._hold_out(rows, tables) if "train" in tables or self.args.holds_out_groups else rows
         rows = self._choose(rows)
+        if self.args.has_groups and self.model_labels is None:
+            refuse_divided_groups(rows, self.name)
+            if self.keep_columns:
+                rows = {split: part.remove_columns(GROUP_COLUMN) for split, part in rows.items()}
         if self.max_missing and suffix_of(self.name) in LIST_SUFFIXES:
             for split in rows.keys() - {"train"}:
                 expect_files(rows[split], self.name, split)
@@ -135,8 +152,15 @@ class DataSource:
         lists = [name for name in (self.name, *self.files.values()) if suffix_of(name) in LIST_SUFFIXES]
         if self.args.audio_dir is not None and not lists:
             raise DataError(f"Expected a list ({', '.join(LIST_SUFFIXES)}) with audio_dir, got {self.name}.")
-        if self.args.eval_fold is not None and self.args.fold_column_name is None:
-            raise DataError("Expected fold_column_name with eval_fold, got eval_fold alone.")
+        if self.args.eval_fold is not None and self.args.fold_column_name is None and not self.args.has_groups:
+            raise DataError(
+                "Expected fold_column_name, group_column_name or group_pattern with eval_fold, got eval_fold alone."
+            )
+        if self.args.num_folds is not None and self.args.eval_fold is None:
+            raise DataError(
+                "Expected eval_fold with num_folds, the fold to hold out, got num_folds alone. `modeling-ast folds` "
+                "holds out each in turn, and needs none."
+            )
         if self.args.fold_column_name is not None and self.args.eval_fold is None and not self.keep_columns:
             raise DataError(
                 "Expected eval_fold with fold_column_name, the fold to hold out, got fold_column_name alone. "
@@ -203,8 +227,10 @@ class DataSource:
         """
         Args:
             labelled: Which splits have labels, by their names here.
-            others: Columns that the training clips need too.
+            others: Columns that the training clips need too; all of them need one of groups.
         """
+        of_groups = list(filter(None, [self.args.group_column_name]))
+        others = [*others, *of_groups]
         path = synthetic_folder() if name == "synthetic" else Path(name).expanduser()
         is_local = path.is_absolute() or name.startswith(".") or suffix_of(path) in FILE_SUFFIXES
         if is_local and not path.exists() and not is_address(name):
@@ -243,7 +269,8 @@ class DataSource:
         for split, table in tables.items():
             if self.args.unlabelled and table.label_column not in table.rows.column_names:
                 table.label_column = None
-            needed = [table.audio_column, *filter(None, [table.label_column]), *(others if split == "train" else ())]
+            of_split = others if split == "train" else of_groups
+            needed = [table.audio_column, *filter(None, [table.label_column]), *of_split]
             expect_columns(name, table.rows.column_names, needed)
             if isinstance(table.rows.features[table.audio_column], Value):  # a path: the file may hold other clips too
                 if times := find_time_columns(table.rows.column_names, self.args, name):
@@ -273,6 +300,11 @@ class DataSource:
     def _hold_out(self, rows: dict[str, Dataset], tables: dict[str, Table]) -> dict[str, Dataset]:
         """The splits by a fold or a column, where there is one; what files hold stays."""
         args, of_files = self.args, {split: rows[split] for split in self.files}
+        if args.eval_fold is not None and args.holds_out_groups:
+            own = {split: part for split, part in rows.items() if split not in of_files}
+            if self.keep_columns:
+                return {"train": concatenate_datasets(list(own.values()))} | of_files
+            return hold_out_group(own, args.eval_fold, args.num_folds) | of_files
         if args.eval_fold is not None and not self.keep_columns:
             return (
                 rows | hold_out_fold(rows["train"], tables["train"], args.fold_column_name, args.eval_fold) | of_files
@@ -290,6 +322,9 @@ class DataSource:
             return {name: concatenate_datasets(each) for name, each in parts.items()} | of_files
         return rows
 
+    def _add_groups(self, rows: Dataset, table: Table) -> Dataset:
+        return add_groups(rows, table, self.args.group_column_name, self.args.group_pattern)
+
     def _choose(self, rows: dict[str, Dataset]) -> dict[str, Dataset]:
         """What there is to evaluate, or to train on and to choose the epoch on; of clips without labels as it is."""
         if self.model_labels is not None:
@@ -302,7 +337,8 @@ class DataSource:
             raise DataError(f"{self.name}: expected clips to train on, got {', '.join(rows)} alone.")
         if self.args.unlabelled:
             return rows if self.teacher_labels is None else leave_out_unlabelled(rows, self.name)
-        if "validation" not in rows and not (self.keep_columns and self.args.fold_column_name):
+        has_folds = self.args.fold_column_name is not None or self.args.eval_fold is not None
+        if "validation" not in rows and not (self.keep_columns and has_folds):
             return rows | hold_out_some(rows["train"], self.name, self.args.validation_fraction)
         return rows
 
@@ -330,19 +366,24 @@ def load_splits(dataset_name: str, **settings: Any) -> AudioSplits:
 
 
 def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
-    """The clips of a list or of Parquet files, as rows with `audio`, and the fold of each.
+    """The clips of a data set, as rows with `audio`, and the fold of each; where groups make the folds, its group.
 
     Raises:
-        DataError: No such data set or column, or a cell without a fold.
+        DataError: No such data set or column, or a cell, or a file's name, without a fold or a group.
     """
+    source = DataSource(data_args)
     of_dataset = sys.maxsize, data_args.dataset_config_name, data_args.split_names
-    tables = DataSource(data_args)._read(data_args.dataset_name, (), [data_args.fold_column_name], *of_dataset)
-    table = tables["train"]
-    if table.stretches is not None:
-        table, _ = cut_stretches(table, None, data_args, multi_label=True, allow_bad=True)
-    folds, codes = find_folds(table, data_args.fold_column_name)
-    (rows,) = add_stretches({"train": to_rows(table)}, {"train": table}).values()
-    return rows, [folds[code] for code in codes]
+    tables = source._read(data_args.dataset_name, (), list(filter(None, [data_args.fold_column_name])), *of_dataset)
+    tables = tables if data_args.holds_out_groups else {"train": tables["train"]}
+    for split, table in tables.items():
+        if table.stretches is not None:
+            tables[split], _ = cut_stretches(table, None, data_args, multi_label=True, allow_bad=True)
+    rows = add_stretches({split: to_rows(table) for split, table in tables.items()}, tables)
+    if data_args.holds_out_groups:
+        pooled = concatenate_datasets([source._add_groups(part, tables[split]) for split, part in rows.items()])
+        return pooled, read_groups(pooled)
+    folds, codes = find_folds(tables["train"], data_args.fold_column_name)
+    return rows["train"], [folds[code] for code in codes]
 
 
 def _load_dataset(

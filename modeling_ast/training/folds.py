@@ -32,8 +32,9 @@ def save_summary(output_dir: str | Path, metric: str = "accuracy") -> dict:
 
 
 def describe_summary(summary: dict) -> str:
-    """A summary in some lines of text, each with a metric of the folds and their mean."""
+    """A summary in some lines of text, each with a metric of the folds, their mean and their deviation."""
     metric = summary["metric"]
+    names = [folder.removeprefix("fold_") for folder in summary["folders"]]
     parts = {
         "chosen": f"at epoch {summary['chosen']['epoch']:g}, the best on average, which is optimistic",
         "last": f"at epoch {summary['last']['epoch']:g}, the last",
@@ -43,8 +44,10 @@ def describe_summary(summary: dict) -> str:
     lines = []
     for name, words in parts.items():
         if name in summary:
-            of_folds = ", ".join(f"{value:.4f}" for value in summary[name]["folds"])
-            lines.append(f"{metric} {words}: {of_folds}; mean {summary[name]['mean']:.4f}")
+            part = summary[name]
+            of_folds = ", ".join(f"{fold} {value:.4f}" for fold, value in zip(names, part["folds"]))
+            spread = "" if part["deviation"] is None else f", deviation {part['deviation']:.4f}"
+            lines.append(f"{metric} {words}: {of_folds}; mean {part['mean']:.4f}{spread}")
     lines.insert(2, f"{metric} of the mean of all epochs' predictions: mean {summary['cum_mean'][-1]:.4f}")
     return "\n".join(lines)
 
@@ -58,8 +61,9 @@ def summarize_folds(folders: Sequence[str | Path], metric: str = "accuracy") -> 
 
     Returns:
         `epochs` (numbers), `mean` (of the folds, an epoch), `cum_mean` (the same for the mean of the epochs'
-        predictions), and for `chosen` and `last` each a dictionary with `epoch`, `folds` (the metric of each) and
-        `mean`; where all runs have them, `weight_average` and `baseline` (the linear model) with `folds` and `mean`.
+        predictions), and for `chosen` and `last` each a dictionary with `epoch`, `folds` (the metric of each),
+        `mean` and `deviation` (of the folds, `None` of one alone); where all runs have them, `weight_average` and
+        `baseline` (the linear model) with the same but for `epoch`.
         The chosen epoch has the best mean, the first of several: as published for ESC-50, and optimistic, since the
         same clips choose and report.
 
@@ -91,15 +95,16 @@ def summarize_folds(folders: Sequence[str | Path], metric: str = "accuracy") -> 
         "mean": mean.tolist(),
         "cum_mean": cumulative.mean(axis=0).tolist(),
         **{
-            name: {
-                "epoch": epochs[index],
-                "folds": values[:, index].tolist(),
-                "mean": float(mean[index]),
-            }
+            name: {"epoch": epochs[index], **_describe_folds(values[:, index].tolist())}
             for name, index in (("chosen", int(mean.argmax())), ("last", len(epochs) - 1))
         },
-        **{name: {"folds": of_folds, "mean": float(np.mean(of_folds))} for name, of_folds in final.items()},
+        **{name: _describe_folds(of_folds) for name, of_folds in final.items()},
     }
+
+
+def _describe_folds(values: list[float]) -> dict:
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"folds": values, "mean": float(np.mean(values)), "deviation": deviation}
 
 
 def _read_final(folder: Path) -> dict[str, float]:

@@ -4,8 +4,8 @@
 
 A variant is a name and keys that win over the recipe's; `key=null` takes one out, and {fold} and {seed} stand for the
 run's, as in model_name_or_path=outputs/pretrained/{fold}. The first variant is the one that others are compared with.
-Further keys hold for all of them. With a fold_column_name each fold is held out in turn, with --speakers each speaker
-of a folder as Speech Commands has it, and the last epoch is reported; other data have a test split.
+Further keys hold for all of them. With a fold_column_name each fold is held out in turn, with groups (of speakers, by
+--group_pattern) each group, and the last epoch is reported; other data have a test split.
 
 Each run is kept in DIR/VARIANT/FOLD_SEED, and the same command goes on where it was stopped, also with more variants,
 folds or seeds. Runs are in turn in this process (OMP_NUM_THREADS=1 gives it one thread). The table has accuracies in
@@ -16,7 +16,6 @@ modeling-ast embed, or with --frozen "--level clip" "..." as each of these optio
 """
 
 import argparse
-import csv
 import json
 import os
 import re
@@ -78,11 +77,8 @@ def main(argv: list[str] | None = None) -> pandas.DataFrame:
     if args.epochs:
         base |= SHORT_RUN | {"num_train_epochs": str(args.epochs)} | dict.fromkeys(NOT_IN_SHORT_RUNS, "null")
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    if args.speakers:
-        list_of_clips = list_speakers(Path(base["dataset_name"]), args.output_dir / "speakers.csv")
-        base |= {"dataset_name": str(list_of_clips), "fold_column_name": "speaker"}
     folds = [None]
-    if "fold_column_name" in base:
+    if not base.keys().isdisjoint(("fold_column_name", "group_column_name", "group_pattern")):
         # What is held out must not choose the epoch that it reports.
         base |= {"load_best_model_at_end": "null", "early_stopping_patience": "null"}
         arguments = read_arguments(base | {"do_train": "false"}, args.output_dir)
@@ -122,7 +118,6 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, Sett
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folds", nargs="+", help="to hold out; default: all")
     parser.add_argument("--epochs", type=int, help="short runs; default: the recipe as it is")
-    parser.add_argument("--speakers", action="store_true", help="hold out each speaker of a folder in turn")
     parser.add_argument("--frozen", nargs="*", metavar="OPTIONS", help="of modeling-ast embed, in quotes")
     parser.add_argument("--no_training", action="store_true", help="with --frozen, which then stands alone")
     args, rest = parser.parse_known_args(argv)
@@ -135,16 +130,6 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, Sett
     args.frozen = [] if args.frozen is None else args.frozen or [""]
     args.variant = {name: dict(word.split("=", 1) for word in words) for name, *words in args.variant or [["recipe"]]}
     return args, {key.removeprefix("--"): value for key, value in zip(rest[::2], rest[1::2])}
-
-
-def list_speakers(folder: Path, path: Path) -> Path:
-    """A list of the clips of a folder as Speech Commands has it, WORD/SPEAKER_nohash_NUMBER.wav, with the speaker."""
-    clips = sorted(folder.absolute().glob("*/*_nohash_*.wav"))
-    with written_beside(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["audio", "label", "speaker"])
-        writer.writerows([clip, clip.parent.name, clip.name.partition("_nohash_")[0]] for clip in clips)
-    return path
 
 
 def refuse_other_settings(settings: Settings, folder: Path) -> None:
