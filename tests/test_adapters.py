@@ -27,6 +27,7 @@ from modeling_ast.training.trainer import ASTTrainer
 peft = pytest.importorskip("peft")
 pytestmark = [pytest.mark.usefixtures("one_thread")]
 RANK = 3
+REENTRANT = {"use_reentrant": True}  # torch's older way to checkpoint activations
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -107,6 +108,16 @@ def test_gradients_reach_the_adapters_past_activation_checkpointing(input_values
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_no_gradient_reaches_the_adapters_past_reentrant_checkpointing(input_values):
+    """Which is why it is refused with them."""
+    model = tiny()
+    add_adapters(model, RANK)
+    model.activation_checkpointing_enable(REENTRANT)
+    model.train()(input_values, labels=torch.tensor([0, 1, 2])).loss.backward()
+    assert not [name for name, each in model.named_parameters() if "lora_" in name and each.grad is not None]
 
 
 def test_rates_of_the_head_and_of_layers_hold_for_adapters(tmp_path):
@@ -221,6 +232,10 @@ def test_a_run_that_replaces_another_has_no_adapter_of_it(tmp_path):
         ({"lora_rank": 2, "lora_targets": ["query", "dense"]}, "Expected lora_targets of query, .*, got dense"),
         ({"lora_rank": 2, "freeze_backbone": True}, "Expected freeze_backbone or lora_rank, got both"),
         ({"lora_rank": 2, "push_to_hub": True}, "Expected hub_strategy end with lora_rank"),
+        (
+            {"lora_rank": 2, "activation_checkpointing": True, "activation_checkpointing_kwargs": REENTRANT},
+            "Expected use_reentrant false with lora_rank",
+        ),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(tmp_path, settings, words):

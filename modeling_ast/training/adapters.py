@@ -80,6 +80,8 @@ def refuse_unusable_lora(args: ASTTrainingArguments) -> None:
         raise ValueError(f"Expected lora_targets of {', '.join(TARGETS)}, got {wrong[0]}.")
     if args.freeze_backbone:
         raise ValueError("Expected freeze_backbone or lora_rank, got both: the one trains the classifier alone.")
+    if args.activation_checkpointing and (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ValueError("Expected use_reentrant false with lora_rank: past frozen embeddings no gradient comes.")
     if args.push_to_hub and args.hub_strategy != HubStrategy.END:
         raise ValueError("Expected hub_strategy end with lora_rank: in a checkpoint the adapter is not merged.")
 
