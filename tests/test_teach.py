@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -465,6 +466,11 @@ def broken(waveforms):
     return waveforms[8]
 
 broken.sampling_rate, broken.labels = 16000, LABELS
+
+def as_it_is(waveforms):
+    return loudness(waveforms)
+
+as_it_is.sampling_rate, as_it_is.labels = 16000, LABELS
 """
 
 
@@ -484,6 +490,19 @@ def test_a_function_teaches_from_waveforms_at_its_rate(recipe, tmp_path, functio
     lengths = [-(-len(waveform) // 2) for waveform in view["waveforms"]]
     assert RATES[0] == [(np.float32, 1, length) for length in lengths]
     assert view["said"].sum(1).allclose(torch.ones(8)) and view["said"].shape == (8, 10)
+
+
+@pytest.mark.slow
+def test_a_batch_from_a_data_worker_needs_few_open_files(recipe, tmp_path, functions):
+    """A process may have 1,024, as a rule: two batches of 64 tensors of each of 8 workers."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 50, before[1]))
+    try:
+        keys = ["--global_batch_size=64", "--dataloader_num_workers=1"]
+        (view,) = teach(recipe, tmp_path / "targets", "own_teachers:as_it_is", epochs=1, keys=keys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(view["waveforms"]) == 64
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ class ViewCollator:
 
     Args:
         collator: The student's.
-        with_waveforms: Whether `waveforms` come along, each (samples,), cut as the spectrograms are, but with nothing
-            that is done to these.
+        with_waveforms: Whether `waveforms` come along, float32 arrays of shape (samples,), cut as the spectrograms
+            are, but with nothing that is done to these.
     """
 
     def __init__(self, collator: AugmentingCollator, with_waveforms: bool):
@@ -50,7 +50,8 @@ class ViewCollator:
         view = self.collator.augmented_features(waveforms, [row["generator"] for row in rows])
         if self.with_waveforms:
             samples = extractor.num_samples(extractor.max_length)
-            view["waveforms"] = [waveform[:samples] for waveform in waveforms]
+            # As arrays: of tensors a data worker would hand over each in a file of its own, of which few may be open.
+            view["waveforms"] = [waveform[:samples].numpy() for waveform in waveforms]
         return view
 
 
@@ -259,6 +260,6 @@ class Teachers:
 
 
 def _resampled(
-    waveforms: Sequence[torch.Tensor], student: ASTFeatureExtractor, sampling_rate: int
+    waveforms: Sequence[np.ndarray], student: ASTFeatureExtractor, sampling_rate: int
 ) -> list[torch.Tensor]:
-    return [resample(waveform, student.sampling_rate, sampling_rate) for waveform in waveforms]
+    return [resample(torch.from_numpy(each), student.sampling_rate, sampling_rate) for each in waveforms]
