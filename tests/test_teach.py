@@ -467,6 +467,13 @@ def broken(waveforms):
 
 broken.sampling_rate, broken.labels = 16000, LABELS
 
+def louder(waveforms):
+    for each in waveforms:
+        each *= 3
+    return loudness(waveforms)
+
+louder.sampling_rate, louder.labels = 16000, LABELS
+
 def as_it_is(waveforms):
     return loudness(waveforms)
 
@@ -490,6 +497,15 @@ def test_a_function_teaches_from_waveforms_at_its_rate(recipe, tmp_path, functio
     lengths = [-(-len(waveform) // 2) for waveform in view["waveforms"]]
     assert RATES[0] == [(np.float32, 1, length) for length in lengths]
     assert view["said"].sum(1).allclose(torch.ones(8)) and view["said"].shape == (8, 10)
+
+
+def test_what_a_function_does_to_its_waveforms_no_other_teacher_gets(recipe, tmp_path, functions):
+    keys = ["--mixup_probability=0"]
+    names = "own_teachers:louder", "own_teachers:as_it_is"
+    alone = [joined(teach(recipe, tmp_path / name[-3:], name, epochs=1, keys=keys), "said") for name in names]
+    both = joined(teach(recipe, tmp_path / "both", *names, epochs=1, keys=keys), "said")
+    assert not torch.equal(*alone)
+    torch.testing.assert_close(both, sum(alone) / 2)
 
 
 @pytest.mark.slow

@@ -168,7 +168,8 @@ class FunctionTeacher:
         Raises:
             ModelError: The function fails, or gives something else.
         """
-        waveforms = [each.numpy() for each in _resampled(view["waveforms"], self.student, self.sampling_rate)]
+        waveforms = _resampled(view["waveforms"], self.student, self.sampling_rate)
+        waveforms = [each.numpy().copy() for each in waveforms]  # to do with as it likes
         try:
             output = torch.as_tensor(np.asarray(self.function(waveforms), dtype=np.float32))
         except Exception as error:
