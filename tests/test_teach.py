@@ -285,8 +285,10 @@ def test_other_teachers_in_the_same_folder_are_refused(recipe, taught, tmp_path,
 def test_a_folder_that_holds_no_targets_is_refused(recipe, tmp_path, content):
     if content is not None:
         (tmp_path / "teaching.json").write_text(content)
-    with pytest.raises(RecipeError, match="Expected teacher_targets to be a folder that modeling-ast teach has made"):
+    words = "Expected teacher_targets to be a folder that modeling-ast teach has made"
+    with pytest.raises(RecipeError, match=words) as refusal:
         student(recipe, tmp_path / "run", f"--teacher_targets={tmp_path}")
+    assert refusal.value.of_all_processes  # also where the folder is missing on one machine alone
     if content is not None:
         with pytest.raises(DataError, match="expected the description of targets"):
             TargetsFolder.load_description(tmp_path / "teaching.json")

@@ -101,10 +101,11 @@ def read_data(arguments: Arguments, needs_labels: bool = True) -> AudioSplits:
     """
     model_args, data_args, training_args = arguments.model, arguments.data, arguments.training
     multi_label = model_args.problem_type == "multi_label_classification"
-    targets = find_targets(arguments)
-    if data_args.unlabelled and needs_labels and targets is None:
-        wanted = "labels, or teacher_targets to train by" if training_args.do_train else "labels to evaluate by"
-        raise RecipeError(f"Expected {wanted}, got unlabelled true.")
+    with together():
+        targets = find_targets(arguments)
+        if data_args.unlabelled and needs_labels and targets is None:
+            wanted = "labels, or teacher_targets to train by" if training_args.do_train else "labels to evaluate by"
+            raise RecipeError(f"Expected {wanted}, got unlabelled true.")
     teacher_labels = None if targets is None else targets.description["label_names"]
     if training_args.do_train or data_args.streaming:
         splits = read_once(partial(read_splits, data_args, multi_label, teacher_labels=teacher_labels))
