@@ -414,6 +414,7 @@ def parse(*argv: str):
 
 
 WITHOUT_EFFECT = ("patchout_rows=1", "freeze_backbone=true", "label_smoothing_factor=0.1", "label_file=esc50")
+WITHOUT_EFFECT += ("label_column_name=kind", "test_file=held_out.csv", "max_eval_samples=3", "validation_fraction=0.2")
 
 
 def test_labels_are_nowhere():
