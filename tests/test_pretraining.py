@@ -173,6 +173,15 @@ def test_losses_do_not_depend_on_padding(input_values):
         torch.testing.assert_close(padded.loss, model(input_values[:2, :40], cut, mask[:, :40]).loss)
 
 
+def test_clips_of_one_patch_have_nothing_to_predict_and_finite_losses():
+    config = make_tiny_config(**GRID, num_mel_bins=16)
+    model = random_model(config, lambda config: ASTForMaskedPretraining(config, 1, 32))
+    mask = (torch.arange(64) < 20).long().repeat(2, 1)
+    kept = draw_kept(config, [20, 20], 64, 0.75, 1, generators(2))
+    output = model(torch.randn(2, 64, 16), kept, mask)
+    assert output.patch_loss == output.target_deviation == 0 and output.loss == output.utterance_loss > 0
+
+
 def test_every_parameter_learns_and_collapse_shows(input_values):
     model = pretraining_model()
     output = model(input_values, draw_kept(model.config, [64] * 3, 64, 0.5, 2, generators()))

@@ -120,10 +120,13 @@ class ASTForMaskedPretraining(ASTPreTrainedModel):
         targets = self._patch_targets(input_values)
         errors = (predicted.float() - targets).square().mean(dim=2)
         patch_loss = _mean_of(errors, masked).mean()
+        # By products: to pick the masked ones would let a GPU wait for every batch.
+        mean = _mean_of(targets.mean(dim=2).flatten(), masked.flatten())
+        squares = (targets - mean).square().mean(dim=2)
         output = MaskedOutput(
             loss=patch_loss,
             patch_loss=patch_loss.detach(),
-            target_deviation=targets[masked].std(correction=0),
+            target_deviation=_mean_of(squares.flatten(), masked.flatten()).sqrt(),
             pooled_deviation=encoded.pooler_output.detach().float().std(dim=0, correction=0).mean(),
         )
         if self.utterance_head is not None:
