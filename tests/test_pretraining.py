@@ -450,6 +450,12 @@ def test_keys_that_cannot_be_are_refused(key, words):
         parse(*f"--{key}".split())
 
 
+def test_help_says_what_the_command_does(capsys):
+    with pytest.raises(SystemExit):
+        parse_pretraining_arguments(["--help"])
+    assert "Pre-train an Audio Spectrogram Transformer on sounds without labels." in capsys.readouterr().out
+
+
 def test_a_recipe_that_its_start_does_not_fit_is_refused():
     with pytest.raises(RecipeError, match="tiny224 cannot be pre-trained by this recipe: Expected strides of"):
         build_for_pretraining(parse("--max_length=64", "--num_mel_bins=32"))

@@ -378,12 +378,17 @@ class Arguments(NamedTuple):
     training: ASTTrainingArguments
 
 
-def parse_arguments(argv: Sequence[str], kind: type[tuple] = Arguments) -> Arguments:
+def parse_arguments(
+    argv: Sequence[str],
+    kind: type[tuple] = Arguments,
+    description: str = "Train and evaluate an Audio Spectrogram Transformer.",
+) -> Arguments:
     """`[RECIPE] [--key value ...]` to the blocks of arguments; the command line wins over the recipe.
 
     Args:
         argv: Command line.
         kind: A `NamedTuple` of blocks, with at least those of `Arguments`.
+        description: Of the command, for `--help`.
 
     Raises:
         RecipeError: Unknown or abbreviated keys, values of a wrong type, or a recipe that cannot be read.
@@ -392,7 +397,7 @@ def parse_arguments(argv: Sequence[str], kind: type[tuple] = Arguments) -> Argum
     path = argv.pop(0) if argv and not argv[0].startswith("-") else None
     recipe = [] if path is None else read_recipe(path)
     kinds = tuple(kind.__annotations__.values())
-    arguments = kind(*parse_blocks(kinds, recipe + argv, "Train and evaluate an Audio Spectrogram Transformer."))
+    arguments = kind(*parse_blocks(kinds, recipe + argv, description))
     refuse_unusable_keys(arguments)
     if (function := arguments.augment.waveform_transform) and arguments.training.do_train:
         import_function(function, "waveform_transform", None if path is None else Path(path).parent)

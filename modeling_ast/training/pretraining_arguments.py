@@ -83,7 +83,8 @@ def parse_pretraining_arguments(argv: Sequence[str]) -> PretrainingRecipe:
     Raises:
         RecipeError: As from `parse_arguments`, or a key that has no effect on a pre-training.
     """
-    arguments = parse_arguments(argv, PretrainingRecipe)
+    description = "Pre-train an Audio Spectrogram Transformer on sounds without labels."
+    arguments = parse_arguments(argv, PretrainingRecipe, description)
     if not arguments.training.do_train:
         raise RecipeError("Expected do_train true: a pre-training has nothing else to do.")
     for block in arguments:
