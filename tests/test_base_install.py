@@ -26,7 +26,7 @@ MODULE_NAMES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 COMMANDS = {
     "train": {
         "calibrate", "check", "embed", "ensemble", "evaluate", "explain", "fit", "folds", "pack", "prepare", "push",
-        "search", "statistics", "pretrain", "teach", "train",
+        "score", "search", "statistics", "pretrain", "teach", "train",
     },
     "demo": {"page"},
 }  # fmt: skip

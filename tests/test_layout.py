@@ -56,7 +56,9 @@ def test_rooms_import_downwards(room, forbidden):
         assert not [name for name in _imports(path, everywhere=True) if name.startswith(forbidden)], path
 
 
-@pytest.mark.parametrize("name", ["calibrate", "embed", "ensemble", "evaluate", "explain", "export", "page", "tag"])
+@pytest.mark.parametrize(
+    "name", ["calibrate", "embed", "ensemble", "evaluate", "explain", "export", "page", "score", "tag"]
+)
 def test_commands_that_do_not_train_import_nothing_of_training(name):
     imports = _imports(PACKAGE / "commands" / f"{name}.py", everywhere=True)
     assert imports and not [module for module in imports if module.startswith("modeling_ast.training")]

@@ -76,6 +76,7 @@ def plot_timeline(
     events: Sequence[Event],
     path: str | os.PathLike,
     title: str = "",
+    truth: Sequence[Event] | None = None,
 ) -> None:
     """Draw the log-mel spectrogram of a recording over the scores and events in it, into a picture file.
 
@@ -90,9 +91,10 @@ def plot_timeline(
         events: Of the recording, as bars over the scores.
         path: Of the picture; the suffix chooses the format.
         title: Above all.
+        truth: What is annotated, as bars above those of the events; `None` where nobody has annotated anything.
     """
     peaks = dict(zip(timeline.label_names, timeline.scores.max(axis=0)))
-    with_events = {event.label for event in events}
+    with_events = {event.label for event in (*events, *(truth or ()))}
     shown = sorted(peaks, key=lambda label: (label not in with_events, -peaks[label]))[:MAX_TIMELINES]
     log_mel = _pool_spectrogram(waveform, extractor, int(timeline.boundaries[-1]))
     scores, times = _pool_scores(timeline.scores[:, [timeline.label_names.index(label) for label in shown]], timeline)
@@ -106,11 +108,13 @@ def plot_timeline(
     image = below.pcolormesh(times, np.arange(len(shown) + 1) - 0.5, scores.T, cmap="Blues", **limits)
     figure.colorbar(image, ax=below, label="score", pad=0.01)
     for row, label in enumerate(shown):
-        spans = [(event.start, event.end - event.start) for event in events if event.label == label]
-        below.broken_barh(spans, (row + 0.2, 0.22), color="#c0504d", linewidth=0.5)
+        for some, height, colour in ((truth or (), -0.08, "#4b8b3b"), (events, 0.2, "#c0504d")):
+            spans = [(event.start, event.end - event.start) for event in some if event.label == label]
+            below.broken_barh(spans, (row + height, 0.22), color=colour, linewidth=0.5)
     below.set_yticks(range(len(shown)), _names(shown, timeline.label_names))
     below.set(xlim=(0, timeline.seconds), ylim=(len(shown) - 0.5, -0.5))
-    below.set_title("scores (blue) and events (red)", fontsize=9, loc="left")
+    annotations = "" if truth is None else ", annotations (green)"
+    below.set_title(f"scores (blue){annotations} and events (red)", fontsize=9, loc="left")
     for row in range(1, len(shown)):
         below.axhline(row - 0.5, color="white", linewidth=1.5)
     _mark_time(below)

@@ -167,8 +167,7 @@ class TagsFolder(ResultsFolder):
         if "png" in self.formats:
             import modeling_ast.inference.plots  # noqa: F401 - or say at once that matplotlib is missing
 
-            with as_model_error(settings["model"]):
-                extractor = ASTFeatureExtractor.from_pretrained(settings["model"])
+            extractor = self._load_extractor()
         # The lines, with all that can go wrong in options and timelines, come first, and then what is made of them.
         self.journal.replace(self._with_events(settings, options))
         for line in self.journal.lines() if {"audacity", "png"} & set(self.formats) else ():
@@ -179,6 +178,53 @@ class TagsFolder(ResultsFolder):
         write_text(self.settings_path, json.dumps({**settings, **options}, indent=2, allow_nan=False) + "\n")
         self.settings |= options
         self.write_tables()
+
+    def results(self) -> Iterator[tuple[dict[str, Any], Timeline | None]]:
+        """The line of each recording that could be tagged, by path, and its timeline where those are kept.
+
+        Raises:
+            DataError: A timeline that is not there, or is none.
+        """
+        for line in self.journal.lines():
+            if "error" not in line:
+                try:
+                    timeline = None
+                    if "csv" in self.formats:
+                        timeline = self._read_timeline(line["place"], self.settings)
+                except (ValueError, OSError) as error:
+                    what = f"the timeline of {line['path']}"
+                    raise DataError(f"{self.path}: {what} cannot be read ({error}).") from error
+                yield line, timeline
+
+    def draw_beside_truth(self, truth: Mapping[str, Sequence[Event]], folder: Path) -> None:
+        """Draw recordings with what is annotated in them, into `pictures/` of a folder.
+
+        Args:
+            truth: What is annotated, by the path of the recording as the results have it.
+            folder: For the pictures.
+
+        Raises:
+            DataError: Results without timelines.
+            AudioError: A recording that cannot be read any longer.
+            ModelError: A model that is not there any longer, whose feature extractor a picture needs.
+        """
+        from modeling_ast.inference.figures import may_fail
+        from modeling_ast.inference.plots import plot_timeline
+
+        if "csv" not in self.formats:
+            raise DataError(f"{self.path} holds no timelines that could be drawn (--formats csv).")
+        extractor = self._load_extractor()
+        for line, timeline in self.results():
+            if (annotated := truth.get(line["path"])) is not None:
+                picture = in_folder(folder / "pictures" / f"{line['place']}.png")
+                pieces, events = read_recording(line["path"], extractor.sampling_rate, True), line["events"]
+                with may_fail(picture):
+                    found = [Event(**row) for row in events]
+                    plot_timeline(pieces, extractor, timeline, found, picture, line["path"], annotated)
+
+    def _load_extractor(self) -> ASTFeatureExtractor:
+        with as_model_error(self.settings["model"]):
+            return ASTFeatureExtractor.from_pretrained(self.settings["model"])
 
     def _with_events(self, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The lines, with the events that are in the timelines by other options."""

@@ -22,7 +22,7 @@ except ImportError as error:
 import numpy as np
 import soundfile
 import torch
-from event_metrics import best_energy_gate, event_scores
+from energy_gate import best_energy_gate
 from splicing import BACKGROUND, sounding_part, splice
 
 from modeling_ast.data.classifiers import label_order
@@ -32,6 +32,7 @@ from modeling_ast.data.splits import read_splits
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, audio_tagger
 from modeling_ast.inference.plots import plot_timeline
+from modeling_ast.inference.scoring import event_scores
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
 
 GATE_LEVELS_DB = range(-70, -10)
