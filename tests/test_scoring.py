@@ -11,11 +11,12 @@ from conftest import make_tiny_config, random_model
 from helpers import read_csv, save_checkpoint, write_csv, write_sound
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.commands import score
+from modeling_ast.commands import calibrate, score
 from modeling_ast.commands.command_line import CommandError
 from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
+from modeling_ast.inference import event_calibration
 from modeling_ast.inference.psds import SCENARIOS, PSDSettings, polyphonic_score
 from modeling_ast.inference.scoring import (
     Counts,
@@ -28,6 +29,7 @@ from modeling_ast.inference.scoring import (
 from modeling_ast.inference.sound_files import SoundFile, stamp_of
 from modeling_ast.inference.tags_folder import TagsFolder
 from modeling_ast.inference.timeline import Event, Timeline
+from modeling_ast.loading import ModelError
 
 LABELS = ("bell", "dog", "rain")
 
@@ -280,3 +282,45 @@ def test_pictures_show_annotations_above_events(tagged, tmp_path):
     green = np.abs(image - np.array([0x4B, 0x8B, 0x3B]) / 255).max(axis=-1) < 0.02
     red = np.abs(image - np.array([0xC0, 0x50, 0x4D]) / 255).max(axis=-1) < 0.02
     assert green.sum() > 500 and red.sum() > 500
+
+
+# Calibration by annotations
+
+
+def test_thresholds_and_lengths_are_chosen_on_some_recordings_and_reported_on_others(tagged, tmp_path, monkeypatch):
+    monkeypatch.setattr(event_calibration, "LENGTHS", (0.0, 1.0))
+    folder, truth = tagged
+    chosen, others = (write_truth(tmp_path / f"{seeds}.csv", truth, seeds) for seeds in ([0, 1], [2, 3]))
+    keys = ["--results", str(folder / "results"), "--annotations", chosen, "--test_annotations", others]
+    results = calibrate.main([str(folder / "model"), *keys, "--output_dir", str(tmp_path / "calibrated")])
+    config = json.loads((tmp_path / "calibrated" / "config.json").read_text())
+    assert config["thresholds"] == results["thresholds"] and set(results["thresholds"]) == set(LABELS)
+    lengths = {"min_seconds": results["min_seconds"], "merge_seconds": results["merge_seconds"]}
+    for seeds, part in (([0, 1], "chosen on"), ([2, 3], "reported on")):
+        drawn = [draw_recording(seed) for seed in seeds]
+        for when, options in (("before", {}), ("after", {"threshold": results["thresholds"], **lengths})):
+            found = [(own, timeline.find_events(**options)) for own, timeline in drawn]
+            expected = summarize(count_events(found, LABELS, count_by_intersection))
+            assert results[part][when]["intersection"] == expected
+        better, worse = (results[part][when]["intersection"]["macro_f1"] for when in ("after", "before"))
+        assert better > worse + 0.1
+    card = (tmp_path / "calibrated" / "README.md").read_text()
+    assert f"--min_seconds {results['min_seconds']:g}" in card and "| reported on (2) | after |" in card
+
+
+def test_what_cannot_be_calibrated_by_annotations_is_one_sentence(tagged, tmp_path):
+    folder, truth = tagged
+    path, out = write_truth(tmp_path / "a.csv", truth), ["--output_dir", str(tmp_path / "out")]
+    keys = ["--results", str(folder / "results"), "--annotations", path]
+    with pytest.raises(DataError, match="Expected other recordings to report on than to choose by, got .*0.wav"):
+        calibrate.main([str(folder / "model"), *keys, "--test_annotations", path, *out])
+    other = random_model(make_tiny_config(id2label=dict(enumerate(LABELS))))
+    save_checkpoint(tmp_path / "other", other, mean=-7.0, std=4.0)
+    with pytest.raises(ModelError, match="was not tagged with .*other as it is"):
+        calibrate.main([str(tmp_path / "other"), *keys, *out])
+    for wrong in ([], ["--recipe", "a.yaml", *keys], keys[:2]):
+        with pytest.raises(CommandError, match="Expected --recipe, or --results with --annotations"):
+            calibrate.main([str(folder / "model"), *wrong, *out])
+    with pytest.raises(CommandError, match="have no effect|has no effect"):
+        calibrate.main([str(folder / "model"), *keys, "--no_temperature", *out])
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """Make the scores of a trained model as sure as they are right, and find for each label the score that decides.
 
     modeling-ast calibrate MODEL --recipe RECIPE.yaml [--key value ...] [--target_precision 0.9]
+    modeling-ast calibrate MODEL --results RESULTS --annotations LIST [--test_annotations LIST] [--key value ...]
 
 The recipe, and keys that win over it, say which data are predicted. On their validation clips (on all of them, where
 they name no splits and did not train the model) a temperature is found and folded into the classifier, so that
@@ -8,6 +9,10 @@ Transformers without this package gives the same scores, and then a threshold a 
 The model must not have been trained on these clips. The result is a new folder, with the model card, the recipe and
 the licence of the old one; `calibration_results.json` and `calibration.png` in it show before and after, on test clips
 too where there are any: those are the figures to report.
+
+The second form goes by events in annotated recordings, which tag has listened to with this model (RESULTS): for each
+label the threshold, and for all of them the shortest length and the longest gap, that give the best mean F1 by
+intersection. Annotations are as for modeling-ast score; those to report on (--test_annotations) are of others.
 """
 
 import argparse
@@ -20,9 +25,12 @@ from modeling_ast.data.classifiers import load_classifier
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_held_out
-from modeling_ast.inference.calibrated_model import metrics_table, write_calibrated_model
+from modeling_ast.data.truth import read_truth
+from modeling_ast.inference.calibrated_model import describe_calibration, metrics_table, write_calibrated_model
 from modeling_ast.inference.calibration import calibrate, measure_splits
+from modeling_ast.inference.event_calibration import calibrate_by_annotations, events_table
 from modeling_ast.inference.predictions import KEYS, label_thresholds, predict
+from modeling_ast.inference.tags_folder import TagsFolder
 from modeling_ast.loading import ModelError
 
 
@@ -41,6 +49,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, keys = parse_command_line(argv)
+    if args.results is not None:
+        return calibrate_events(args, keys)
     effective = {"problem_type", *KEYS}
     model_args, data_args, batch_args = parse_data_arguments(args.recipe, keys, "a calibration", effective)
     output_dir = choose_output_dir(args.model, args.output_dir)
@@ -71,8 +81,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise ModelError(f"{args.model} cannot be calibrated: {error}") from error
     results = {"model": args.model, "dataset": data_args.dataset_name, **fitted, **measured}
     print(metrics_table(results))
-    write_calibrated_model(args.model, output_dir, model, extractor, results, curves)
+    section = describe_calibration(model, results)
+    write_calibrated_model(args.model, output_dir, model, extractor, results, section, curves)
     print(f"Saved in {output_dir}.")
+    return results
+
+
+def calibrate_events(args: argparse.Namespace, keys: list[str]) -> dict[str, Any]:
+    """Choose thresholds and lengths of events by annotated recordings."""
+    output_dir, folder = choose_output_dir(args.model, args.output_dir), TagsFolder.reopen(args.results)
+    parts = [read_truth(name, keys) for name in filter(None, (args.annotations, args.test_annotations))]
+    results = calibrate_by_annotations(args.model, folder, parts, output_dir)
+    print(events_table(results))
+    lengths = f"--min_seconds {results['min_seconds']:g} --merge_seconds {results['merge_seconds']:g}"
+    print(f"Saved in {output_dir}. To tag with it: modeling-ast tag RECORDINGS --model {output_dir} {lengths}")
     return results
 
 
@@ -80,7 +102,10 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     """This command's own arguments, and keys of the recipe."""
     parser = Parser(__doc__)
     parser.add_argument("model", metavar="MODEL", help="folder or name on the Hub; it is not changed")
-    parser.add_argument("--recipe", required=True, help="whose validation clips, and test clips, are predicted")
+    parser.add_argument("--recipe", help="whose validation clips, and test clips, are predicted")
+    parser.add_argument("--results", type=Path, help="folder that tag has written with this model")
+    parser.add_argument("--annotations", help="of the recordings to choose by: list, or folder with label files")
+    parser.add_argument("--test_annotations", help="of others, to report on")
     parser.add_argument(
         "--target_precision", type=float, help="of the label of each threshold, in (0, 1]; default: the best F1"
     )
@@ -88,6 +113,14 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     parser.add_argument("--no_thresholds", action="store_true", help="find the temperature alone")
     parser.add_argument("--output_dir", type=Path, help="new folder; default: MODEL_calibrated, beside the model's")
     args, keys = parser.parse_known_args(argv)
+    if (args.recipe is None) == (args.results is None) or (args.results is None) != (args.annotations is None):
+        raise CommandError("Expected --recipe, or --results with --annotations.")
+    of_recipe = (args.no_temperature, args.no_thresholds, args.target_precision)
+    if (args.test_annotations and args.recipe) or (args.results and any(of_recipe)):
+        raise CommandError(
+            "--test_annotations has no effect with --recipe, nor have --no_temperature, --no_thresholds and "
+            "--target_precision with --results: leave them out."
+        )
     if args.no_temperature and args.no_thresholds:
         raise CommandError("Nothing to do with both --no_temperature and --no_thresholds: leave one out.")
     if args.no_thresholds and args.target_precision is not None:

@@ -47,7 +47,8 @@ def write_calibrated_model(
     model: ASTForAudioClassification,
     extractor: ASTFeatureExtractor,
     results: Mapping[str, Any],
-    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    section: str,
+    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None,
 ) -> None:
     """Write the calibrated model, its card and what was found; the folder is there when it is whole.
 
@@ -56,8 +57,9 @@ def write_calibrated_model(
         output_dir: New, or empty.
         model: The calibrated model.
         extractor: Its feature extractor.
-        results: What was found, and the metrics of each split before and after, as `measure_splits` gives them.
-        curves: What `plot_reliability` draws.
+        results: What was found, and figures of before and after.
+        section: Of the card, that says so.
+        curves: What `plot_reliability` draws, where there is something to draw.
     """
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as unfinished:
@@ -67,11 +69,12 @@ def write_calibrated_model(
         text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (folder / CALIBRATION_NAME).write_text(text, encoding="utf-8")
         with may_fail(PICTURE_NAME):
-            plot_reliability(curves, folder / PICTURE_NAME, output_dir.name)
+            if curves is not None:
+                plot_reliability(curves, folder / PICTURE_NAME, output_dir.name)
         for path in (Path(source) / RECIPE_NAME, *Path(source).glob("LICENSE*")):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
-        _write_card(Path(source), folder, model, extractor, results)
+        _write_card(Path(source), folder, model, extractor, section)
         if output_dir.is_dir():
             output_dir.rmdir()  # empty
         folder.replace(output_dir)
@@ -93,7 +96,7 @@ def _write_card(
     folder: Path,
     model: ASTForAudioClassification,
     extractor: ASTFeatureExtractor,
-    results: Mapping[str, Any],
+    section: str,
 ) -> None:
     """The model's own card under its new name, or a new one, and what was done since."""
     card = folder / CARD_NAME
@@ -105,6 +108,16 @@ def _write_card(
         run = read_run(source) if source.is_dir() else {"dataset": None, "start": str(source), "results": {}}
         write_model_card(folder, model, extractor, **run)
         text = card.read_text(encoding="utf-8")
+    card.write_text(text.rstrip("\n") + "\n" + CARD_HEADING + section, encoding="utf-8")
+
+
+def describe_calibration(model: ASTForAudioClassification, results: Mapping[str, Any]) -> str:
+    """What a card says of temperature and thresholds.
+
+    Args:
+        model: The calibrated model.
+        results: What was found, and the metrics of each split before and after, as `measure_splits` gives them.
+    """
     steps = []
     if results["temperature"] is not None:
         steps.append(f"- The logits were divided by a temperature of {results['temperature']:.4f}, in the classifier.")
@@ -115,15 +128,9 @@ def _write_card(
         steps.append(
             f"- {len(thresholds)} of {model.config.num_labels} labels have a threshold for {goal}, in `config.json`."
         )
-    text = (
-        text.rstrip("\n")
-        + "\n"
-        + CARD_HEADING
-        + CARD_TEXT.format(
-            clips=results["validation"]["clips"],
-            steps="\n".join(steps),
-            f1=F1_WORDS[results["problem_type"]].format(DEFAULT_THRESHOLD),
-            table=metrics_table(results),
-        )
+    return CARD_TEXT.format(
+        clips=results["validation"]["clips"],
+        steps="\n".join(steps),
+        f1=F1_WORDS[results["problem_type"]].format(DEFAULT_THRESHOLD),
+        table=metrics_table(results),
     )
-    card.write_text(text, encoding="utf-8")
