@@ -20,10 +20,11 @@ from modeling_ast.commands import train as run_audio_classification
 from modeling_ast.commands.command_line import CommandError
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import DivergedError
+from modeling_ast.data.predictions import decide
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.synthetic import generate_clip
-from modeling_ast.inference.predictions import class_figures, class_table, decide, label_thresholds
+from modeling_ast.inference.predictions import class_figures, class_table, label_thresholds
 from modeling_ast.loading import ModelError
 
 LABELS = ("siren", "bell", "whistle")  # not in the order of the alphabet
@@ -116,6 +117,24 @@ def test_all_clips_are_evaluated_with_the_models_labels(model, sounds, tmp_path,
     assert "accuracy" in printed and "whistle" in printed and str(tmp_path / "out") in printed
 
 
+def test_groups_have_figures_and_widen_the_intervals(model, sounds, tmp_path, capsys):
+    rows = [{"audio": str(sounds / f"{n}.wav"), "label": label, "site": "ab"[n // 3]} for n, label in enumerate(CLIPS)]
+    clips = write_csv(tmp_path / "clips.csv", rows)
+    alone = run(model, clips, "--output_dir", tmp_path / "alone")
+    results = run(model, clips, "--group_column_name=site", "--output_dir", tmp_path / "out")
+    table = read_csv(tmp_path / "out" / "predictions.csv")
+    assert [row["group"] for row in table] == list("aaabbb") and results["metrics"] == alone["metrics"]
+    right = {site: np.mean([r["truth"] == r["prediction"] for r in table if r["group"] == site]) for site in "ab"}
+    figures = [
+        {"group": site, "clips": 3, "right": right[site]} for site in sorted("ab", key=lambda site: right[site])
+    ]
+    assert results["groups"] == figures and "groups" not in alone
+    low, high = alone["intervals"]["mAP"]
+    assert low < alone["metrics"]["mAP"] < high and alone["intervals"].keys() <= alone["metrics"].keys()
+    assert results["intervals"]["mAP"] != [low, high]
+    assert f"{low:.4f} to {high:.4f}" in capsys.readouterr().out
+
+
 def test_the_training_script_gives_the_same_figures(model, sounds, tmp_path, no_pictures):
     clips = write_list(tmp_path, sounds)
     alone = run(model, clips, "--output_dir", tmp_path / "out")["metrics"]
@@ -124,6 +143,18 @@ def test_the_training_script_gives_the_same_figures(model, sounds, tmp_path, no_
     )
     assert {name: scripted[f"test_{name}"] for name in alone} == pytest.approx(alone, abs=1e-6)
     assert (tmp_path / "run" / "test_results.json").is_file()
+    both = [
+        read_csv(folder)
+        for folder in (tmp_path / "out" / "predictions.csv", tmp_path / "run" / "predictions_test.csv")
+    ]
+    keys = ("path", "truth", "prediction")
+    assert [[[row[key] for key in keys] for row in table] for table in both] == 2 * [
+        [[row[key] for key in keys] for row in both[0]]
+    ]
+    ends = json.loads((tmp_path / "out" / "evaluation.json").read_text())["intervals"]
+    assert {name: [scripted[f"test_{name}_{end}"] for end in ("low", "high")] for name in ends} == {
+        name: pytest.approx(pair, abs=1e-6) for name, pair in ends.items()
+    }
 
 
 @pytest.mark.parametrize(

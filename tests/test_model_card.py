@@ -181,6 +181,15 @@ def test_several_labels_a_clip_are_said_and_so_is_the_threshold_of_f1(write, mod
     assert "any number in a clip" in text and "at least 0.5" in text
 
 
+def test_a_metric_stands_beside_its_interval(write):
+    ends = {"test_accuracy_low": 0.45, "test_accuracy_high": 0.81, "test_mAP": 0.5}
+    text = write(results={"test_accuracy": 0.625, **ends}).text
+    assert "| test | accuracy | 0.6250 (0.4500 to 0.8100) |" in text and "| test | mAP | 0.5000 |" in text
+    assert "bootstrap over clips" in text and "bootstrap" not in write(results={"test_mAP": 0.5}).text
+    (write.folder / "recipe.yaml").write_text("group_pattern: ^([a-z]+)_\n")
+    assert "bootstrap over groups" in write(results={"test_accuracy": 0.625, **ends}).text
+
+
 @pytest.mark.parametrize("name, content", [("recipe.yaml", "- a\n- b\n"), ("all_results.json", "{not json")])
 def test_a_folder_whose_records_cannot_be_read_is_one_sentence(write, name, content):
     (write.folder / name).write_text(content)

@@ -15,6 +15,7 @@ from helpers import write_csv
 from matplotlib.text import Text
 
 from modeling_ast import ASTFeatureExtractor, AudioError
+from modeling_ast.data.intervals import Interval
 from modeling_ast.data.metrics import average_precision, per_class_metrics
 from modeling_ast.inference import lettering
 from modeling_ast.inference.explanations import Attention, Occlusion, Spectrogram
@@ -117,6 +118,9 @@ def test_few_classes_are_all_shown_best_first(tmp_path, figures):
     assert bars(axes) == expected[order].tolist()
     assert names(axes) == [f"sound {index} ({10 if index == 4 else 5})" for index in order]
     assert figures[0].get_suptitle() == f"mAP {np.nanmean(expected):.4f}"
+    rows = per_class_metrics(probabilities, labels, label_names)
+    plot_per_class(rows, tmp_path / "classes.png", Interval(0.25, 0.75))
+    assert figures[1].get_suptitle().endswith(" (0.2500 to 0.7500)")
 
 
 @pytest.mark.slow

@@ -202,7 +202,8 @@ def test_model_card_says_what_was_reached(demo):
     (reported,) = [entry for entry in card.data.eval_results if entry.metric_type == "accuracy"]
     assert (reported.metric_value, reported.dataset_split) == (results["test_accuracy"], "test")
     assert reported.dataset_name == "synthetic" and card.data.model_name == "demo"
-    assert f"| test | accuracy | {results['test_accuracy']:.4f} |" in card.text
+    ends = f"({results['test_accuracy_low']:.4f} to {results['test_accuracy_high']:.4f})"
+    assert f"| test | accuracy | {results['test_accuracy']:.4f} {ends} |" in card.text
     assert all(name in card.text for name in CLASSES)
     assert (folder / "recipe.yaml").read_text().strip() in card.text
 

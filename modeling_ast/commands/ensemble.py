@@ -24,6 +24,7 @@ from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import METRICS, compute_metrics, to_probabilities
 from modeling_ast.data.model_arguments import FEATURE_KEYS
+from modeling_ast.data.predictions import PREDICTIONS_NAME, decide, list_clips, write_predictions
 from modeling_ast.data.processes import gather_values, join_launched, raise_in_all, together
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits
@@ -32,11 +33,8 @@ from modeling_ast.inference.predictions import (
     KEYS,
     WITHOUT,
     choose_rows,
-    decide,
     label_thresholds,
-    list_clips,
     predict,
-    write_predictions,
 )
 
 
@@ -83,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         decisions = decide(mean, model_args.problem_type, label_thresholds(label_names, None))
         clips = list_clips(chosen)
-        write_predictions(args.output_dir / "predictions.csv", clips, mean, decisions, labels, label_names)
+        write_predictions(args.output_dir / PREDICTIONS_NAME, clips, mean, decisions, labels, label_names)
         report(results, args.output_dir / "ensemble_results.csv")
     return results
 

@@ -8,8 +8,9 @@ All of its clips are evaluated unless a split is named. Labels are the model's. 
 evaluated without them with `--leave_out_unknown_labels true`: of one label a clip without their clips, of several
 labels a clip without these labels alone.
 
-OUT gets `evaluation.json` (metrics, also of each label), `per_class.csv`, and `predictions.csv`, a row a clip: path,
-split, truth, prediction, score, and the probability of every label.
+OUT gets `evaluation.json` (metrics with their 95 % intervals, also of each label and group), `per_class.csv`, and
+`predictions.csv`, a row a clip: path, split, truth, prediction, score, and the probability of every label. Intervals
+are a bootstrap's over clips or, with `--group_column_name` or `--group_pattern`, over groups such as speakers.
 """
 
 import argparse
@@ -25,7 +26,9 @@ from modeling_ast.commands.command_line import CommandError, Parser, run_command
 from modeling_ast.data.classifiers import load_classifier
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import written_beside
-from modeling_ast.data.metrics import compute_metrics, to_probabilities
+from modeling_ast.data.intervals import as_pairs, metric_intervals
+from modeling_ast.data.metrics import compute_metrics, positive_labels, to_probabilities
+from modeling_ast.data.predictions import PREDICTIONS_NAME, decide, group_figures, list_clips, write_predictions
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits, was_trained_on
 from modeling_ast.inference.predictions import (
@@ -34,17 +37,14 @@ from modeling_ast.inference.predictions import (
     choose_rows,
     class_figures,
     class_table,
-    decide,
     label_thresholds,
-    list_clips,
     predict,
     write_class_figures,
-    write_predictions,
 )
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_NAME, CLASSES_NAME, PREDICTIONS_NAME = "evaluation.json", "per_class.csv", "predictions.csv"
+EVALUATION_NAME, CLASSES_NAME = "evaluation.json", "per_class.csv"
 MAX_SHOWN = 50  # labels; of more the table is in the file alone
 
 
@@ -83,6 +83,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     thresholds = label_thresholds(label_names, model.config.thresholds)
     decisions = decide(probabilities, problem_type, thresholds)
     metrics = compute_metrics(probabilities, labels, problem_type, threshold=thresholds, label_names=label_names)
+    clips = list_clips(chosen)
+    groups = clips.get("group")
+    intervals = metric_intervals(metrics, probabilities, labels, problem_type, thresholds, groups)
     classes = class_figures(probabilities, decisions, labels, label_names)
     results = {
         "model": args.model,
@@ -90,11 +93,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "clips": {split: len(part) for split, part in chosen.items()},
         "problem_type": problem_type,
         "metrics": metrics,
+        "intervals": as_pairs(intervals),
         "labels": classes,
     }
+    if groups is not None:
+        results["groups"] = group_figures(groups, decisions, positive_labels(probabilities, labels))
     output_dir = args.output_dir or default_folder(args.model, data_args.dataset_name, args.split)
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_predictions(output_dir / PREDICTIONS_NAME, list_clips(chosen), probabilities, decisions, labels, label_names)
+    write_predictions(output_dir / PREDICTIONS_NAME, clips, probabilities, decisions, labels, label_names)
     write_class_figures(output_dir / CLASSES_NAME, classes)
     with written_beside(output_dir / EVALUATION_NAME) as unfinished:
         text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -126,9 +132,13 @@ def default_folder(model: str, source: str, split: str | None) -> Path:
 
 
 def report(results: dict[str, Any], output_dir: Path) -> None:
-    """Print the metrics, and those of each label."""
+    """Print the metrics, and those of each label and group."""
     for name, value in results["metrics"].items():
-        print(f"{name:<26} {value:.6g}")
+        low_high = results["intervals"].get(name)
+        print(f"{name:<26} {value:<9.6g}" + ("  {:.4f} to {:.4f}".format(*low_high) if low_high else ""))
+    if groups := results.get("groups"):
+        shown = [f"{each['group']} {each['right']:.4f} of {each['clips']}" for each in groups[:MAX_SHOWN]]
+        print(f"right, worst of {len(groups)} groups first: {', '.join(shown)}")
     if len(results["labels"]) <= MAX_SHOWN:
         print(class_table(results["labels"]))
     print(f"Saved in {output_dir}.")

@@ -94,13 +94,13 @@ def run(arguments: Arguments) -> dict[str, float]:
     results = train(trainer, arguments) if training_args.do_train else {}
     # The epoch was chosen on the validation clips; the test clips are looked at once.
     draw = partial(plot_classes, splits.label_names)
-    results |= evaluate(trainer, splits, output_dir, draw)
+    results |= evaluate(trainer, splits, output_dir, draw, thresholds)
     average_folder, is_evaluated = output_dir / AVERAGE_FOLDER, any(name != "train" for name, _ in splits)
     if training_args.do_train and is_evaluated and decided_by_main(average_folder.is_dir):
         average_model = ASTForAudioClassification.from_pretrained(average_folder)
         average = make_trainer(arguments, splits, average_model, extractor, thresholds)
         average.state.epoch = trainer.state.epoch
-        results |= evaluate(average, splits, average_folder, draw, "average_")
+        results |= evaluate(average, splits, average_folder, draw, thresholds, "average_")
 
     if trainer.is_world_process_zero():
         if data_args.linear_baseline:

@@ -102,7 +102,8 @@ def write_model_card(
         dataset: Name of the data set; `None` where it is not known.
         start: What training started from; `None` where it is not known.
         results: Metrics named `{split}_{metric}`, `{split}_baseline_{metric}` for the linear model and
-            `average_{split}_{metric}` for the average of the weights. Others are left out.
+            `average_{split}_{metric}` for the average of the weights, and with `_low` and `_high` behind it the ends
+            of their intervals. Others are left out.
         repo_id: Where on the Hub the model will be, for the example; `None` means that it stays in the folder.
 
     Raises:
@@ -214,6 +215,8 @@ def _results_text(results: dict[str, float], is_multi_label: bool, recipe: dict[
             shown = _METRICS[metric][0]
             shown = f"linear baseline, {shown}" if baseline else f"{shown}, weight average" if average else shown
             number = str(value) if isinstance(value, int) else f"{value:.4f}"
+            if f"{key}_low" in results and f"{key}_high" in results:
+                number += f" ({results[f'{key}_low']:.4f} to {results[f'{key}_high']:.4f})"
             rows.append(f"| {split} | {shown} | {number} |")
             splits.add(split)
     if not rows:
@@ -221,6 +224,9 @@ def _results_text(results: dict[str, float], is_multi_label: bool, recipe: dict[
     choice = _choice_text(recipe, "test" in splits)
     if is_multi_label and any("F1" in row for row in rows):
         choice += " F1 counts a label as named where its probability is at least 0.5."
+    if any("(" in row.rpartition("|")[0].rpartition("|")[2] for row in rows):
+        has_groups = "group_column_name" in recipe or "group_pattern" in recipe
+        choice += f" In brackets: intervals of 95 %, by a bootstrap over {'groups' if has_groups else 'clips'}."
     return _RESULTS_TEXT.format(rows="\n".join(rows), choice=choice)
 
 

@@ -1,4 +1,4 @@
-"""Predictions for clips whose labels are known: decisions, figures of each label, and a table of all clips."""
+"""Predictions for clips whose labels are known, and figures of each label."""
 
 import logging
 import os
@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.classifiers import label_order
 from modeling_ast.data.clip_tables import AudioSplits
-from modeling_ast.data.clips import iterate_clips
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import decode
 from modeling_ast.data.files import written_beside
@@ -117,32 +116,6 @@ def label_thresholds(label_names: Sequence[str], thresholds: Mapping[str, float]
     return np.array([(thresholds or {}).get(name, DEFAULT_THRESHOLD) for name in label_names])
 
 
-def decide(probabilities: np.ndarray, problem_type: str, thresholds: np.ndarray) -> np.ndarray:
-    """Which labels a model names, as booleans (clips, num_labels).
-
-    Args:
-        probabilities: Of shape (clips, num_labels).
-        problem_type: "single_label_classification" names the most probable label, others each from its threshold on.
-        thresholds: Of the labels, (num_labels,).
-    """
-    if problem_type == "single_label_classification":
-        return probabilities.argmax(axis=1)[:, None] == np.arange(probabilities.shape[1])
-    return probabilities >= thresholds
-
-
-def list_clips(chosen: Mapping[str, Dataset]) -> list[tuple[str, str]]:
-    """Name and split of each clip, as `write_predictions` takes them; a sound in a table may have no name.
-
-    Args:
-        chosen: Rows by split; those of data without splits by "all", which is left empty.
-    """
-    return [
-        (clip.name or "", "" if split == "all" else split)
-        for split, rows in chosen.items()
-        for clip in iterate_clips(rows)
-    ]
-
-
 def class_figures(
     probabilities: np.ndarray, decisions: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -189,35 +162,3 @@ def write_class_figures(path: str | os.PathLike, rows: Sequence[Mapping[str, Any
     """What `class_figures` gives as a CSV table; empty where a value cannot be told."""
     with written_beside(path) as unfinished:
         pandas.DataFrame(rows).to_csv(unfinished, index=False, lineterminator="\r\n")
-
-
-def write_predictions(
-    path: str | os.PathLike,
-    clips: Sequence[tuple[str, str]],
-    probabilities: np.ndarray,
-    decisions: np.ndarray,
-    labels: np.ndarray,
-    label_names: Sequence[str],
-) -> None:
-    """A CSV table with a row a clip.
-
-    Its columns: path; split; truth and prediction, of several labels with semicolons between; score, the highest
-    probability; and `p_LABEL` for each label, its probability.
-
-    Args:
-        path: Of the table.
-        clips: Name (its path; of a stretch with its times) and split of each; empty where there is none.
-        probabilities: Of shape (clips, num_labels).
-        decisions: As from `decide`.
-        labels: Class indices or multi-hot.
-        label_names: Of the columns.
-    """
-    names = np.array(label_names, dtype=object)
-    table = pandas.DataFrame(clips, columns=["path", "split"])
-    table["truth"] = [";".join(names[present]) for present in positive_labels(probabilities, labels)]
-    table["prediction"] = [";".join(names[named]) for named in decisions]
-    table["score"] = probabilities.max(axis=1)
-    table = table.join(pandas.DataFrame(probabilities, columns=[f"p_{name}" for name in names]))
-    options = {"index": False, "float_format": "%.6g", "lineterminator": "\r\n"}
-    with written_beside(path) as unfinished:  # names of files may hold bytes that are no UTF-8
-        table.to_csv(unfinished, errors="backslashreplace", **options)

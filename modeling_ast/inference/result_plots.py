@@ -1,8 +1,9 @@
 """Pictures of how well a model does: over the epochs, by class, and how sure it is."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from sklearn.metrics import confusion_matrix
 
+from modeling_ast.data.intervals import Interval
 from modeling_ast.data.metrics import positive_labels
 from modeling_ast.inference.figures import MAX_NAME, may_fail, new_figure, save_figure
 from modeling_ast.inference.lettering import drawable
@@ -27,6 +29,7 @@ def plot_classes(
     probabilities: np.ndarray,
     labels: np.ndarray,
     classes: list[dict[str, Any]],
+    intervals: Mapping[str, Interval] = MappingProxyType({}),
 ) -> None:
     """Draw the classes' scores on some clips, and what is taken for what, as far as that can be read.
 
@@ -37,14 +40,16 @@ def plot_classes(
         probabilities: Of shape (clips, num_labels).
         labels: Class indices (clips,) or multi-hot (clips, num_labels).
         classes: As from `data.metrics.per_class_metrics`.
+        intervals: Of the metrics, for the titles.
     """
     if any(row["AP"] is not None for row in classes):
         with may_fail(folder / f"per_class_{split}.png"):
-            plot_per_class(classes, folder / f"per_class_{split}.png")
+            plot_per_class(classes, folder / f"per_class_{split}.png", intervals.get("mAP"))
     has_one_label = labels.ndim == 1 or (labels.sum(axis=1) == 1).all()
     if has_one_label and len(classes) <= MAX_NAMES:
         with may_fail(folder / f"confusion_{split}.png"):
-            plot_confusion_matrix(probabilities, labels, label_names, folder / f"confusion_{split}.png")
+            path = folder / f"confusion_{split}.png"
+            plot_confusion_matrix(probabilities, labels, label_names, path, intervals.get("accuracy"))
 
 
 def plot_training_curves(results_csv: str | os.PathLike, path: str | os.PathLike) -> None:
@@ -86,7 +91,7 @@ def plot_pretraining_curves(results_csv: str | os.PathLike, path: str | os.PathL
     _draw_panels(table, {**panels, "learning rate": {"learning_rate": None}}, path)
 
 
-def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
+def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike, interval: Interval | None = None) -> None:
     """Draw the average precision of the classes, best first, into a picture file.
 
     Of more than 60 classes the curve of all, and the 25 best and the 25 worst by name. In brackets the number of
@@ -96,6 +101,7 @@ def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> N
         rows: What `modeling_ast.data.metrics.per_class_metrics` gives, of all classes in the model's order; those
             without positives are left out.
         path: Of the picture; the suffix chooses the format.
+        interval: Of the mean of all.
 
     Raises:
         ValueError: No class has an average precision.
@@ -115,12 +121,16 @@ def plot_per_class(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> N
         curve.grid(alpha=0.3)
         _draw_bars(best, rows[:NUM_EXTREMES], f"{NUM_EXTREMES} best")
         _draw_bars(worst, rows[-NUM_EXTREMES:], f"{NUM_EXTREMES} worst")
-    figure.suptitle(f"mAP {np.mean([row['AP'] for row in rows]):.4f}")
+    figure.suptitle(_with_interval(f"mAP {np.mean([row['AP'] for row in rows]):.4f}", interval))
     save_figure(figure, path)
 
 
 def plot_confusion_matrix(
-    probabilities: np.ndarray, labels: np.ndarray, label_names: Sequence[str], path: str | os.PathLike
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    label_names: Sequence[str],
+    path: str | os.PathLike,
+    interval: Interval | None = None,
 ) -> None:
     """Draw which class was taken for which, into a picture file: clips, coloured by their share of the row.
 
@@ -129,6 +139,7 @@ def plot_confusion_matrix(
         labels: Class indices, or one-hot.
         label_names: Of the columns; up to 100 are written.
         path: Of the picture; the suffix chooses the format.
+        interval: Of the accuracy.
 
     Raises:
         ValueError: Clips with several labels or none, or another number of names than of columns.
@@ -151,6 +162,7 @@ def plot_confusion_matrix(
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the clips of the class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="label")
+    axes.set_title(_with_interval(f"accuracy {np.trace(counts) / counts.sum():.4f}", interval))
     if is_named:
         ticks = range(size)
         axes.set_xticks(ticks, names, rotation=90, fontsize=7)
@@ -186,6 +198,10 @@ def plot_reliability(
     for axes in (shares, counts):
         axes.grid(alpha=0.3)
     save_figure(figure, path)
+
+
+def _with_interval(text: str, interval: Interval | None) -> str:
+    return text if interval is None else f"{text} ({interval})"
 
 
 def _draw_panels(table: pandas.DataFrame, panels: dict[str, dict[str, str | None]], path: str | os.PathLike) -> None:

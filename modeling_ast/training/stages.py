@@ -15,7 +15,9 @@ from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips, DecodeAudio, decode
 from modeling_ast.data.files import written_beside
+from modeling_ast.data.intervals import Interval, metric_intervals
 from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
+from modeling_ast.data.predictions import decide, list_clips, write_predictions
 from modeling_ast.data.processes import decided_by_main, together
 from modeling_ast.data.recipes import RECIPE_NAME, RecipeError
 from modeling_ast.data.splits import read_held_out, read_once, read_splits
@@ -288,17 +290,19 @@ def evaluate(
     trainer: ASTTrainer,
     splits: AudioSplits,
     folder: Path,
-    draw: Callable[[str, Path, np.ndarray, np.ndarray, list[dict]], None],
+    draw: Callable[[str, Path, np.ndarray, np.ndarray, list[dict], dict[str, Interval]], None],
+    thresholds: np.ndarray,
     prefix: str = "",
 ) -> dict[str, float]:
-    """Metrics on each held-out split, with a table of the classes in a folder.
+    """Metrics on each held-out split with the ends of their intervals, and tables of classes and clips in a folder.
 
     Args:
         trainer: Of the model.
         splits: Of decoded clips.
         folder: For the tables.
-        draw: Makes pictures of a split: gets its name, the folder, probabilities (clips, num_labels), labels and the
-            rows of the table.
+        draw: Makes pictures of a split: gets its name, the folder, probabilities (clips, num_labels), labels, the
+            rows of the table of classes and the intervals of the metrics.
+        thresholds: The score from which on each label counts as present, (num_labels,).
         prefix: Of the metrics' names.
     """
     results = {}
@@ -307,17 +311,25 @@ def evaluate(
             continue
         metrics = trainer.evaluate(rows, metric_key_prefix=prefix + name)
         metrics.pop(f"{prefix}{name}_model_preparation_time", None)  # of a trainer that has not trained
+        logits, labels = trainer.last_evaluation.predictions, trainer.last_evaluation.label_ids
+        problem_type = trainer.model.config.problem_type
+        probabilities, clips = to_probabilities(logits, problem_type), list_clips({name: rows})
+        plain = {key.removeprefix(f"{prefix}{name}_"): value for key, value in metrics.items()}
+        intervals = metric_intervals(plain, probabilities, labels, problem_type, thresholds, clips.get("group"))
+        for key, interval in intervals.items():
+            metrics |= {f"{prefix}{name}_{key}_low": interval.low, f"{prefix}{name}_{key}_high": interval.high}
         trainer.log_metrics(prefix + name, metrics)
         trainer.save_metrics(prefix + name, metrics)
         results |= metrics
         if trainer.is_world_process_zero():
             folder.mkdir(parents=True, exist_ok=True)
-            logits, labels = trainer.last_evaluation.predictions, trainer.last_evaluation.label_ids
-            probabilities = to_probabilities(logits, trainer.model.config.problem_type)
+            decisions = decide(probabilities, problem_type, thresholds)
+            table = folder / f"predictions_{name}.csv"
+            write_predictions(table, clips, probabilities, decisions, labels, splits.label_names)
             classes = per_class_metrics(probabilities, labels, splits.label_names)
             with written_beside(folder / f"per_class_{name}.csv") as unfinished:
                 write_per_class_csv(classes, unfinished)
-            draw(name, folder, probabilities, labels, classes)
+            draw(name, folder, probabilities, labels, classes, intervals)
     return results
 
 

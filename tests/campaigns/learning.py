@@ -37,7 +37,9 @@ from modeling_ast.commands import embed, evaluate, train
 from modeling_ast.data.decoding import decode
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.held_out import sort_folds
+from modeling_ast.data.intervals import difference_interval
 from modeling_ast.data.metrics import multi_hot
+from modeling_ast.data.predictions import PREDICTIONS_NAME
 from modeling_ast.data.recipes import RecipeError, read_settings
 from modeling_ast.data.sources import read_folds
 from modeling_ast.data.splits import read_splits
@@ -47,7 +49,6 @@ from modeling_ast.training.building import build_model_and_extractor
 
 Settings = dict[str, Any]
 RUN_NAME = "run.json"
-DRAWS = 10_000  # of the bootstrap
 # A short run is evaluated at its end alone, and its rate falls to zero by then.
 NOT_IN_SHORT_RUNS = (
     *("load_best_model_at_end", "metric_for_best_model", "save_total_limit", "early_stopping_patience"),
@@ -190,7 +191,7 @@ def predict_by_training(settings: Settings, folder: Path) -> pandas.Series:
         unfinished.write_text(json.dumps({"cpu_seconds": seconds, "recipe": settings}), encoding="utf-8")
     split = "test" if "eval_fold" not in settings else "validation"
     evaluate.main([str(folder / "model"), recipe, "--split", split, "--output_dir", str(folder)])
-    table = pandas.read_csv(folder / evaluate.PREDICTIONS_NAME, dtype={"truth": str}, keep_default_na=False)
+    table = pandas.read_csv(folder / PREDICTIONS_NAME, dtype={"truth": str}, keep_default_na=False)
     table = table.set_index("path")
     return table.filter(regex="^p_").idxmax(axis=1).str.removeprefix("p_") == table["truth"]
 
@@ -295,11 +296,10 @@ def by_clip(runs: dict[Run, pandas.Series]) -> pandas.DataFrame:
 
 
 def difference(right: pandas.DataFrame, other: pandas.DataFrame) -> tuple[float, float, float]:
-    """Of two means over seeds and clips, with the interval that has 95 % of the means of clips drawn anew."""
+    """Of two means over seeds and clips, with its interval of 95 %."""
     by_clip = right.mean(axis=0) - other.mean(axis=0)[right.columns]  # (clips,)
-    draws = np.random.default_rng(0).multinomial(len(by_clip), np.full(len(by_clip), 1 / len(by_clip)), size=DRAWS)
-    low, high = np.quantile(draws @ by_clip.to_numpy() / len(by_clip), (0.025, 0.975))
-    return by_clip.mean(), low, high
+    interval = difference_interval(by_clip.to_numpy())
+    return by_clip.mean(), interval.low, interval.high
 
 
 def to_markdown(table: pandas.DataFrame) -> str:

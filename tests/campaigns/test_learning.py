@@ -50,7 +50,9 @@ def test_variants_are_compared_clip_by_clip():
     assert table["seeds"]["a, trained"] == [0.25, 0.5] and table["seeds"]["b, trained"] == [0.75, 1.0]
     assert table["mean"]["linear"] == 0.5 and table["deviation"]["b, trained"] == pytest.approx(0.25 / math.sqrt(2))
     mean, low, high = table["to_first"]["b, trained"]
-    assert mean == 0.5 and 0 <= low < mean < high <= 1  # of differences of 0, 0.5, 1 and 0.5
+    assert (
+        mean == 0.5 and low < mean < high and high - mean == pytest.approx(mean - low)
+    )  # of differences of 0, 0.5, 1 and 0.5
     assert table["to_linear"]["a, trained"][0] == -0.125 and table["to_first"]["a, trained"] is None
     assert "| b, trained | 75.0, 100.0 | 87.5 % | 17.7 | +50.0 (" in to_markdown(compare(clips, seconds))
 
