@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.check import main
 from modeling_ast.commands.command_line import CommandError
 from modeling_ast.data.examination import ClipSummary
-from modeling_ast.data.label_checks import check_groups, check_spelling
+from modeling_ast.data.label_checks import check_divided_groups, check_groups, check_spelling
 from modeling_ast.data.labels import SHIPPED_TABLES, DataError, read_label_table
 from modeling_ast.data.recipes import RecipeError
 
@@ -460,6 +461,73 @@ def test_names_of_real_recordings_hold_no_groups_that_go_along_with_a_label(shar
         },
     ):
         assert len(paths) >= 400 and list(check_groups(named(paths), sorted(set(paths.values())))) == []
+
+
+def in_splits(paths: dict[str, str], is_held_out) -> list[ClipSummary]:
+    """Clips by their names, with the number of their label."""
+    names = sorted(set(paths.values()))
+    return [
+        ClipSummary(path, "test" if is_held_out(path) else "train", (names.index(label),), frozenset())
+        for path, label in paths.items()
+    ]
+
+
+SITES = {
+    f"/data/{place}/site{site}_{n:04d}.wav": place for place in ("wood", "town") for site in "AB" for n in range(6)
+}
+TAKES = {f"1-{100032 + n}-{take}-0.ogg": "dog" for n in range(6) for take in "AB"}
+WORDS = {f"{word}/{who}_nohash_{n}.wav": word for word in ("yes", "no") for who in ("anna", "ben") for n in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("paths", "is_divided", "is_whole", "what"),
+    [
+        (SITES, lambda path: "3." in path, lambda path: "siteB" in path, "what stands before the last number"),
+        (TAKES, lambda path: "-B-" in path, lambda path: "100037" in path, "recordings"),
+        (WORDS, lambda path: "_2" in path, lambda path: "anna" in path, "speakers"),
+    ],
+    ids=["sites", "takes", "speakers"],
+)
+def test_groups_that_names_suggest_are_not_to_be_divided(paths, is_divided, is_whole, what):
+    names = sorted(set(paths.values()))
+    (found,) = check_divided_groups(in_splits(paths, is_divided), names, has_groups=False)
+    assert found.level == "warning" and f"({what}, by the names of files) that trains too" in found.seen
+    pattern = found.mend.removeprefix("group_pattern: ").partition("    #")[0]
+    groups = {path: re.search(pattern, Path(path).name)[1] for path in paths}
+    assert 1 < len(set(groups.values())) < len(paths)
+    assert not list(check_divided_groups(in_splits(paths, is_divided), names, has_groups=True))
+    assert not list(check_divided_groups(in_splits(paths, is_whole), names, has_groups=False))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{label}/{n}.wav",
+        "{label}_{n}.wav",
+        "{label}/clip_{n}.wav",
+        "{label}/x{n}_0.wav",
+        "a{n}/b.wav",
+        "{label}/train_{n}.wav",
+    ],
+)
+def test_numbers_and_labels_in_names_suggest_no_groups(pattern):
+    numbers = {label: range(100 * place, 100 * place + 8) for place, label in enumerate(SPEAKERS)}
+    paths = {pattern.format(label=label, n=n): label for label, each in numbers.items() for n in each}
+    clips = in_splits(paths, lambda path: list(paths).index(path) % 4 == 0)
+    assert not list(check_divided_groups(clips, sorted(SPEAKERS), has_groups=False))
+
+
+def test_folds_of_esc_divide_no_recording_and_splits_of_fsdd_divide_its_speakers(shared_data):
+    clips = [(f"{name}-0.ogg", name[0]) for name in ("1-17092-A", "1-17092-B", "2-18766-A", "2-18766-B")]
+    by_fold = in_splits(dict(clips), lambda path: path.startswith("2"))
+    assert not list(check_divided_groups(by_fold, ["1", "2"], has_groups=False))
+    held_out = set((shared_data / "fsdd" / "testing_list.txt").read_text().split())
+    paths = {
+        str(path.relative_to(shared_data / "fsdd")): path.parent.name
+        for path in (shared_data / "fsdd").glob("*/*.wav")
+    }
+    (found,) = check_divided_groups(in_splits(paths, held_out.__contains__), sorted(set(paths.values())), False)
+    assert "200 of 200 held-out clips" in found.seen and "george, jackson" in found.seen
 
 
 def test_the_doctor_finds_one_voice_a_label(data, examine):

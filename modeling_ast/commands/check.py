@@ -5,8 +5,8 @@
 Listens to every clip once and looks at the files (readable, long enough), sampling rates, channels, clipping,
 silence, lengths against `max_length`, labels and their order against the model's, mean and std against the
 recipe's, masks, sampling weights, clips that stand in two splits or folds, and groups (voices, places) that go
-along with a label. Findings stand in the order in which to mend them. All other keys are those of the
-training script; `--dataloader_num_workers` processes listen. Of a stream it takes the first `--max_train_samples`.
+along with a label, or are on both sides of a split. Findings stand in the order in which to mend them. Other keys are
+those of training; `--dataloader_num_workers` processes listen. Of a stream it takes the first `--max_train_samples`.
 Exit status: 0 without errors or warnings (notes tell true facts that do no harm), 1 with warnings, 2 with errors.
 """
 
@@ -99,6 +99,7 @@ def check_clips(
     yield from sound_checks.check_levels(readable)
     yield from label_checks.check_duplicates(readable, splits.label_names)
     yield from label_checks.check_groups([clip for clip in clips if clip.split == "train"], splits.label_names)
+    yield from label_checks.check_divided_groups(clips, splits.label_names, arguments.data.has_groups)
     is_padded = extractor.padding == "max_length"
     lengths = extractor.max_length, augment_args.random_crop, is_padded
     yield from sound_checks.check_lengths(readable, *lengths, any(has_stretches(rows) for _, rows in splits))
@@ -112,13 +113,12 @@ def check_labels(splits: AudioSplits, model_label_names: list[str] | None, argum
     """What the labels say, of all clips, listened to or not."""
     model_args, training_args = arguments.model, arguments.training
     labels = {name: label_checks.read_labels(rows) for name, rows in splits}
-    is_balanced = training_args.class_balanced_sampling
     yield from label_checks.check_spelling(splits.label_names)
-    yield from label_checks.check_label_counts(labels, splits.label_names, is_balanced)
+    yield from label_checks.check_label_counts(labels, splits.label_names, training_args.class_balanced_sampling)
     yield from label_checks.check_label_names(
         splits.label_names, model_label_names, model_args.model_name_or_path, training_args.do_train
     )
-    if is_balanced and any(labels["train"]):
+    if training_args.class_balanced_sampling and any(labels["train"]):
         weights = class_balanced_weights(splits.train, len(splits.label_names))
         yield from label_checks.check_sampling_weights(weights, splits.train, labels["train"], splits.label_names)
 

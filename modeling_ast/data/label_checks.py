@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from modeling_ast import ASTConfig
 from modeling_ast.conversion import checkpoint_layout
+from modeling_ast.data.clip_tables import split_of
 from modeling_ast.data.clips import Clip
 from modeling_ast.data.examination import ClipSummary, Finding, as_tuple, count_clips
 from modeling_ast.data.labels import name_some
@@ -20,6 +21,16 @@ from modeling_ast.loading import is_ast
 MAX_DRAWS = 50  # of one clip, an epoch; the rarest of AudioSet's are drawn about 30 times
 MAX_IMBALANCE = 10  # clips of the largest class for one of the smallest
 MIN_GROUP = 5  # clips a group, and a label, on average: smaller ones coincide by chance
+ANY_NAME = r"^(.*[^\W\d].*?)[-_ ]+\d+\.\w+$"
+# What names of files usually say of where a clip is from, the first that fits: Speech Commands' speakers, ESC's
+# recordings (fold-RECORDING-take-class), and a name in front of a number, as `siteA_0012.wav`.
+NAME_GROUPS = {
+    "speakers": r"^(.+)_nohash_\d+\.\w+$",
+    "recordings": r"^\d-(\d+)-[A-Z]-\d+\.\w+$",
+    "what stands before the last number": ANY_NAME,
+}
+NAMED_SHARE = 0.9  # of the clips that have such a name
+MIN_NAMED = 3  # clips a group on average
 COINCIDENCE = 0.9  # share of a label's clips in one group, and of the group's in the label
 
 
@@ -142,6 +153,46 @@ def _groupings(clips: Sequence[ClipSummary]) -> Iterator[tuple[str, list[str]]]:
     heads = [re.match(r"[^\W\d_]{2,}", path.stem) for path in paths]
     if heads and all(heads):
         yield "The letters that file names begin with", [head[0] for head in heads]
+
+
+def check_divided_groups(
+    clips: Sequence[ClipSummary], label_names: Sequence[str], has_groups: bool
+) -> Iterator[Finding]:
+    """Groups that file names suggest, of which both training and held-out clips have some.
+
+    Names of no known form have to suggest them clearly: three clips a group, and half of what is held out.
+
+    Args:
+        clips: Of all splits.
+        label_names: Of the data.
+        has_groups: Whether the recipe says what the groups are, which no split divides then.
+    """
+    for what, pattern in () if has_groups else NAME_GROUPS.items():
+        found = [re.search(pattern, PurePath(clip.name).name) for clip in clips]
+        grouped = [(clip, match[1]) for clip, match in zip(clips, found) if match and split_of(match[1]) is None]
+        if len(grouped) < NAMED_SHARE * len(clips):
+            continue
+        of_split, labels = {}, {}
+        for clip, group in grouped:
+            of_split.setdefault("train" if clip.split == "train" else "held out", Counter())[group] += 1
+            labels.setdefault(group, set()).update(label_names[label] for label in clip.labels)
+        train, held_out = (of_split.get(side, Counter()) for side in ("train", "held out"))
+        sizes = train + held_out
+        divided = [group for group in held_out if group in train]
+        count = sum(held_out[group] for group in divided)
+        is_clear = len(grouped) >= MIN_NAMED * len(sizes) and 2 * count >= held_out.total()
+        if len(sizes) < 2 or not divided or (pattern == ANY_NAME and not is_clear):
+            continue
+        if all(len(names) == 1 and _is_written_alike(group, *names) for group, names in labels.items()):
+            continue  # the label once more
+        yield Finding(
+            "warning",
+            "groups",
+            f"{count} of {held_out.total()} held-out clips are of a group ({what}, by the names of files) that trains "
+            f"too: {name_some(sorted(divided))}. What is measured on them says little about others.",
+            f"group_pattern: {pattern}    # if these are voices, places or recordings, for modeling-ast folds",
+        )
+        return
 
 
 def _is_written_alike(group: str, label: str) -> bool:
