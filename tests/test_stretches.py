@@ -139,6 +139,16 @@ def test_every_way_to_write_annotations_gives_the_same_clips(recordings, tmp_pat
     assert listed(load_splits(str(folder / "all.txt"), multi_label=True, label_column_name="Species")) == expected
 
 
+def test_label_files_have_no_columns_of_folds_and_groups(recordings):
+    (recordings / "a.txt").write_text("1\t2\tdog\n3\t4\tcat\n")
+    for keys in ({"fold_column_name": "fold", "eval_fold": "1"}, {"group_column_name": "site"}):
+        with pytest.raises(DataError, match="expected a column '(fold|site)', got audio, label"):
+            load_splits(str(recordings), **keys)
+    (recordings / "b.txt").write_text("1\t2\tdog\n")
+    splits = load_splits(str(recordings), group_pattern="^(.)", eval_fold="b")
+    assert {clip.path[-5] for clip in iterate_clips(splits.validation)} == {"b"}
+
+
 def test_text_beside_sounds_of_classes_is_no_label_file(recordings):
     for name in ("dog", "cat"):
         write_sound(recordings / "classes" / name / "1.wav", np.zeros(RATE))
@@ -168,7 +178,11 @@ BAD = {
         {"window_seconds": 1.0, "background": "keep"},
         "Expected several labels a clip",
     ),
-    "one recording": ("audio,start,end,label\na.wav,1,2,x\na.wav,3,4,y\n", {}, "expected several recordings"),
+    "one recording": (
+        "audio,start,end,label\na.wav,1,2,x\na.wav,3,4,y\n",
+        {},
+        "expected two groups or more, .*a.wav alone",
+    ),
 }
 
 

@@ -184,8 +184,10 @@ def hold_out_some(rows: Dataset, dataset_name: str, fraction: float) -> dict[str
     stretches."""
     if GROUP_COLUMN in rows.column_names:
         return _hold_out_some_groups(rows, dataset_name, fraction)
-    if has_stretches(rows):
-        return _hold_out_recordings(rows, dataset_name, fraction)
+    if has_stretches(rows):  # of which those of a recording are a group
+        groups = [clip.path or "" for clip in iterate_clips(rows)]
+        parts = _hold_out_some_groups(rows.add_column(GROUP_COLUMN, groups), dataset_name, fraction)
+        return {split: part.remove_columns(GROUP_COLUMN) for split, part in parts.items()}
     count = math.ceil(fraction * len(rows))
     if count == len(rows):
         raise DataError(f"{dataset_name}: too few clips to hold some out, got {count}.")
@@ -196,26 +198,6 @@ def hold_out_some(rows: Dataset, dataset_name: str, fraction: float) -> dict[str
     logger.warning(
         f"{dataset_name} holds out nothing to choose the epoch on: {count} of its training clips, drawn at random, do "
         "not train but validate (validation_fraction)."
-    )
-    return {"train": filter_rows(rows, ~is_held_out), "validation": filter_rows(rows, is_held_out)}
-
-
-def _hold_out_recordings(rows: Dataset, dataset_name: str, fraction: float) -> dict[str, Dataset]:
-    recordings, owners, counts = np.unique(
-        [clip.path for clip in iterate_clips(rows)], return_inverse=True, return_counts=True
-    )
-    if len(recordings) == 1:
-        raise DataError(
-            f"{dataset_name}: expected several recordings, to hold some of them out, got {recordings[0]} alone. Say "
-            "which stretches validate by split_column_name or validation_file."
-        )
-    drawn = torch.randperm(len(recordings), generator=torch.Generator().manual_seed(0)).numpy()
-    number = 1 + np.searchsorted(np.cumsum(counts[drawn])[:-1], fraction * len(rows))
-    is_held_out = np.isin(owners, drawn[: min(number, len(recordings) - 1)])
-    logger.warning(
-        f"{dataset_name} holds out nothing to choose the epoch on: {is_held_out.sum()} of its {len(rows)} training "
-        f"clips, those of {min(number, len(recordings) - 1)} recording(s) drawn at random, do not train but validate "
-        "(validation_fraction)."
     )
     return {"train": filter_rows(rows, ~is_held_out), "validation": filter_rows(rows, is_held_out)}
 

@@ -248,7 +248,9 @@ class DataSource:
             keys = ", ".join(f"{split}_split_name" for split in split_names)
             raise DataError(f"{name}: {keys} has no effect on lists and on a folder a class.")
         if (are_classes or suffix in TABLE_SUFFIXES) and is_annotated(path, self.args, found):
-            return {"train": read_annotated(path, self.args.label_column_name, name, has_labels, found)}
+            table = read_annotated(path, self.args.label_column_name, name, has_labels, found)
+            expect_columns(name, table.rows.column_names, list(others))
+            return {"train": table}
         if suffix in TABLE_SUFFIXES:
             times = find_time_columns(list_columns(path), self.args, path)
             columns = [*self._columns(has_labels), *others, *times]
