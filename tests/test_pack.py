@@ -212,6 +212,7 @@ def test_shards_are_some_size_and_say_how_often_each_label_is_there(tmp_path, mo
         told = json.loads(file.schema_arrow.metadata[packing.METADATA])
         assert told["split"] == "train" and told["clips"] == len(rows)
         assert told["label_counts"] == [sum(label in row["labels"] for row in rows) for label in range(3)]
+        assert told.get("without_labels", 0) == sum(row["labels"] == [] for row in rows)
 
 
 def test_a_group_of_rows_has_few_bytes(tmp_path, monkeypatch):

@@ -31,9 +31,10 @@ def positions(sampler: TrainingSampler, epoch: int = 0) -> list[int]:
 
 
 def weights_by_hand(labels: list[list[int]]) -> list[float]:
-    """As the original's script: each clip's sum of the classes' weights, in plain Python."""
-    counts = Counter(label for clip in labels for label in clip)
-    return [sum(1000 / (counts[label] + 0.01) for label in clip) for clip in labels]
+    """As the original's script: each clip's sum of the classes' weights, in plain Python; none is one class more."""
+    classes = [clip or [None] for clip in labels]
+    counts = Counter(label for clip in classes for label in clip)
+    return [sum(1000 / (counts[label] + 0.01) for label in clip) for clip in classes]
 
 
 # Weights
@@ -66,8 +67,8 @@ def test_a_stream_draws_by_the_same_weights_as_a_table():
     labels = [[0], [0, 1], [2], [], [0, 2], [0]]
     weights = class_balanced_weights(Dataset.from_dict({"labels": labels}), 4)
     counts = np.bincount([label for clip in labels for label in clip], minlength=4)
-    draws = class_balanced_draws(ClipCounts(len(labels), counts))
-    of_clips = torch.stack([draws[clip].sum() for clip in labels])
+    draws = class_balanced_draws(ClipCounts(len(labels), counts, without_labels=1))
+    of_clips = torch.stack([draws[clip or [-1]].sum() for clip in labels])
     torch.testing.assert_close(of_clips, weights / weights.sum() * len(labels))
     with pytest.raises(ValueError, match="got clips without any"):
         class_balanced_draws(ClipCounts(3, np.zeros(2, int)))
@@ -81,11 +82,11 @@ def test_weights_of_one_label_a_clip_balance_the_classes():
     assert shares == pytest.approx([1 / 3] * 3, abs=4e-3)  # not quite, for the 0.01
 
 
-def test_clips_without_labels_have_no_weight():
+def test_clips_without_labels_are_drawn_as_a_class():
     labels = [[0, 2], [], [1], [0], []]
     weights = class_balanced_weights(Dataset.from_dict({"labels": labels}), 4)
     np.testing.assert_allclose(weights, weights_by_hand(labels), rtol=1e-12)
-    assert weights[1] == weights[4] == 0 and weights.shape == (5,)
+    assert weights[1] == weights[4] == pytest.approx(1000 / 2.01) and weights.shape == (5,)
 
 
 def test_weights_of_selected_clips_count_these_alone():

@@ -41,10 +41,11 @@ _PART = re.compile(
 
 @dataclass
 class ClipCounts:
-    """How many clips there are, and how many of each label, (num_labels,)."""
+    """How many clips there are, how many of each label, (num_labels,), and how many without any."""
 
     clips: int
     of_labels: np.ndarray
+    without_labels: int = 0
 
 
 @dataclass

@@ -361,14 +361,6 @@ def check_sampling_weights(
             "are: it goes along with rare labels.",
             f"Get clips of the rare labels without {label_names[label]}, or leave this label out.",
         )
-    if never := (weights == 0).nonzero().flatten().tolist():
-        yield Finding(
-            "warning",
-            "sampling",
-            f"Without a label, and so never drawn: {count_clips(never)}.",
-            "class_balanced_sampling: false    # if they are to be learnt from",
-            tuple(_name(rows, index) for index in never),
-        )
 
 
 def _name(rows: Dataset, index: int) -> str:

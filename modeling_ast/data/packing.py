@@ -264,9 +264,11 @@ def _plan(
     clips_per_shard = packing.clips_per_shard or _clips_per_shard(rows, encode, packing)
     count = math.ceil(len(rows) / clips_per_shard)
     ends = np.linspace(0, len(rows), count + 1).round().astype(int)
-    digest, counts = hashlib.sha256(), np.zeros(len(splits.label_names), int)
+    digest, counts, without_labels = hashlib.sha256(), np.zeros(len(splits.label_names), int), 0
     for paths, labels in _describe(rows):
-        flat = labels.flatten() if pa.types.is_list(labels.type) or pa.types.is_large_list(labels.type) else labels
+        flat = labels
+        if pa.types.is_list(labels.type) or pa.types.is_large_list(labels.type):
+            flat, without_labels = labels.flatten(), without_labels + (labels.value_lengths().to_numpy() == 0).sum()
         counts += np.bincount(flat.to_numpy(zero_copy_only=False), minlength=len(counts))
         digest.update(json.dumps([list(map(rename, paths)), labels.to_pylist()]).encode())
     features = _features(splits, packing, columns)
@@ -274,6 +276,8 @@ def _plan(
         **{"split": split, "clips": len(rows), "label_counts": counts.tolist()},
         **{"format": packing.format, "seed": packing.seed, "digest": digest.hexdigest()},
     }
+    if without_labels and splits.label_names:
+        of_split["without_labels"] = int(without_labels)
     schema = features.arrow_schema
     schema = schema.with_metadata({**schema.metadata, METADATA: json.dumps(of_split).encode()})
     if splits.label_names and columns[1] != "labels":

@@ -155,7 +155,10 @@ def read_clip_counts(builder: DatasetBuilder, splits: Sequence[str]) -> ClipCoun
         counts.append(json.loads(metadata))
     if not counts:
         return None
-    return ClipCounts(sum(each["clips"] for each in counts), np.sum([each["label_counts"] for each in counts], axis=0))
+    of_labels = np.sum([each["label_counts"] for each in counts], axis=0)
+    return ClipCounts(
+        sum(each["clips"] for each in counts), of_labels, sum(each.get("without_labels", 0) for each in counts)
+    )
 
 
 def _is_cut(archive: Path) -> bool:

@@ -119,7 +119,7 @@ def _number_counts(counts: ClipCounts, names: list[str], index: LabelIndex) -> C
     for name, count in zip(names, counts.of_labels):
         if (number := index.numbers.get(composed(name))) is not None:  # else a clip with it is an error
             of_labels[number] += count
-    return ClipCounts(counts.clips, of_labels)
+    return ClipCounts(counts.clips, of_labels, counts.without_labels)
 
 
 def _read_in_order(rows: IterableDataset) -> Iterator[dict[str, Any]]:

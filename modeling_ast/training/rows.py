@@ -107,7 +107,7 @@ class TrainingStream(torch.utils.data.Dataset):
         prepare: What makes the rows of a batch where they are read: gets, for each, its position and a function that
             reads a part of it.
         seed: Of the order.
-        mean_draws: How often a clip is drawn in a pass for each of its labels, on average, of shape (num_labels,):
+        mean_draws: How often a clip is drawn in a pass for each of its labels, on average, or one without labels:
             `class_balanced_draws`. How often it is, is Poisson's, which draws with replacement come to; all within
             one block. `None` draws each clip once.
 
@@ -266,7 +266,7 @@ def _shuffle_block(
     generator = clip_generator(seed, -1 - first_block - indices[0])
     drawn = torch.arange(len(indices))
     if mean_draws is not None:
-        means = torch.stack([mean_draws[labels].sum() for labels in rows["labels"]])
+        means = torch.stack([mean_draws[-1 if labels == [] else labels].sum() for labels in rows["labels"]])
         drawn = drawn.repeat_interleave(torch.poisson(means, generator).long())
     order = drawn[torch.randperm(len(drawn), generator=generator)][share].tolist()
     return {name: [column[index] for index in order] for name, column in rows.items()}

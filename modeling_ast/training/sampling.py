@@ -24,6 +24,8 @@ _FIRST_PASS = -(1 << 62)  # of the generators of passes, which count down from h
 def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
     """Weight of each clip in class-balanced sampling: the sum over its labels of 1000 / (clips with it + 0.01).
 
+    Clips without labels, which the original does not know, are drawn as one class more.
+
     Args:
         rows: With a column `labels`: a class index, or a list of them.
         num_labels: Number of labels.
@@ -46,7 +48,10 @@ def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
         raise ValueError("Expected labels to balance the classes by, got clips without any.")
     clips = np.repeat(np.arange(len(counts_per_clip)), counts_per_clip)
     class_weights = _class_weights(np.bincount(labels, minlength=num_labels))
-    return torch.from_numpy(np.bincount(clips, weights=class_weights[labels], minlength=len(counts_per_clip)))
+    weights = np.bincount(clips, weights=class_weights[labels], minlength=len(counts_per_clip))
+    is_without = counts_per_clip == 0
+    weights[is_without] = _class_weights(is_without.sum())
+    return torch.from_numpy(weights)
 
 
 def class_balanced_draws(counts: ClipCounts) -> torch.Tensor:
@@ -54,14 +59,16 @@ def class_balanced_draws(counts: ClipCounts) -> torch.Tensor:
     have it, and as many draws as there are clips.
 
     Returns:
-        float64 tensor of shape (num_labels,).
+        float64 tensor of shape (num_labels + 1,), the last of a clip without labels.
 
     Raises:
         ValueError: No clip has a label.
     """
-    weights = np.where(counts.of_labels > 0, _class_weights(counts.of_labels), 0)
-    if not (total := weights @ counts.of_labels):
+    if not counts.of_labels.any():
         raise ValueError("Expected labels to balance the classes by, got clips without any.")
+    of_classes = np.append(counts.of_labels, counts.without_labels)
+    weights = np.where(of_classes > 0, _class_weights(of_classes), 0)
+    total = weights @ of_classes
     return torch.from_numpy(weights * counts.clips / total)
 
 
