@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +141,7 @@ def cut_stretches(
                 f"{table.source}: expected background, got no stretch of {window:g} s without annotations."
             )
         logger.info(f"{table.source}: {len(background.rows)} clips of {window:g} s are background, without labels.")
-        clips = clips.join(background)
+        clips = _join([clips, background])
     if multi_label or labels is None:
         clips = clips.take(np.sort(np.unique(clips.identity, axis=1, return_index=True)[1]))
     if labels is not None:
@@ -202,8 +201,9 @@ class _Clips:
     def take(self, chosen: np.ndarray) -> "_Clips":
         return _Clips(*(getattr(self, each.name)[chosen] for each in fields(self)))
 
-    def join(self, others: "_Clips") -> "_Clips":
-        return _Clips(*(np.append(getattr(self, each.name), getattr(others, each.name)) for each in fields(self)))
+
+def _join(parts: Sequence[_Clips]) -> _Clips:
+    return _Clips(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(_Clips)))
 
 
 def _find_recordings(table: Table) -> tuple[np.ndarray, list[str]]:
@@ -267,7 +267,7 @@ def _find_background(marked: Stretches, places: np.ndarray, lengths: np.ndarray,
             starts = begin + (stop - begin - window) * np.arange(count) / max(1, count - 1)
             row = own[0] if len(own) else 0
             found.append(_Clips(np.full(count, row), np.full(count, number), starts, starts + window))
-    return reduce(_Clips.join, found, _Clips(*([np.zeros(0, int)] * 2), *([np.zeros(0)] * 2)))
+    return _join(found)
 
 
 def _find_labels(clips: _Clips, places: np.ndarray, marked: Stretches) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from annotated_recordings import main as annotated_recordings
 from conftest import make_tiny_config, random_model
 from energy_gate import best_energy_gate, energy_gate
 from evaluate_events import main as evaluate_events
@@ -21,6 +22,7 @@ from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.scoring import event_scores, match_events
 from modeling_ast.inference.timeline import Event
 from modeling_ast.loading import ModelError
+from modeling_ast.training.arguments import parse_arguments
 
 RATE = 16000
 
@@ -271,3 +273,22 @@ def test_the_script_refuses_what_cannot_work(data, model, tmp_path):
     ASTFeatureExtractor(num_mel_bins=32, max_length=64).save_pretrained(tmp_path / "other")
     with pytest.raises(RecipeError, match="the model alone has bell and the data alone have whistle"):
         evaluate_events([str(tmp_path / "other"), *recipe(data)])
+
+
+def test_spliced_recordings_are_annotated_and_train_by_their_stretches(data, tmp_path, capsys):
+    rows = ["audio,label,fold"]
+    rows += [
+        f"{data / f'{number % 8}.wav'},{('drone', 'whistle')[number % 2]},{number % 5 + 1}" for number in range(40)
+    ]
+    (tmp_path / "clips.csv").write_text("\n".join(rows) + "\n")
+    commands = annotated_recordings([str(tmp_path / "clips.csv"), str(tmp_path / "out")])
+    assert [words[0] for words in commands] == ["train", "tag", "score", "calibrate"]
+    assert [len(list((tmp_path / "out" / part).glob("*.flac"))) for part in ("train", "choose", "report")] == [2, 1, 1]
+    splits = load_splits(str(tmp_path / "out" / "train"), multi_label=True, window_seconds=0.5, background="keep")
+    quiet = [row for _, part in splits for row in part if not row["labels"]]
+    assert len(quiet) > 20 and "minutes are annotated" in capsys.readouterr().out
+    arguments = parse_arguments([str(tmp_path / "out" / "recipe.yaml")])
+    assert arguments.data.window_seconds == 1.0 and arguments.training.class_balanced_sampling
+    (tmp_path / "clips.csv").write_text("audio,label\na.wav,dog\n")
+    with pytest.raises(DataError, match="expected a column fold, got audio, label"):
+        annotated_recordings([str(tmp_path / "clips.csv"), str(tmp_path / "out")])
