@@ -139,6 +139,14 @@ def test_every_way_to_write_annotations_gives_the_same_clips(recordings, tmp_pat
     assert listed(load_splits(str(folder / "all.txt"), multi_label=True, label_column_name="Species")) == expected
 
 
+def test_stretches_without_labels_need_none(recordings):
+    write_raven(recordings / "a.selections.txt", [(1.0, 2.0, "dog"), (1.0, 2.0, "cat"), (3.0, 4.0, "")])
+    rows = load_splits(str(recordings), unlabelled=True).train
+    assert [clip.name.rpartition("/")[2] for clip in iterate_clips(rows)] == ["a.wav#t=1,2", "a.wav#t=3,4"]
+    with pytest.raises(DataError, match="Expected several labels a clip"):
+        load_splits(str(recordings), unlabelled=True, background="keep", window_seconds=1.0, multi_label=True)
+
+
 def test_label_files_have_no_columns_of_folds_and_groups(recordings):
     (recordings / "a.txt").write_text("1\t2\tdog\n3\t4\tcat\n")
     for keys in ({"fold_column_name": "fold", "eval_fold": "1"}, {"group_column_name": "site"}):

@@ -56,13 +56,13 @@ def annotation_kind(path: Path) -> str | None:
     return "audacity" if is_region else None
 
 
-def read_annotations(path: Path, label_column: str) -> list[Annotation]:
+def read_annotations(path: Path, label_column: str | None) -> list[Annotation]:
     """What a label file says; nothing, of an empty one.
 
     Args:
         path: A label track as Audacity exports it (start, end and label, with tabs between; the frequencies of
             spectral selections are passed over), or a selection table of Raven.
-        label_column: Of Raven's table, where the user has the labels.
+        label_column: Of Raven's table, where the user has the labels; `None` where they do not matter.
 
     Raises:
         DataError: Another file, a column that is not there, times that are none, or a label for a point in time.
@@ -83,9 +83,9 @@ def read_annotations(path: Path, label_column: str) -> list[Annotation]:
     return list(_read_selections(path, lines, label_column))
 
 
-def _read_selections(path: Path, lines: list[tuple[int, list[str]]], label_column: str) -> Iterator[Annotation]:
+def _read_selections(path: Path, lines: list[tuple[int, list[str]]], label_column: str | None) -> Iterator[Annotation]:
     (_, names), *rows = lines
-    if label_column not in names:
+    if label_column is not None and label_column not in names:
         raise DataError(
             f"{path}: expected a column {label_column!r} with labels, got {', '.join(names)}. Name it by "
             "label_column_name."
@@ -97,7 +97,7 @@ def _read_selections(path: Path, lines: list[tuple[int, list[str]]], label_colum
             continue
         seen.add(number)
         start, end, recording = row.get(_BEGIN, ""), row.get(_END, ""), row.get(_FILE) or None
-        found = _check(path, line, start, end, row.get(label_column, ""), recording)
+        found = _check(path, line, start, end, row.get(label_column or "", ""), recording)
         if recording is not None and _OFFSET in names:  # then times are those of all files one behind the other
             if (offset := _to_number(row.get(_OFFSET, ""))) is None:
                 raise DataError(f"{path}, line {line}: expected seconds in {_OFFSET!r}, got {row.get(_OFFSET)!r}.")
@@ -175,7 +175,7 @@ def read_annotated(
             continue  # a README
         kinds.add(kind)
         unmarked |= {recording} - {None}
-        for each in read_annotations(folder / text, label_column):
+        for each in read_annotations(folder / text, label_column if has_labels else None):
             own = recording if each.recording is None else os.path.join(os.path.dirname(text), each.recording)
             if own not in known:
                 name = each.recording or "of its name"
