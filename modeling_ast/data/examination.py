@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AudioError, to_waveform
 from modeling_ast.data.clips import Clip
+from modeling_ast.data.near_duplicates import read_spectrum
 from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.sources import read_folds
 from modeling_ast.data.statistics import FbankStatistics, clip_statistics
@@ -63,6 +65,7 @@ class ClipSummary:
     digest: bytes = b""  # of the samples
     frames: int = 0  # 10 ms apart, before any cut
     statistics: FbankStatistics = FbankStatistics()
+    spectrum: np.ndarray | None = None  # as from `read_spectrum`
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
@@ -165,6 +168,7 @@ def _listen(summary: ClipSummary, clip: Clip, extractor: ASTFeatureExtractor, ig
     summary.rms = (waveform - waveform.mean()).square().mean().sqrt().item()
     summary.frames = extractor.num_frames(len(waveform))
     summary.statistics = clip_statistics(waveform, extractor)
+    summary.spectrum = read_spectrum(waveform, extractor)
 
 
 def count_clips(clips: int | Sequence) -> str:

@@ -15,6 +15,7 @@ from modeling_ast.data.clip_tables import split_of
 from modeling_ast.data.clips import Clip
 from modeling_ast.data.examination import ClipSummary, Finding, as_tuple, count_clips
 from modeling_ast.data.labels import name_some
+from modeling_ast.data.near_duplicates import MAX_CLIPS, find_near_duplicates
 from modeling_ast.data.sound_checks import SILENCE
 from modeling_ast.loading import is_ast
 
@@ -74,6 +75,30 @@ def check_duplicates(clips: Sequence[ClipSummary], label_names: Sequence[str]) -
     if rest := [g for g in groups if not (_spans_folds(g) or _spans_splits(g) or _contradicts_itself(g))]:
         seen = f"{_sounds(rest)} more than once in one split{', with the same labels' if label_names else ''}."
         yield Finding("note", "duplicates", seen, clips=_listed(rest, lambda clip: clip.split))
+    yield from _check_near_duplicates([clip for clip in clips if clip.rms >= SILENCE and clip.spectrum is not None])
+
+
+def _check_near_duplicates(clips: Sequence[ClipSummary]) -> Iterator[Finding]:
+    """Sounds in two splits or folds that are the same but for gain, a short shift or compression."""
+    sides = [clip.folds or frozenset([clip.split]) for clip in clips]
+    sizes = Counter(sides)
+    if len(sizes) < 2:
+        return
+    chosen = sorted(range(len(clips)), key=lambda number: sizes[sides[number]])[:MAX_CLIPS]  # small sides are whole
+    if len(chosen) < len(clips):
+        seen = f"Looked for among {len(chosen):,} of {len(clips):,} clips alone; equal samples, among all."
+        yield Finding("note", "near-duplicates", seen)
+    alike = find_near_duplicates([clips[number].spectrum for number in chosen], [sides[number] for number in chosen])
+    pairs = [[clips[number] for number in sorted((chosen[one], chosen[other]))] for one, other in alike]
+    if pairs := [pair for pair in pairs if pair[0].digest != pair[1].digest]:
+        yield Finding(
+            "warning",
+            "near-duplicates",
+            f"{len(pairs)} pair(s) of clips in two splits or folds are one sound, at another gain, a little shifted "
+            "or compressed: what is held out is trained on.",
+            "Listen to them; take one of each out of the data, or put both into one split or fold.",
+            _listed(pairs, lambda clip: ", ".join(sorted(clip.folds)) or clip.split),
+        )
 
 
 def _spans_folds(group: Sequence[ClipSummary]) -> bool:
