@@ -3,8 +3,9 @@
 Clips of one group (a speaker, a site) are drawn together, since they are no independent witnesses. The draws give the
 standard error of a metric, from which Student's t with as many degrees of freedom as there are clips or groups, less
 one, gives the interval, on the scale of log-odds, where metrics from 0 to 1 spread alike on both sides. It holds the
-metric of all clips there could be in 95 of 100 samples (`tests/test_intervals.py`), of few groups too; that of average
-precision in some 90 where a class has no more than 25 clips, of which it is higher on average than of many.
+metric of all clips there could be in 95 of 100 samples (`tests/test_intervals.py`), an accuracy of few groups too;
+average precision in some 90 where a class has no more than 25 clips, of which it is higher on average than of many,
+and in some 92 of 15 groups.
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 6, 12 and 13; of a share that is 0 or
 1, which leaves no error to draw, Clopper and Pearson (1934).
