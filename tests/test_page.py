@@ -288,11 +288,19 @@ def test_examples_are_the_sounds_of_a_folder(sound, tmp_path):
         ["--max_total_megabytes", "1000"],
         ["--max_minutes", "nan"],
         ["--max_minutes", "0"],
+        ["--max_at_once", "0"],
     ),
 )
 def test_options_that_cannot_work_are_refused(option):
     with pytest.raises(CommandError, match=option[0].strip("-")):
         demo_app.parse_options(["--model", "x", *option])
+
+
+def test_as_many_are_served_at_once_as_is_said(tagger, sound):
+    limits = [
+        page_layout.build_page(tagger, "tiny", [sound], at_once)._queue.default_concurrency_limit for at_once in (2, 5)
+    ]
+    assert limits == [2, 5]
 
 
 def test_accounts_stand_in_a_file_or_on_the_command_line(tmp_path):

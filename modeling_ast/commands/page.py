@@ -10,16 +10,24 @@ from elsewhere, and what was uploaded is deleted when it ends, or at the next st
 
 import argparse
 import os
-import threading
 from pathlib import Path
 
-from starlette.middleware import Middleware
-
-from modeling_ast.commands.command_line import CommandError, Parser, add_device, run_command
+from modeling_ast.commands.command_line import (
+    CommandError,
+    Parser,
+    add_device,
+    add_page_options,
+    check_least,
+    check_port,
+    port_taken,
+    read_accounts,
+    run_command,
+)
 from modeling_ast.data.labels import plain
 from modeling_ast.inference.page import Tagger, find_examples, write_examples
-from modeling_ast.inference.page_guard import PageGuard, working_folder
-from modeling_ast.inference.page_layout import CSS, build_page
+from modeling_ast.inference.page_guard import working_folder
+from modeling_ast.inference.page_layout import AT_ONCE, CSS, build_page
+from modeling_ast.inference.page_server import serve
 from modeling_ast.inference.pipeline import audio_tagger
 
 
@@ -42,36 +50,21 @@ def main(argv: list[str] | None = None) -> None:
             examples = find_examples(args.examples)
         # A folder is no one's business on a page that others see.
         name = plain(Path(args.model).resolve().name if Path(args.model).is_dir() else args.model)
-        page = build_page(Tagger(classifier, folder, 60 * args.max_minutes), name, examples)
-        guard = Middleware(
-            PageGuard,
-            uploads=folder / "uploads",
-            max_bytes=args.max_megabytes * 2**20,
-            max_total_bytes=args.max_total_megabytes * 2**20,
-        )
+        page = build_page(Tagger(classifier, folder, 60 * args.max_minutes), name, examples, args.max_at_once)
         try:
-            page.launch(
-                server_name=args.host,
-                server_port=args.port,
-                share=False,
+            serve(
+                page,
+                args.host,
+                args.port,
+                args.auth and read_accounts(args.auth),
+                folder / "uploads",
+                args.max_megabytes,
+                args.max_total_megabytes,
+                CSS,
                 allowed_paths=[str(path) for path in examples],
-                max_file_size=args.max_megabytes * 2**20,
-                app_kwargs={"middleware": [guard], "openapi_url": None},
-                auth=args.auth and read_accounts(args.auth),
-                enable_monitoring=False,
-                footer_links=[],
-                run_history=False,
-                css=CSS,
-                quiet=True,
-                prevent_thread_lock=True,
             )
         except OSError as error:
-            raise CommandError(f"{args.host}:{args.port} cannot be opened; --port chooses another.") from error
-        print(f"The page is at http://{args.host}:{args.port}, until Ctrl+C.", flush=True)
-        try:
-            threading.Event().wait()  # for a signal, which Gradio's own waiting would keep to itself
-        finally:
-            page.close()
+            raise CommandError(port_taken(args)) from error
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -81,14 +74,14 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--examples", type=Path, metavar="FOLDER", help="of recordings; default: some generated sounds"
     )
-    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 opens the page to the network; default: %(default)s"
-    )
-    parser.add_argument(
-        "--auth", metavar="USER:PASSWORD", help="only they can open the page; or a file with one such line for each"
-    )
+    add_page_options(parser)
     parser.add_argument("--max_minutes", type=float, default=240, help="of a recording; default: %(default)s")
+    parser.add_argument(
+        "--max_at_once",
+        type=int,
+        default=AT_ONCE,
+        help="recordings that are tagged at once, in turn; others wait; default: %(default)s",
+    )
     parser.add_argument("--max_megabytes", type=int, default=1024, help="of an upload; default: %(default)s")
     parser.add_argument(
         "--max_total_megabytes",
@@ -98,31 +91,16 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add_device(parser)
     args = parser.parse_args(argv)
-    if not 1 <= args.port <= 65535:
-        raise CommandError(f"Expected port from 1 to 65535, got {args.port}.")
+    check_port(args)
     if not args.max_minutes > 0:
         raise CommandError(f"Expected max_minutes above 0, got {args.max_minutes:g}.")
-    if args.max_megabytes < 1:
-        raise CommandError(f"Expected max_megabytes of at least 1, got {args.max_megabytes}.")
+    check_least(args, max_megabytes=1, max_at_once=1)
     if args.max_total_megabytes < args.max_megabytes:
         raise CommandError(
             f"Expected max_total_megabytes of at least max_megabytes, {args.max_megabytes}, got "
             f"{args.max_total_megabytes}."
         )
     return args
-
-
-def read_accounts(auth: str) -> list[tuple[str, str]]:
-    """Users and passwords, from a file or from the command line, where other users of the machine can read them.
-
-    Raises:
-        CommandError: A line without both.
-    """
-    lines = Path(auth).read_text(encoding="utf-8").split("\n") if Path(auth).is_file() else [auth]
-    accounts = [line.strip().partition(":") for line in lines if line.strip()]
-    if not accounts or not all(user and password for user, _, password in accounts):
-        raise CommandError("Expected auth to be USER:PASSWORD, or a file with such lines; got something else.")
-    return [(user, password) for user, _, password in accounts]
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ COLUMNS = ("label", "start (s)", "end (s)", "score")
 # Memory grows with the square of the window, and the number of windows with the inverse of the hop: a page that stands
 # still, or ends, is no use to the others who look at it. A model's own window may be longer.
 MAX_WINDOW_SECONDS, MIN_HOP_SECONDS = 10.0, 0.02
-# Recordings that are tagged at once, in turn, and requests that wait; the next ones are told that the page is busy.
+# Recordings that are tagged at once, in turn, where no other number is given, and requests that wait: the next ones
+# are told that the page is busy.
 AT_ONCE, MAX_WAITING = 16, 100
 WELCOME = "Upload a recording, record one, or choose an example."
 # What was uploaded is looked at every hour, and deleted when it is a day old; all of it when the page ends.
@@ -108,13 +109,14 @@ class Visits:
             is_stopped.set()
 
 
-def build_page(tagger: Tagger, model_name: str, examples: list[Path]) -> gr.Blocks:
+def build_page(tagger: Tagger, model_name: str, examples: list[Path], at_once: int = AT_ONCE) -> gr.Blocks:
     """The page.
 
     Args:
         tagger: The model.
         model_name: In the title.
         examples: Paths of recordings.
+        at_once: Recordings that are tagged at once, in turn.
 
     Raises:
         ModelError: A regression model, which has neither labels nor events.
@@ -149,7 +151,7 @@ def build_page(tagger: Tagger, model_name: str, examples: list[Path]) -> gr.Bloc
         halt.click(visits.stop, None, outputs, queue=False, show_progress="hidden", **private)
         page.unload(visits.leave)
         stretch.input(partial(draw_attention, tagger), [stretch, tagged], attention, **private)
-    return page.queue(max_size=MAX_WAITING, default_concurrency_limit=AT_ONCE)
+    return page.queue(max_size=MAX_WAITING, default_concurrency_limit=at_once)
 
 
 def _place_inputs(own_window: float, examples: list[Path]) -> tuple[Any, ...]:
