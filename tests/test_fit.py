@@ -90,7 +90,7 @@ def test_the_model_that_is_written_is_the_head_that_was_fitted(here, problem_typ
     assert written.config.id2label == {0: "bell", 1: "noise", 2: "siren"}
     assert json.loads(Path("model/fit_results.json").read_text()) == results
     card = Path("model/README.md").read_text()
-    assert "27 labelled stretches of 9" in card and "Expect " in card and "# model\n" in card
+    assert "27 labelled stretches\n(bell 9" in card and "Expect " in card and "# model\n" in card
 
 
 STOCK = """

@@ -28,6 +28,7 @@ from modeling_ast.inference.fitted_model import (
     build_classifier,
     describe_counts,
     describe_expectation,
+    summarize_fit,
     write_fitted_model,
 )
 from modeling_ast.inference.linear_heads import choose_head, normalize
@@ -56,15 +57,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     features = normalize(store.vectors(examples.rows), model.config.layer_norm_eps)
     head, expected = choose_head(features, examples)
     seconds = time.perf_counter() - begin
-    results = {
-        "model": args.model or store.settings["model"],
-        "problem_type": examples.problem_type,
-        "stretches": len(examples.truth),
-        "recordings": len({each.audio for each in stretches}),
-        "labels": dict(zip(examples.label_names, examples.truth.sum(axis=0).tolist())),
-        "C": head.strength,
-        "expected": expected and expected.summary(),
-    }
+    results = summarize_fit(args.model or store.settings["model"], examples, head, expected)
     counts = plain(describe_counts(results["labels"]))
     print(f"{len(examples.truth)} labelled stretches in {len(examples.rows)} rows: {counts}.")
     print(f"Fitted in {seconds:.1f} s with C {head.strength:g}. {describe_expectation(results['expected'])}")

@@ -12,14 +12,15 @@ import torch
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel
 from modeling_ast.data.model_card import CARD_NAME, write_model_card
-from modeling_ast.inference.linear_heads import LinearHead
+from modeling_ast.inference.examples import Examples
+from modeling_ast.inference.linear_heads import Expectation, LinearHead
 
 RESULTS_NAME = "fit_results.json"
 CARD_TEXT = """
 ## How it was fitted
 
-The classifier alone, by logistic regression on embeddings of {stretches} labelled stretches of {recordings}
-recordings ({counts}); the rest is `{model}`.
+The classifier alone, by logistic regression on embeddings of {stretches} labelled stretches
+({counts}); the rest is `{model}`.
 
 {expectation}
 """
@@ -60,6 +61,26 @@ def build_classifier(
     return classifier.to(model.device, model.dtype).eval()
 
 
+def summarize_fit(name: str, examples: Examples, head: LinearHead, expected: Expectation | None) -> dict[str, Any]:
+    """What was fitted and what to expect, as JSON holds it.
+
+    Args:
+        name: Of the model below the head.
+        examples: That it was fitted on.
+        head: As from `choose_head`.
+        expected: Likewise.
+    """
+    return {
+        "model": name,
+        "problem_type": examples.problem_type,
+        "stretches": len(examples.truth),
+        "rows": len(examples.rows),
+        "labels": dict(zip(examples.label_names, examples.truth.sum(axis=0).tolist())),
+        "C": head.strength,
+        "expected": expected and expected.summary(),
+    }
+
+
 def write_fitted_model(
     output: Path,
     classifier: ASTForAudioClassification,
@@ -86,7 +107,6 @@ def write_fitted_model(
             card.write(
                 CARD_TEXT.format(
                     stretches=results["stretches"],
-                    recordings=results["recordings"],
                     counts=describe_counts(results["labels"]),
                     model=results["model"],
                     expectation=describe_expectation(results["expected"]),

@@ -1,0 +1,109 @@
+"""Label an archive by ear, on a page that asks for what helps most, and see what was learnt.
+
+    modeling-ast embed recordings/ --model MODEL --level window --output STORE.parquet
+    modeling-ast review STORE.parquet LABELS.csv --label_names owl rain [--output FOLDER]
+
+The page plays a stretch on its spectrogram and asks what it is: keys say yes, none of the labels, another label, skip
+or undo. Each answer is a line of LABELS (audio, start, end, label) at once; the same command goes on with it. After
+every tenth answer a head is fitted on all of them, which chooses what is asked next: what it can tell least, what is
+least like all before, what most likely has the label that was found least. FOLDER gets the curve of what to expect
+and, by a button, the model so far, which is one like any other, and the recipe that trains the whole network on the
+same labels. Nothing is loaded from elsewhere, and this machine alone can open the page, unless --host says otherwise.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from modeling_ast.commands.command_line import (
+    CommandError,
+    Parser,
+    add_page_options,
+    check_least,
+    check_port,
+    port_taken,
+    read_accounts,
+    run_command,
+)
+from modeling_ast.data.labels import DataError, plain
+from modeling_ast.data.locks import claimed, still_written
+from modeling_ast.inference.embedding_store import EmbeddingStore
+from modeling_ast.inference.page_guard import working_folder
+from modeling_ast.inference.page_server import serve
+from modeling_ast.inference.review import CURVE_NAME, ORDERS, Review
+from modeling_ast.inference.review_page import CSS, HEAD, ReviewPage, build_review_page
+from modeling_ast.inference.reviewed_model import write_reviewed
+
+GOES_ON = "All answers are in the list; the same command goes on with it."
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Open the page, until it is stopped.
+
+    Args:
+        argv: Command line without the program; `None` takes the process's own.
+
+    Raises:
+        CommandError, ModelError, DataError: Options, a model, a store or a list that cannot be used.
+    """
+    args = parse_command_line(argv)
+    store = EmbeddingStore(args.store)
+    store.expect_pooled()
+    model, extractor = store.load_model(args.model)
+    refusal = DataError(still_written(args.labels, "LABELS"))
+    with working_folder() as folder, claimed(args.labels.absolute().parent, refusal, f"_review_{args.labels.name}"):
+        os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+        review = Review(
+            store,
+            args.labels,
+            args.label_names,
+            model.config.layer_norm_eps,
+            args.problem_type,
+            args.order,
+            args.output / CURVE_NAME,
+        )
+        name = args.model or store.settings["model"]
+        actions = ReviewPage(
+            review, extractor, lambda: write_reviewed(review, model, extractor, name, args.output), args.fit_every
+        )
+        try:
+            # Nothing can be uploaded.
+            page = build_review_page(actions, plain(args.labels.name))
+            serve(
+                page, args.host, args.port, args.auth and read_accounts(args.auth), folder / "uploads", 1, 1, CSS, HEAD
+            )
+        except OSError as error:
+            raise CommandError(port_taken(args)) from error
+
+
+def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, with what can be checked without a store checked."""
+    parser = Parser(__doc__)
+    parser.add_argument("store", metavar="STORE", help="table that `embed` wrote, by --level window or clip")
+    parser.add_argument("labels", metavar="LABELS", type=Path, help="list; it is made where there is none")
+    parser.add_argument(
+        "--label_names", nargs="+", default=[], metavar="NAME", help="to begin with; others as they come"
+    )
+    parser.add_argument("--order", choices=ORDERS, default="mixed", help="what is asked first; default: %(default)s")
+    parser.add_argument("--fit_every", type=int, default=10, help="answers; default: %(default)s")
+    parser.add_argument(
+        "--problem_type",
+        choices=("multi_label_classification", "single_label_classification"),
+        default="multi_label_classification",
+        help="default: %(default)s, of which a stretch may have none, too",
+    )
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: LABELS_review, beside LABELS")
+    parser.add_argument("--model", help="where the store's model is now; default: as the store says")
+    add_page_options(parser)
+    args = parser.parse_args(argv)
+    check_port(args)
+    check_least(args, fit_every=1)
+    if not args.labels.absolute().parent.is_dir():
+        raise CommandError(f"Expected a list in a folder that exists, got {args.labels}.")
+    if args.output is None:
+        args.output = args.labels.with_name(f"{args.labels.stem}_review")
+    return args
+
+
+if __name__ == "__main__":
+    run_command("review")

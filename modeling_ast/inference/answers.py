@@ -1,0 +1,83 @@
+"""A list of labelled stretches that is written answer by answer."""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from modeling_ast.data.files import written_beside
+from modeling_ast.data.label_lists import COLUMNS, LabelledStretch, read_label_list
+from modeling_ast.data.labels import DataError
+
+
+class AnswersList:
+    """The file of a list: each answer is on the disk when `append` returns.
+
+    Args:
+        path: Of the list; it is made with the first answer. It may have further columns, which stay empty.
+
+    Raises:
+        DataError: A list that cannot be used, or that no rows can be added to.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._columns = list(COLUMNS)
+        if self._has_rows_or_header():
+            with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as file:
+                self._columns = [name.strip() for name in next(csv.reader(file))]
+            if missing := set(COLUMNS) - set(self._columns):
+                raise DataError(
+                    f"{self.path}: expected a list in UTF-8 with commas and the columns {', '.join(COLUMNS)}, which "
+                    f"answers can be added to, got none called {min(missing)}."
+                )
+            self.read()
+
+    def read(self) -> list[LabelledStretch]:
+        """What the list says."""
+        if not self._has_rows_or_header() or len(self.path.read_bytes().splitlines()) < 2:
+            return []
+        return read_label_list(self.path)
+
+    def append(self, audio: str, start: float, end: float, labels: Sequence[str]) -> str:
+        """Add what is known of a stretch, and return the lines that were added."""
+        place = os.path.relpath(audio, self.path.absolute().parent.resolve())
+        rows = [
+            {"audio": place, "start": _to_text(start), "end": _to_text(end), "label": each} for each in labels or [""]
+        ]
+        lines = self._format(rows)
+        start_of_file = "" if self._has_rows_or_header() else self._header()
+        with open(self.path, "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) not in (b"\n", b"\r"):  # a list whose last line has no end
+                    start_of_file = "\n"
+            file.write((start_of_file + lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        return lines
+
+    def remove(self, lines: str) -> None:
+        """Take back what `append` added last of these lines."""
+        content = self.path.read_bytes().decode("utf-8", "surrogateescape")
+        at = content.rfind(lines)
+        if at >= 0:  # they may have been removed by hand
+            with written_beside(self.path, durable=True) as unfinished:
+                rest = content[:at] + content[at + len(lines) :]
+                unfinished.write_bytes(rest.encode("utf-8", "surrogateescape"))
+
+    def _has_rows_or_header(self) -> bool:
+        return self.path.exists() and self.path.stat().st_size > 0
+
+    def _format(self, rows: Sequence[dict[str, str]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, restval="", lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+    def _header(self) -> str:
+        return ",".join(self._columns) + "\n"
+
+
+def _to_text(seconds: float) -> str:
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
