@@ -8,6 +8,7 @@ beyond what it had before. Found is the share of the 20 nearest stretches that t
 """
 
 import argparse
+import multiprocessing
 import resource
 import time
 from pathlib import Path
@@ -37,11 +38,17 @@ def main(argv: list[str] | None = None) -> None:
         "| rows | opening (s) | a search (s) | of processor | memory (MB) | index (processor s) | by it (s) | found |"
     )
     print("|---|---|---|---|---|---|---|---|")
+    spawn = multiprocessing.get_context("spawn")
     for number in args.rows:
         path = args.folder / f"{number}_{args.size}.parquet"
         if not path.exists():
             write_store(path, number, args.size)
-        measure(path, args.queries, args.exact_only)
+        # In a process of its own, whose most memory is that of the searches.
+        process = spawn.Process(target=measure, args=(path, args.queries, args.exact_only))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(process.exitcode)
 
 
 def write_store(path: Path, number: int, size: int) -> None:
