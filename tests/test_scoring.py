@@ -18,6 +18,7 @@ from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.inference import event_calibration
 from modeling_ast.inference.psds import SCENARIOS, PSDSettings, polyphonic_score
+from modeling_ast.inference.scored_recordings import _Places
 from modeling_ast.inference.scoring import (
     Counts,
     count_by_collars,
@@ -246,6 +247,14 @@ def test_some_recordings_and_labels_are_scored_alone(tagged, tmp_path, caplog):
     results = score.main([str(folder / "results"), path, *keys])
     assert results["recordings"] == 1 and list(results["labels"]) == ["dog"]
     assert "3 recording(s) without annotations are left out" in caplog.text and "bell, rain" in caplog.text
+
+
+def test_a_recording_of_the_same_name_in_another_folder_is_another(tagged):
+    folder, truth = tagged
+    (name,) = [name for name in truth if name.endswith("1.wav")]
+    places = _Places([name], [name, "elsewhere/1.wav"])
+    assert places.find(name) == name and places.find("elsewhere/1.wav") is None
+    assert _Places([name], ["elsewhere/1.wav"]).find("elsewhere/1.wav") == name
 
 
 def test_what_cannot_be_scored_is_one_sentence(tagged, tmp_path):

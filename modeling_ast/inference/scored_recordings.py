@@ -68,7 +68,7 @@ def read_scored(folder: TagsFolder, truth: Annotations) -> list[ScoredRecording]
     """
     if folder.settings.get("thresholds") is None:
         raise DataError(f"{folder.path}: expected results with events, got those of a regression model.")
-    places, scored, passed_over = _Places(truth), {}, []
+    places, scored, passed_over = _Places(truth, folder.entries), {}, []
     for line, timeline in folder.results():
         if (path := places.find(line["path"])) is None:
             passed_over.append(line["path"])
@@ -85,10 +85,13 @@ def read_scored(folder: TagsFolder, truth: Annotations) -> list[ScoredRecording]
 
 
 class _Places:
-    def __init__(self, paths: Iterable[str]):
+    """Annotated recordings, by their paths or, of those that are not among the results by theirs, by their names."""
+
+    def __init__(self, paths: Iterable[str], of_results: Iterable[str]):
         self.by_path = {os.path.realpath(path): path for path in paths}
         self.by_name = {}
-        for path in self.by_path.values():
+        for real in self.by_path.keys() - set(map(os.path.realpath, of_results)):
+            path = self.by_path[real]
             self.by_name.setdefault(os.path.basename(path), []).append(path)
 
     def find(self, path: str) -> str | None:
