@@ -299,8 +299,15 @@ def test_thirty_clips_are_reviewed_by_keys_alone(recordings, context, tmp_path):
         me = Reviewer(context, url, faults)
         me.page.wait_for_function("() => document.querySelector('#picture img').naturalWidth > 10")
         assert me.page.evaluate("document.querySelector('#sound').duration") == pytest.approx(0.5, abs=0.01)
+        # It plays by itself where the browser lets it; a key within that time would stop it.
+        me.page.wait_for_function(
+            "() => { const s = document.querySelector('#sound'); return s.readyState == 4 && s.paused; }"
+        )
+        me.page.evaluate("document.querySelector('#sound').addEventListener('play', () => { window.played = true; })")
         me.page.keyboard.press(" ")
-        me.page.wait_for_function("() => parseFloat(document.querySelector('#cursor').style.left) > 20")
+        me.page.wait_for_function(
+            "() => window.played && parseFloat(document.querySelector('#cursor').style.left) > 20"
+        )
         said += [me.answer() for _ in range(10)]
         assert "10 stretches labelled." in me.status and "Fitted" in me.status
         skipped = me.row

@@ -24,10 +24,10 @@ from modeling_ast.commands.command_line import (
     run_command,
 )
 from modeling_ast.data.labels import plain
+from modeling_ast.inference import page_server  # first: what it needs beyond all others is told
 from modeling_ast.inference.page import Tagger, find_examples, write_examples
 from modeling_ast.inference.page_guard import working_folder
 from modeling_ast.inference.page_layout import AT_ONCE, CSS, build_page
-from modeling_ast.inference.page_server import serve
 from modeling_ast.inference.pipeline import audio_tagger
 
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         name = plain(Path(args.model).resolve().name if Path(args.model).is_dir() else args.model)
         page = build_page(Tagger(classifier, folder, 60 * args.max_minutes), name, examples, args.max_at_once)
         try:
-            serve(
+            page_server.serve(
                 page,
                 args.host,
                 args.port,
