@@ -33,6 +33,7 @@ from modeling_ast.data.decoding import BadClips
 from modeling_ast.data.files import (
     files_written_beside,
     folder_written_beside,
+    new_folder,
     remove_unfinished,
     written_beside,
 )
@@ -140,8 +141,14 @@ def test_what_is_not_written_to_its_end_is_not_there(tmp_path):
     with pytest.raises(Unlucky), files_written_beside(tmp_path) as unfinished:
         (unfinished / "half").touch()
         raise Unlucky
+    with pytest.raises(Unlucky), new_folder(tmp_path / "new") as unfinished:
+        (unfinished / "half").touch()
+        raise Unlucky
+    with pytest.raises(OSError), new_folder(tmp_path / "folder"):
+        pass
     assert (tmp_path / "old.csv").read_text() == "old"
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "old.csv"]
     assert not list(tmp_path.glob("**/*half*")) and not list(tmp_path.glob(".*.unfinished*"))
 
 
@@ -154,9 +161,14 @@ def test_what_is_written_to_its_end_takes_the_place_of_what_was_there(tmp_path):
     with files_written_beside(tmp_path) as unfinished:
         (unfinished / "a").write_text("new")
         (unfinished / "b").write_text("new")
+    (tmp_path / "empty").mkdir()
+    with new_folder(tmp_path / "empty") as unfinished:
+        assert unfinished.name == "empty"  # by which a model card calls the model
+        (unfinished / "new").touch()
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new"]
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "new"
-    assert {path.name for path in tmp_path.iterdir()} == {"folder", "a", "b"}
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["new"]
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "empty", "a", "b"}
 
 
 def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):

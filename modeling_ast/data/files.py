@@ -85,20 +85,20 @@ def files_written_beside(folder: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
-    """Where to write a folder that is not there yet, by several processes at once too: the first one gives the name.
+    """Where to write a folder that is not there yet, or is empty, by several processes at once too.
+
+    It has its name already, and gets its place when it is whole, unless that holds something by then.
 
     Raises:
         OSError: Another process was faster.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        unfinished = Path(beside) / folder.name
+        unfinished.mkdir()
         yield unfinished
-        unfinished.chmod(0o755)
         unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def remove_folder(folder: str | os.PathLike) -> None:

@@ -1,8 +1,6 @@
 """The folder of a calibrated model: the model, its card, and what its calibration changed."""
 
-import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.model_card import CARD_NAME, read_run, write_model_card
 from modeling_ast.data.recipes import RECIPE_NAME
 from modeling_ast.inference.figures import may_fail
+from modeling_ast.inference.model_folders import new_model_folder
 from modeling_ast.inference.result_plots import plot_reliability
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 
@@ -61,13 +60,7 @@ def write_calibrated_model(
         section: Of the card, that says so.
         curves: What `plot_reliability` draws, where there is something to draw.
     """
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as unfinished:
-        folder = Path(unfinished) / output_dir.name  # the card takes the model's name from its folder
-        model.save_pretrained(folder)
-        extractor.save_pretrained(folder)
-        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        (folder / CALIBRATION_NAME).write_text(text, encoding="utf-8")
+    with new_model_folder(output_dir, model, extractor, CALIBRATION_NAME, results) as folder:
         with may_fail(PICTURE_NAME):
             if curves is not None:
                 plot_reliability(curves, folder / PICTURE_NAME, output_dir.name)
@@ -75,9 +68,6 @@ def write_calibrated_model(
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
         _write_card(Path(source), folder, model, extractor, section)
-        if output_dir.is_dir():
-            output_dir.rmdir()  # empty
-        folder.replace(output_dir)
 
 
 def metrics_table(results: Mapping[str, Any]) -> str:

@@ -1,8 +1,6 @@
 """The folder of a model whose head was fitted to a few labels: an AST like any other, and what to expect of it."""
 
 import copy
-import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTMode
 from modeling_ast.data.model_card import CARD_NAME, write_model_card
 from modeling_ast.inference.examples import Examples
 from modeling_ast.inference.linear_heads import Expectation, LinearHead
+from modeling_ast.inference.model_folders import new_model_folder
 
 RESULTS_NAME = "fit_results.json"
 CARD_TEXT = """
@@ -95,13 +94,7 @@ def write_fitted_model(
         extractor: Of its features.
         results: What was fitted, and what to expect.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as unfinished:
-        folder = Path(unfinished) / output.name  # the card takes the model's name from its folder
-        classifier.save_pretrained(folder)
-        extractor.save_pretrained(folder)
-        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        (folder / RESULTS_NAME).write_text(text, encoding="utf-8")
+    with new_model_folder(output, classifier, extractor, RESULTS_NAME, results) as folder:
         write_model_card(folder, classifier, extractor, dataset=None, start=results["model"], results={})
         with open(folder / CARD_NAME, "a", encoding="utf-8") as card:
             card.write(
@@ -112,9 +105,6 @@ def write_fitted_model(
                     expectation=describe_expectation(results["expected"]),
                 )
             )
-        if output.is_dir():
-            output.rmdir()  # empty
-        folder.replace(output)
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
