@@ -11,7 +11,7 @@ from helpers import save_checkpoint
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands import average as average_checkpoints
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.loading import ModelError
 
 

@@ -23,7 +23,7 @@ from test_ensemble import SHORT, by_hand, held_out
 from transformers import AutoModelForAudioClassification
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import compute_metrics
 from modeling_ast.data.recipes import RecipeError
@@ -595,8 +595,8 @@ def test_test_clips_calibrate_nothing(trained, recipe, tmp_path):
         (["--nonsense", "1"], "No effect on a calibration: nonsense"),
         (["--dataset_name", "nothing.csv"], "no such file"),
         (["--output_dir", "{model}"], "an --output_dir besides the model's own folder"),
-        (["--output_dir", "{full}"], "Expected a new folder to write to, but .*full is there"),
-        (["--output_dir", "{full}/something"], "Expected a new folder to write to, but .*something is there"),
+        (["--output_dir", "{full}"], "Expected a new or empty folder to write to, but .*full is there"),
+        (["--output_dir", "{full}/something"], "Expected a new or empty folder to write to, but .*something is there"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_runs(trained, recipe, tmp_path, options, message):

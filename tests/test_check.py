@@ -15,7 +15,7 @@ from helpers import end_of, write_csv, write_sound
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.check import main
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.examination import ClipSummary
 from modeling_ast.data.label_checks import check_divided_groups, check_groups, check_spelling
 from modeling_ast.data.labels import SHIPPED_TABLES, DataError, read_label_table

@@ -8,7 +8,7 @@ import pytest
 from helpers import read_csv
 
 from modeling_ast.commands import compare
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import compute_metrics
 from modeling_ast.data.predictions import decide, write_predictions

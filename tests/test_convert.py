@@ -20,7 +20,7 @@ from test_conversion import (
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.commands.convert import main
 from modeling_ast.data.labels import DataError
 from modeling_ast.loading import ModelError

@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from modeling_ast import ASTFeatureExtractor, AudioError, __version__, load_waveform
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import claimed

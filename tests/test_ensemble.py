@@ -23,7 +23,7 @@ from modeling_ast import (
     load_original_checkpoint,
     load_waveform,
 )
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data import processes, synthetic
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from modeling_ast import load_waveform
 from modeling_ast.commands import evaluate as evaluate_model
 from modeling_ast.commands import train as run_audio_classification
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import DivergedError
 from modeling_ast.data.predictions import decide

@@ -17,7 +17,7 @@ from conftest import make_tiny_config, random_model
 
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.commands import export as export_script
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.labels import DataError
 from modeling_ast.inference import checked_export
 from modeling_ast.inference.agreement import (

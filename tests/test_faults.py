@@ -27,7 +27,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 
 from modeling_ast import AudioError, load_waveform
 from modeling_ast.commands import train as script
-from modeling_ast.commands.command_line import fault_sentence
+from modeling_ast.commands.command_faults import fault_sentence
 from modeling_ast.data import locks
 from modeling_ast.data.decoding import BadClips
 from modeling_ast.data.files import (

@@ -17,7 +17,7 @@ from transformers import pipeline
 
 from modeling_ast import ASTForAudioClassification
 from modeling_ast.commands import embed, fit
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.label_lists import LabelledStretch, read_label_list
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import mean_average_precision
@@ -300,7 +300,7 @@ def test_stretches_are_held_out_where_a_label_is_in_one_recording(here, caplog):
             "no row of .*0.wav from 3.5 s to 4 s, which it does not reach",
         ),
         (["0.wav,0,1,a", "1.wav,0,1,"], ["--problem_type", "single_label_classification"], DataError, "got 0 of one"),
-        (["0.wav,0,1,a", "1.wav,0,1,b"], ["--output", "OUT"], CommandError, "Expected a new folder as --output"),
+        (["0.wav,0,1,a", "1.wav,0,1,b"], ["--output", "OUT"], CommandError, "Expected a new or empty folder"),
         (["0.wav,0,1,a", "1.wav,0,1,b"], ["--model", "OTHER"], ModelError, "are of another model, or of this one"),
     ],
 )

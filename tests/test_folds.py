@@ -18,7 +18,7 @@ import torch
 
 from modeling_ast.commands import folds as run_folds
 from modeling_ast.commands import train as training_script
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.folds import summarize_folds

@@ -32,7 +32,7 @@ from transformers.distributed import DistributedConfig
 from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor, ASTForAudioClassification
 
 from modeling_ast import ASTForAudioClassification as ours
-from modeling_ast.commands.command_line import fault_sentence
+from modeling_ast.commands.command_faults import fault_sentence
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.faults import SaveError, loading, saving
 from modeling_ast.training.sharding import check_strategy, refuse_unusable_fsdp

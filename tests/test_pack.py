@@ -18,7 +18,7 @@ from helpers import another_process, contents, decoded, end_of, write_csv, write
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.audio import AudioError
 from modeling_ast.commands import pack
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data import packing
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.labels import DataError

@@ -28,7 +28,7 @@ from conftest import make_tiny_config, random_model
 from PIL import Image
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference import page as app

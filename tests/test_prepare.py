@@ -19,7 +19,7 @@ import soundfile
 from helpers import read_csv
 
 from modeling_ast.audio import AudioError, load_waveform, read_seconds
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.commands.prepare import main
 from modeling_ast.data import prepare
 from modeling_ast.data.download import Archive, unpack

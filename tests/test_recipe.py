@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.commands.recipe import main
 from modeling_ast.data.recipes import read_recipe
 

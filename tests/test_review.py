@@ -23,7 +23,7 @@ from helpers import another_process, save_checkpoint, write_sound
 from modeling_ast import ASTForAudioClassification
 from modeling_ast.commands import embed, train
 from modeling_ast.commands import review as command
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.label_lists import read_label_list
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import claimed

@@ -12,7 +12,7 @@ from helpers import read_csv, save_checkpoint, write_csv, write_sound
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands import calibrate, score
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError

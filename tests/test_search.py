@@ -13,9 +13,9 @@ from conftest import make_tiny_config, random_model
 from helpers import end_of, read_csv, save_checkpoint, write_sound
 
 from modeling_ast import AudioError
-from modeling_ast.commands import command_line, embed
+from modeling_ast.commands import command_faults, embed
 from modeling_ast.commands import search as command
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference import parquet_tables
 from modeling_ast.inference.embedding_store import EmbeddingStore
@@ -97,7 +97,7 @@ def test_an_index_that_is_not_installed_is_one_sentence(archive, monkeypatch):
     for name in ("usearch", "usearch.index"):
         monkeypatch.setitem(sys.modules, name, None)
     # As from a checkout that is installed.
-    monkeypatch.setattr(command_line, "requires", lambda _: ['usearch>=2; extra == "search"'])
+    monkeypatch.setattr(command_faults, "requires", lambda _: ['usearch>=2; extra == "search"'])
     status, said = end_of("search", "store.parquet", "sounds/0.wav", "--approximate")
     assert status == 2 and said == "error: usearch is not installed: pip install 'modeling_ast[search]'"
 

@@ -23,7 +23,7 @@ from conftest import make_tiny_config, random_model
 from helpers import another_process, contents, read_csv
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.commands.tag import main
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.parts import Part, claimed_part, find_part, own_device

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.commands import teach as command
 from modeling_ast.commands import train
-from modeling_ast.commands.command_line import CommandError
+from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.parts import Part, claimed_part
 from modeling_ast.data.recipes import RecipeError

@@ -9,7 +9,8 @@ itself with `weight_average_start`, and needs no checkpoints for it.)
 from pathlib import Path
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import Parser, check_new_folder
 from modeling_ast.data.files import files_written_beside
 from modeling_ast.loading import as_model_error
 from modeling_ast.training.averaging import average_checkpoints
@@ -26,8 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", help="of the models")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write, which must not be there yet")
     args = parser.parse_args(argv)
-    if args.output_dir.exists() and any(args.output_dir.iterdir()):
-        raise CommandError(f"Expected a new or empty folder as output_dir, but {args.output_dir} holds something.")
+    check_new_folder(args.output_dir)
     with as_model_error(args.folders[0]):
         extractor = ASTFeatureExtractor.from_pretrained(args.folders[0])
     model = average_checkpoints(args.folders)

@@ -20,7 +20,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser, check_new_folder
 from modeling_ast.data.classifiers import load_classifier
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import parse_data_arguments
@@ -139,10 +140,7 @@ def choose_output_dir(model: str, output_dir: Path | None) -> Path:
         output_dir = source.with_name(f"{source.name}_calibrated")
     if output_dir.resolve() == source:
         raise CommandError(f"Expected an --output_dir besides the model's own folder {model}, which is not changed.")
-    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise CommandError(
-            f"Expected a new folder to write to, but {output_dir} is there: remove it, or choose another --output_dir."
-        )
+    check_new_folder(output_dir)
     return output_dir
 
 

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser, check_least
 from modeling_ast.data import label_checks, sound_checks
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.clips import has_stretches
@@ -141,9 +142,8 @@ def report(dataset_name: str, splits: AudioSplits, clips: list[ClipSummary], fin
         for line in (finding.mend or "").splitlines():
             print(f"  > {line}")
     counts = Counter(finding.level for finding in findings)
-    print(
-        "\n" + (", ".join(f"{counts[level]} {level}(s)" for level in LEVELS[::-1]) if findings else "Nothing found.")
-    )
+    total = ", ".join(f"{counts[level]} {level}(s)" for level in LEVELS[::-1]) if findings else "Nothing found."
+    print(f"\n{total}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ hold 0 is more than chance. Then come the clips on which they differ; `--output`
 import argparse
 from pathlib import Path
 
-from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.metrics import METRICS
 from modeling_ast.inference.comparison import REPORTED, Comparison, compare, find_predictions

@@ -19,7 +19,8 @@ from modeling_ast import (
     load_imagenet_checkpoint,
     load_original_checkpoint,
 )
-from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser, check_least
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.conversion import checkpoint_layout, imagenet_sizes
 from modeling_ast.data.files import files_written_beside

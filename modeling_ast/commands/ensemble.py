@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pandas
 
-from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError

@@ -22,7 +22,8 @@ from typing import Any
 
 from datasets import concatenate_datasets
 
-from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser
 from modeling_ast.data.classifiers import load_classifier
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import written_beside

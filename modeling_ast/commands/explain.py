@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from modeling_ast.commands.command_line import CommandError, Parser, add_ignore_length, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser, add_ignore_length
 from modeling_ast.inference.explanations import Occlusion, explain_attention, occlusion_map
 from modeling_ast.inference.plots import plot_attention, plot_occlusion
 from modeling_ast.inference.recordings import read_stretch

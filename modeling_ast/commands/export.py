@@ -39,7 +39,8 @@ from pathlib import Path
 
 import torch
 
-from modeling_ast.commands.command_line import Parser, check_least, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import Parser, check_least
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.agreement import comparison_table, generate_clips, int8_warnings, read_clips
 from modeling_ast.inference.checked_export import checked_export

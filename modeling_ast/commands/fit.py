@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import Parser, check_new_folder
 from modeling_ast.data.label_lists import read_label_list
 from modeling_ast.data.labels import plain
 from modeling_ast.inference.embedding_store import EmbeddingStore
@@ -84,14 +85,8 @@ def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
         help="default: as the labels are",
     )
     args = parser.parse_args(argv)
-    if (
-        args.output is not None
-        and args.output.exists()
-        and not (args.output.is_dir() and not any(args.output.iterdir()))
-    ):
-        raise CommandError(
-            f"Expected a new folder as --output, but {args.output} is there: remove it, or choose another."
-        )
+    if args.output is not None:
+        check_new_folder(args.output)
     return args
 
 

@@ -24,7 +24,8 @@ from typing import NoReturn
 
 from psutil import NoSuchProcess, Process
 
-from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser
 from modeling_ast.data.held_out import sort_folds
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import read_folds

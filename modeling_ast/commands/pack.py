@@ -15,7 +15,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser, check_least
 from modeling_ast.commands.push import check_hub, upload
 from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips
 from modeling_ast.data.locks import claimed, still_written

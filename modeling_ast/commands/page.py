@@ -12,7 +12,8 @@ import argparse
 import os
 from pathlib import Path
 
-from modeling_ast.commands.command_line import (
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import (
     CommandError,
     Parser,
     add_device,
@@ -21,7 +22,6 @@ from modeling_ast.commands.command_line import (
     check_port,
     port_taken,
     read_accounts,
-    run_command,
 )
 from modeling_ast.data.labels import plain
 from modeling_ast.inference import page_server  # first: what it needs beyond all others is told

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pandas
 
-from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser, check_least
 from modeling_ast.data import prepare
 from modeling_ast.data.labels import DataError, read_paper_eval_ids
 from modeling_ast.data.prepare import MIN_SECONDS

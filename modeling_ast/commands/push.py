@@ -18,7 +18,8 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser
 from modeling_ast.training.publishing import (
     add_handler,
     check_for_tokens,

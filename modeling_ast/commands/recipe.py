@@ -8,7 +8,8 @@ A recipe's head says its task, what to expect, and how the data are prepared.
 
 from pathlib import Path
 
-from modeling_ast.commands.command_line import CommandError, Parser, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser
 
 PACKAGE = Path(__file__).parents[1]
 

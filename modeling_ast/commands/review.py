@@ -15,7 +15,8 @@ import argparse
 import os
 from pathlib import Path
 
-from modeling_ast.commands.command_line import (
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import (
     CommandError,
     Parser,
     add_page_options,
@@ -23,7 +24,6 @@ from modeling_ast.commands.command_line import (
     check_port,
     port_taken,
     read_accounts,
-    run_command,
 )
 from modeling_ast.data.labels import DataError, plain
 from modeling_ast.data.locks import claimed, still_written

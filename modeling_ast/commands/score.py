@@ -20,7 +20,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser, check_least
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.truth import read_truth
 from modeling_ast.inference.scored_recordings import (

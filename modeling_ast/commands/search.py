@@ -15,7 +15,8 @@ import argparse
 import os
 from pathlib import Path
 
-from modeling_ast.commands.command_line import CommandError, Parser, add_ignore_length, check_least, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser, add_ignore_length, check_least
 from modeling_ast.data.labels import plain
 from modeling_ast.inference.embedding_store import EmbeddingStore
 from modeling_ast.inference.embeddings import ASTEmbeddingPipeline

@@ -9,7 +9,8 @@ which features. Of a stream `--max_train_samples` takes the first clips; without
 
 import logging
 
-from modeling_ast.commands.command_line import Parser, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import Parser
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_splits
 from modeling_ast.data.statistics import pooled_statistics, recipe_lines

@@ -26,7 +26,8 @@ import os
 import sys
 from pathlib import Path
 
-from modeling_ast.commands.command_line import CommandError, Parser, add_bulk_options, check_bulk_options, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser, add_bulk_options, check_bulk_options
 from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import still_written

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_ast.commands.command_line import CommandError, Parser, check_least, run_command
+from modeling_ast.commands.command_line import run_command
+from modeling_ast.commands.command_options import CommandError, Parser, check_least
 from modeling_ast.data.files import remove_unfinished
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import still_written
