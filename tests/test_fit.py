@@ -18,14 +18,15 @@ from transformers import pipeline
 from modeling_ast import ASTForAudioClassification
 from modeling_ast.commands import embed, fit
 from modeling_ast.commands.command_options import CommandError
+from modeling_ast.data.intervals import metric_intervals
 from modeling_ast.data.label_lists import LabelledStretch, read_label_list
 from modeling_ast.data.labels import DataError
-from modeling_ast.data.metrics import mean_average_precision
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.embedding_store import EmbeddingStore
 from modeling_ast.inference.embeddings import audio_embedder
 from modeling_ast.inference.examples import Examples, find_examples
-from modeling_ast.inference.linear_heads import choose_head, fit_heads, normalize, resampled_precision
+from modeling_ast.inference.fitted_model import describe_expectation
+from modeling_ast.inference.linear_heads import choose_head, fit_heads, normalize
 from modeling_ast.loading import ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,7 +179,7 @@ def test_what_a_group_gives_away_does_not_count():
     _, of_groups = choose_head(features, make_examples(truth, groups))
     _, of_clips = choose_head(features, make_examples(truth, np.arange(120)))
     assert of_clips.value > 0.95 and of_groups.value < 0.7
-    assert of_groups.high - of_groups.low > of_clips.high - of_clips.low
+    assert of_groups.interval.high - of_groups.interval.low > of_clips.interval.high - of_clips.interval.low
     assert (of_groups.num_groups, of_groups.num_folds) == (30, 5)
 
 
@@ -187,17 +188,22 @@ def test_labels_that_mean_nothing_are_not_expected_to(problem_type):
     generator = np.random.default_rng(1)
     features, truth = generator.normal(size=(60, 40)), np.eye(3, dtype=bool)[generator.integers(3, size=60)]
     head, expected = choose_head(features, make_examples(truth, np.arange(60), problem_type))
-    assert expected.low < 0.45 and expected.value < 0.55
+    assert expected.interval.low < 0.45 and expected.value < 0.55
     assert head.strength <= 0.01
 
 
-def test_many_resamples_at_once_are_what_each_one_gives():
+def test_the_interval_is_that_of_all_metrics():
+    """By groups, of what is expected; a mAP of 1 has none, since all draws are alike."""
     generator = np.random.default_rng(3)
-    scores, truth = generator.integers(6, size=(12, 3)) / 5, generator.random((12, 3)) < 0.3  # with equal scores
-    counts = generator.multinomial(12, np.full(12, 1 / 12), 20)
-    drawn = [np.repeat(np.arange(12), each) for each in counts]
-    expected = [mean_average_precision(scores[each], truth[each]) for each in drawn]
-    np.testing.assert_allclose(resampled_precision(scores, truth, counts), expected, atol=1e-12)
+    truth, groups = generator.random((40, 2)) < 0.5, np.arange(40) // 2
+    features = truth @ np.eye(2, 8) + generator.normal(size=(40, 8))
+    for noise in (features, np.pad(truth * 9.0, ((0, 0), (0, 6))) + 0.01 * features):
+        _, found = choose_head(noise, make_examples(truth, groups, "multi_label_classification"))
+        known = metric_intervals({"mAP": found.value}, found.probabilities, truth, "", groups=groups)
+        assert found.interval == known.get("mAP") and (found.interval is None) == (found.value == 1)
+    summary = found.summary()
+    assert (summary["value"], summary["low"], summary["high"]) == (1, None, None)
+    assert describe_expectation(summary).startswith("Expect mAP 1.000 (no interval can be told, as all draws of the")
 
 
 def test_a_label_in_one_group_leaves_nothing_to_expect():

@@ -116,8 +116,10 @@ def describe_expectation(expected: Mapping[str, Any] | None) -> str:
     """What to expect of the head, in a sentence."""
     if expected is None:
         return "What to expect of it cannot be told: a label, or its absence, is in one group alone."
+    interval = "no interval can be told, as all draws of the groups are alike"
+    if expected["low"] is not None:
+        interval = f"95 % interval {expected['low']:.3f} to {expected['high']:.3f}"
     return (
-        f"Expect {expected['metric']} {expected['value']:.3f} (95 % interval {expected['low']:.3f} to "
-        f"{expected['high']:.3f}) on others like these: each of {expected['groups']} groups was predicted by a head "
-        f"that had not seen it, in {expected['folds']} folds."
+        f"Expect {expected['metric']} {expected['value']:.3f} ({interval}) on others like these: each of "
+        f"{expected['groups']} groups was predicted by a head that had not seen it, in {expected['folds']} folds."
     )

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
+from modeling_ast.data.intervals import Interval, metric_intervals
 from modeling_ast.data.metrics import accuracy, mean_average_precision
 from modeling_ast.data.scores import score_function, to_scores
 from modeling_ast.inference.examples import Examples
@@ -20,7 +21,6 @@ MAX_FOLDS = 5
 # Beyond what a layer norm gives: features that vary less are not blown up to rounding errors.
 MIN_DEVIATION = 0.01
 _PROBABILITY_OF_UNKNOWN = 1e-6  # of a class that a fold has not seen
-_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class Expectation:
     Attributes:
         metric: "accuracy" or "mAP".
         value: Of the metric, over all labelled stretches, each predicted by a head that has not seen its group.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
+        interval: Of 95 %, by the groups; `None` where they leave none to tell (`metric_intervals`).
         num_folds: How often a part of the groups was left out.
         num_groups: How many there are.
         probabilities: Of each stretch, (stretches, num_labels).
@@ -62,15 +61,15 @@ class Expectation:
 
     metric: str
     value: float
-    low: float
-    high: float
+    interval: Interval | None
     num_folds: int
     num_groups: int
     probabilities: np.ndarray
 
     def summary(self) -> dict[str, Any]:
-        """What can be told in numbers, as JSON holds it."""
-        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        """What can be told in numbers, as JSON holds it; the ends of an interval that there is not are `None`."""
+        low, high = (None, None) if self.interval is None else (self.interval.low, self.interval.high)
+        numbers = {"value": self.value, "low": low, "high": high}
         return {"metric": self.metric, **numbers, "folds": self.num_folds, "groups": self.num_groups}
 
 
@@ -162,12 +161,12 @@ def choose_head(features: np.ndarray, examples: Examples, seed: int = 0) -> tupl
 
     The groups are dealt into folds, each of which is predicted by heads that have not seen it. The strength is the one
     with the lowest negative log-likelihood on all stretches; what is expected takes for each fold the strength that is
-    the best on the others, and so is not flattered by the choice. Its interval resamples groups.
+    the best on the others, and so is not flattered by the choice.
 
     Args:
         features: Of the examples' rows, as from `normalize`.
         examples: What is known.
-        seed: Of the folds and of the interval.
+        seed: Of the folds.
 
     Returns:
         The head, fitted on all rows, and what to expect; `None` with `DEFAULT_STRENGTH` where a label has no two
@@ -193,7 +192,7 @@ def choose_head(features: np.ndarray, examples: Examples, seed: int = 0) -> tupl
     expected = probabilities[np.array(chosen)[folds], np.arange(len(folds))]
     strength = STRENGTHS[losses.mean(axis=1).argmin()]
     head = fit_heads(features, targets, weights, problem_type, (strength,))[0]
-    return head, _expect(expected, examples, num_folds, seed)
+    return head, _expect(expected, examples, num_folds)
 
 
 def _deal(examples: Examples, num_folds: int, seed: int) -> np.ndarray:
@@ -218,40 +217,12 @@ def _losses(probabilities: np.ndarray, truth: np.ndarray, problem_type: str) -> 
     return -np.log(np.where(truth, probabilities, 1 - probabilities)).mean(axis=1)
 
 
-def _expect(probabilities: np.ndarray, examples: Examples, num_folds: int, seed: int) -> Expectation:
-    """The metric, and its interval by the percentiles of resampled groups."""
-    truth, (groups, owners) = examples.truth, np.unique(examples.groups, return_inverse=True)
-    draws = np.random.default_rng(seed).multinomial(len(groups), np.full(len(groups), 1 / len(groups)), _RESAMPLES)
-    counts = draws[:, owners]  # how often each stretch is there, (resamples, stretches)
-    if examples.problem_type == "single_label_classification":
+def _expect(probabilities: np.ndarray, examples: Examples, num_folds: int) -> Expectation:
+    """The metric of all stretches, with its interval."""
+    truth, groups, problem_type = examples.truth, examples.groups, examples.problem_type
+    if problem_type == "single_label_classification":
         metric, value = "accuracy", accuracy(probabilities, truth)
-        is_right = probabilities.argmax(axis=1) == truth.argmax(axis=1)
-        values = counts @ is_right / counts.sum(axis=1)
     else:
         metric, value = "mAP", mean_average_precision(probabilities, truth)
-        values = resampled_precision(probabilities, truth, counts)
-    low, high = np.nanpercentile(values, (2.5, 97.5)).tolist()
-    return Expectation(metric, value, low, high, num_folds, len(groups), probabilities)
-
-
-def resampled_precision(scores: np.ndarray, truth: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """What `mean_average_precision` gives of resampled clips, many times at once: (resamples,).
-
-    Args:
-        scores: Of shape (clips, num_labels).
-        truth: Which clip has which label, booleans (clips, num_labels).
-        counts: How often each clip is there, (resamples, clips).
-    """
-    found = []
-    for column, present in zip(scores.T, truth.T):
-        order = np.argsort(-column)
-        is_last = np.append(np.diff(column[order]) != 0, True)  # of clips with the same score
-        named = counts[:, order].cumsum(axis=1)[:, is_last]
-        hits = (counts[:, order] * present[order]).cumsum(axis=1)[:, is_last]
-        with np.errstate(invalid="ignore"):
-            gained = np.diff(hits, axis=1, prepend=0) * hits / np.maximum(named, 1)
-            found.append(gained.sum(axis=1) / hits[:, -1])
-    values = np.stack(found)  # NaN for a label that no clip of a resample has
-    is_there = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(is_there, values, 0).sum(axis=0) / is_there.sum(axis=0)
+    intervals = metric_intervals({metric: value}, probabilities, truth, problem_type, groups=groups)
+    return Expectation(metric, value, intervals.get(metric), num_folds, len(np.unique(groups)), probabilities)

@@ -57,7 +57,8 @@ class Review:
 
     Attributes:
         label_names: That were answered, or are expected to be.
-        curve: What was expected after how many labels, rows of `CURVE_COLUMNS`.
+        curve: What was expected after how many labels, rows of `CURVE_COLUMNS`; `None` for the ends of an interval
+            that could not be told.
         head: Of the last fit; `None` before.
         expected: What to expect of it; `None` where that cannot be told.
         examples: That it was fitted on.
@@ -186,8 +187,8 @@ class Review:
             self.examples, expected = examples, self.expected
             self._probabilities = to_scores(self.head.logits(self._features), score_function(self.problem_type))
             if expected is not None:
-                numbers = (expected.metric, expected.value, expected.low, expected.high)
-                point = dict(zip(CURVE_COLUMNS, (len(stretches), *numbers)))
+                told = {"labels": len(stretches), **expected.summary()}
+                point = {name: told[name] for name in CURVE_COLUMNS}
                 self.curve = [each for each in self.curve if each["labels"] != len(stretches)] + [point]
                 _write_curve(self.curve_path, self.curve)
             return True
@@ -252,8 +253,10 @@ def _read_curve(path: Path | None) -> list[dict[str, Any]]:
         return []
     (_, names), *rows = [*read_rows(path)] or [(0, [])]
     try:
+        if tuple(names) != CURVE_COLUMNS:
+            raise ValueError(f"got {', '.join(names)}")
         return [
-            {**dict(zip(names, cells)), "labels": int(cells[0]), **dict(zip(names[2:], map(float, cells[2:])))}
+            dict(zip(names, (int(cells[0]), cells[1], *(float(cell) if cell else None for cell in cells[2:]))))
             for _, cells in rows
         ]
     except ValueError as error:

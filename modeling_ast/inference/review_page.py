@@ -149,7 +149,8 @@ class ReviewPage:
         if not self.review.curve or self.review.curve[-1]["labels"] != self.review.num_labels:
             return "Fitted. What to expect is told once each label is in two recordings."
         point = self.review.curve[-1]
-        return f"Fitted: expect {point['metric']} {point['value']:.2f} ({point['low']:.2f} to {point['high']:.2f})."
+        ends = "" if point["low"] is None else f" ({point['low']:.2f} to {point['high']:.2f})"
+        return f"Fitted: expect {point['metric']} {point['value']:.2f}{ends}."
 
     def show(self, visitor: str, words: str = "", is_error: bool = False) -> list[Any]:
         """What the page shows: question, status, curve, the buttons of labels, and an empty field."""

@@ -132,8 +132,11 @@ def measure_fit(features: np.ndarray, truth: np.ndarray, drawn: np.ndarray, held
     head, expected = choose_head(features[drawn], make_examples(truth, drawn))
     right = head.logits(features[held_out]).argmax(axis=1) == truth[held_out].argmax(axis=1)
     value = float(right.mean())
-    told = {"expected": expected.value, "low": expected.low, "high": expected.high}
-    return {"fit": value, **told, "interval holds it": float(expected.low <= value <= expected.high)}
+    told = {"fit": value, "expected": expected.value}
+    if (interval := expected.interval) is None:
+        return told
+    holds = float(interval.low <= value <= interval.high)
+    return {**told, "low": interval.low, "high": interval.high, "interval holds it": holds}
 
 
 def measure_linear(features: np.ndarray, truth: np.ndarray, drawn: np.ndarray, held_out: np.ndarray) -> float:
