@@ -55,6 +55,15 @@ def test_what_is_drawn_to_validate_divides_no_group(folder, by, fraction):
     assert sorted(splits.validation["labels"]) == sorted(len(groups["validation"]) * [0, 0, 1, 1])
 
 
+def test_the_largest_group_trains(tmp_path):
+    """Of sixty clips of one speaker and four of each of nine, about a tenth validates."""
+    for number in range(60 + 9 * 4):
+        speaker = "anna" if number < 60 else f"s{number % 9}"
+        write_sound(tmp_path / ("one", "two")[number // 9 % 2] / f"{speaker}_{number}.wav", np.zeros(400))
+    splits = load_splits(str(tmp_path), group_pattern=r"^([a-z]+\d?)_", validation_fraction=0.1)
+    assert 4 <= len(splits.validation) <= 16 and "anna" in groups_of(splits)["train"]
+
+
 def test_a_group_is_held_out_by_its_name_of_all_that_a_folder_holds(folder, caplog):
     (folder / "testing_list.txt").write_text("one/anna_nohash_0.wav\n")
     with pytest.raises(DataError, match="expected no group in two splits, got anna in .* and .*eval_fold"):

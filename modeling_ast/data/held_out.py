@@ -207,8 +207,12 @@ def _hold_out_some_groups(rows: Dataset, dataset_name: str, fraction: float) -> 
     if (num_groups := len(set(groups))) < 2:
         raise DataError(f"{dataset_name}: expected two groups or more, to hold out one, got {groups[0]} alone.")
     num_folds = min(num_groups, max(10, round(1 / fraction)))
-    num_held_out = min(max(1, round(fraction * num_folds)), num_folds - 1)
-    is_held_out = make_folds(groups, _labels_of(rows), num_folds) <= num_held_out
+    folds = make_folds(groups, _labels_of(rows), num_folds)
+    # The smallest ones, until their share is nearest to the fraction: a single group may have most of the clips.
+    sizes = np.bincount(folds)[1:]
+    smallest = np.argsort(sizes, kind="stable")
+    shares = sizes[smallest].cumsum() / len(rows)
+    is_held_out = np.isin(folds, 1 + smallest[: 1 + np.abs(shares[:-1] - fraction).argmin()])
     logger.warning(
         f"{dataset_name} holds out nothing to choose the epoch on: {is_held_out.sum()} of its {len(rows)} training "
         f"clips do not train but validate (validation_fraction), all of {name_some(sort_folds(groups[is_held_out]))}, "
