@@ -126,6 +126,16 @@ def test_two_visitors_are_asked_different_things_and_take_back_their_own(archive
     assert following.row in {review.ask(f"new {number}").row for number in range(798)}
 
 
+def test_an_answer_is_taken_back_whole_and_a_link_stays_one(tmp_path):
+    (tmp_path / "link.csv").symlink_to(tmp_path / "list.csv")
+    answers = AnswersList(tmp_path / "link.csv")
+    lines = answers.append(tmp_path / "1.wav", 0, 3, ["owl"])
+    answers.append(tmp_path / "11.wav", 0, 3, ["owl"])
+    answers.remove(lines)
+    assert [Path(each.audio).name for each in answers.read()] == ["11.wav"]
+    assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "list.csv").read_text().endswith("\n11.wav,0,3,owl\n")
+
+
 def test_what_is_skipped_is_not_in_the_list(archive):
     store, _ = archive
     review = Review(store, "list.csv")

@@ -22,7 +22,7 @@ class AnswersList:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = Path(os.path.realpath(path))  # a link stays one
         self._columns = list(COLUMNS)
         if self._has_rows_or_header():
             with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as file:
@@ -61,7 +61,7 @@ class AnswersList:
     def remove(self, lines: str) -> None:
         """Take back what `append` added last of these lines."""
         content = self.path.read_bytes().decode("utf-8", "surrogateescape")
-        at = content.rfind(lines)
+        at = ("\n" + content).rfind("\n" + lines)  # of a line's start: "1.wav" also ends "11.wav"
         if at >= 0:  # they may have been removed by hand
             with written_beside(self.path, durable=True) as unfinished:
                 rest = content[:at] + content[at + len(lines) :]
