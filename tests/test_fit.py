@@ -239,6 +239,21 @@ def test_rows_belong_to_the_stretches_that_they_lie_in(here):
     assert np.bincount(examples.stretches, examples.weights).tolist() == pytest.approx([1, 1, 1])
 
 
+def test_a_stretch_that_is_a_row_has_the_say_in_it(here):
+    """As the answers of a review are, of windows that overlap by half."""
+    store, audio = EmbeddingStore(here / "store.parquet"), str(here / "recordings" / "0.wav")
+    kinds = {0.0: ("owl",), 0.25: (), 0.5: (), 0.75: ("owl",), 2.0: ("owl", "cat")}
+    stretches = [LabelledStretch(audio, start, start + 0.5, labels) for start, labels in kinds.items()]
+    examples = find_examples(store, [*stretches, LabelledStretch(audio, 0.1, 1.9, ("cat",))], "labels")
+    own = examples.stretches < len(stretches)
+    assert store.starts[examples.rows[own]].tolist() == list(kinds)
+    assert (examples.targets[own] == examples.truth[:-1]).all()
+    said = dict(zip(examples.rows[own].tolist(), examples.targets[own].tolist()))
+    of_long = dict(zip(examples.rows[~own].tolist(), examples.targets[~own].tolist()))
+    assert {row: of_long[row] for row in said if row in of_long}.items() <= said.items()
+    assert len(of_long.keys() & said.keys()) == 4 and [True, False] in of_long.values()
+
+
 def test_a_list_says_labels_and_groups(tmp_path):
     lines = ["audio,start,end,label,site", "a.wav,0,1,x;y,p", "a.wav,0,1,z,p", "b.wav,,,,q", "b.wav,1.5,,x,q"]
     (tmp_path / "list.csv").write_text("\n".join(lines))

@@ -76,9 +76,10 @@ class EmbeddingStore:
         order = np.lexsort((self.starts, self.recordings))
         borders = np.searchsorted(self.recordings[order], np.arange(len(self.names) + 1))
         found = {}
-        for index, name in enumerate(self.names):
-            for path in (os.path.realpath(name), os.path.realpath(self.path.parent / name)):
-                found.setdefault(path, order[borders[index] : borders[index + 1]])
+        # Where they are counts before where others of the same names would be.
+        for places in (self.find, os.path.realpath, lambda name: os.path.realpath(self.path.parent / name)):
+            for index, name in enumerate(self.names):
+                found.setdefault(places(name), order[borders[index] : borders[index + 1]])
         return found
 
     def blocks(self, groups: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:

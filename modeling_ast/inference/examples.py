@@ -58,7 +58,8 @@ def find_examples(
 ) -> Examples:
     """Look up labelled stretches in a store.
 
-    A row belongs to a stretch if it has at least half of it, or the stretch half of the row.
+    A stretch that is a row, as the answers of a review are, is that row alone, and no other stretch has a say in it.
+    Else a row belongs to a stretch if it has at least half of it, or the stretch half of the row.
 
     Args:
         store: Of the recordings.
@@ -84,21 +85,28 @@ def find_examples(
             f"{source}: {len(missing)} of its recordings are not in {store.path}, such as {plain(missing[0])}. Embed "
             "them too."
         )
-    rows = [_rows_of(store, known[each.audio], each, source) for each in stretches]
+    found = [_rows_of(store, known[each.audio], each, source) for each in stretches]
     truth = np.array([[name in each.labels for name in label_names] for each in stretches])
-    owners = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
-    rows, groups = np.concatenate(rows), _group(stretches, truth, label_names)
+    owners = np.repeat(np.arange(len(found)), [len(rows) for rows, _ in found])
+    rows, groups = np.concatenate([rows for rows, _ in found]), _group(stretches, truth, label_names)
     targets = truth[owners]
     if problem_type == "multi_label_classification":  # of a row that stretches share, those of all of them
-        union = np.zeros((rows.max() + 1, len(label_names)), bool)
-        np.logical_or.at(union, rows, targets)
+        union, is_whole = np.zeros((rows.max() + 1, len(label_names)), bool), np.array([is_row for _, is_row in found])
+        has_say = is_whole[owners] | ~np.isin(rows, rows[is_whole[owners]])
+        np.logical_or.at(union, rows[has_say], targets[has_say])
         targets = union[rows]
     return Examples(label_names, rows, owners, targets, truth, groups, problem_type)
 
 
-def _rows_of(store: EmbeddingStore, rows: np.ndarray, stretch: LabelledStretch, source: str) -> np.ndarray:
+def _rows_of(
+    store: EmbeddingStore, rows: np.ndarray, stretch: LabelledStretch, source: str
+) -> tuple[np.ndarray, bool]:
+    """The rows that belong to a stretch, and whether it is one of them as it is."""
     starts, ends = store.starts[rows], store.ends[rows]
     end = min(stretch.end, ends.max())
+    is_row = (np.abs(starts - stretch.start) < 1e-3) & (np.abs(ends - end) < 1e-3)
+    if is_row.any():
+        return rows[is_row], True
     overlaps = np.minimum(ends, end) - np.maximum(starts, stretch.start)
     lengths = ends - starts
     needed = lengths if store.settings["level"] == "clip" else np.minimum(lengths, end - stretch.start)
@@ -109,7 +117,7 @@ def _rows_of(store: EmbeddingStore, rows: np.ndarray, stretch: LabelledStretch, 
             f"{source}: {store.path} has no row of {plain(stretch.audio)} from {stretch.start:g} s to {stretch.end:g} "
             f"s, {reason}. Rows of windows are made by --level window."
         )
-    return found
+    return found, False
 
 
 def _group(stretches: Sequence[LabelledStretch], truth: np.ndarray, label_names: Sequence[str]) -> np.ndarray:
