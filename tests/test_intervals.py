@@ -107,6 +107,16 @@ def test_a_difference_is_paired():
     assert metric_differences(2 * [(first[:1], first[:1] >= 0.5)], positives[:1])["micro_f1"].interval is None
 
 
+def test_what_cannot_be_told_is_not_more_than_chance():
+    """The area of clips of one class; and the difference of two clips, which is the same in every draw."""
+    scores, positives = np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([[True, False], [True, False]])
+    named = scores >= 0.5
+    found = metric_differences([(scores, named), (scores, named)], positives)
+    assert "mAUC" not in found and not any(each.is_more_than_chance for each in found.values())
+    wrong = metric_differences([(scores, named), (scores[:, ::-1], named[:, ::-1])], positives)["accuracy"]
+    assert (wrong.first, wrong.second, wrong.interval) == (1, 0, None) and not wrong.is_more_than_chance
+
+
 def test_the_interval_of_a_mean_is_the_textbooks():
     values = np.random.default_rng(4).integers(-1, 2, size=400).astype(float)
     found = difference_interval(values)

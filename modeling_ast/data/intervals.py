@@ -129,7 +129,7 @@ def metric_differences(
         groups: As for `metric_intervals`.
 
     Returns:
-        By the name of the metric, of those of `METRICS` that are means.
+        By the name of the metric, of those of `METRICS` that are means and that can be told of both.
     """
     prepared = [_Prepared(scores, named, positives) for scores, named in models]
     units = _number(groups, len(positives))
@@ -140,9 +140,11 @@ def metric_differences(
     found = {}
     for name in whole[0]:
         first, second = (float(each[name][0]) for each in whole)
+        if np.isnan(first) or np.isnan(second):  # such as the area of clips that are all of one class
+            continue
         interval = None
         if drawn is not None:
-            interval = _around(second - first, drawn[1][name] - drawn[0][name], num_units)
+            interval = _of_difference(second - first, drawn[1][name] - drawn[0][name], num_units)
         found[name] = Difference(first, second, interval)
     return found
 
@@ -265,6 +267,12 @@ def _spread(draws: np.ndarray, num_units: int) -> float:
 def _around(value: float, draws: np.ndarray, num_units: int) -> Interval:
     spread = _spread(draws, num_units)
     return Interval(value - spread, value + spread)
+
+
+def _of_difference(value: float, draws: np.ndarray, num_units: int) -> Interval | None:
+    """None where all draws are alike though the models are not, as of two clips that one of them alone has right."""
+    interval = _around(value, draws, num_units)
+    return interval if interval.low < interval.high or value == 0 else None
 
 
 def _on_log_odds(value: float, draws: np.ndarray, num_units: int) -> Interval | None:
