@@ -361,6 +361,22 @@ def test_the_guard_passes_on_what_the_page_itself_asks_for(tmp_path, status, met
     assert found == status and sentence.endswith("." if status != 200 else "") and guard.arriving == 0
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:7860", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:1", 200),
+        ("sounds.example:7860", 403),
+        ("[", 403),
+        ("", 403),
+    ],
+)
+def test_a_page_of_this_machine_alone_has_no_other_name(tmp_path, host, status):
+    guard = PageGuard(behind_the_guard, tmp_path, 1000, 1000, hosts=("localhost", "127.0.0.1", "::1"))
+    assert ask_guard(guard, "GET", "/config", {"host": host, "sec-fetch-site": "same-origin"})[0] == status
+
+
 def test_the_oldest_uploads_make_room_for_new_ones(tmp_path):
     for age, name in enumerate(("new", "old", "older", "oldest")):
         (tmp_path / name).mkdir()

@@ -5,7 +5,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ class PageGuard:
         uploads: Folder of the uploads.
         max_bytes: Of an upload.
         max_total_bytes: Of all uploads.
+        hosts: The only names that the page can be opened by; `None` means any. Names of other machines that lead here
+            would make this page one of theirs (DNS rebinding).
 
     Source: origins are told apart as by CrossOriginProtection of Go's net/http.
     """
@@ -83,8 +85,10 @@ class PageGuard:
         uploads: Path,
         max_bytes: int,
         max_total_bytes: int,
+        hosts: Collection[str] | None = None,
     ):
         self.app, self.uploads, self.max_bytes, self.max_total_bytes = app, uploads, max_bytes, max_total_bytes
+        self.hosts = hosts
         self.arriving = 0  # bytes of uploads that have begun
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,6 +113,8 @@ class PageGuard:
 
     def _refusal(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str] | None:
         """Status and sentence for what is refused."""
+        if self.hosts is not None and _hostname(headers) not in self.hosts:
+            return 403, "This page is opened as localhost, or by any name where it has a password."
         is_safe = method in ("GET", "HEAD", "OPTIONS")
         if site := headers.get("sec-fetch-site"):
             is_foreign = site not in ("same-origin", "none")
@@ -148,6 +154,14 @@ class PageGuard:
                 break
             path.unlink(missing_ok=True)
             total -= size
+
+
+def _hostname(headers: Mapping[str, str]) -> str | None:
+    """What the browser calls this machine, without the port."""
+    try:
+        return urlsplit(f"//{headers.get('host', '')}").hostname
+    except ValueError:  # of brackets that are no address
+        return None
 
 
 async def _answer(send: Send, status: int, sentence: str) -> None:

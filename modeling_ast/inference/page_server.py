@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from modeling_ast.inference.page_guard import PageGuard
 
 _MEGABYTE = 2**20
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")  # this machine alone
 
 
 def serve(
@@ -30,7 +31,7 @@ def serve(
         page: Of Gradio.
         host: Address that it can be opened at.
         port: Likewise.
-        accounts: Users and passwords; `None` asks for none.
+        accounts: Users and passwords; `None` asks for none, and then a page of this machine alone takes no other name.
         uploads: Folder of what is uploaded.
         max_megabytes: Of an upload.
         max_total_megabytes: Of all uploads.
@@ -46,6 +47,7 @@ def serve(
         uploads=uploads,
         max_bytes=max_megabytes * _MEGABYTE,
         max_total_bytes=max_total_megabytes * _MEGABYTE,
+        hosts=_LOOPBACK if accounts is None and host.strip("[]") in _LOOPBACK else None,
     )
     page.launch(
         server_name=host,
