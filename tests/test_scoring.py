@@ -1,6 +1,8 @@
 """Events against annotations: by hand, by properties, and as the field's own libraries count them where they are."""
 
 import json
+import math
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.inference import event_calibration
 from modeling_ast.inference.psds import SCENARIOS, PSDSettings, polyphonic_score
-from modeling_ast.inference.scored_recordings import _Places
+from modeling_ast.inference.scored_recordings import _Places, _to_events
 from modeling_ast.inference.scoring import (
     Counts,
     count_by_collars,
@@ -255,6 +257,29 @@ def test_a_recording_of_the_same_name_in_another_folder_is_another(tagged):
     places = _Places([name], [name, "elsewhere/1.wav"])
     assert places.find(name) == name and places.find("elsewhere/1.wav") is None
     assert _Places([name], ["elsewhere/1.wav"]).find("elsewhere/1.wav") == name
+    assert _Places(["elsewhere/1.wav"], [name]).find(name) is None  # it is where it was
+
+
+def test_annotations_of_a_label_that_overlap_are_one_event():
+    rows = [(3.0, math.inf, "dog"), (0.0, 3.0, "dog"), (0.5, 1.0, "dog"), (0.9, 3.1, "rain"), (0.0, 1.0, "rain")]
+    assert [(each.label, each.start, each.end) for each in _to_events("a.wav", rows, 10.0)] == [
+        ("dog", 0.0, 3.0),
+        ("rain", 0.0, 3.1),
+        ("dog", 3.0, 10.0),
+    ]
+
+
+def test_reading_results_changes_nothing_and_waits_for_parts(tagged, tmp_path):
+    folder, truth = tagged
+    shutil.copytree(folder / "results", tmp_path / "results")
+    with open(tmp_path / "results" / "results.jsonl", "a") as file:
+        file.write('{"path": "half a line')
+    before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
+    assert TagsFolder.reopen(tmp_path / "results", read_only=True).entries.keys() == truth.keys()
+    assert {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()} == before
+    (tmp_path / "results" / "results-1-of-2.jsonl").touch()
+    with pytest.raises(DataError, match="a run in parts that has not ended"):
+        TagsFolder.reopen(tmp_path / "results", read_only=True)
 
 
 def test_what_cannot_be_scored_is_one_sentence(tagged, tmp_path):
@@ -277,6 +302,8 @@ def test_what_cannot_be_scored_is_one_sentence(tagged, tmp_path):
         score.main([str(tmp_path), write_truth(tmp_path / "a.csv", truth)])
     with pytest.raises(RecipeError, match="No effect on annotations: window_seconds"):
         score.main([results, "a.csv", "--window_seconds=1"])
+    with pytest.raises(CommandError, match="Expected collar that is finite, got inf"):
+        score.main([results, "a.csv", "--collar=inf"])
     with pytest.raises(CommandError, match="Expected truth_share above 0 and at most 1, got 2"):
         score.main([results, "a.csv", "--truth_share=2"])
 

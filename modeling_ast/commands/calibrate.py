@@ -90,7 +90,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def calibrate_events(args: argparse.Namespace, keys: list[str]) -> dict[str, Any]:
     """Choose thresholds and lengths of events by annotated recordings."""
-    output_dir, folder = choose_output_dir(args.model, args.output_dir), TagsFolder.reopen(args.results)
+    output_dir = choose_output_dir(args.model, args.output_dir)
+    folder = TagsFolder.reopen(args.results, read_only=True)
     parts = [read_truth(name, keys) for name in filter(None, (args.annotations, args.test_annotations))]
     results = calibrate_by_annotations(args.model, folder, parts, output_dir)
     print(events_table(results))

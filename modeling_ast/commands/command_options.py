@@ -1,6 +1,7 @@
 """Options that several commands have, and how their values are checked."""
 
 import argparse
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,12 +115,13 @@ def check_least(args: argparse.Namespace, **least: float) -> None:
     """Check numbers, those that are given, by their lowest values.
 
     Raises:
-        CommandError: One of them is lower.
+        CommandError: One of them is lower, or infinite.
     """
     for name, lowest in least.items():
         value = getattr(args, name)
-        if value is not None and not value >= lowest:  # nor NaN
-            raise CommandError(f"Expected {name} of at least {lowest}, got {value}.")
+        if value is not None and not lowest <= value < math.inf:  # nor NaN
+            bound = "that is finite" if value == math.inf else f"of at least {lowest}"
+            raise CommandError(f"Expected {name} {bound}, got {value}.")
 
 
 def check_new_folder(folder: Path) -> None:

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args, keys = parse_command_line(argv)
     truth = read_truth(args.annotations, keys)
-    folder = TagsFolder.reopen(args.results)
+    folder = TagsFolder.reopen(args.results, read_only=True)
     recordings = read_scored(folder, truth)
     labels = choose_labels(recordings, args.labels)
     criteria = Criteria(args.collar, args.offset_share, args.detection_share, args.truth_share, args.segment_seconds)

@@ -72,7 +72,7 @@ def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--approximate", action="store_true", help="ask an index of usearch; for millions of rows")
     add_ignore_length(parser)
     args = parser.parse_args(argv)
-    check_least(args, start=0, top_k=1)
+    check_least(args, start=0, end=0, top_k=1)
     if args.end is not None and not args.start < args.end:
         raise CommandError(f"Expected an end behind the start, {args.start:g} s, got {args.end:g} s.")
     if args.output is not None and args.output.exists() and not args.output.is_dir():

@@ -1,6 +1,6 @@
 """A threshold a label, a shortest length and a longest gap of events, chosen by annotated recordings."""
 
-import os
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,8 @@ from modeling_ast.inference.scoring import Counts, count_by_intersection
 from modeling_ast.inference.tags_folder import TagsFolder
 from modeling_ast.inference.timeline import Timeline
 from modeling_ast.loading import ModelError
+
+logger = logging.getLogger(__name__)
 
 CARD_TEXT = """
 After training, by {recordings} annotated recordings, {labels} labels got a threshold each, in `config.json`, for the
@@ -114,27 +116,37 @@ def calibrate_by_annotations(
 
     Raises:
         ModelError: Another model than that of the results, or none.
-        DataError: As from `read_scored` and `choose_labels`; results without timelines, or recordings that are in both
-            parts.
+        DataError: As from `read_scored` and `choose_labels`; results without timelines, no label to choose for, or
+            recordings that are in both parts.
     """
     if "csv" not in folder.formats:
         raise DataError(f"{folder.path} holds no timelines that events could be found in (--formats csv).")
-    if parts[1:] and (shared := sorted(set.intersection(*(set(map(os.path.realpath, part)) for part in parts)))):
-        raise DataError(f"Expected other recordings to report on than to choose by, got {name_some(shared)} in both.")
     model, extractor = load_classifier(source, "single_label_classification")  # as in pipelines
     if folder.settings["fingerprint"] != fingerprint_model(model, extractor):
         raise ModelError(f"{folder.path} was not tagged with {source} as it is: tag the recordings with it first.")
-    scored = [read_scored(folder, part) for part in parts]
-    labels, criteria, ignored = choose_labels(scored[0], None), Criteria(), folder.settings["ignore"]
-    found = choose_options(scored[0], [label for label in labels if label not in ignored], criteria)
+    scored, criteria, ignored = [read_scored(folder, part) for part in parts], Criteria(), folder.settings["ignore"]
+    if scored[1:] and (shared := sorted(set.intersection(*({each.path for each in part} for part in scored)))):
+        raise DataError(f"Expected other recordings to report on than to choose by, got {name_some(shared)} in both.")
+    labels = choose_labels(scored[0], None)
+    if not (chosen := [label for label in labels if label not in ignored]):
+        raise DataError(f"Expected annotated labels that tagging did not ignore, got {', '.join(labels)}.")
+    labels_of = {"chosen on": labels, "reported on": labels}
+    if scored[1:]:
+        of_report = choose_labels(scored[1], None)
+        if not set(of_report) & set(labels):
+            raise DataError(f"Expected recordings to report on with some of {', '.join(labels)}, got none of them.")
+        if without := [label for label in of_report if label not in labels]:
+            logger.warning(f"Labels that no recording to choose by has keep their thresholds: {name_some(without)}.")
+        labels_of["reported on"] = [*labels, *without]
+    found = choose_options(scored[0], chosen, criteria)
     model.config.thresholds = dict(found.threshold)
     results: dict[str, Any] = {"model": source, "results": str(folder.path), "thresholds": model.config.thresholds}
     results |= {"min_seconds": found.min_seconds, "merge_seconds": found.merge_seconds}
     for name, recordings in zip(("chosen on", "reported on"), scored):
         after = [replace(each, found=each.timeline.find_events(**vars(found), ignore=ignored)) for each in recordings]
         results[name] = {
-            "before": score_recordings(recordings, labels, criteria),
-            "after": score_recordings(after, labels, criteria),
+            "before": score_recordings(recordings, labels_of[name], criteria),
+            "after": score_recordings(after, labels_of[name], criteria),
         }
     lengths = {name: results[name] for name in ("min_seconds", "merge_seconds")}
     numbers = {"recordings": len(scored[0]), "labels": len(found.threshold)}

@@ -38,19 +38,20 @@ class Journal:
 
     Args:
         folder: Of the files, which are made with their first lines.
-        part: Whose file gets new lines; the beginning of a line that was cut off is removed from it.
+        part: Whose file gets new lines; the beginning of a line that was cut off is removed from it. `None` changes
+            nothing.
         list_name: Of the list in a line whose rows are counted.
         is_result: Whether a line is one of those that are written of a recording that can be used.
         remedy: What to tell who has other lines in these files.
 
     Raises:
-        DataError: Another line than those that are written here.
+        DataError: Another line than those that are written here; to read alone, lines of parts that were not joined.
     """
 
     def __init__(
         self,
         folder: Path,
-        part: Part,
+        part: Part | None,
         list_name: str,
         is_result: Callable[[Mapping[str, Any]], bool],
         remedy: str,
@@ -58,8 +59,12 @@ class Journal:
         self.folder, self.part, self._list_name = folder, part, list_name
         self._is_result, self._remedy = is_result, remedy
         self.entries: dict[str, Entry] = {}
-        self._own = folder / (part.name("results") + ".jsonl")
-        self._join([path for path in _part_files(folder) if part_named(path.stem).count != part.count])
+        self._own = part and folder / (part.name("results") + ".jsonl")
+        parts = _part_files(folder)
+        if part is not None:
+            self._join([path for path in parts if part_named(path.stem).count != part.count])
+        elif parts:
+            raise DataError(f"{folder} holds results of a run in parts that has not ended: bring it to its end first.")
         self.read()
 
     def read(self) -> None:

@@ -35,6 +35,7 @@ class ResultsFolder(ABC):
             `fingerprint` the model's name and what tells whether it is the same.
         overwrite: Whether to delete the results that are there, and nothing else.
         part: Of a divided run, which this process does. It gets a journal of its own until `finish` joins them all.
+            `None` only reads what is there, and changes nothing.
 
     Raises:
         DataError: The folder holds results with other settings, or something else in their place.
@@ -43,12 +44,19 @@ class ResultsFolder(ABC):
     option, unit, list_name = "--output_dir", "file", ""
 
     def __init__(
-        self, path: str | os.PathLike, settings: Mapping[str, Any], overwrite: bool = False, part: Part = UNDIVIDED
+        self,
+        path: str | os.PathLike,
+        settings: Mapping[str, Any],
+        overwrite: bool = False,
+        part: Part | None = UNDIVIDED,
     ):
         self.path, self.part = Path(path), part
         self.settings_path = self.path / "settings.json"
         self.settings = json.loads(json.dumps(settings))
         remedy = f"Give another {self.option}, or --overwrite to delete them and begin anew."
+        if part is None:
+            self.journal = Journal(self.path, part, self.list_name, self.is_result, remedy)
+            return
         with self._joining():
             remove_unfinished(self.path)  # which no other part writes meanwhile
             if overwrite:

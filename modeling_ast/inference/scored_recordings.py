@@ -60,7 +60,8 @@ class Criteria:
 def read_scored(folder: TagsFolder, truth: Annotations) -> list[ScoredRecording]:
     """The annotated recordings with what was found in them.
 
-    Recordings are the same by their paths or, where folders have moved, by the name of the file, if no other has it.
+    Recordings are the same by their paths. Of results whose own recording is no longer where it was, since folders
+    have moved, they are the same by the name of the file, if no other has it; that is said.
 
     Raises:
         DataError: An annotated recording without results, an annotation behind the end of its recording, results
@@ -77,6 +78,8 @@ def read_scored(folder: TagsFolder, truth: Annotations) -> list[ScoredRecording]
             raise DataError(f"{folder.path}: {line['path']} and {scored[path].path} may both be {path}.")
         found = [Event(**event) for event in line["events"]]
         scored[path] = ScoredRecording(line["path"], _to_events(path, truth[path], line["seconds"]), found, timeline)
+    if moved := [path for path, each in scored.items() if os.path.realpath(path) != os.path.realpath(each.path)]:
+        logger.warning(f"{len(moved)} recording(s) are taken for moved ones of the same names: {name_some(moved)}.")
     if missing := sorted(truth.keys() - scored.keys()):
         raise DataError(f"{folder.path}: {len(missing)} annotated recording(s) have no results: {name_some(missing)}.")
     if passed_over:
@@ -97,15 +100,23 @@ class _Places:
     def find(self, path: str) -> str | None:
         if (found := self.by_path.get(os.path.realpath(path))) is not None:
             return found
+        if os.path.exists(path):
+            return None
         alike = self.by_name.get(os.path.basename(path), [])
         return alike[0] if len(alike) == 1 else None
 
 
 def _to_events(path: str, annotations: Sequence[tuple[float, float, str]], seconds: float) -> list[Event]:
-    for start, _, label in annotations:
+    """What is annotated, by start; stretches of one label that overlap are one event, as a timeline has them."""
+    events: dict[str, list[Event]] = {}
+    for start, end, label in sorted(annotations):
         if start >= seconds:
             raise DataError(f"{path}: {label} is annotated at {start:g} s, behind the end at {seconds:g} s.")
-    return [Event(label, start, min(end, seconds), 1.0) for start, end, label in sorted(annotations)]
+        own = events.setdefault(label, [])
+        if own and start < own[-1].end:
+            start, end = own[-1].start, max(end, own.pop().end)
+        own.append(Event(label, start, min(end, seconds), 1.0))
+    return sorted((event for own in events.values() for event in own), key=lambda event: (event.start, event.end))
 
 
 def choose_labels(recordings: Sequence[ScoredRecording], wanted: Sequence[str] | None) -> list[str]:

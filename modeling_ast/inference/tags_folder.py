@@ -49,6 +49,7 @@ class TagsFolder(ResultsFolder):
         formats: Some of `FORMATS`.
         overwrite: Whether to delete the results that are there, and nothing else.
         part: Of a divided run, which this process does. It gets a journal of its own until `finish` joins them all.
+            `None` only reads what is there, and changes nothing.
 
     Raises:
         DataError: The folder holds results with other settings, or something else in their place.
@@ -62,7 +63,7 @@ class TagsFolder(ResultsFolder):
         settings: Mapping[str, Any],
         formats: Sequence[str],
         overwrite: bool = False,
-        part: Part = UNDIVIDED,
+        part: Part | None = UNDIVIDED,
     ):
         self.formats = [name for name in _FOLDERS if name in formats]
         self._tables = [Path(path) / f"{name}.csv" for name in _LISTS]
@@ -75,8 +76,12 @@ class TagsFolder(ResultsFolder):
         super().__init__(path, {**settings, "formats": self.formats}, overwrite, part)
 
     @classmethod
-    def reopen(cls, path: str | os.PathLike) -> "TagsFolder":
+    def reopen(cls, path: str | os.PathLike, read_only: bool = False) -> "TagsFolder":
         """The results in a folder, under the settings that they have.
+
+        Args:
+            path: Of the folder.
+            read_only: Whether nothing in it is to be changed.
 
         Raises:
             DataError: No results, or something else in their place.
@@ -86,7 +91,7 @@ class TagsFolder(ResultsFolder):
             formats = settings.pop("formats")
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise DataError(f"{path} holds no results whose events could be found again.") from error
-        return cls(path, settings, formats)
+        return cls(path, settings, formats, part=None if read_only else UNDIVIDED)
 
     def pending(self, files: Sequence[SoundFile], retry: bool = False) -> list[SoundFile]:
         """Those of this part that have no results yet, in places that no other file has.
