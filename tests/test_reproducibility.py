@@ -86,13 +86,14 @@ def change(waveform, sampling_rate):
     return np.interp(times, np.arange(len(waveform)), waveform) + noise
 """
 # Soft cross entropy, shuffled; the same of clips at their own lengths, 48 to 98 frames, with all other augmentation;
-# and BCE of one or two labels a clip, of which rare ones are drawn more often. The latter two with epochs that are no
-# passes over the clips.
+# and BCE of one or two labels a clip, of which rare ones are drawn more often. The latter two with weights in the
+# loss and epochs that are no passes over the clips.
 VARIANTS = {
     "shuffled": [],
-    "free": ["--max_length=98", "--padding=longest", "--samples_per_epoch=22", *MORE_AUGMENTATION],
+    "free": ["--max_length=98", "--padding=longest", "--samples_per_epoch=22", *MORE_AUGMENTATION]
+    + ["--class_weights=balanced"],
     "balanced": ["--problem_type=multi_label_classification", "--label_column_name=labels"]
-    + ["--class_balanced_sampling=true", "--samples_per_epoch=20"],
+    + ["--class_balanced_sampling=true", "--samples_per_epoch=20", "--pos_weight=2"],
 }
 
 

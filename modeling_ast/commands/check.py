@@ -115,7 +115,9 @@ def check_labels(splits: AudioSplits, model_label_names: list[str] | None, argum
     model_args, training_args = arguments.model, arguments.training
     labels = {name: label_checks.read_labels(rows) for name, rows in splits}
     yield from label_checks.check_spelling(splits.label_names)
-    yield from label_checks.check_label_counts(labels, splits.label_names, training_args.class_balanced_sampling)
+    weighs = "balanced" in (training_args.class_weights, training_args.pos_weight)
+    is_balanced = training_args.class_balanced_sampling or weighs
+    yield from label_checks.check_label_counts(labels, splits.label_names, is_balanced)
     yield from label_checks.check_label_names(
         splits.label_names, model_label_names, model_args.model_name_or_path, training_args.do_train
     )

@@ -257,7 +257,7 @@ def check_label_counts(
     Args:
         labels: Of each clip, by split (`train`, `validation`, maybe `test`).
         label_names: Of the data.
-        is_balanced: Whether training draws rare classes more often.
+        is_balanced: Whether training draws rare classes more often, or weighs them in its loss.
     """
     counts = {split: Counter(label for clip in clips for label in clip) for split, clips in labels.items()}
     for split in labels:
@@ -278,7 +278,7 @@ def check_label_counts(
             "labels",
             f"{label_names[largest]} has {count_clips(most)} for training and {label_names[smallest]} {fewest}: "
             f"{most / fewest:.0f} times as many.",
-            "class_balanced_sampling: true",
+            "class_balanced_sampling: true    # or class_weights: balanced",
         )
     if unlabelled := sum(not clip for clips in labels.values() for clip in clips):
         yield Finding("note", "labels", f"Without any label: {count_clips(unlabelled)}.")

@@ -15,6 +15,7 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.loss_weights import WEIGHTS_NAME, LossWeights
 from modeling_ast.data.metrics import METRICS
 from modeling_ast.data.recipes import RECIPE_NAME, read_settings
 from modeling_ast.data.sources import FILE_SUFFIXES
@@ -96,7 +97,8 @@ def write_model_card(
     """Write `README.md` of a model's folder.
 
     Args:
-        folder: Of the model, with the resolved recipe in it, if it has one; its name is the model's.
+        folder: Of the model, with the resolved recipe in it, if it has one, and the weights of its loss; its name is
+            the model's.
         model: The trained model.
         extractor: Its feature extractor.
         dataset: Name of the data set; `None` where it is not known.
@@ -118,6 +120,8 @@ def write_model_card(
         provenance += f" Started from {'random weights' if start in SIZES else f'`{start}`'}."
     if (rank := _read_recipe(folder).get("lora_rank", "0")) != "0":
         provenance += f" Trained with LoRA of rank {rank}, merged into the weights, and a classifier trained whole."
+    if (folder / WEIGHTS_NAME).is_file():
+        provenance += f" Labels were weighed in the loss of training: {LossWeights.read(folder / WEIGHTS_NAME)}."
     features = type(extractor).__name__
     text = _TEXT.format(
         loads=_LOADS if features == _STOCK_FEATURES else f"It needs `modeling_ast`, for its `{features}`.",

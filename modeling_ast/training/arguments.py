@@ -148,6 +148,20 @@ class ASTTrainingArguments(TrainingArguments):
     class_balanced_sampling: bool = field(
         default=False, metadata={"help": "Draw training clips with replacement, rare classes more often."}
     )
+    class_weights: Literal["balanced"] | None = field(
+        default=None,
+        metadata={
+            "help": "balanced: weigh each label in the loss of training by n / (K n_c), so that rare ones count as "
+            "much as others: n labels of all training clips, n_c of the label, K labels."
+        },
+    )
+    pos_weight: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of several labels a clip, multiply the loss of those that it has by this number, or by "
+            "balanced: of each label, training clips without it over those with it."
+        },
+    )
     samples_per_epoch: int | None = field(
         default=None,
         metadata={
@@ -269,6 +283,7 @@ class ASTTrainingArguments(TrainingArguments):
             raise ValueError("layer_learning_rate_decay has no effect with freeze_backbone: no layer is trained.")
         self._check_averages()
         self._check_early_stopping()
+        self._check_loss_weights()
         self._check_teachers()
         self.label_names = self.label_names or ["labels"]
         # `Trainer` takes a path or True (the last checkpoint of the folder); a command line gives text.
@@ -322,6 +337,22 @@ class ASTTrainingArguments(TrainingArguments):
                 "Expected eval_strategy epoch and metric_for_best_model with early_stopping_patience, got "
                 f"{self.eval_strategy.value} and {self.metric_for_best_model}."
             )
+
+    def _check_loss_weights(self) -> None:
+        weighs = [name for name in ("class_weights", "pos_weight") if getattr(self, name) is not None]
+        if self.teacher_targets is not None and weighs:
+            raise ValueError(f"{weighs[0]} has no place beside teacher_targets: what teachers say is learnt as it is.")
+        if self.class_balanced_sampling and "balanced" in (self.class_weights, self.pos_weight):
+            raise ValueError(f"Expected one way to balance labels, got class_balanced_sampling and {weighs[0]}.")
+        if self.pos_weight in (None, "balanced"):
+            return
+        try:
+            number = float(self.pos_weight)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise ValueError(f"Expected pos_weight balanced or a number in (0, inf), got {self.pos_weight}.")
+        self.pos_weight = f"{number:g}"  # 3.0 is 3, also where a run goes on
 
     def _check_teachers(self) -> None:
         if self.teacher_targets is None:

@@ -15,16 +15,22 @@ def refuse_unusable_keys(arguments: Arguments) -> None:
     """Look at all blocks together; each has looked at its own keys.
 
     Raises:
-        RecipeError: Adapters of random weights, keys that need labels beside clips without, mixup whose partners are
+        RecipeError: Adapters of random weights, keys that need labels beside clips without, a weight
+            of clips with a label where each has one, mixup whose partners are
             not at hand, or keys that need to know all clips of a stream in advance.
     """
     data_args, training_args = arguments.data, arguments.training
     _check_stream(data_args, training_args)
     if training_args.lora_rank and (start := arguments.model.model_name_or_path) in SIZES:
         raise RecipeError(f"Expected trained weights to adapt with lora_rank, got random ones ({start}).")
-    for key in ("class_balanced_sampling", "hard_label_weight") if data_args.unlabelled else ():
+    of_labels = ("class_balanced_sampling", "class_weights", "pos_weight", "hard_label_weight")
+    for key in of_labels if data_args.unlabelled else ():
         if getattr(training_args, key):
             raise RecipeError(f"{key} needs labels: leave it out, or unlabelled.")
+    if training_args.pos_weight is not None and arguments.model.problem_type != "multi_label_classification":
+        raise RecipeError(
+            "pos_weight has no effect with one label a clip, of which class_weights: balanced weighs the labels."
+        )
     if arguments.augment.mixup_probability and training_args.do_train:
         _check_partners(arguments)
 

@@ -1,9 +1,41 @@
-"""The losses of a training: their means, and whether they are still finite."""
+"""The losses of a training: weights of labels in them, their means, and whether they are still finite."""
 
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.nn import functional as F
+
+from modeling_ast.data.loss_weights import LossWeights
+
+
+def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weights: LossWeights, multi_label: bool) -> torch.Tensor:
+    """As `classification_loss`, with weights of the labels: a sum over the batch, divided by the number of clips.
+
+    It is not divided by the sum of the weights of the batch, as torch's cross entropy does with class indices, but not
+    with soft labels: the weight of a clip would depend on what it is batched with, and a batch of one clip would have
+    none. So the mean of the losses of parts of equal size is that of the whole, whatever accumulation steps and
+    processes an update is divided into.
+
+    Args:
+        logits: Tensor of shape (batch, num_labels).
+        labels: Class indices (batch,), or weights (batch, num_labels) in [0, 1] as mixup and smoothing make them.
+        weights: Of the labels; with several a clip `class_weights` are those of their columns.
+        multi_label: Whether a clip has several.
+
+    Source: torch's `cross_entropy` of class probabilities with `weight`, and its `binary_cross_entropy_with_logits`
+        with `weight` and `pos_weight`.
+    """
+    logits, labels = logits.float(), labels.to(logits.device)
+    class_weights, pos_weight = (
+        None if each is None else torch.as_tensor(each, dtype=torch.float32, device=logits.device)
+        for each in (weights.class_weights, weights.pos_weight)
+    )
+    if multi_label:
+        return F.binary_cross_entropy_with_logits(logits, labels.float(), weight=class_weights, pos_weight=pos_weight)
+    if labels.ndim == 1:
+        labels = F.one_hot(labels.long(), logits.shape[1])
+    return F.cross_entropy(logits, labels.float(), weight=class_weights)
 
 
 class TrainingLosses:

@@ -31,7 +31,7 @@ _PARTS = f"({'|'.join(SPLITS)})"
 _RUN_FILES = re.compile(
     rf"model\.safetensors|config\.json|preprocessor_config\.json|training_args\.bin|trainer_state\.json|README\.md"
     rf"|(all|baseline|probe|(average_)?{_PARTS})_results\.json|results\.csv|bad_clips\.csv|per_class_{_PARTS}\.(csv|png)"
-    rf"|predictions_{_PARTS}\.csv"
+    rf"|loss_weights\.csv|predictions_{_PARTS}\.csv"
     rf"|confusion_{_PARTS}\.png|training_curves\.png|example\.png"
 )
 # What may not change between the parts of a run, since it moves the result: of our own keys all but these,

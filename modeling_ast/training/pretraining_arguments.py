@@ -22,6 +22,7 @@ _WITHOUT_EFFECT = (
     *("problem_type", "patchout_rows", "patchout_columns", "patchout_patches", "label_file", "linear_baseline"),
     *("background", "label_column_name", "label_separator", "validation_file", "test_file", "validation_fraction"),
     *("max_eval_samples", "leave_out_unknown_labels", "class_balanced_sampling", "label_smoothing_factor"),
+    *("class_weights", "pos_weight"),
     *("freeze_backbone", "head_learning_rate_factor", "layer_learning_rate_decay", "load_best_model_at_end"),
     *("metric_for_best_model", "early_stopping_patience", "teacher_targets", "hard_label_weight", "lora_rank"),
 )

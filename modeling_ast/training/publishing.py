@@ -14,12 +14,14 @@ from huggingface_hub import ModelCard
 import modeling_ast
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.loss_weights import WEIGHTS_NAME
 from modeling_ast.data.model_card import CARD_NAME, read_run, write_model_card
 from modeling_ast.data.recipes import RECIPE_NAME
 from modeling_ast.loading import ModelError, as_model_error, load_model
 
 # What is copied, besides the model and the feature extractor, which are saved anew.
-SHARED_FILES = (CARD_NAME, RECIPE_NAME, "LICENSE*", "*_results.json", "results.csv", "per_class_*.csv", "*.png")
+SHARED_FILES = (CARD_NAME, RECIPE_NAME, "LICENSE*", "*_results.json", "results.csv", "per_class_*.csv", WEIGHTS_NAME)
+SHARED_FILES += ("*.png",)
 
 CODE_NOTE = """
 ## Code

@@ -38,12 +38,7 @@ def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
 
     Source: the original's sampling weights for AudioSet.
     """
-    column = rows.with_format("arrow").select_columns("labels")[:]["labels"].combine_chunks()
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        counts_per_clip = np.asarray(column.value_lengths())
-        labels = np.asarray(column.flatten())
-    else:
-        counts_per_clip, labels = np.ones(len(column), dtype=int), np.asarray(column)
+    counts_per_clip, labels = _flat_labels(rows)
     if len(labels) == 0:
         raise ValueError("Expected labels to balance the classes by, got clips without any.")
     clips = np.repeat(np.arange(len(counts_per_clip)), counts_per_clip)
@@ -52,6 +47,26 @@ def class_balanced_weights(rows: Dataset, num_labels: int) -> torch.Tensor:
     is_without = counts_per_clip == 0
     weights[is_without] = _class_weights(is_without.sum())
     return torch.from_numpy(weights)
+
+
+def count_clips(rows: Dataset, num_labels: int) -> ClipCounts:
+    """How many clips there are, and of each label; nothing is decoded.
+
+    Args:
+        rows: As for `class_balanced_weights`.
+        num_labels: Number of labels.
+    """
+    counts_per_clip, labels = _flat_labels(rows)
+    without = int((counts_per_clip == 0).sum())
+    return ClipCounts(len(counts_per_clip), np.bincount(labels, minlength=num_labels), without)
+
+
+def _flat_labels(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """How many labels each clip has, and those of all clips in a row."""
+    column = rows.with_format("arrow").select_columns("labels")[:]["labels"].combine_chunks()
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return np.asarray(column.value_lengths()), np.asarray(column.flatten())
+    return np.ones(len(column), dtype=int), np.asarray(column)
 
 
 def class_balanced_draws(counts: ClipCounts) -> torch.Tensor:

@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from datasets import IterableDataset
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.clip_tables import AudioSplits, ClipCounts
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips, DecodeAudio, decode
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.intervals import Interval, metric_intervals
+from modeling_ast.data.loss_weights import (
+    WEIGHTS_NAME,
+    LossWeights,
+    balanced_class_weights,
+    balanced_pos_weight,
+)
 from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
 from modeling_ast.data.predictions import decide, list_clips, write_predictions
 from modeling_ast.data.processes import decided_by_main, together
@@ -23,7 +29,7 @@ from modeling_ast.data.recipes import RECIPE_NAME, RecipeError
 from modeling_ast.data.splits import read_held_out, read_once, read_splits
 from modeling_ast.loading import is_ast
 from modeling_ast.training.adapters import add_adapters
-from modeling_ast.training.arguments import Arguments, parse_arguments
+from modeling_ast.training.arguments import Arguments, ASTTrainingArguments, parse_arguments
 from modeling_ast.training.baseline import check_classes
 from modeling_ast.training.building import build_model_and_extractor, check_reporters
 from modeling_ast.training.collator import AugmentingCollator
@@ -42,6 +48,7 @@ from modeling_ast.training.same_run import compare_clips, compare_processes
 from modeling_ast.training.sampling import (
     class_balanced_draws,
     class_balanced_weights,
+    count_clips,
     read_clip_seconds,
     sort_by_length,
 )
@@ -184,6 +191,7 @@ def prepare_clips(
     is_balanced = training_args.class_balanced_sampling and training_args.do_train
     if is_balanced and not data_args.streaming:
         sampling_weights = class_balanced_weights(splits.train, num_labels)
+    loss_weights = _find_loss_weights(training_args, splits) if training_args.do_train else None
     multi_label = model_args.problem_type == "multi_label_classification"
     collator = make_collator(extractor, num_labels, multi_label, augment=arguments.augment, seed=training_args.seed)
     to_clips = partial(decode, sampling_rate=extractor.sampling_rate, ignore_length=splits.ignore_length)
@@ -194,7 +202,7 @@ def prepare_clips(
     train_rows, bad_clips = None, _bad_clips(arguments)
     decoder = DecodeAudio(extractor.sampling_rate, bad_clips, splits.ignore_length)
     if data_args.streaming:
-        mean_draws = _mean_draws(splits) if is_balanced else None
+        mean_draws = class_balanced_draws(_count_clips(splits, "class_balanced_sampling")) if is_balanced else None
         train_rows = TrainingStream(
             splits.train, decoder.decode_row, collator.prepare, training_args.order_seed, mean_draws
         )
@@ -206,6 +214,7 @@ def prepare_clips(
         "train_collator": collator,
         "sampling_weights": sampling_weights,
         "clip_seconds": clip_seconds,
+        "loss_weights": loss_weights,
         "record": EpochRecord(training_args.output_dir, model_args.problem_type) if record is None else record,
     }
 
@@ -275,6 +284,8 @@ def train(trainer: ASTTrainer, arguments: Arguments) -> dict[str, float]:
     with together():
         if training_args.should_save:
             prepare_output_dir(Path(training_args.output_dir), arguments)
+            if trainer.loss_weights is not None:
+                trainer.loss_weights.write(Path(training_args.output_dir) / WEIGHTS_NAME)
     metrics = _train_or_go_on(trainer)
     if data_args.max_bad_clips:
         metrics["train_bad_clips"] = len(bad_clips.read())
@@ -346,13 +357,32 @@ def _train_or_go_on(trainer: ASTTrainer) -> dict[str, float]:
     return metrics
 
 
-def _mean_draws(splits: AudioSplits) -> torch.Tensor:
+def _find_loss_weights(training_args: ASTTrainingArguments, splits: AudioSplits) -> LossWeights | None:
+    """Of the labels, by the training clips, and a word on them; `None` where the recipe asks for none."""
+    names, weights = splits.label_names, {}
+    if training_args.class_weights is not None:
+        weights["class_weights"] = balanced_class_weights(_count_clips(splits, "class_weights").of_labels)
+    if training_args.pos_weight == "balanced":
+        weights["pos_weight"] = balanced_pos_weight(_count_clips(splits, "pos_weight"))
+    elif training_args.pos_weight is not None:
+        weights["pos_weight"] = np.full(len(names), float(training_args.pos_weight))
+    if not weights:
+        return None
+    loss_weights = LossWeights(names, **weights)
+    logger.info(f"Weights in the loss of training, which that of held-out clips is without: {loss_weights}.")
+    return loss_weights
+
+
+def _count_clips(splits: AudioSplits, key: str) -> ClipCounts:
+    """Those to train on, by label."""
+    if not isinstance(splits.train, IterableDataset):
+        return count_clips(splits.train, len(splits.label_names))
     if splits.train_counts is None:
         raise RecipeError(
-            "class_balanced_sampling needs to know how many clips of each label there are, which a stream of shards "
-            "tells that modeling-ast pack has made, and no other."
+            f"{key} needs to know how many clips of each label there are, which a stream of shards tells that "
+            "modeling-ast pack has made, and no other."
         )
-    return class_balanced_draws(splits.train_counts)
+    return splits.train_counts
 
 
 def _bad_clips(arguments: Arguments) -> BadClips:

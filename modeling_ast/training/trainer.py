@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from modeling_ast.data.files import folder_written_beside
+from modeling_ast.data.loss_weights import LossWeights
 from modeling_ast.data.metrics import to_probabilities
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.modeling_ast import classification_loss
@@ -22,6 +23,7 @@ from modeling_ast.training.adapters import ADAPTER_FOLDER, merge_weights, save_a
 from modeling_ast.training.augment import smooth_labels
 from modeling_ast.training.checkpoints import ResumableTrainer, ends_epoch
 from modeling_ast.training.faults import saving
+from modeling_ast.training.losses import weighted_loss
 from modeling_ast.training.rates import rate_factors, split_groups
 from modeling_ast.training.rows import TrainingStream, collate_with_place
 from modeling_ast.training.sampling import StreamSampler, TrainingSampler
@@ -38,6 +40,7 @@ class ASTTrainer(ResumableTrainer):
         train_collator: Makes training batches; `data_collator` makes the others.
         sampling_weights: Of the training clips, to draw with replacement; `None` shuffles.
         clip_seconds: Lengths of the training clips, to batch those of similar length; `None` mixes them.
+        loss_weights: Of the labels, in the loss of training; those of evaluations stay without. `None` means none.
         adapters: In the model, as `add_adapters` puts them there: averages are theirs, and they are merged in the end.
         record: As for `ResumableTrainer`.
 
@@ -51,6 +54,7 @@ class ASTTrainer(ResumableTrainer):
         train_collator: Callable | None = None,
         sampling_weights: torch.Tensor | None = None,
         clip_seconds: torch.Tensor | None = None,
+        loss_weights: LossWeights | None = None,
         adapters: Any = None,
         **kwargs,
     ):
@@ -61,6 +65,7 @@ class ASTTrainer(ResumableTrainer):
         self.train_collator = train_collator
         self.sampling_weights = sampling_weights
         self.clip_seconds = clip_seconds
+        self.loss_weights = loss_weights
         self.teachers: list[str] = []  # whose targets these are
         self._first_factor = 1.0  # of the optimiser's first group, of the rate of the run
         self.num_taught_epochs: int | None = None  # after which the clips and their draws begin again
@@ -195,13 +200,18 @@ class ASTTrainer(ResumableTrainer):
     # What happens once an epoch.
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Smooth labels of every kind, and remember the loss."""
+        """Smooth labels of every kind, take weights into the loss of training, and remember it."""
+        config = self.model.config
+        is_multi_label = config.problem_type == "multi_label_classification"
         if model.training and self.args.label_smoothing_factor:
-            config = self.model.config
-            is_multi_label = config.problem_type == "multi_label_classification"
             smoothing = (self.args.label_smoothing_factor, config.num_labels, is_multi_label)
             inputs = {**inputs, "labels": smooth_labels(inputs["labels"], *smoothing)}
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if model.training and self.loss_weights is not None:
+            outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+            loss = weighted_loss(outputs.logits, inputs["labels"], self.loss_weights, is_multi_label)
+            result = (loss, outputs) if return_outputs else loss
+        else:
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
             loss = (result[0] if return_outputs else result).detach().float().mean()
             share = 1 / self.args.gradient_accumulation_steps  # of an update
