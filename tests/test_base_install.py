@@ -25,8 +25,8 @@ MODULE_NAMES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 # By the extra that brings what they lack first; the other commands do without.
 COMMANDS = {
     "train": {
-        "calibrate", "check", "compare", "embed", "ensemble", "evaluate", "explain", "fit", "folds", "pack", "prepare",
-        "push", "review", "score", "search", "statistics", "pretrain", "teach", "train",
+        "calibrate", "check", "compare", "embed", "ensemble", "evaluate", "explain", "fit", "folds", "pack", "predict",
+        "prepare", "push", "review", "score", "search", "statistics", "pretrain", "teach", "train",
     },
     "demo": {"page"},
 }  # fmt: skip

@@ -57,7 +57,7 @@ def test_rooms_import_downwards(room, forbidden):
 
 
 @pytest.mark.parametrize(
-    "name", ["calibrate", "embed", "ensemble", "evaluate", "explain", "export", "page", "score", "tag"]
+    "name", ["calibrate", "embed", "ensemble", "evaluate", "explain", "export", "page", "predict", "score", "tag"]
 )
 def test_commands_that_do_not_train_import_nothing_of_training(name):
     imports = _imports(PACKAGE / "commands" / f"{name}.py", everywhere=True)

@@ -250,6 +250,7 @@ def test_a_command_that_compares_clips_says_how_many_of_a_stream(tmp_path, folde
 
 NEED_A_TABLE = {
     "evaluate": ("MODEL", "RECIPE"),
+    "predict": ("MODEL", "RECIPE"),
     "calibrate": ("MODEL", "--recipe", "RECIPE"),
     "ensemble": ("MODEL", "OTHER", "--recipe", "RECIPE"),
     "embed": ("--recipe", "RECIPE", "--model", "MODEL", "--output", "OUTPUT"),

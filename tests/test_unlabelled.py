@@ -20,8 +20,8 @@ from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import decode
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import DataArguments, RecipeError
-from modeling_ast.data.sources import DataSource, load_splits
-from modeling_ast.data.splits import read_splits
+from modeling_ast.data.sources import load_splits
+from modeling_ast.data.splits import read_evaluation_splits, read_splits
 from modeling_ast.training import same_run
 from modeling_ast.training.arguments import AugmentArguments, parse_arguments
 from modeling_ast.training.collator import AugmentingCollator
@@ -317,7 +317,7 @@ def test_what_needs_labels_says_so(tmp_path):
         "error: Expected labels to evaluate by, got unlabelled true.",
     )
     with pytest.raises(DataError, match="Expected clips with labels to evaluate a trained model"):
-        DataSource(DataArguments(**settings, unlabelled=True), model_labels=TEACHER).load()
+        read_evaluation_splits(DataArguments(**settings, unlabelled=True), False, TEACHER)
     for key in ("linear_baseline", "leave_out_unknown_labels", "class_balanced_sampling"):
         recipe = write_recipe(tmp_path, **settings, unlabelled=True, **{key: True})
         with pytest.raises(RecipeError, match=f"{key} needs labels"):

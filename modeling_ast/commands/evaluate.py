@@ -9,14 +9,14 @@ evaluated without them with `--leave_out_unknown_labels true`: of one label a cl
 labels a clip without these labels alone.
 
 OUT gets `evaluation.json` (metrics with their 95 % intervals, also of each label and group), `per_class.csv`, and
-`predictions.csv`, a row a clip: path, split, truth, prediction, score, and the probability of every label. Intervals
-are a bootstrap's over clips or, with `--group_column_name` or `--group_pattern`, over groups such as speakers.
+`predictions.csv`, a row a clip: path, split, truth, prediction, score, and the probability of every label. The rows
+that are mistakes are in `mistakes.csv`, the most confident first, and on `mistakes.html`, a page that plays them where
+they are, without a network. Intervals are a bootstrap's over clips or, with `--group_column_name` or
+`--group_pattern`, over groups such as speakers. Clips without labels are for `modeling-ast predict`.
 """
 
 import argparse
-import json
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,19 @@ from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import CommandError, Parser
 from modeling_ast.data.classifiers import load_classifier
 from modeling_ast.data.clip_tables import SPLITS
-from modeling_ast.data.files import written_beside
 from modeling_ast.data.intervals import as_pairs, metric_intervals
 from modeling_ast.data.metrics import compute_metrics, positive_labels, to_probabilities
-from modeling_ast.data.predictions import PREDICTIONS_NAME, decide, group_figures, list_clips, write_predictions
+from modeling_ast.data.predictions import decide, group_figures, list_clips
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits, was_trained_on
+from modeling_ast.inference.evaluation_folder import (
+    MAX_SHOWN,
+    default_folder,
+    group_line,
+    metric_lines,
+    write_evaluation,
+)
+from modeling_ast.inference.mistakes import PAGE_NAME
 from modeling_ast.inference.predictions import (
     KEYS,
     WITHOUT,
@@ -40,13 +47,9 @@ from modeling_ast.inference.predictions import (
     class_table,
     label_thresholds,
     predict,
-    write_class_figures,
 )
 
 logger = logging.getLogger(__name__)
-
-EVALUATION_NAME, CLASSES_NAME = "evaluation.json", "per_class.csv"
-MAX_SHOWN = 50  # labels; of more the table is in the file alone
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -99,13 +102,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     if groups is not None:
         results["groups"] = group_figures(groups, decisions, positive_labels(probabilities, labels))
-    output_dir = args.output_dir or default_folder(args.model, data_args.dataset_name, args.split)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_predictions(output_dir / PREDICTIONS_NAME, clips, probabilities, decisions, labels, label_names)
-    write_class_figures(output_dir / CLASSES_NAME, classes)
-    with written_beside(output_dir / EVALUATION_NAME) as unfinished:
-        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+    output_dir = args.output_dir or default_folder("evaluation", args.model, data_args.dataset_name, args.split)
+    write_evaluation(output_dir, results, clips, rows, probabilities, decisions, labels)
     report(results, output_dir)
     return results
 
@@ -125,24 +123,12 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     return args, keys
 
 
-def default_folder(model: str, source: str, split: str | None) -> Path:
-    """Of the results, by what was evaluated on what."""
-    names = [Path(name).resolve().name if Path(name).exists() else name for name in (model, source)]
-    name = "_".join([names[0], "on", names[1], *filter(None, [split])])
-    return Path("outputs/evaluation") / re.sub(r"[^\w.-]+", "_", name)
-
-
 def report(results: dict[str, Any], output_dir: Path) -> None:
     """Print the metrics, and those of each label and group."""
-    for name, value in results["metrics"].items():
-        low_high = results["intervals"].get(name)
-        print(f"{name:<26} {value:<9.6g}" + ("  {:.4f} to {:.4f}".format(*low_high) if low_high else ""))
-    if groups := results.get("groups"):
-        shown = [f"{each['group']} {each['right']:.4f} of {each['clips']}" for each in groups[:MAX_SHOWN]]
-        print(f"right, worst of {len(groups)} groups first: {', '.join(shown)}")
+    print("\n".join([*metric_lines(results), *filter(None, [group_line(results)])]))
     if len(results["labels"]) <= MAX_SHOWN:
         print(class_table(results["labels"]))
-    print(f"Saved in {output_dir}.")
+    print(f"Saved in {output_dir}; {PAGE_NAME} plays what is mistaken.")
 
 
 if __name__ == "__main__":

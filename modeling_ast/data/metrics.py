@@ -59,6 +59,15 @@ def multi_hot(labels: Iterable[int | Sequence[int]], num_labels: int) -> np.ndar
     return np.array([np.isin(np.arange(num_labels), clip) for clip in labels]).reshape(-1, num_labels)
 
 
+def check_finite(scores: np.ndarray) -> None:
+    """
+    Raises:
+        DivergedError: Scores that are not finite.
+    """
+    if not np.isfinite(scores).all():
+        raise DivergedError("Expected finite scores, got NaN or infinite ones. Did the training diverge?")
+
+
 def positive_labels(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Which clip has which label, as booleans of the shape of the scores.
 
@@ -68,8 +77,7 @@ def positive_labels(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     if scores.ndim != 2 or len(scores) == 0:
         raise ValueError(f"Expected scores of shape (clips, num_labels) of at least one clip, got {scores.shape}.")
-    if not np.isfinite(scores).all():
-        raise DivergedError("Expected finite scores, got NaN or infinite ones. Did the training diverge?")
+    check_finite(scores)
     if labels.shape not in (scores.shape, scores.shape[:1]):
         raise ValueError(
             f"Expected labels of shape {scores.shape[:1]} or {scores.shape}, as the scores, got {labels.shape}."

@@ -53,25 +53,26 @@ def write_predictions(
     clips: pandas.DataFrame,
     probabilities: np.ndarray,
     decisions: np.ndarray,
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     label_names: Sequence[str],
 ) -> None:
     """A CSV table with a row a clip.
 
-    Its columns: those of `list_clips`; truth and prediction, of several labels with semicolons between; score, the
-    highest probability; and `p_LABEL` for each label, its probability.
+    Its columns: those of `list_clips`; truth, where it is known, and prediction, of several labels with semicolons
+    between; score, the highest probability; and `p_LABEL` for each label, its probability.
 
     Args:
         path: Of the table.
         clips: As from `list_clips`.
         probabilities: Of shape (clips, num_labels).
         decisions: As from `decide`.
-        labels: Class indices or multi-hot.
+        labels: Class indices or multi-hot; `None` of clips without.
         label_names: Of the columns.
     """
     names = np.array(label_names, dtype=object)
     table = clips.copy()
-    table["truth"] = [";".join(names[present]) for present in positive_labels(probabilities, labels)]
+    if labels is not None:
+        table["truth"] = [";".join(names[present]) for present in positive_labels(probabilities, labels)]
     table["prediction"] = [";".join(names[named]) for named in decisions]
     table["score"] = probabilities.max(axis=1)
     table = table.join(pandas.DataFrame(probabilities, columns=[f"{_PROBABILITY}{name}" for name in names]))

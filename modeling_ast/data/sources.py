@@ -147,8 +147,6 @@ class DataSource:
             raise DataError(f"Expected validation_fraction between 0 and 1, got {self.args.validation_fraction}.")
         if self.args.leave_out_unknown_labels and self.model_labels is None:
             raise DataError("leave_out_unknown_labels has an effect on the evaluation of a trained model alone.")
-        if self.args.unlabelled and self.model_labels is not None:
-            raise DataError("Expected clips with labels to evaluate a trained model, got unlabelled true.")
         lists = [name for name in (self.name, *self.files.values()) if suffix_of(name) in LIST_SUFFIXES]
         if self.args.audio_dir is not None and not lists:
             raise DataError(f"Expected a list ({', '.join(LIST_SUFFIXES)}) with audio_dir, got {self.name}.")
@@ -288,7 +286,7 @@ class DataSource:
             split: read_labels(table, self.args.label_separator, self.multi_label) for split, table in tables.items()
         }
         if self.args.unlabelled:
-            index = index_model_labels(self.teacher_labels or (), self.args.label_file)
+            index = index_model_labels(self.teacher_labels or self.model_labels or (), self.args.label_file)
             refuse_unknown(labels, index, tables)
         elif self.model_labels is None:
             names = find_label_names(tables["train"], labels.values()) if self.args.label_file is None else None
@@ -329,13 +327,13 @@ class DataSource:
 
     def _choose(self, rows: dict[str, Dataset]) -> dict[str, Dataset]:
         """What there is to evaluate, or to train on and to choose the epoch on; of clips without labels as it is."""
-        if self.model_labels is not None:
+        if self.model_labels is not None and not self.args.unlabelled:
             known = {split: keep_known(part) for split, part in rows.items()}
             known = {split: part for split, part in known.items() if len(part)}
             if not known:
                 raise DataError(f"{self.name}: expected clips with labels of the model, got none.")
             return known
-        if "train" not in rows:
+        if "train" not in rows and self.model_labels is None:
             raise DataError(f"{self.name}: expected clips to train on, got {', '.join(rows)} alone.")
         if self.args.unlabelled:
             return rows if self.teacher_labels is None else leave_out_unlabelled(rows, self.name)

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from modeling_ast import ASTConfig
 from modeling_ast.data.clip_tables import AudioSplits, keep_on_disk
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.processes import gather_values, is_one_of_several, together
 from modeling_ast.data.recipes import RECIPE_NAME, DataArguments, RecipeError, read_settings
 from modeling_ast.data.shards import keep
@@ -75,8 +76,28 @@ def read_evaluation_splits(data_args: DataArguments, multi_label: bool, model_la
 
     Raises:
         RecipeError: A stream.
+        DataError: Clips without labels, or as from `DataSource`.
+    """
+    if data_args.unlabelled:
+        raise DataError("Expected clips with labels to evaluate a trained model, got unlabelled true.")
+    return _read_for_model(data_args, multi_label, model_labels)
+
+
+def read_prediction_splits(data_args: DataArguments, model_labels: Sequence[str]) -> AudioSplits:
+    """A data set that a trained model predicts, whatever labels it has: clips without, by its splits.
+
+    Raises:
+        RecipeError: A stream.
         DataError: As from `DataSource`.
     """
+    changes = {"unlabelled": True, "linear_baseline": False, "leave_out_unknown_labels": False, "label_file": None}
+    if data_args.has_groups:  # which tell nothing of clips without labels
+        changes |= dict.fromkeys(("group_column_name", "group_pattern", "num_folds"))
+        changes |= {} if data_args.fold_column_name else {"eval_fold": None}
+    return _read_for_model(dataclasses.replace(data_args, **changes), True, model_labels)
+
+
+def _read_for_model(data_args: DataArguments, multi_label: bool, model_labels: Sequence[str]) -> AudioSplits:
     if data_args.streaming:
         raise RecipeError("Expected streaming: false; clips are evaluated from a table, not from a stream.")
     splits = DataSource(data_args, multi_label, model_labels=model_labels).load()

@@ -1,4 +1,4 @@
-"""Predictions for clips whose labels are known, and figures of each label."""
+"""Predictions for the clips of a data set, and figures of each label where they are known."""
 
 import logging
 import os
@@ -68,7 +68,7 @@ def predict(
     multi_label: bool,
     batch_args: BatchArguments,
     description: str,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """The logits of clips and their labels, on a GPU where there is one.
 
     Processes that have joined take a share of the clips each, in the batches of a single one, and get the logits of
@@ -84,14 +84,17 @@ def predict(
         description: In front of the progress bar.
 
     Returns:
-        Logits, float32 (clips, num_labels), in the order of the names; and class indices, or multi-hot labels.
+        Logits, float32 (clips, num_labels), in the order of the names; and class indices, or multi-hot labels, or
+        `None` of clips without labels.
 
     Raises:
         ValueError: The model has other labels.
         AudioError: A clip that cannot be decoded.
     """
     order, num_labels = label_order(model.config.id2label, splits.label_names), len(splits.label_names)
-    labels = multi_hot(rows["labels"], num_labels) if multi_label else np.array(rows["labels"])
+    labels = None
+    if "labels" in rows.column_names:
+        labels = multi_hot(rows["labels"], num_labels) if multi_label else np.array(rows["labels"])
     first, last = own_share(len(rows), batch_args.per_device_eval_batch_size)
     rows = rows.select(range(first, last))
 
