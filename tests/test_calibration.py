@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import transformers
 from conftest import make_tiny_config, random_model
 from helpers import contents, few_synthetic_sounds
+from scipy import stats
 from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -24,6 +25,7 @@ from transformers import AutoModelForAudioClassification
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel
 from modeling_ast.commands.command_options import CommandError
+from modeling_ast.data.intervals import metric_intervals
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import compute_metrics
 from modeling_ast.data.recipes import RecipeError
@@ -33,6 +35,7 @@ from modeling_ast.inference.calibration import (
     fit_temperature,
     fit_thresholds,
     fold_temperature,
+    measure_splits,
     negative_log_likelihood,
     reliability,
 )
@@ -442,6 +445,43 @@ def test_before_and_after_are_told_of_test_clips(trained, calibrated):
         assert {name: measured[name] for name in names} == pytest.approx({name: own[name] for name in names})
 
 
+def test_intervals_are_those_of_the_same_decisions_and_of_a_mean(trained, calibrated):
+    """In the results and in the card; of the calibration error there is none."""
+    out, results = calibrated
+    probabilities, labels = scores(trained, "test")
+    measured = results["test"]["before"]
+    expected = metric_intervals(measured, probabilities, labels, SINGLE)
+    assert {"accuracy", "macro_f1", "micro_f1"} <= expected.keys()
+    for name, interval in expected.items():
+        assert [measured[f"{name}_low"], measured[f"{name}_high"]] == pytest.approx([interval.low, interval.high])
+    named = probabilities >= 0.5
+    positives = np.eye(len(CLASSES), dtype=bool)[labels]
+    at_half = metric_intervals({"micro_f1": f1_score(positives, named, average="micro")}, probabilities, labels, MULTI)
+    assert measured["micro_f1_at_thresholds_low"] == pytest.approx(at_half["micro_f1"].low)
+    losses = -np.log(probabilities[np.arange(len(labels)), labels])
+    width = measured["nll_high"] - measured["nll_low"]
+    spread = stats.t.ppf(0.975, len(losses) - 1) * losses.std(ddof=1) / len(losses) ** 0.5
+    assert width == pytest.approx(2 * spread, rel=0.15) and measured["nll_low"] < measured["nll"]
+    assert not any(key.startswith("ece_") for key in measured)
+    low, high = measured["accuracy_low"], measured["accuracy_high"]
+    assert f"{measured['accuracy']:.4f} ({low:.4f} to {high:.4f})" in (out / "README.md").read_text()
+
+
+def test_groups_widen_the_intervals_and_one_clip_has_none():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(2), 40)
+    groups = np.tile(list("abcd"), 20)
+    logits = rng.normal(size=(80, 2)) + np.eye(2)[labels] + 2 * np.eye(2)[labels] * (groups == "a")[:, None]
+    given = SINGLE, 1.0, np.full(2, 0.5), np.full(2, 0.5)
+    (alone, _), (grouped, _) = (
+        measure_splits({"test": (logits, labels)}, *given, {"test": each}) for each in (None, list(groups))
+    )
+    widths = [each["test"]["after"]["nll_high"] - each["test"]["after"]["nll_low"] for each in (alone, grouped)]
+    assert widths[1] > 1.5 * widths[0]
+    one, _ = measure_splits({"test": (logits[:1], labels[:1])}, *given)
+    assert not any(key.endswith("_low") for key in one["test"]["before"])
+
+
 def test_labels_of_the_model_may_have_another_order(trained, calibrated, recipe, tmp_path):
     order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
     model = ASTForAudioClassification.from_pretrained(trained)
@@ -498,7 +538,7 @@ def test_the_folder_lies_beside_the_models_and_brings_card_recipe_and_licence(tr
     text = (out / "README.md").read_text()
     assert "\n# model_calibrated\n\nMy words." in text and 'model="model_calibrated"' in text
     assert f"a temperature of {results['temperature']:.4f}" in text and "10 of 10 labels have a threshold" in text
-    row = f"| validation (40) | after | {results['validation']['after']['nll']:.4f} |"
+    row = f"| validation (40) | after | {results['validation']['after']['nll']:.4f} ("
     assert row in text and row in capsys.readouterr().out
     run(out, "--recipe", recipe, "--output_dir", tmp_path / "again")
     assert (tmp_path / "again" / "README.md").read_text().count("## Calibration") == 1

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
-from helpers import contents, few_synthetic_sounds, save_checkpoint, write_csv
+from helpers import contents, few_synthetic_sounds, read_csv, save_checkpoint, write_csv
 from sklearn.metrics import average_precision_score
 from test_conversion import BINS, IN_NAME, original_weights
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
@@ -23,8 +23,10 @@ from modeling_ast import (
     load_original_checkpoint,
     load_waveform,
 )
+from modeling_ast.commands import compare
 from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data import processes, synthetic
+from modeling_ast.data.intervals import metric_intervals
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.synthetic import CLASSES, generate_clip, synthetic_folder
@@ -129,10 +131,29 @@ def test_ensemble_is_the_mean_of_the_probabilities_of_models_of_any_geometry(rec
     with open(tmp_path / "out" / "ensemble_results.csv", newline="") as file:
         rows = {row.pop("model"): row for row in csv.DictReader(file)}
     assert list(rows) == [str(short), str(long), "ensemble"]
-    assert {name: {key: float(cell) for key, cell in row.items()} for name, row in rows.items()} == results
+    assert {name: {key: float(cell) for key, cell in row.items() if cell} for name, row in rows.items()} == results
+    ends = metric_intervals(results["ensemble"], np.mean(probabilities, axis=0), labels, SINGLE)["mAP"]
+    found = [results["ensemble"][f"mAP_{end}"] for end in ("low", "high")]
+    assert found == pytest.approx([ends.low, ends.high], abs=1e-4)
     assert {"mAP", "mAUC", "d_prime", "accuracy", "macro_f1", "micro_f1"} <= rows["ensemble"].keys()
     printed = capsys.readouterr().out
     assert f"{results['ensemble']['mAP']:.6g}" in printed and str(tmp_path / "out") in printed
+
+
+def test_an_ensemble_is_compared_with_its_best_member_on_the_same_clips(recipe, short, long, tmp_path, capsys):
+    """As `compare` does it with the predictions of both."""
+    results = run(short, long, "--recipe", recipe, "--output_dir", tmp_path / "out")
+    best = max((short, long), key=lambda folder: results[str(folder)]["accuracy"])
+    run(best, "--recipe", recipe, "--output_dir", tmp_path / "alone")
+    assert not (tmp_path / "alone" / "ensemble_difference.csv").exists()
+    expected = compare.main([str(tmp_path / "alone"), str(tmp_path / "out")]).differences
+    rows = {row["metric"]: row for row in read_csv(tmp_path / "out" / "ensemble_difference.csv")}
+    assert rows.keys() == expected.keys() and {row["model"] for row in rows.values()} == {str(best)}
+    for name, found in expected.items():
+        numbers = [found.first, found.second, found.second - found.first, found.interval.low, found.interval.high]
+        columns = ("best", "ensemble", "difference", "low", "high")
+        assert [float(rows[name][key]) for key in columns] == pytest.approx(numbers, abs=1e-3)
+    assert f"{best}, the best of them on these clips" in capsys.readouterr().out
 
 
 def test_predictions_are_written_with_paths_labels_and_names(recipe, short, tmp_path):

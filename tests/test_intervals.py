@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from modeling_ast.data import intervals
-from modeling_ast.data.intervals import difference_interval, metric_differences, metric_intervals
+from modeling_ast.data.intervals import mean_interval, metric_differences, metric_intervals
 from modeling_ast.data.metrics import compute_metrics
 from modeling_ast.data.predictions import decide
 
@@ -83,7 +83,7 @@ def test_one_clip_or_one_group_has_no_interval():
     assert metric_intervals({"accuracy": 0.5}, probabilities, labels, SINGLE, groups=["a", "a"]) == {}
     assert metric_intervals({"accuracy": 1.0}, probabilities[:1], labels[:1], SINGLE) == {}
     with pytest.raises(ValueError, match="Expected two clips or groups for an interval, got 1"):
-        difference_interval(np.array([1.0, 0.0]), groups=["a", "a"])
+        mean_interval(np.array([1.0, 0.0]), groups=["a", "a"])
 
 
 def test_a_difference_is_paired():
@@ -119,7 +119,7 @@ def test_what_cannot_be_told_is_not_more_than_chance():
 
 def test_the_interval_of_a_mean_is_the_textbooks():
     values = np.random.default_rng(4).integers(-1, 2, size=400).astype(float)
-    found = difference_interval(values)
+    found = mean_interval(values)
     assert (found.high + found.low) / 2 == pytest.approx(values.mean())
     assert (found.high - found.low) / 2 == pytest.approx(1.966 * values.std(ddof=1) / math.sqrt(400), rel=0.05)
 

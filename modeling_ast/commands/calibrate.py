@@ -23,6 +23,7 @@ from typing import Any
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import CommandError, Parser, check_new_folder
 from modeling_ast.data.classifiers import load_classifier
+from modeling_ast.data.held_out import read_groups
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_held_out
@@ -77,7 +78,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         )
         after = label_thresholds(splits.label_names, model.config.thresholds)
         problem_type, temperature = model.config.problem_type, fitted["temperature"] or 1
-        measured, curves = measure_splits(predictions, problem_type, temperature, before, after)
+        groups = {name: read_groups(rows) for name, rows in splits}
+        measured, curves = measure_splits(predictions, problem_type, temperature, before, after, groups)
     except ValueError as error:
         raise ModelError(f"{args.model} cannot be calibrated: {error}") from error
     results = {"model": args.model, "dataset": data_args.dataset_name, **fitted, **measured}

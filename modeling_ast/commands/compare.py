@@ -15,8 +15,7 @@ from pathlib import Path
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import CommandError, Parser
 from modeling_ast.data.files import written_beside
-from modeling_ast.data.metrics import METRICS
-from modeling_ast.inference.comparison import REPORTED, Comparison, compare, find_predictions
+from modeling_ast.inference.comparison import REPORTED, Comparison, compare, difference_lines, find_predictions
 
 MAX_SHOWN = 20  # clips
 
@@ -60,12 +59,7 @@ def report(comparison: Comparison, output: Path | None) -> None:
     left_out = "; {} of A alone, {} of B alone".format(*comparison.alone) if any(comparison.alone) else ""
     print(f"{comparison.clips} clips{units} that both predicted{left_out}")
     print(f"{'':<10} {'A':>8} {'B':>8} {'B - A':>8}  95 % interval")
-    for name, found in comparison.differences.items():
-        line = f"{METRICS[name][0]:<10} {found.first:8.4f} {found.second:8.4f} {found.second - found.first:+8.4f}"
-        if found.interval is not None:
-            chance = "more than chance" if found.is_more_than_chance else "may be chance"
-            line += f"  {found.interval.low:+.4f} to {found.interval.high:+.4f}: {chance}"
-        print(line)
+    print("\n".join(difference_lines(comparison.differences)))
     table = comparison.table
     first, second = table["first_right"], table["second_right"]
     only_first, only_second = sum(first & ~second), sum(second & ~first)

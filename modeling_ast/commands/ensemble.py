@@ -5,8 +5,9 @@
 A model is a folder, a name on the Hub, or a checkpoint of the original (.pth), each with its own strides, length,
 mel bins and statistics. The recipe, and keys that win over it, say which data are predicted: their test clips, else
 their validation clips, else all of them, where they name no splits. Labels are those of the models. The metrics of
-each model and of the ensemble go to `ensemble_results.csv` in the output folder, the averaged predictions to
-`predictions.csv` in it, a row a clip.
+each model and of the ensemble, with their 95 % intervals, go to `ensemble_results.csv` in the output folder, the
+averaged predictions to `predictions.csv` in it, a row a clip. `ensemble_difference.csv` says by how much the ensemble
+is better than its best member, paired on the same clips, and whether that is more than chance.
 
 Under accelerate launch or torchrun each process predicts its share of the clips, on a GPU of its own; the results are
 those of a single process.
@@ -22,14 +23,16 @@ from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import CommandError, Parser
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import written_beside
+from modeling_ast.data.intervals import Difference
 from modeling_ast.data.labels import DataError
-from modeling_ast.data.metrics import METRICS, compute_metrics, to_probabilities
+from modeling_ast.data.metrics import METRICS, to_probabilities
 from modeling_ast.data.model_arguments import FEATURE_KEYS
 from modeling_ast.data.predictions import PREDICTIONS_NAME, decide, list_clips, write_predictions
 from modeling_ast.data.processes import gather_values, join_launched, raise_in_all, together
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits
-from modeling_ast.inference.ensemble import find_label_names, load_member
+from modeling_ast.inference.comparison import difference_lines
+from modeling_ast.inference.ensemble import compare_with_best, find_label_names, load_member, measure
 from modeling_ast.inference.predictions import (
     KEYS,
     WITHOUT,
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         argv: Command line without the program; `None` takes the process's own.
 
     Returns:
-        The metrics of each model by its name, and those of `ensemble`.
+        The metrics of each model by its name, with the ends of their intervals, and those of `ensemble`.
 
     Raises:
         CommandError, ModelError, RecipeError, DataError, AudioError: Options, a model, keys, a data set or a sound
@@ -68,22 +71,25 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     if len(set(sizes := gather_values(len(rows)))) > 1:
         raise_in_all(DataError(f"Expected all processes to read the same clips, got {' and '.join(map(str, sizes))}."))
 
-    results, total = {}, 0
+    predictions, problem_type = {}, model_args.problem_type
     for name in args.models:
         with together():
             model, extractor = load_member(name, model_args, label_names)
         logits, labels = predict(model, extractor, rows, splits, multi_label, batch_args, description=name)
-        probabilities = to_probabilities(logits, model.config.problem_type)
-        results[name] = compute_metrics(probabilities, labels, model_args.problem_type, label_names=label_names)
-        total = total + probabilities
-    mean = total / len(args.models)
-    results["ensemble"] = compute_metrics(mean, labels, model_args.problem_type, label_names=label_names)
+        predictions[name] = to_probabilities(logits, model.config.problem_type)
+    mean = predictions["ensemble"] = sum(predictions.values()) / len(args.models)
+    clips = list_clips(chosen)
+    groups = clips.get("group")
+    results = measure(predictions, labels, problem_type, label_names, groups)
     if is_main:
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        decisions = decide(mean, model_args.problem_type, label_thresholds(label_names, None))
-        clips = list_clips(chosen)
+        decisions = decide(mean, problem_type, label_thresholds(label_names, None))
         write_predictions(args.output_dir / PREDICTIONS_NAME, clips, mean, decisions, labels, label_names)
         report(results, args.output_dir / "ensemble_results.csv")
+        if len(args.models) > 1:
+            compared = compare_with_best(predictions, "ensemble", results, labels, problem_type, groups)
+            report_difference(*compared, args.output_dir / "ensemble_difference.csv")
+        print(f"Saved in {args.output_dir}.")
     return results
 
 
@@ -106,12 +112,34 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
 
 def report(results: dict[str, dict[str, float]], path: Path) -> None:
     """Print a table and save it, a row a model."""
-    columns = [name for name in METRICS if any(name in metrics for metrics in results.values())]
-    table = pandas.DataFrame(list(results.values()), list(results), columns)
-    print(table.to_string(float_format="{:.6g}".format, na_rep=""))
+    known = {key for metrics in results.values() for key in metrics}
+    names = [name for name in METRICS if name in known]
+    printed = {model: {name: _with_ends(metrics, name) for name in names} for model, metrics in results.items()}
+    print(pandas.DataFrame(list(printed.values()), list(printed)).to_string())
+    columns = [key for name in names for key in (name, f"{name}_low", f"{name}_high") if key in known]
     with written_beside(path) as unfinished:
+        table = pandas.DataFrame(list(results.values()), list(results), columns)
         table.to_csv(unfinished, index_label="model", lineterminator="\r\n")
-    print(f"Saved in {path.parent}.")
+
+
+def _with_ends(metrics: dict[str, float], name: str) -> str:
+    if name not in metrics:
+        return ""
+    low, high = (metrics.get(f"{name}_{end}") for end in ("low", "high"))
+    return f"{metrics[name]:.6g}" + ("" if low is None else f" ({low:.4f} to {high:.4f})")
+
+
+def report_difference(best: str, differences: dict[str, Difference], path: Path) -> None:
+    """Print how much better the ensemble is than its best member, and save that, a row a metric."""
+    print(f"{best}, the best of them on these clips, and the ensemble:")
+    print("\n".join(difference_lines(differences)))
+    rows = [
+        {"metric": name, "model": best, "best": found.first, "ensemble": found.second}
+        | {"difference": found.second - found.first, **(vars(found.interval) if found.interval else {})}
+        for name, found in differences.items()
+    ]
+    with written_beside(path) as unfinished:
+        pandas.DataFrame(rows).to_csv(unfinished, index=False, lineterminator="\r\n")
 
 
 if __name__ == "__main__":

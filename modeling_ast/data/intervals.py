@@ -85,8 +85,8 @@ def metric_intervals(
     return {name: intervals[name] for name in metrics if name in intervals}
 
 
-def difference_interval(values: np.ndarray, groups: Sequence[str] | None = None) -> Interval:
-    """Of the mean of what clips differ by, such as 1, 0 or -1 where two models are right or wrong.
+def mean_interval(values: np.ndarray, groups: Sequence[str] | None = None) -> Interval:
+    """Of the mean of a number of each clip, such as 1, 0 or -1 by which of two models is right.
 
     Args:
         values: Of the clips, (clips,).
@@ -292,3 +292,12 @@ def _of_all_or_none(value: float, num_units: int) -> Interval:
 def as_pairs(intervals: Mapping[str, Interval]) -> dict[str, list[float]]:
     """For JSON: `[low, high]` by the name of the metric."""
     return {name: [interval.low, interval.high] for name, interval in intervals.items()}
+
+
+def as_ends(intervals: Mapping[str, Interval], prefix: str = "") -> dict[str, float]:
+    """For tables of results: `{prefix}{metric}_low` and `{prefix}{metric}_high`."""
+    return {
+        f"{prefix}{name}_{end}": getattr(interval, end)
+        for name, interval in intervals.items()
+        for end in ("low", "high")
+    }

@@ -34,7 +34,7 @@ After training, on {clips} validation clips:
 {steps}
 
 The metrics further up are those of before. NLL is the negative log-likelihood, ECE the expected calibration error (15
-bins). {f1}
+bins). In brackets are intervals of 95 %, over clips or groups of them. {f1}
 
 {table}
 """
@@ -71,14 +71,19 @@ def write_calibrated_model(
 
 
 def metrics_table(results: Mapping[str, Any]) -> str:
-    """The metrics of all splits, in Markdown."""
+    """The metrics of all splits, with the ends of their intervals, in Markdown."""
     keys = [key for key in COLUMNS if key in results["validation"]["before"]]
     lines = ["| clips | | " + " | ".join(COLUMNS[key] for key in keys) + " |", "|---|---|" + "---|" * len(keys)]
     for split in ("validation", "test"):
         for when in ("before", "after") if split in results else ():
-            cells = (f"{results[split][when][key]:.4f}" for key in keys)
+            cells = (_with_ends(results[split][when], key) for key in keys)
             lines.append(f"| {split} ({results[split]['clips']}) | {when} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _with_ends(measured: Mapping[str, float], key: str) -> str:
+    low, high = (measured.get(f"{key}_{end}") for end in ("low", "high"))
+    return f"{measured[key]:.4f}" + ("" if low is None else f" ({low:.4f} to {high:.4f})")
 
 
 def _write_card(

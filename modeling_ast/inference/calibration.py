@@ -11,6 +11,7 @@ What was reached is told by clips that nothing was fitted or chosen on.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from scipy.special import expit, log_softmax, softmax
 from sklearn.metrics import precision_recall_curve
 
 from modeling_ast import ASTForAudioClassification
+from modeling_ast.data.intervals import as_ends, mean_interval, metric_intervals
 from modeling_ast.data.metrics import accuracy, f1, positive_labels, to_probabilities
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 
@@ -42,10 +44,14 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, problem_type
         ValueError: Another problem type, labels that do not fit the logits, or, for a single label, clips with several
             labels or none.
     """
+    return float(_clip_losses(logits, labels, problem_type).mean())
+
+
+def _clip_losses(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> np.ndarray:
     logits, positives = _check(logits, labels, problem_type)
     if problem_type == "single_label_classification":
-        return float(-log_softmax(logits, axis=1)[positives].mean())
-    return float(np.logaddexp(0, np.where(positives, -logits, logits)).mean())
+        return -log_softmax(logits, axis=1)[positives]
+    return np.logaddexp(0, np.where(positives, -logits, logits)).mean(axis=1)
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, problem_type: str) -> float:
@@ -290,6 +296,7 @@ def measure_splits(
     temperature: float,
     before: np.ndarray,
     after: np.ndarray,
+    groups: Mapping[str, Sequence[str] | None] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """How good scores and decisions are on each split, before a calibration and after it.
 
@@ -299,9 +306,11 @@ def measure_splits(
         temperature: By which logits are divided after.
         before: The thresholds of before, (num_labels,).
         after: Those of after.
+        groups: Of the clips of a split, as for `metric_intervals`.
 
     Returns:
-        Metrics by split; and of the last split, which is the one to report, what `plot_reliability` draws.
+        Metrics by split, with the ends of their intervals; and of the last split, which is the one to report, what
+        `plot_reliability` draws.
     """
     results = {}
     for split, (logits, labels) in predictions.items():  # validation, and test where there is one
@@ -313,6 +322,8 @@ def measure_splits(
                 "ece": expected_calibration_error(probabilities, labels, problem_type),
                 **_measure_decisions(probabilities, labels, problem_type, thresholds),
             }
+            given = probabilities, labels, problem_type, thresholds, groups.get(split)
+            results[split][when] |= _find_ends(results[split][when], scaled, *given)
             curves[f"{split}, {when}"] = reliability(probabilities, labels, problem_type)
     return results, curves
 
@@ -327,6 +338,27 @@ def _measure_decisions(
     of_best = dict(zip(("macro_f1", "micro_f1"), f1(probabilities, labels, None)))
     at_thresholds = {"macro_f1_at_thresholds": macro_f1, "micro_f1_at_thresholds": micro_f1}
     return {"accuracy": accuracy(probabilities, labels), **of_best, **at_thresholds}
+
+
+def _find_ends(
+    measured: Mapping[str, float],
+    logits: np.ndarray,
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    problem_type: str,
+    thresholds: np.ndarray,
+    groups: Sequence[str] | None,
+) -> dict[str, float]:
+    """Of the intervals of all but the calibration error, which is no mean of clips: too high on average of few."""
+    intervals = metric_intervals(measured, probabilities, labels, problem_type, thresholds, groups)
+    if len(set(groups or range(len(labels)))) > 1:
+        intervals["nll"] = mean_interval(_clip_losses(logits, labels, problem_type), groups)
+    if problem_type == "single_label_classification":
+        kind, f1_keys = "multi_label_classification", ("macro_f1", "micro_f1")  # each label from its threshold on
+        at_thresholds = {key: measured[f"{key}_at_thresholds"] for key in f1_keys}
+        found = metric_intervals(at_thresholds, probabilities, labels, kind, thresholds, groups)
+        intervals |= {f"{key}_at_thresholds": interval for key, interval in found.items()}
+    return as_ends(intervals)
 
 
 def _check(scores: np.ndarray, labels: np.ndarray, problem_type: str) -> tuple[np.ndarray, np.ndarray]:

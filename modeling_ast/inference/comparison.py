@@ -1,6 +1,6 @@
 """Two models on the clips that both predicted: what they differ by, and whether that is more than chance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pandas
 
 from modeling_ast.data.intervals import Difference, metric_differences
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.metrics import METRICS
 from modeling_ast.data.predictions import (
     PREDICTIONS_NAME,
     label_names_of,
@@ -106,6 +107,18 @@ def compare(first: Sequence[Path], second: Sequence[Path]) -> Comparison:
         differences=metric_differences(models, positives, groups),
         table=clips[(decisions[0] != decisions[1]).any(axis=1)],
     )
+
+
+def difference_lines(differences: Mapping[str, Difference]) -> list[str]:
+    """A line of text each: the metric of both models, the second less the first, its interval, and what that says."""
+    lines = []
+    for name, found in differences.items():
+        line = f"{METRICS[name][0]:<10} {found.first:8.4f} {found.second:8.4f} {found.second - found.first:+8.4f}"
+        if found.interval is not None:
+            chance = "more than chance" if found.is_more_than_chance else "may be chance"
+            line += f"  {found.interval.low:+.4f} to {found.interval.high:+.4f}: {chance}"
+        lines.append(line)
+    return lines
 
 
 def _read_all(paths: Sequence[Path]) -> pandas.DataFrame:

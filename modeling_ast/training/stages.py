@@ -15,7 +15,7 @@ from modeling_ast.data.clip_tables import AudioSplits, ClipCounts
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips, DecodeAudio, decode
 from modeling_ast.data.files import written_beside
-from modeling_ast.data.intervals import Interval, metric_intervals
+from modeling_ast.data.intervals import Interval, as_ends, metric_intervals
 from modeling_ast.data.loss_weights import (
     WEIGHTS_NAME,
     LossWeights,
@@ -327,8 +327,7 @@ def evaluate(
         probabilities, clips = to_probabilities(logits, problem_type), list_clips({name: rows})
         plain = {key.removeprefix(f"{prefix}{name}_"): value for key, value in metrics.items()}
         intervals = metric_intervals(plain, probabilities, labels, problem_type, thresholds, clips.get("group"))
-        for key, interval in intervals.items():
-            metrics |= {f"{prefix}{name}_{key}_low": interval.low, f"{prefix}{name}_{key}_high": interval.high}
+        metrics |= as_ends(intervals, f"{prefix}{name}_")
         trainer.log_metrics(prefix + name, metrics)
         trainer.save_metrics(prefix + name, metrics)
         results |= metrics

@@ -37,7 +37,7 @@ from modeling_ast.commands import embed, evaluate, train
 from modeling_ast.data.decoding import decode
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.held_out import sort_folds
-from modeling_ast.data.intervals import difference_interval
+from modeling_ast.data.intervals import mean_interval
 from modeling_ast.data.metrics import multi_hot
 from modeling_ast.data.predictions import PREDICTIONS_NAME
 from modeling_ast.data.recipes import RecipeError, read_settings
@@ -298,7 +298,7 @@ def by_clip(runs: dict[Run, pandas.Series]) -> pandas.DataFrame:
 def difference(right: pandas.DataFrame, other: pandas.DataFrame) -> tuple[float, float, float]:
     """Of two means over seeds and clips, with its interval of 95 %."""
     by_clip = right.mean(axis=0) - other.mean(axis=0)[right.columns]  # (clips,)
-    interval = difference_interval(by_clip.to_numpy())
+    interval = mean_interval(by_clip.to_numpy())
     return by_clip.mean(), interval.low, interval.high
 
 
