@@ -29,6 +29,7 @@ from modeling_ast.data.synthetic import CLASSES
 from modeling_ast.loading import ModelError
 from modeling_ast.training import stages, targets, teaching
 from modeling_ast.training.arguments import parse_arguments
+from modeling_ast.training.distillation import find_targets
 from modeling_ast.training.targets import TargetsFolder, best, spread_rest
 from modeling_ast.training.teachers import Teachers
 from modeling_ast.training.trainer import ASTTrainer
@@ -109,11 +110,16 @@ def teach(recipe: Path, output: Path, *teachers, keys=(), epochs=2, **options) -
 
 def student(recipe: Path, output: Path, *keys) -> ASTTrainer:
     arguments = parse_arguments([str(recipe), *map(str, keys), f"--output_dir={output}"])
-    splits = stages.read_data(arguments)
-    model, extractor = stages.build(arguments, splits)
+    targets = find_targets(arguments)
+    splits = stages.read_data(arguments, targets)
+    model, extractor = stages.build(arguments, splits, targets)
     of_training = stages.prepare_clips(arguments, splits, extractor)
     thresholds = np.full(len(splits.label_names), 0.5)
-    return stages.make_trainer(arguments, splits, model, extractor, thresholds, **of_training)
+    return stages.make_trainer(arguments, splits, model, extractor, thresholds, targets, **of_training)
+
+
+def trainer_arguments(recipe: Path, *keys: str):
+    return parse_arguments([str(recipe), *keys, "--output_dir=x"])
 
 
 def batches(trainer: ASTTrainer, num_epochs: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -364,6 +370,55 @@ def test_keys_without_effect_or_place_are_refused(tmp_path, recipe, keys, words)
     path.write_text(RECIPE.replace("global_batch_size: 8", "per_device_train_batch_size: 8"))
     with pytest.raises(RecipeError, match=words):
         parse_arguments([str(path), *[key for key in keys if "null" not in key]])
+
+
+def test_another_code_of_a_transform_makes_other_views(recipe, tmp_path, monkeypatch):
+    """Under the same name: what it was taught with is told by the file that it is in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "views_of_mine.py").write_text("def change(waveform, rate):\n    return 2 * waveform\n")
+    keys = "--waveform_transform=views_of_mine:change", "--mixup_probability=0"
+    before = teaching.views_of(trainer := student(recipe, tmp_path / "out", *keys), trainer_arguments(recipe, *keys))
+    assert teaching.views_of(trainer, trainer_arguments(recipe, *keys)) == before
+    (tmp_path / "views_of_mine.py").write_text("def change(waveform, rate):\n    return 3 * waveform\n")
+    now = teaching.views_of(trainer, trainer_arguments(recipe, *keys))
+    differing = [key for key in now if now[key] != before[key]]
+    assert differing == ["waveform_transform"] and now["waveform_transform"].startswith("views_of_mine:change (")
+    sys.modules.pop("views_of_mine")
+
+
+def test_the_precision_of_teachers_belongs_to_what_they_have_said(recipe, teacher, tmp_path):
+    teach(recipe, tmp_path, teacher, epochs=1)
+    assert "precision" not in TargetsFolder.load(tmp_path).description
+    with pytest.raises(DataError, match="precision: nothing was taught before, bf16 is given"):
+        teach(recipe, tmp_path, teacher, epochs=2, keys=["--bf16=true"])
+
+
+def test_targets_are_looked_for_once_and_read_before_workers_are(recipe, tmp_path, monkeypatch, no_pictures):
+    """Of thousands of files; and what standardises embeddings is known where data workers begin."""
+    loads, load = [], TargetsFolder.load.__func__
+    monkeypatch.setattr(TargetsFolder, "load", classmethod(lambda *args: loads.append(1) or load(*args)))
+    monkeypatch.chdir(tmp_path)
+    code = "import numpy as np\n\ndef embed(waveforms):\n"
+    code += "    return np.stack([np.resize(each[:7], 7) for each in waveforms])\n\nembed.sampling_rate = 16000\n"
+    (tmp_path / "embedder_of_mine.py").write_text(code)
+    keys = ["--mixup_probability=0", "--linear_baseline=false", "--eval_strategy=no"]
+    teach(recipe, tmp_path / "targets", "embedder_of_mine:embed", epochs=1, keys=keys)
+    assert loads == []
+    train.main([str(recipe), *keys, f"--teacher_targets={tmp_path / 'targets'}", "--output_dir=out", "--max_steps=1"])
+    assert loads == [1]
+    loads.clear()
+    trainer = student(recipe, tmp_path / "run", *keys, f"--teacher_targets={tmp_path / 'targets'}")
+    assert "embedding_statistics" in vars(trainer.train_collator.targets) and loads == [1]
+
+
+def test_a_run_that_began_without_teachers_says_so(recipe, tmp_path):
+    trainer = student(recipe, tmp_path)
+    progress = {**trainer._progress(), "teachers": ["ast (0123)"]}
+    with pytest.raises(RecipeError, match=r"began with, those of ast \(0123\), got none\."):
+        trainer._restore_progress(progress)
+    trainer.teachers = ["ast (0123)"]
+    with pytest.raises(RecipeError, match=r"began with, none, got those of ast \(0123\)\."):
+        trainer._restore_progress({**progress, "teachers": []})
 
 
 # Teachers
@@ -800,7 +855,7 @@ def test_a_run_goes_on_with_what_it_began_with(recipe, teacher, tmp_path, no_pic
     assert torch.equal(joined(resumed, "input_values"), joined(taught, "input_values"))
     shutil.rmtree(folder)
     teach(recipe, folder, save_teacher(tmp_path / "other"), epochs=1)
-    with pytest.raises(RecipeError, match=r"Expected teacher_targets of .*ast \(\w+\), .* got those of .*other \("):
+    with pytest.raises(RecipeError, match=r"began with, those of .*ast \(\w+\), got those of .*other \("):
         run_noted(*argv, "--num_train_epochs=3", "--resume_from_checkpoint=true")
 
 

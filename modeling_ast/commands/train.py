@@ -33,6 +33,7 @@ from modeling_ast.inference.predictions import label_thresholds
 from modeling_ast.inference.result_plots import plot_classes, plot_training_curves
 from modeling_ast.training.arguments import Arguments
 from modeling_ast.training.baseline import compare_with_baseline
+from modeling_ast.training.distillation import find_targets
 from modeling_ast.training.dry_run import dry_run
 from modeling_ast.training.faults import GOES_ON as GOES_ON  # read by `run_command`
 from modeling_ast.training.output_dir import AVERAGE_FOLDER
@@ -77,16 +78,15 @@ def run(arguments: Arguments) -> dict[str, float]:
     model_args, data_args, _, training_args = arguments
     output_dir = Path(training_args.output_dir)
     set_seed(training_args.seed)
-    splits = read_data(arguments)
-    model, extractor = build(arguments, splits)
+    splits = read_data(arguments, targets := find_targets(arguments))
+    model, extractor = build(arguments, splits, targets)
     # Weights that are trained are the main process's everywhere, and new ones may round otherwise on other processors.
     compare_models(lambda: fingerprint_model(model, extractor, with_weights=not training_args.do_train))
     thresholds = label_thresholds(splits.label_names, model.config.thresholds)  # 0.5, but of a calibrated model
     of_training = prepare_clips(arguments, splits, extractor)
-    trainer = make_trainer(arguments, splits, model, extractor, thresholds, **of_training)
+    trainer = make_trainer(arguments, splits, model, extractor, thresholds, targets, **of_training)
     if training_args.dry_run:
-        held_out = {name: rows for name, rows in splits if name != "train"}
-        results = dry_run(trainer, held_out)
+        results = dry_run(trainer, {name: rows for name, rows in splits if name != "train"})
         if data_args.linear_baseline:
             logger.info("The linear baseline, for which all clips are read once more, is not in the estimate.")
         return results

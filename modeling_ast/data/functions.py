@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from modeling_ast.data.recipes import RecipeError
@@ -42,6 +43,16 @@ def import_function(name: str, option: str, folder: str | os.PathLike | None = N
         got = "nothing" if found is None else repr(found)
         raise RecipeError(f"{option}: expected the function {path} in {module_name}, got {got}.")
     return found
+
+
+def read_code(name: str) -> bytes:
+    """The file of the module of a function that was imported; nothing of one without a file.
+
+    Args:
+        name: `module:function`, as for `import_function`.
+    """
+    path = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
+    return Path(path).read_bytes() if path else b""
 
 
 def describe_fault(error: Exception) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from modeling_ast.data.processes import together
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.arguments import Arguments
 from modeling_ast.training.body import BodyTrainer
@@ -54,8 +55,9 @@ class EmbeddingTrainer(BodyTrainer):
     """
 
 
+@together()
 def find_targets(arguments: Arguments) -> TargetsFolder | None:
-    """What a run is trained on in place of labels, or `None`.
+    """What a run is trained on in place of labels, or `None`; all processes have to call it together.
 
     Raises:
         RecipeError: No targets, or not all of them, in the folder that the recipe names; or adapters, a frozen
@@ -102,5 +104,7 @@ def learn_from_teachers(trainer: ASTTrainer, targets: TargetsFolder, arguments: 
         raise RecipeError(f"{targets.folder} was taught with other views of other clips: {difference}.")
     logger.info(f"Taught by {', '.join(targets.description['teachers'])}: {targets.num_epochs} epoch(s) of views.")
     trainer.teachers, trainer.num_taught_epochs = targets.description["teachers"], targets.num_epochs
+    if targets.gives_embeddings:
+        _ = targets.embedding_statistics  # read once, before data workers take the targets along
     weight = arguments.training.hard_label_weight
     trainer.train_collator = TaughtCollator(trainer.train_collator, targets, weight)

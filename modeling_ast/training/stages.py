@@ -33,7 +33,7 @@ from modeling_ast.training.arguments import Arguments, ASTTrainingArguments, par
 from modeling_ast.training.baseline import check_classes
 from modeling_ast.training.building import build_model_and_extractor, check_reporters
 from modeling_ast.training.collator import AugmentingCollator
-from modeling_ast.training.distillation import EmbeddingTrainer, find_targets, learn_from_teachers
+from modeling_ast.training.distillation import EmbeddingTrainer, learn_from_teachers
 from modeling_ast.training.dry_run import nothing_written
 from modeling_ast.training.output_dir import (
     EVALUATION_FOLDER,
@@ -52,6 +52,7 @@ from modeling_ast.training.sampling import (
     read_clip_seconds,
     sort_by_length,
 )
+from modeling_ast.training.targets import TargetsFolder
 from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger(__name__)
@@ -98,11 +99,12 @@ def entered(arguments: Arguments) -> Iterator[None]:
         yield
 
 
-def read_data(arguments: Arguments, needs_labels: bool = True) -> AudioSplits:
+def read_data(arguments: Arguments, targets: TargetsFolder | None = None, needs_labels: bool = True) -> AudioSplits:
     """The clips of a run, not decoded: those that are held out alone where it does not train.
 
     Args:
         arguments: Of the run.
+        targets: Of its teachers, as from `find_targets`.
         needs_labels: Whether it cannot do without; those of clips without are their teachers'.
 
     Raises:
@@ -111,7 +113,6 @@ def read_data(arguments: Arguments, needs_labels: bool = True) -> AudioSplits:
     model_args, data_args, training_args = arguments.model, arguments.data, arguments.training
     multi_label = model_args.problem_type == "multi_label_classification"
     with together():
-        targets = find_targets(arguments)
         if data_args.unlabelled and needs_labels and targets is None:
             wanted = "labels, or teacher_targets to train by" if training_args.do_train else "labels to evaluate by"
             raise RecipeError(f"Expected {wanted}, got unlabelled true.")
@@ -134,14 +135,21 @@ def read_data(arguments: Arguments, needs_labels: bool = True) -> AudioSplits:
 
 
 @together()
-def build(arguments: Arguments, splits: AudioSplits) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
+def build(
+    arguments: Arguments, splits: AudioSplits, targets: TargetsFolder | None = None
+) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
     """The model and the feature extractor of a run.
+
+    Args:
+        arguments: Of the run.
+        splits: Of clips.
+        targets: As for `read_data`.
 
     Raises:
         RecipeError: Keys that the model to start from cannot be used with.
     """
     model_args, _, _, training_args = arguments
-    targets, label_names = find_targets(arguments), splits.label_names
+    label_names = splits.label_names
     predicts_embeddings = targets is not None and targets.gives_embeddings
     if predicts_embeddings:
         label_names = [f"embedding_{number}" for number in range(targets.embedding_size)]
@@ -226,6 +234,7 @@ def make_trainer(
     model: ASTForAudioClassification,
     extractor: ASTFeatureExtractor,
     thresholds: np.ndarray,
+    targets: TargetsFolder | None = None,
     **training: Any,
 ) -> ASTTrainer:
     """A trainer, which also evaluates.
@@ -236,6 +245,7 @@ def make_trainer(
         model: To train, or to evaluate.
         extractor: Of its features.
         thresholds: The score from which on each label counts as present, (num_labels,).
+        targets: As for `read_data`, of a model that is trained.
         training: What `prepare_clips` gives, for a model that is trained.
 
     Raises:
@@ -247,7 +257,6 @@ def make_trainer(
     if training and args.do_train and args.lora_rank:
         keys = (args.lora_rank, args.lora_alpha, args.lora_targets)
         training["adapters"] = add_adapters(model, *keys, start if is_ast(start) else None)
-    targets = find_targets(arguments) if training else None
     predicts_embeddings = targets is not None and targets.gives_embeddings
     try:
         trainer = (EmbeddingTrainer if predicts_embeddings else ASTTrainer)(

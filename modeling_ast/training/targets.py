@@ -1,6 +1,7 @@
 """Targets: what teachers say of each view of a recipe, in memory-mapped files by position, and whose they are."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -13,6 +14,7 @@ from datasets import Dataset
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.files import written_beside
+from modeling_ast.data.functions import read_code
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.arguments import Arguments
@@ -40,8 +42,8 @@ class TargetsFolder:
     embedding, float16. `teaching.json` tells what they belong to.
 
     Attributes:
-        description: Of what: the `views` of the clips (`describe_views`), `label_names`, `teachers`, `top_k` (`None`
-            of embeddings), `epochs` and `positions_per_file`.
+        description: Of what: the `views` of the clips (`describe_views`), `label_names`, `teachers`, their
+            `precision` where that is not float32, `top_k` (`None` of embeddings), `epochs` and `positions_per_file`.
 
     Args:
         folder: Of the files.
@@ -237,6 +239,8 @@ def describe_views(
     features = ("sampling_rate", "num_mel_bins", "max_length", "padding", "padding_value")
     if augment_args.max_noise:  # which is added to normalised features
         features += ("do_normalize", "std")
+    if (transform := augment_args.waveform_transform) is not None:  # another code under the same name is another
+        others["waveform_transform"] = f"{transform} ({hashlib.sha256(read_code(transform)).hexdigest()[:12]})"
     if training_args.samples_per_epoch is not None:  # also of as many as there are clips
         others["samples_per_epoch"] = training_args.samples_per_epoch
     return {

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.classifiers import label_order, load_classifier
 from modeling_ast.data.fingerprint import fingerprint_model
-from modeling_ast.data.functions import describe_fault, import_function
+from modeling_ast.data.functions import describe_fault, import_function, read_code
 from modeling_ast.loading import ModelError
 from modeling_ast.resampling import resample
 from modeling_ast.training.arguments import AugmentArguments
@@ -158,9 +157,8 @@ class FunctionTeacher:
         self.sampling_rate = int(self.sampling_rate)
         labels = getattr(self.function, "labels", None)
         self.label_names = None if labels is None else list(map(str, labels))
-        path = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
-        code = Path(path).read_bytes() if path else b""
-        self.fingerprint = hashlib.sha256(repr((self.sampling_rate, self.label_names)).encode() + code).hexdigest()
+        settings = repr((self.sampling_rate, self.label_names)).encode()
+        self.fingerprint = hashlib.sha256(settings + read_code(name)).hexdigest()
 
     def __call__(self, view: Mapping[str, Any]) -> torch.Tensor:
         """Probabilities (batch, labels), or embeddings (batch, size).

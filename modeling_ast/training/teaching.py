@@ -56,10 +56,12 @@ def describe_targets(trainer: ASTTrainer, arguments: Arguments, teachers: Teache
     """
     if teachers.label_names is not None and len(teachers.label_names) > MAX_LABELS:
         raise DataError(f"Expected at most {MAX_LABELS:,} labels, got {len(teachers.label_names):,}.")
+    lower = next((name for name in ("bf16", "fp16") if getattr(trainer.args, name)), None)  # which says other numbers
     return {
         "views": views_of(trainer, arguments),
         "label_names": teachers.label_names,
         "teachers": teachers.describe(),
+        **({} if lower is None else {"precision": lower}),
         "top_k": None if teachers.label_names is None else min(top_k, len(teachers.label_names)),
         "epochs": epochs,
     }

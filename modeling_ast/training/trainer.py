@@ -133,10 +133,8 @@ class ASTTrainer(ResumableTrainer):
         """
         super()._restore_progress(progress)
         if (before := progress.get("teachers", self.teachers)) != self.teachers:
-            raise RecipeError(
-                f"Expected teacher_targets of {', '.join(before)}, which the run began with, got those of "
-                f"{', '.join(self.teachers)}."
-            )
+            began, now = (f"those of {', '.join(each)}" if each else "none" for each in (before, self.teachers))
+            raise RecipeError(f"Expected the teacher_targets that the run began with, {began}, got {now}.")
         self.num_taught_epochs = progress.get("num_taught_epochs", self.num_taught_epochs)
 
     def num_examples(self, dataloader: DataLoader) -> int:
