@@ -22,18 +22,15 @@ from typing import Any
 
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import CommandError, Parser, check_new_folder
-from modeling_ast.data.classifiers import load_classifier
-from modeling_ast.data.held_out import read_groups
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_held_out
 from modeling_ast.data.truth import read_truth
-from modeling_ast.inference.calibrated_model import describe_calibration, metrics_table, write_calibrated_model
-from modeling_ast.inference.calibration import calibrate, measure_splits
+from modeling_ast.inference.calibrated_model import metrics_table
+from modeling_ast.inference.clip_calibration import calibrate_by_clips
 from modeling_ast.inference.event_calibration import calibrate_by_annotations, events_table
-from modeling_ast.inference.predictions import KEYS, label_thresholds, predict
+from modeling_ast.inference.predictions import KEYS
 from modeling_ast.inference.tags_folder import TagsFolder
-from modeling_ast.loading import ModelError
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -60,32 +57,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     splits = read_held_out(args.model, data_args, multi_label, alone="validation")
     if splits.validation is None:
         raise DataError(f"{data_args.dataset_name}: expected clips to calibrate on, got test clips alone.")
-    model, extractor = load_classifier(args.model, model_args.problem_type)
-    predictions = {
-        name: predict(model, extractor, rows, splits, multi_label, batch_args, description=name)
-        for name, rows in splits
-        if name != "train"
-    }
-    before = label_thresholds(splits.label_names, model.config.thresholds)
-    try:
-        fitted = calibrate(
-            model,
-            *predictions["validation"],
-            splits.label_names,
-            with_temperature=not args.no_temperature,
-            with_thresholds=not args.no_thresholds,
-            target_precision=args.target_precision,
-        )
-        after = label_thresholds(splits.label_names, model.config.thresholds)
-        problem_type, temperature = model.config.problem_type, fitted["temperature"] or 1
-        groups = {name: read_groups(rows) for name, rows in splits}
-        measured, curves = measure_splits(predictions, problem_type, temperature, before, after, groups)
-    except ValueError as error:
-        raise ModelError(f"{args.model} cannot be calibrated: {error}") from error
-    results = {"model": args.model, "dataset": data_args.dataset_name, **fitted, **measured}
+    results = calibrate_by_clips(
+        args.model,
+        data_args.dataset_name,
+        splits,
+        model_args.problem_type,
+        batch_args,
+        output_dir,
+        with_temperature=not args.no_temperature,
+        with_thresholds=not args.no_thresholds,
+        target_precision=args.target_precision,
+    )
     print(metrics_table(results))
-    section = describe_calibration(model, results)
-    write_calibrated_model(args.model, output_dir, model, extractor, results, section, curves)
     print(f"Saved in {output_dir}.")
     return results
 
