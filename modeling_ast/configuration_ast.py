@@ -27,7 +27,7 @@ _HALF_CHARACTER = re.compile("[\\ud800-\\udfff]")
 
 @strict
 class ASTConfig(PreTrainedConfig):
-    r"""Sizes of an AST. Every key of Transformers' own `ASTConfig`, with the same meaning, and six more.
+    r"""Sizes of an AST. Every key of Transformers' own `ASTConfig`, with the same meaning, and seven more.
 
     The defaults are those of the checkpoint
     [MIT/ast-finetuned-audioset-10-10-0.4593](https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593).
@@ -57,6 +57,10 @@ class ASTConfig(PreTrainedConfig):
             has one. They belong to the head that they were fitted with: a fresh head drops them. Transformers' own
             AST has no such key: it keeps the thresholds in the file, and does not use them. As it also keeps those
             of a head that it replaces, names that are no label of the model are no error, and say nothing.
+        unknown_threshold: Of a model with one label a clip, the distance above which a clip is of none of them, as
+            `ASTMLPHead.measure_distance` gives it, from the sounds that it was fitted on; `None`: there is no such
+            distance. What it is measured by lies with the weights of the head. Transformers' own AST has neither,
+            and keeps this key, which says nothing without those.
         patchout_rows: Rows of the patch grid (of frequency) that each training batch leaves out, at random; see
             `modeling_ast.modeling_ast.ASTEmbeddings.draw_patches`. In training mode alone, and 0 for all three means
             not at all; Transformers' own AST has no such keys, and leaves nothing out.
@@ -108,6 +112,7 @@ class ASTConfig(PreTrainedConfig):
     max_length: int = 1024
     num_mel_bins: int = 128
     thresholds: dict[str, float | int] | None = None
+    unknown_threshold: float | int | None = None
     patchout_rows: int = 0
     patchout_columns: int = 0
     patchout_patches: int = 0
@@ -218,6 +223,8 @@ class ASTConfig(PreTrainedConfig):
         for label, threshold in (self.thresholds or {}).items():
             if not 0 <= threshold <= 1:
                 raise ValueError(f"Expected thresholds in [0, 1], got {threshold} for {label}.")
+        if self.unknown_threshold is not None and not 0 < self.unknown_threshold < math.inf:
+            raise ValueError(f"Expected unknown_threshold above 0, got {self.unknown_threshold}.")
 
 
 def _check_label_names(id2label: Any) -> None:

@@ -38,6 +38,8 @@ MLP_TOKENS = 640
 # Arguments of `from_pretrained` that say where and how files are fetched.
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
+# Buffers of the head, which are in the files of models that tell unknown sounds alone.
+_KNOWN_SOUNDS = ("classifier.known_mean", "classifier.known_factor")
 # Transformers from 5.9 on has other names in memory, and writes them where it is asked to
 # (`save_original_format=False`).
 _STOCK_MEMORY_NAMES = {
@@ -433,16 +435,33 @@ def _first_queries(attention_mask: torch.Tensor | None, number: int) -> torch.Te
 
 
 class ASTMLPHead(nn.Module):
-    """Layer norm and linear layer: pooled output (batch, hidden_size) to logits (batch, num_labels)."""
+    """Layer norm and linear layer: pooled output (batch, hidden_size) to logits (batch, num_labels).
+
+    Where `unknown_threshold` is set, two buffers hold what known sounds look like behind the layer norm: `known_mean`
+    (hidden_size,), and `known_factor` (hidden_size, hidden_size), which makes their spread 1 in every direction.
+    """
 
     def __init__(self, config: ASTConfig):
         super().__init__()
         eps = config.layer_norm_eps if config.head_layer_norm_eps is None else config.head_layer_norm_eps
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=eps)
         self.dense = nn.Linear(config.hidden_size, config.num_labels)
+        width = None if config.unknown_threshold is None else config.hidden_size
+        self.register_buffer("known_mean", None if width is None else torch.zeros(width))
+        self.register_buffer("known_factor", None if width is None else torch.zeros(width, width))
 
     def forward(self, pooled_output: torch.Tensor) -> torch.Tensor:
         return self.dense(self.layernorm(pooled_output))
+
+    def measure_distance(self, pooled_output: torch.Tensor) -> torch.Tensor:
+        """How far clips are from known sounds, (batch,) in float32: Mahalanobis distance, by the root of the width.
+
+        Source: Lee, Lee, Lee, Shin, "A Simple Unified Framework for Detecting Out-of-Distribution Samples and
+            Adversarial Attacks", NeurIPS 2018, of all classes together, as in Kamoi and Kobayashi, "Why is the
+            Mahalanobis Distance Effective for Anomaly Detection?", 2020, https://arxiv.org/abs/2003.00402.
+        """
+        centred = (self.layernorm(pooled_output) - self.known_mean).float()
+        return (centred @ self.known_factor.float().T).square().mean(dim=1).sqrt()
 
 
 class ASTPreTrainedModel(PreTrainedModel):
@@ -539,8 +558,12 @@ class ASTPreTrainedModel(PreTrainedModel):
         mismatched = {key for key, *_ in loading_info["mismatched_keys"]}
         if "classifier.dense.weight" in mismatched:
             logger.warning(f"Fresh classification head: {model.config.num_labels} labels, unlike the checkpoint.")
-        if "classifier.dense.weight" in mismatched | set(loading_info["missing_keys"]):
-            model.config.thresholds = None  # those of another head
+        missing = set(loading_info["missing_keys"])
+        if "classifier.dense.weight" in mismatched | set(missing):
+            model.drop_thresholds()  # those of another head
+        elif not missing.isdisjoint(_KNOWN_SOUNDS):  # saved by Transformers' own class, which does not keep them
+            model.learn_known_sounds(None, None, None)
+        loading_info["missing_keys"] = missing.difference(_KNOWN_SOUNDS)
         model.adapt_geometry(**wanted)
         return (model, loading_info) if return_loading_info else model
 
@@ -783,6 +806,26 @@ class ASTForAudioClassification(ASTPreTrainedModel):
         self.classifier = ASTMLPHead(config)
         self.post_init()
 
+    def learn_known_sounds(
+        self, mean: torch.Tensor | None, factor: torch.Tensor | None, threshold: float | None
+    ) -> None:
+        """Tell clips of none of the labels from now on, in place, or with `None` no longer.
+
+        Args:
+            mean: Tensor of shape (hidden_size,), as `ASTMLPHead` holds it.
+            factor: Tensor of shape (hidden_size, hidden_size), likewise.
+            threshold: Of `ASTMLPHead.measure_distance`.
+        """
+        self.config.unknown_threshold = threshold
+        dense = self.classifier.dense.weight
+        self.classifier.known_mean = None if mean is None else mean.to(dense)
+        self.classifier.known_factor = None if factor is None else factor.to(dense)
+
+    def drop_thresholds(self) -> None:
+        """Forget all that was fitted to a head, in place, as it is to be another one."""
+        self.config.thresholds = None
+        self.learn_known_sounds(None, None, None)
+
     @torch.no_grad()
     def reset_classifier(self, id2label: dict[int, str]) -> None:
         """Replace the head, in place, by a fresh one for other labels, which has no thresholds.
@@ -801,7 +844,7 @@ class ASTForAudioClassification(ASTPreTrainedModel):
         config = copy.deepcopy(self.config)
         config.id2label = dict(id2label)
         config.label2id = {label: index for index, label in id2label.items()}
-        config.thresholds = None  # those of the old head
+        config.thresholds = config.unknown_threshold = None  # those of the old head
         self._replace_config(config)
         self.num_labels = len(id2label)
         old = self.classifier.dense.weight

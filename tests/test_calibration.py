@@ -23,7 +23,7 @@ from sklearn.metrics import f1_score
 from test_ensemble import SHORT, by_hand, held_out
 from transformers import AutoModelForAudioClassification
 
-from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, ASTModel, load_waveform
 from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.intervals import metric_intervals
 from modeling_ast.data.labels import DataError
@@ -39,6 +39,7 @@ from modeling_ast.inference.calibration import (
     negative_log_likelihood,
     reliability,
 )
+from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.result_plots import plot_reliability
 from modeling_ast.loading import ModelError
 
@@ -519,6 +520,46 @@ def test_each_step_can_be_left_out(trained, recipe, tmp_path, caplog):
     assert "without_positives" not in results
 
 
+def test_what_is_reported_as_unknown_is_what_pipelines_refuse(trained, recipe, tmp_path, capsys):
+    generator = torch.Generator().manual_seed(0)
+    for index in range(6):
+        clip = torch.randn(16000, generator=generator) / 10 if index < 3 else generate_clip(CLASSES[index], generator)
+        soundfile.write(tmp_path / f"{index}.wav", clip.numpy(), 16000)
+    (tmp_path / "others.txt").write_text("".join(f"{index}.wav\n" for index in range(6)))
+    options = ["--unknown", 0.2, "--unknown_sounds", tmp_path / "others.txt", "--output_dir", tmp_path / "out"]
+    results = run(trained, "--recipe", recipe, "--no_temperature", "--no_thresholds", *options)["unknown"]
+    model = ASTForAudioClassification.from_pretrained(tmp_path / "out")
+    assert model.config.thresholds is None and model.config.unknown_threshold == results["threshold"]
+    for name, tensor in ASTForAudioClassification.from_pretrained(trained).state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    tagger = audio_tagger(tmp_path / "out")
+    clips, labels = held_out("test")
+    for name, paths in (("refused", clips), ("unknown_refused", [tmp_path / f"{index}.wav" for index in range(6)])):
+        windows = [load_waveform(path)[: tagger.window_cutter().length] for path in paths]  # all that the model takes
+        answers = [tagger(window, top_k=1)[0]["label"] for window in windows]
+        assert results[name]["clips"] == len(paths) and results[name]["interval"][0] <= results[name]["value"]
+        assert results[name]["value"] == pytest.approx(np.mean([answer == "unknown" for answer in answers]))
+        if name == "refused":
+            named = [answer == CLASSES[label] for answer, label in zip(answers, labels) if answer != "unknown"]
+            assert results["accuracy_of_named"]["value"] == pytest.approx(np.mean(named))
+    assert results["split"] == "test" and results["clips"] == 40 and 0 < results["refused"]["value"] < 1
+    row = f"| refused of test clips of the labels | 30 | {results['refused']['value']:.4f} | "
+    assert row in (tmp_path / "out" / "README.md").read_text() and row in capsys.readouterr().out
+
+
+def test_models_and_clips_that_unknown_makes_no_sense_of(trained, recipe, tmp_path):
+    options = ["--recipe", recipe, "--no_temperature", "--output_dir", tmp_path / "out"]
+    with pytest.raises(DataError, match="Expected 99 clips or more, of which 1.00% are refused, got 40"):
+        run(trained, *options, "--unknown", 0.01)
+    model = ASTForAudioClassification.from_pretrained(trained)
+    model.config.problem_type = MULTI
+    model.save_pretrained(tmp_path / "several")
+    ASTFeatureExtractor.from_pretrained(trained).save_pretrained(tmp_path / "several")
+    with pytest.raises(ModelError, match="Expected a model with one label a clip for --unknown"):
+        run(tmp_path / "several", *options, "--unknown")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_folder_lies_beside_the_models_and_brings_card_recipe_and_licence(trained, recipe, tmp_path, capsys):
     model = tmp_path / "model"
     model.mkdir()
@@ -627,6 +668,9 @@ def test_test_clips_calibrate_nothing(trained, recipe, tmp_path):
     [
         (["--no_temperature", "--no_thresholds"], "Nothing to do with both"),
         (["--no_thresholds", "--target_precision=0.9"], "--target_precision has no effect with --no_thresholds"),
+        (["--unknown_sounds", "{full}"], "--unknown_sounds has no effect without --unknown"),
+        (["--unknown=5"], "Expected --unknown between 0 and 1, got 5.0"),
+        (["--test_annotations=a.csv"], "--test_annotations has no effect with --recipe"),
         (["--target_precision=90"], r"--target_precision in \(0, 1\], got 90"),
         (
             ["--max_length", "64", "--mean=-5"],

@@ -43,7 +43,7 @@ def test_model_type_is_stocks():
 
 # What Transformers' own AST does not know.
 OWN_KEYS = {"head_layer_norm_eps", "thresholds", "patchout_rows", "patchout_columns", "patchout_patches"}
-OWN_KEYS |= {"drop_path_rate"}
+OWN_KEYS |= {"drop_path_rate", "unknown_threshold"}
 
 
 def test_only_our_own_keys_are_added_to_the_file():
@@ -169,6 +169,8 @@ IMPOSSIBLE = [
     ({"thresholds": {"dog": float("nan")}}, r"thresholds in \[0, 1\]", "got nan for dog"),
     ({"thresholds": {"dog": "high"}}, "dict", "high"),
     ({"thresholds": [0.5]}, "expected a dict", "got list"),
+    ({"unknown_threshold": 0.0}, "unknown_threshold above 0", "got 0.0"),
+    ({"unknown_threshold": float("nan")}, "unknown_threshold above 0", "got nan"),
     ({"problem_type": "multilabel"}, "problem_type out of .*multi_label_classification", "got 'multilabel'"),
 ]
 IMPOSSIBLE_IDS = [", ".join(f"{key}={value!r}" for key, value in options.items()) for options, *_ in IMPOSSIBLE]

@@ -1,6 +1,7 @@
 """Make the scores of a trained model as sure as they are right, and find for each label the score that decides.
 
     modeling-ast calibrate MODEL --recipe RECIPE.yaml [--key value ...] [--target_precision 0.9]
+        [--unknown [SHARE] [--unknown_sounds FILE|FOLDER|LIST ...]]
     modeling-ast calibrate MODEL --results RESULTS --annotations LIST [--test_annotations LIST] [--key value ...]
 
 The recipe, and keys that win over it, say which data are predicted. On their validation clips (on all of them, where
@@ -9,6 +10,10 @@ Transformers without this package gives the same scores, and then a threshold a 
 The model must not have been trained on these clips. The result is a new folder, with the model card, the recipe and
 the licence of the old one; `calibration_results.json` and `calibration.png` in it show before and after, on test clips
 too where there are any: those are the figures to report.
+
+--unknown finds how far a clip may be from the validation clips to have one of the labels. Pipeline, tag and page call
+what is farther `unknown`; by mistake SHARE of the clips of the labels at most, which is told of clips that nothing was
+fitted on, and beside it what is refused of --unknown_sounds, which have none of the labels. Scores stay.
 
 The second form goes by events in annotated recordings, which tag has listened to with this model (RESULTS): for each
 label the threshold, and for all of them the shortest length and the longest gap, that give the best mean F1 by
@@ -26,11 +31,13 @@ from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_held_out
 from modeling_ast.data.truth import read_truth
+from modeling_ast.data.unknown import UNKNOWN
 from modeling_ast.inference.calibrated_model import metrics_table
 from modeling_ast.inference.clip_calibration import calibrate_by_clips
 from modeling_ast.inference.event_calibration import calibrate_by_annotations, events_table
 from modeling_ast.inference.predictions import KEYS
 from modeling_ast.inference.tags_folder import TagsFolder
+from modeling_ast.inference.unknown_calibration import unknown_table
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -67,8 +74,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         with_temperature=not args.no_temperature,
         with_thresholds=not args.no_thresholds,
         target_precision=args.target_precision,
+        unknown_share=args.unknown,
+        unknown_sounds=args.unknown_sounds,
     )
     print(metrics_table(results))
+    if UNKNOWN in results:
+        print(unknown_table(results[UNKNOWN]))
     print(f"Saved in {output_dir}.")
     return results
 
@@ -98,17 +109,23 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     )
     parser.add_argument("--no_temperature", action="store_true", help="leave the scores as they are")
     parser.add_argument("--no_thresholds", action="store_true", help="find the temperature alone")
+    share = "of the clips of the labels that may be called so; default: 0.05"
+    parser.add_argument("--unknown", nargs="?", const=0.05, type=float, metavar="SHARE", help=share)
+    parser.add_argument("--unknown_sounds", nargs="+", type=Path, metavar="FILE|FOLDER|LIST", help="to report on")
     parser.add_argument("--output_dir", type=Path, help="new folder; default: MODEL_calibrated, beside the model's")
     args, keys = parser.parse_known_args(argv)
     if (args.recipe is None) == (args.results is None) or (args.results is None) != (args.annotations is None):
         raise CommandError("Expected --recipe, or --results with --annotations.")
-    of_recipe = (args.no_temperature, args.no_thresholds, args.target_precision)
-    if (args.test_annotations and args.recipe) or (args.results and any(of_recipe)):
-        raise CommandError(
-            "--test_annotations has no effect with --recipe, nor have --no_temperature, --no_thresholds and "
-            "--target_precision with --results: leave them out."
-        )
-    if args.no_temperature and args.no_thresholds:
+    of_recipe = ("no_temperature", "no_thresholds", "target_precision", "unknown", "unknown_sounds")
+    if idle := [name for name in of_recipe if args.results and getattr(args, name)]:
+        raise CommandError(f"--{idle[0]} has no effect with --results: leave it out.")
+    if args.test_annotations and args.recipe:
+        raise CommandError("--test_annotations has no effect with --recipe: leave it out.")
+    if args.unknown_sounds and args.unknown is None:
+        raise CommandError("--unknown_sounds has no effect without --unknown: give both, or neither.")
+    if args.unknown is not None and not 0 < args.unknown < 1:
+        raise CommandError(f"Expected --unknown between 0 and 1, got {args.unknown}.")
+    if args.no_temperature and args.no_thresholds and args.unknown is None:
         raise CommandError("Nothing to do with both --no_temperature and --no_thresholds: leave one out.")
     if args.no_thresholds and args.target_precision is not None:
         raise CommandError("--target_precision has no effect with --no_thresholds: leave one out.")

@@ -44,7 +44,12 @@ from modeling_ast.commands.command_options import Parser, check_least
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.agreement import comparison_table, generate_clips, int8_warnings, read_clips
 from modeling_ast.inference.checked_export import checked_export
-from modeling_ast.inference.export import check_for_transformers_js, require_onnx, save_transformers_js_config
+from modeling_ast.inference.export import (
+    check_for_transformers_js,
+    model_warnings,
+    require_onnx,
+    save_transformers_js_config,
+)
 from modeling_ast.inference.sound_files import find_files
 from modeling_ast.loading import load_model
 
@@ -76,16 +81,11 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     torch.set_num_threads(args.num_threads)
     paths = [Path(file.path) for file in find_files(args.check, args.output)] if args.check else []
     model, extractor = load_model(args.model)
-    if model.config.problem_type is None:
-        logger.warning(
-            f"{args.model} does not say its problem_type: its scores are a softmax, as in pipelines. For several "
-            "labels a clip write multi_label_classification into its config.json."
-        )
+    for warning in model_warnings(args.model, model.config):
+        logger.warning(warning)
     padding = args.padding or extractor.padding
     seconds = extractor.num_samples(extractor.max_length) / extractor.sampling_rate
-    logger.info(
-        f"Clips are padded by {padding}; the model's length is {extractor.max_length} frames, {seconds:.2f} s."
-    )
+    logger.info(f"Clips are padded by {padding}; the model takes {extractor.max_length} frames, {seconds:.2f} s.")
     batches = read_clips(paths, extractor) if paths else generate_clips(extractor, args.with_lengths)
     if args.transformers_js:
         check_for_transformers_js(model, extractor, padding)

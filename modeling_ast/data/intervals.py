@@ -103,6 +103,26 @@ def mean_interval(values: np.ndarray, groups: Sequence[str] | None = None) -> In
     return _around(float(np.mean(values)), np.concatenate(draws), num_units)
 
 
+def share_interval(flags: np.ndarray, groups: Sequence[str] | None = None) -> Interval | None:
+    """Of the share of clips of which something holds.
+
+    Args:
+        flags: Whether it does, (clips,).
+        groups: As for `metric_intervals`.
+
+    Returns:
+        `None` of a single clip or group, of none, and where all draws are alike.
+    """
+    units, flags = _number(groups, len(flags)), np.asarray(flags, dtype=np.float32)
+    num_units = int(units.max(initial=-1)) + 1
+    if num_units < 2:
+        return None
+    if (share := float(flags.mean(dtype=np.float64))) in (0, 1):
+        return _of_all_or_none(share, num_units)
+    draws = [weights @ flags / weights.sum(axis=1) for weights in _draw_weights(units, len(flags), MAX_DRAWS)]
+    return _on_log_odds(share, np.concatenate(draws), num_units)
+
+
 @dataclass(frozen=True)
 class Difference:
     """A metric of two models of the same clips, and the interval of the second less the first; none of one clip."""

@@ -10,6 +10,7 @@ import numpy as np
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.model_card import CARD_NAME, read_run, write_model_card
 from modeling_ast.data.recipes import RECIPE_NAME
+from modeling_ast.data.unknown import UNKNOWN
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.model_folders import new_model_folder
 from modeling_ast.inference.result_plots import plot_reliability
@@ -107,7 +108,7 @@ def _write_card(
 
 
 def describe_calibration(model: ASTForAudioClassification, results: Mapping[str, Any]) -> str:
-    """What a card says of temperature and thresholds.
+    """What a card says of temperature, thresholds and the metrics before and after.
 
     Args:
         model: The calibrated model.
@@ -123,6 +124,8 @@ def describe_calibration(model: ASTForAudioClassification, results: Mapping[str,
         steps.append(
             f"- {len(thresholds)} of {model.config.num_labels} labels have a threshold for {goal}, in `config.json`."
         )
+    if UNKNOWN in results:
+        steps.append("- A distance was found, beyond which a clip is of none of the labels: see below.")
     return CARD_TEXT.format(
         clips=results["validation"]["clips"],
         steps="\n".join(steps),

@@ -14,8 +14,9 @@ from torch import nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.scores import score_function, to_scores
+from modeling_ast.data.unknown import can_be_unknown
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.loading import ModelError
 from modeling_ast.modeling_ast import eager_attention_forward
@@ -324,6 +325,19 @@ def export_logits_onnx(
         opset_version=OPSET,
     )
     _save(program, path)
+
+
+def model_warnings(name: str, config: ASTConfig) -> list[str]:
+    """What a graph's scores leave open of a model, in a sentence each."""
+    warnings = []
+    if config.problem_type is None:
+        warnings.append(
+            f"{name} does not say its problem_type: its scores are a softmax, as in pipelines. For several "
+            "labels a clip write multi_label_classification into its config.json."
+        )
+    if can_be_unknown(config):
+        warnings.append(f"{name} calls some sounds unknown: what is exported gives scores of its labels in any case.")
+    return warnings
 
 
 def check_for_transformers_js(

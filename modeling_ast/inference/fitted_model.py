@@ -44,7 +44,8 @@ def build_classifier(
     config = copy.deepcopy(model.config)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
-    config.problem_type, config.thresholds, config.head_layer_norm_eps = problem_type, None, None
+    config.problem_type, config.head_layer_norm_eps = problem_type, None
+    config.thresholds = config.unknown_threshold = None
     with torch.device("meta"):
         classifier = ASTForAudioClassification(config)
     classifier.audio_spectrogram_transformer = model

@@ -16,8 +16,10 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, AudioError
 from modeling_ast.data.scores import SCORE_FUNCTIONS, score_function, to_scores
+from modeling_ast.data.unknown import UNKNOWN, can_be_unknown, with_unknown
 from modeling_ast.feature_extraction_ast import PADDINGS
 from modeling_ast.inference.recordings import Recording, read_recording, recording_name
+from modeling_ast.inference.tags import choose_tags
 from modeling_ast.inference.timeline import Timeline, is_number
 from modeling_ast.inference.windows import Window, WindowCutter, WindowDataset, collate_windows, is_indexed
 from modeling_ast.loading import check_mel_bins, load_model
@@ -46,6 +48,10 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
     scores (other ones where the extractor's padding is "longest", which Transformers ignores). A longer one is cut
     into overlapping windows, batched through the model (`batch_size`), and read in blocks (in `num_workers`
     processes). WAV, FLAC, OGG and MP3 need no ffmpeg.
+
+    A model with `config.unknown_threshold` has one label more here, `unknown`: 1 in a window of none of the labels,
+    which are 0 there. Its score in a recording is its share of the time, with either aggregate; where that is all of
+    it, it is the only tag. `config.unknown_threshold = None` switches it off.
 
     All keywords can be given when the pipeline is made, and again at a call:
 
@@ -304,7 +310,11 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
                 next_index += 1
 
     def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"logits": self.model(**model_inputs).logits.float()}
+        if not can_be_unknown(self.model.config):
+            return {"logits": self.model(**model_inputs).logits.float()}
+        pooled = self.model.base_model(**model_inputs, only_pooled=True, return_dict=True).pooler_output
+        head = self.model.classifier
+        return {"logits": head(pooled).float(), "distance": head.measure_distance(pooled)}
 
     def postprocess(
         self,
@@ -318,21 +328,26 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         """The result of a recording, from its windows with their `logits` (1, labels)."""
         config, id2label = self.model.config, self.model.config.id2label  # 527 look-ups of an attribute take 2 ms
         label_names = [id2label[index] for index in range(config.num_labels)]
-        own_function = score_function(config.problem_type)
-        function_to_apply = function_to_apply or own_function
         # Fitted thresholds are those of the scores that the model's problem type gives.
-        fitted = config.thresholds or {} if function_to_apply == own_function else {}
-        logits = torch.cat([window["logits"] for window in windows])  # (windows, labels)
+        is_own = function_to_apply in (None, score_function(config.problem_type))
+        function_to_apply = function_to_apply or score_function(config.problem_type)
+        fitted = config.thresholds or {} if is_own else {}
+        fitted = {label: value for label, value in fitted.items() if label in label_names}
+        logits = torch.cat([window["logits"] for window in windows]).numpy()  # (windows, labels)
+        scores = to_scores(logits, function_to_apply)
+        if tells_unknown := is_own and can_be_unknown(config):
+            distances = torch.cat([window["distance"] for window in windows]).numpy()
+            scores, label_names = with_unknown(scores, distances > config.unknown_threshold), [*label_names, UNKNOWN]
         timeline = Timeline(
             boundaries=np.array([*(window["start"] for window in windows), windows[-1]["num_samples"]]),
-            scores=to_scores(logits.numpy(), function_to_apply),
+            scores=scores,
             label_names=label_names,
             sampling_rate=self.feature_extractor.sampling_rate,
-            thresholds={label: value for label, value in fitted.items() if label in label_names},
+            thresholds=fitted,
         )
         # One label of a softmax is the answer, however low the score; of sigmoids there may be none.
         at_least_one = threshold is None and function_to_apply == "softmax"
-        tags = _choose(timeline, aggregate, threshold, top_k, at_least_one)
+        tags = choose_tags(timeline, aggregate, threshold, top_k, at_least_one, tells_unknown)
         return {"tags": tags, "timeline": timeline} if return_timeline else tags
 
 
@@ -388,25 +403,6 @@ def _split(outputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     """Outputs of a batch, a window at a time."""
     names, tensors = zip(*outputs.items())
     return [dict(zip(names, rows)) for rows in zip(*(tensor.split(1) for tensor in tensors))]
-
-
-def _choose(
-    timeline: Timeline,
-    aggregate: str,
-    threshold: float | Mapping[str, float] | None,
-    top_k: int | None,
-    at_least_one: bool,
-) -> list[dict[str, Any]]:
-    """The labels of a recording, best first."""
-    scores, names = timeline.aggregate(aggregate), timeline.label_names
-    minimum = timeline.thresholds if threshold is None else threshold
-    if isinstance(minimum, Mapping):
-        minimum = np.array([minimum.get(name, -np.inf) for name in names])
-    order = np.argsort(-scores, kind="stable")
-    is_kept = ~(scores < minimum)[order]  # NaN, as of a model whose training diverged, stays in sight
-    is_kept[0] |= at_least_one
-    chosen = order[is_kept][:top_k]
-    return [{"score": float(scores[index]), "label": names[index]} for index in chosen]
 
 
 def is_whole(value: Any, least: int) -> bool:

@@ -34,7 +34,8 @@ def check_event_options(
             name = classifier.model.name_or_path
             raise ValueError(f"No effect on {name}, a regression model, which gives no events: {given[0]}.")
         return None
-    window = {"start": 0, "num_samples": 1, "logits": torch.zeros(1, classifier.model.config.num_labels)}
+    outputs = {"logits": torch.zeros(1, classifier.model.config.num_labels), "distance": torch.zeros(1)}
+    window = {"start": 0, "num_samples": 1, **outputs}
     timeline = classifier.postprocess([window], function_to_apply=function_to_apply, return_timeline=True)["timeline"]
     timeline.find_events(**options)
     return timeline.thresholds

@@ -124,12 +124,12 @@ def average_checkpoints(folders: Sequence[str | Path]) -> ASTForAudioClassificat
                 raise ValueError(f"expected a trained AST, but weights are missing, such as {missing[0]}.")
             if model is not None:
                 _check_alike(each.config, model.config)
+            each.drop_thresholds()  # of its own scores
             average.update(each.state_dict())
         model = model or each
     if model is None:
         raise ValueError("Expected the folders of models to average, got none.")
     model.load_state_dict(average.weights)
-    model.config.thresholds = None  # those of the first model's scores
     return model
 
 

@@ -39,7 +39,7 @@ def without_labels(config: ASTConfig) -> ASTConfig:
     """A copy, as of a model that never had a head."""
     body, default = copy.deepcopy(config), ASTConfig()
     body.id2label, body.label2id = default.id2label, default.label2id
-    body.problem_type = body.thresholds = None
+    body.problem_type = body.thresholds = body.unknown_threshold = None
     return body
 
 

@@ -136,7 +136,7 @@ def build_model(
             raise ValueError(f"expected the labels of the model ({', '.join(trained_names[:5])}, ...) in the data")
         model.reset_classifier(id2label)
     if allow_fresh_head:  # training moves the scores that they were fitted to
-        model.config.thresholds = None
+        model.drop_thresholds()
     return model
 
 
