@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 
 from modeling_ast import load_waveform
 from modeling_ast.commands import evaluate as evaluate_model
+from modeling_ast.commands import predict
 from modeling_ast.commands import train as run_audio_classification
 from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.labels import DataError
@@ -25,7 +26,8 @@ from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.predictions import class_figures, class_table, label_thresholds
-from modeling_ast.loading import ModelError
+from modeling_ast.inference.unknown_calibration import KnownSounds, captured_vectors
+from modeling_ast.loading import ModelError, load_model
 
 LABELS = ("siren", "bell", "whistle")  # not in the order of the alphabet
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -115,6 +117,34 @@ def test_all_clips_are_evaluated_with_the_models_labels(model, sounds, tmp_path,
     assert saved == results and saved["model"] == str(model)
     printed = capsys.readouterr().out
     assert "accuracy" in printed and "whistle" in printed and str(tmp_path / "out") in printed
+
+
+def test_clips_that_are_unknown_are_told_beside_the_metrics(model, sounds, tmp_path):
+    classifier, extractor = load_model(model)
+    with captured_vectors(classifier) as vectors, torch.no_grad():
+        for number in range(len(CLIPS)):
+            waveform = load_waveform(sounds / f"{number}.wav")
+            classifier(**extractor(waveform, sampling_rate=16000, return_tensors="pt"))
+    known = KnownSounds.fit(np.concatenate(vectors))
+    distances = known.measure(np.concatenate(vectors))
+    threshold = float(np.sort(distances)[3:5].mean())
+    classifier.learn_known_sounds(torch.from_numpy(known.mean), torch.from_numpy(known.factor), threshold)
+    for each in (classifier, extractor):
+        each.save_pretrained(tmp_path / "model")
+    clips = write_list(tmp_path, sounds)
+    plain = run(model, clips, "--output_dir", tmp_path / "plain")
+    results = run(tmp_path / "model", clips, "--output_dir", tmp_path / "out")
+    predict.main([str(tmp_path / "model"), str(clips), "--output_dir", str(tmp_path / "predicted")])
+    rows = read_csv(tmp_path / "out" / "predictions.csv")
+    is_unknown = distances > threshold
+    for table in (rows, read_csv(tmp_path / "predicted" / "predictions.csv")):
+        assert [row["unknown"] == "1" for row in table] == is_unknown.tolist() and is_unknown.sum() == 2
+    right = np.array([row["truth"] == row["prediction"] for row in rows])
+    assert results["metrics"].pop("refused") == pytest.approx(1 / 3)
+    assert results["metrics"].pop("accuracy_of_named") == pytest.approx(right[~is_unknown].mean())
+    low, high = results["intervals"]["refused"]
+    assert 0 < low < 1 / 3 < high < 1 and results["metrics"] == pytest.approx(plain["metrics"])
+    assert "unknown" not in read_csv(tmp_path / "plain" / "predictions.csv")[0] and "refused" not in plain["metrics"]
 
 
 def test_groups_have_figures_and_widen_the_intervals(model, sounds, tmp_path, capsys):

@@ -13,6 +13,9 @@ OUT gets `evaluation.json` (metrics with their 95 % intervals, also of each labe
 that are mistakes are in `mistakes.csv`, the most confident first, and on `mistakes.html`, a page that plays them where
 they are, without a network. Intervals are a bootstrap's over clips or, with `--group_column_name` or
 `--group_pattern`, over groups such as speakers. Clips without labels are for `modeling-ast predict`.
+
+Of a model that calls some sounds unknown (calibrate --unknown) the metrics are those of the best label in any case;
+added are the share that is refused and the accuracy of the others, and to the table a column `unknown` of 0 and 1.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from modeling_ast.data.metrics import compute_metrics, positive_labels, to_proba
 from modeling_ast.data.predictions import decide, group_figures, list_clips
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits, was_trained_on
+from modeling_ast.data.unknown import UNKNOWN
 from modeling_ast.inference.evaluation_folder import (
     MAX_SHOWN,
     default_folder,
@@ -48,6 +52,7 @@ from modeling_ast.inference.predictions import (
     label_thresholds,
     predict,
 )
+from modeling_ast.inference.unknown_calibration import captured_vectors, find_right, find_unknown, refusal_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +87,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "on others." + (" --split test leaves them out." if len(chosen) > 1 else "")
         )
     rows = concatenate_datasets(list(chosen.values()))
-    logits, labels = predict(model, extractor, rows, splits, multi_label, batch_args, description="Evaluating")
+    with captured_vectors(model) as vectors:
+        logits, labels = predict(model, extractor, rows, splits, multi_label, batch_args, description="Evaluating")
     probabilities = to_probabilities(logits, problem_type)
     thresholds = label_thresholds(label_names, model.config.thresholds)
     decisions = decide(probabilities, problem_type, thresholds)
@@ -90,6 +96,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     clips = list_clips(chosen)
     groups = clips.get("group")
     intervals = metric_intervals(metrics, probabilities, labels, problem_type, thresholds, groups)
+    if (is_unknown := find_unknown(model, vectors)) is not None:
+        clips[UNKNOWN] = is_unknown.astype(int)
+        of_refusal = refusal_metrics(is_unknown, find_right(logits, labels), groups)
+        metrics, intervals = ({**first, **second} for first, second in zip((metrics, intervals), of_refusal))
     classes = class_figures(probabilities, decisions, labels, label_names)
     results = {
         "model": args.model,

@@ -8,7 +8,8 @@ Labels that it has are not read: `modeling-ast evaluate` says how right a model 
 beginning if it is longer than the model; long recordings are for `modeling-ast tag`.
 
 OUT gets `predictions.csv`, a row a clip in the order of the data: path, split, prediction (of several labels with
-semicolons between), score, the highest probability, and the probability of every label.
+semicolons between), score, the highest probability, and the probability of every label. A model that calls some sounds
+unknown (calibrate --unknown) adds a column `unknown` of 0 and 1; the prediction is the best label in any case.
 """
 
 import argparse
@@ -29,8 +30,10 @@ from modeling_ast.data.metrics import check_finite, to_probabilities
 from modeling_ast.data.predictions import PREDICTIONS_NAME, decide, list_clips, write_predictions
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_prediction_splits
+from modeling_ast.data.unknown import UNKNOWN
 from modeling_ast.inference.evaluation_folder import default_folder
 from modeling_ast.inference.predictions import KEYS, WITHOUT, choose_rows, label_thresholds, predict
+from modeling_ast.inference.unknown_calibration import captured_vectors, find_unknown
 
 # Keys that say what labels, and groups to report on, are.
 OF_LABELS = frozenset(
@@ -66,11 +69,14 @@ def main(argv: list[str] | None = None) -> pandas.DataFrame:
     splits = read_prediction_splits(data_args, label_names)
     chosen = choose_rows(splits, args.split, data_args.dataset_name)
     rows = concatenate_datasets(list(chosen.values()))
-    logits, _ = predict(model, extractor, rows, splits, False, batch_args, description="Predicting")
+    with captured_vectors(model) as vectors:
+        logits, _ = predict(model, extractor, rows, splits, False, batch_args, description="Predicting")
     probabilities = to_probabilities(logits, problem_type)
     check_finite(probabilities)
     decisions = decide(probabilities, problem_type, label_thresholds(label_names, model.config.thresholds))
     clips = list_clips(chosen)
+    if (is_unknown := find_unknown(model, vectors)) is not None:
+        clips[UNKNOWN] = is_unknown.astype(int)
     output_dir = args.output_dir or default_folder("predictions", args.model, data_args.dataset_name, args.split)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_predictions(output_dir / PREDICTIONS_NAME, clips, probabilities, decisions, None, label_names)

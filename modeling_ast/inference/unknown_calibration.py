@@ -16,7 +16,7 @@ from modeling_ast import ASTForAudioClassification
 from modeling_ast.data.intervals import Interval, metric_intervals, share_interval
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.metrics import positive_labels
-from modeling_ast.data.unknown import UNKNOWN
+from modeling_ast.data.unknown import UNKNOWN, can_be_unknown
 from modeling_ast.inference.sound_files import SoundFile
 from modeling_ast.loading import ModelError
 
@@ -134,6 +134,31 @@ def captured_vectors(model: ASTForAudioClassification) -> Iterator[list[np.ndarr
         yield vectors
     finally:
         hook.remove()
+
+
+def find_unknown(model: ASTForAudioClassification, vectors: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Which clips are of none of a model's labels, booleans (clips,); `None` where it tells of none.
+
+    Args:
+        model: Which took the clips.
+        vectors: As from `captured_vectors`.
+    """
+    if not can_be_unknown(model.config):
+        return None
+    head = model.classifier
+    sounds = KnownSounds(*(each.float().cpu().numpy() for each in (head.known_mean, head.known_factor)))
+    return sounds.measure(np.concatenate(vectors)) > model.config.unknown_threshold
+
+
+def refusal_metrics(
+    is_unknown: np.ndarray, right: np.ndarray, groups: Sequence[str] | None
+) -> tuple[dict[str, float], dict[str, Interval]]:
+    """What share of clips with one of the labels is refused, and the accuracy of the others, with their intervals."""
+    named_groups = None if groups is None else np.asarray(groups)[~is_unknown]
+    parts = {"refused": (is_unknown, groups), "accuracy_of_named": (right[~is_unknown], named_groups)}
+    metrics = {name: float(np.mean(flags)) for name, (flags, _) in parts.items() if len(flags)}
+    intervals = {name: share_interval(*part) for name, part in parts.items()}
+    return metrics, {name: interval for name, interval in intervals.items() if interval is not None}
 
 
 def check_can_refuse(model: ASTForAudioClassification) -> None:
