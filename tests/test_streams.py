@@ -136,6 +136,9 @@ def write_labels(folder: Path, labels: list) -> str:
 WAYS = {
     "text between separators": (["hum;hiss", " hiss ;", ""], [[0, 1], [1], []]),
     "lists as text": (["['hum', 'hiss']", '["hiss"]', "[]"], [[0, 1], [1], []]),
+    "text, some missing": (["hum;hiss", None, "hiss"], [[0, 1], [], [1]]),
+    "lists, some missing": ([["hum", None], None, ["hiss"], [None]], [[0], [], [1], []]),
+    "numbers, some missing": ([0, None, 1], [[0], [], [1]]),
     "lists": ([["hum", "/m/0"], ["1"], []], [[0, 1], [1], []]),
     "two classes by their numbers": ([[0, 1], [1], [1, 0]], [[0, 1], [1], [1, 0]]),
 }

@@ -64,13 +64,20 @@ def read_labels(table: Table, separator: str, multi_label: bool) -> Labels:
     if any(is_one(values.type) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
         lengths = pc.list_value_length(values).fill_null(0).to_numpy().astype(np.int64)
         values = pc.list_flatten(values)
+    if pa.types.is_null(values.type):  # what a column without anything in it is
+        values = values.cast(pa.string())
+    if multi_label and values.null_count:  # which say as little as an empty text
+        owners, is_label = np.repeat(np.arange(len(lengths)), lengths), values.is_valid()
+        lengths = np.bincount(owners[is_label.to_numpy(zero_copy_only=False)], minlength=len(lengths))
+        values = values.filter(is_label)
     kind = values.type
     if not any(is_one(kind) for is_one in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
         raise DataError(f"{table.source}: expected text or whole numbers in {table.label_column!r}, got {kind}.")
     found, codes = find_distinct(values)
     names = class_names(table.rows.features[table.label_column])
     found = [label_name(value, names) for value in found]
-    wrong = written.is_null().to_numpy(zero_copy_only=False) | (not multi_label and lengths != 1)
+    is_missing = written.is_null().to_numpy(zero_copy_only=False)
+    wrong = np.zeros(len(lengths), bool) if multi_label else is_missing | (lengths != 1)
     wrong[np.repeat(np.arange(len(lengths)), lengths)[np.array([name is None for name in found], bool)[codes]]] = True
     if wrong.any():
         number, expected = int(np.argmax(wrong)), "labels" if multi_label else "one label a clip"
