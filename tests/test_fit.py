@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import make_tiny_config, random_model
@@ -19,9 +21,10 @@ from modeling_ast import ASTForAudioClassification
 from modeling_ast.commands import embed, fit
 from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.intervals import metric_intervals
-from modeling_ast.data.label_lists import LabelledStretch, read_label_list
 from modeling_ast.data.labels import DataError
+from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.synthetic import generate_clip
+from modeling_ast.data.truth import LabelledStretch, read_labelled_stretches
 from modeling_ast.inference.embedding_store import EmbeddingStore
 from modeling_ast.inference.embeddings import audio_embedder
 from modeling_ast.inference.examples import Examples, find_examples
@@ -74,13 +77,16 @@ def run(here: Path, *words, labels="recordings/labels.csv") -> dict:
 
 
 @pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
-def test_the_model_that_is_written_is_the_head_that_was_fitted(here, problem_type):
+def test_the_model_that_is_written_is_the_head_that_was_fitted(here, problem_type, monkeypatch):
+    heads = []
+    monkeypatch.setattr(fit, "choose_head", lambda *args: heads.append(choose_head(*args)) or heads[-1])
     results = run(here, "--output", "model", "--problem_type", problem_type)
     store = EmbeddingStore(here / "store.parquet")
-    examples = find_examples(store, read_label_list(here / "recordings/labels.csv"), "labels", problem_type)
+    stretches = read_labelled_stretches(str(here / "recordings/labels.csv"))
+    examples = find_examples(store, stretches, "labels", problem_type)
     model, extractor = store.load_model(str(here / "model"))
     vectors = store.vectors(examples.rows)
-    head, _ = choose_head(normalize(vectors, model.config.layer_norm_eps), examples)
+    ((head, _),) = heads
     expected = head.logits(normalize(vectors, model.config.layer_norm_eps))
     assert expected.std() > 0.3
     written = ASTForAudioClassification.from_pretrained("model")
@@ -126,7 +132,7 @@ def test_stock_transformers_gives_the_scores_of_the_head_without_the_package(her
     report = json.loads(done.stdout.splitlines()[-1])
     assert not report["package"] and report["class"].startswith("transformers.") and report["loading"] == {}
     store = EmbeddingStore(here / "store.parquet")
-    examples = find_examples(store, read_label_list(here / "recordings/labels.csv"), "labels")
+    examples = find_examples(store, read_labelled_stretches(str(here / "recordings/labels.csv")), "labels")
     epsilon = store.load_model(str(here / "model"))[0].config.layer_norm_eps
     head, _ = choose_head(normalize(store.vectors(examples.rows), epsilon), examples)
     embedder, tagger = (
@@ -255,35 +261,78 @@ def test_a_stretch_that_is_a_row_has_the_say_in_it(here):
 
 
 def test_a_list_says_labels_and_groups(tmp_path):
+    """Of recordings that need not be there."""
     lines = ["audio,start,end,label,site", "a.wav,0,1,x;y,p", "a.wav,0,1,z,p", "b.wav,,,,q", "b.wav,1.5,,x,q"]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     a, b = str(tmp_path / "sounds" / "a.wav"), str(tmp_path / "sounds" / "b.wav")
-    assert read_label_list(tmp_path / "list.csv", "sounds", ";", "site") == [
+    keys = ["--audio_dir=sounds", "--label_separator", ";", "--group_column_name=site"]
+    assert read_labelled_stretches(str(tmp_path / "list.csv"), keys) == [
         LabelledStretch(a, 0, 1, ("x", "y", "z"), "p"),
         LabelledStretch(b, 0, math.inf, (), "q"),
         LabelledStretch(b, 1.5, math.inf, ("x",), "q"),
     ]
     (tmp_path / "short.csv").write_text("label,audio\nx;y,a.wav\n")
-    assert read_label_list(tmp_path / "short.csv") == [LabelledStretch(str(tmp_path / "a.wav"), 0, math.inf, ("x;y",))]
+    expected = [LabelledStretch(str(tmp_path / "a.wav"), 0, math.inf, ("x;y",))]
+    assert read_labelled_stretches(str(tmp_path / "short.csv")) == expected
+    (tmp_path / "list.jsonl").write_text(
+        '{"audio": "a.wav", "start": 0, "end": 1.5, "label": ["x", "y"]}\n'
+        '{"audio": "b.wav", "start": null, "end": null, "label": null}\n'
+    )
+    a, b = str(tmp_path / "a.wav"), str(tmp_path / "b.wav")
+    expected = [LabelledStretch(a, 0, 1.5, ("x", "y")), LabelledStretch(b, 0, math.inf)]
+    assert read_labelled_stretches(str(tmp_path / "list.jsonl")) == expected
+
+
+def test_folders_say_labels_too(tmp_path, caplog):
+    for name in ("marked/a_1.wav", "marked/b_1.wav", "marked/c_1.wav", "classes/x/a_1.wav", "classes/y/b_1.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "marked" / "a_1.txt").write_text("1\t2,5\tx\n1\t2,5\ty\n")
+    (tmp_path / "marked" / "b_1.txt").touch()  # in which there is nothing
+    a, b = (str(tmp_path / "marked" / f"{name}_1.wav") for name in "ab")
+    expected = [LabelledStretch(a, 1, 2.5, ("x", "y"), "a"), LabelledStretch(b, 0, math.inf, (), "b")]
+    assert read_labelled_stretches(str(tmp_path / "marked"), ["--group_pattern=^(.)_"]) == expected
+    a, b = (str(tmp_path / "classes" / name) for name in ("x/a_1.wav", "y/b_1.wav"))
+    expected = [LabelledStretch(a, 0, math.inf, ("x",)), LabelledStretch(b, 0, math.inf, ("y",))]
+    assert read_labelled_stretches(str(tmp_path / "classes"), multi_label=False) == expected
+    (tmp_path / "classes" / "testing_list.txt").write_text("y/b_1.wav\n")
+    assert read_labelled_stretches(str(tmp_path / "classes")) == expected[:1]
+    assert "what it holds out is left out: test." in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("rows", "words"),
+    ("rows", "keys", "words"),
     [
-        ([], "expected one column 'audio', got none"),
-        (["audio,start"], "expected one column 'label', got audio, start"),
-        (["audio,label,label", "a.wav,x,y"], "expected one column 'label', got audio, label, label"),
-        (["audio,label"], "holds no rows"),
-        (["audio,start,end,label", "a.wav,3,2,x"], "line 2: expected the path of a recording, and a start from 0"),
-        (["audio,start,end,label", "a.wav,x,2,x"], "line 2: expected seconds as start, got 'x'"),
-        (["audio,label", "a.wav,x", "a.wav,"], "line 3: expected a label or none for a stretch, but line 2 says"),
-        (["audio,label,site", "a.wav,x,p", "a.wav,y,q"], "line 3: expected one group for a stretch, but line 2"),
+        ([], [], "expected a column 'audio', got none"),
+        (["audio,start"], [], "expected a column 'label', got audio, start"),
+        (["audio,start,label", "a.wav,1,x"], [], "expected whole files, got columns that seem to say .*start"),
+        (["audio,label"], [], "holds no rows"),
+        (["audio,start,end,label", "a.wav,3,2,x"], [], "row 1 .*a.wav.: expected an end behind the start of 3 s"),
+        (["audio,label", "a.wav,x"], ["--start_column_name=from"], "start_column_name has no effect on whole files"),
+        (["audio,label", "a.wav,"], ["--multi_label"], "row 1 .*: expected one label a clip in 'label', got ''"),
+        (
+            ["audio,label,site", "a.wav,x,p", "a.wav,y,q"],
+            ["--group_column_name=site"],
+            "row 2 .*: expected one group for a stretch, got p and q",
+        ),
     ],
 )
-def test_lists_that_cannot_be_used_are_refused(tmp_path, rows, words):
+def test_lists_that_cannot_be_used_are_refused(tmp_path, rows, keys, words):
     (tmp_path / "list.csv").write_text("\n".join(rows))
+    multi_label = "--multi_label" not in keys
     with pytest.raises(DataError, match=words):
-        read_label_list(tmp_path / "list.csv", group_column_name="site" if "site" in "".join(rows) else None)
+        read_labelled_stretches(str(tmp_path / "list.csv"), keys if multi_label else [], multi_label)
+
+
+def test_other_sources_and_keys_are_refused(tmp_path):
+    table = pa.table({"audio": [{"bytes": b"", "path": "a.wav"}], "label": ["x"]})
+    pq.write_table(table, tmp_path / "sounds.parquet")
+    with pytest.raises(DataError, match="expected paths of recordings in 'audio', got sounds"):
+        read_labelled_stretches(str(tmp_path / "sounds.parquet"))
+    with pytest.raises(RecipeError, match="No effect on annotations: window_seconds"):
+        read_labelled_stretches("list.csv", ["--window_seconds=1"])
+    with pytest.raises(DataError, match="Expected a list .* with audio_dir"):
+        read_labelled_stretches(str(tmp_path), ["--audio_dir=sounds"])
 
 
 def test_sites_are_held_out_where_a_column_names_them(here, capsys):
@@ -320,7 +369,7 @@ def test_stretches_are_held_out_where_a_label_is_in_one_recording(here, caplog):
             DataError,
             "no row of .*0.wav from 3.5 s to 4 s, which it does not reach",
         ),
-        (["0.wav,0,1,a", "1.wav,0,1,"], ["--problem_type", "single_label_classification"], DataError, "got 0 of one"),
+        (["0.wav,0,1,a", "1.wav,0,1,"], ["--problem_type", "single_label_classification"], DataError, "got ''"),
         (["0.wav,0,1,a", "1.wav,0,1,b"], ["--output", "OUT"], CommandError, "Expected a new or empty folder"),
         (["0.wav,0,1,a", "1.wav,0,1,b"], ["--model", "OTHER"], ModelError, "are of another model, or of this one"),
     ],

@@ -1,5 +1,6 @@
 """A review asks for what helps, loses no answer, and asks nobody the same twice."""
 
+import math
 import os
 import re
 import shutil
@@ -24,10 +25,10 @@ from modeling_ast import ASTForAudioClassification
 from modeling_ast.commands import embed, train
 from modeling_ast.commands import review as command
 from modeling_ast.commands.command_options import CommandError
-from modeling_ast.data.label_lists import read_label_list
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import claimed
 from modeling_ast.data.synthetic import generate_clip
+from modeling_ast.data.truth import LabelledStretch, read_labelled_stretches
 from modeling_ast.inference.answers import AnswersList
 from modeling_ast.inference.embedding_store import EmbeddingStore
 from modeling_ast.inference.parquet_tables import write_rows
@@ -100,7 +101,7 @@ def test_answers_are_on_the_disk_before_the_next_question(archive):
     assert review.answer(question.row, ["dog", "owl"])
     text = Path("list.csv").read_text()
     assert re.fullmatch(r"audio,start,end,label\n\d\d.wav,\d+,\d+,dog\n\d\d.wav,\d+,\d+,owl\n", text)
-    (stretch,) = read_label_list("list.csv")
+    (stretch,) = read_labelled_stretches("list.csv")
     assert (stretch.audio, stretch.start, stretch.labels) == (question.audio, question.start, ("dog", "owl"))
     again = Review(store, "list.csv")  # as after a crash
     assert again.label_names == ["dog", "owl"] and again.num_labels == 1
@@ -147,13 +148,17 @@ def test_what_is_skipped_is_not_in_the_list(archive):
 
 def test_the_curve_goes_on(archive):
     store, kinds = archive
-    review = Review(store, "list.csv", curve_path=Path("out/curve.csv"))
-    answer_some(review, kinds, 40)
-    assert len(review.curve) >= 2 and list(review.curve[0]) == list(CURVE_COLUMNS)
+    review = Review(store, "list.csv", ["dog"], curve_path=Path("out/curve.csv"))
+    for count in (12, 4):
+        for _ in range(count):
+            question = review.ask()
+            review.answer(question.row, ["dog"] if question.row % 2 else [])
+        review.fit()
+    assert [point["labels"] for point in review.curve] == [12, 16] and list(review.curve[0]) == list(CURVE_COLUMNS)
     told = [point for point in review.curve if point["value"] < 1]  # of 1 no interval can be told
     assert told and all(point["low"] <= point["value"] <= point["high"] for point in told)
     again = Review(store, "list.csv", curve_path=Path("out/curve.csv"))
-    assert again.curve == review.curve and again.fit() and again.curve[-1]["labels"] == 40
+    assert again.curve == review.curve and again.fit() and again.curve[-1]["labels"] == 16
     whole = "labels,metric,value,low,high\n10,mAP,1.0,,\n"
     Path("out/curve.csv").write_text(whole)
     (point,) = Review(store, "list.csv", curve_path=Path("out/curve.csv")).curve
@@ -189,6 +194,18 @@ def test_a_list_of_ones_own_is_added_to(tmp_path):
         AnswersList(tmp_path / "own.csv")
 
 
+def test_what_is_labelled_elsewhere_is_added_once(tmp_path):
+    answers, (a, b) = AnswersList(tmp_path / "list.csv"), (str(tmp_path / name) for name in ("a.wav", "b.wav"))
+    answers.append(a, 0, 1, ["owl"])
+    others = [LabelledStretch(b, 0, math.inf), LabelledStretch(b, 1.5, 2, ("dog", "owl"))]
+    again = [LabelledStretch(a, 0, 1, ("dog",)), *others]
+    assert answers.extend(again) == 2 and answers.extend(again) == 0
+    assert answers.read() == [LabelledStretch(a, 0, 1, ("owl",)), *others]
+    assert (tmp_path / "list.csv").read_text().splitlines()[2:] == ["b.wav,0,,", "b.wav,1.5,2,dog", "b.wav,1.5,2,owl"]
+    with pytest.raises(DataError, match="commas stand between labels in it, and are in none, got 'dog, far'"):
+        answers.append(a, 1, 2, ["dog, far"])
+
+
 # The page
 
 
@@ -198,10 +215,18 @@ SOUNDS = ("siren", "noise", "drone")
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory) -> Path:
-    """Twenty recordings of three seconds, a sound each second, their store, and its model."""
-    folder = tmp_path_factory.mktemp("review")
+    return make_recordings(tmp_path_factory.mktemp("review"), 20)
+
+
+@pytest.fixture(scope="module")
+def few_recordings(tmp_path_factory) -> Path:
+    return make_recordings(tmp_path_factory.mktemp("few"), 2)
+
+
+def make_recordings(folder: Path, count: int) -> Path:
+    """Some recordings of three seconds, a sound each second, their store, and its model."""
     generator = torch.Generator().manual_seed(0)
-    for number in range(20):
+    for number in range(count):
         sound = torch.cat([generate_clip(SOUNDS[(number + second) % 3], generator) for second in range(3)])
         write_sound(folder / "sounds" / f"{number:02} <b>.wav", sound)
     save_checkpoint(folder / "model", random_model(make_tiny_config(num_labels=1)), mean=-7.3, std=4.8)
@@ -361,7 +386,7 @@ def test_thirty_clips_are_reviewed_by_keys_alone(recordings, context, tmp_path):
         me.page.set_viewport_size({"width": 1200, "height": 900})
         me.page.screenshot(path=tmp_path / "wide.png")
     assert faults == []
-    stretches = read_label_list(recordings / "labels.csv")
+    stretches = read_labelled_stretches(str(recordings / "labels.csv"))
     assert len(stretches) == 30 == len({row for row, _ in said})
     expected = sorted(() if truth == "drone" else (truth,) for _, truth in said)
     assert sorted(each.labels for each in stretches) == expected
@@ -371,9 +396,21 @@ def test_thirty_clips_are_reviewed_by_keys_alone(recordings, context, tmp_path):
     assert result["dry_run_hours"] > 0
 
 
-def test_a_list_that_another_review_writes_to_is_left_alone(recordings, monkeypatch):
-    monkeypatch.chdir(recordings)
-    with another_process(claimed, recordings, None, "_review_mine.csv"):
+def test_a_review_begins_with_what_is_labelled_elsewhere(few_recordings, monkeypatch, capsys):
+    monkeypatch.chdir(few_recordings)
+    monkeypatch.setattr(command, "serve", lambda *args: None)
+    Path("sounds/00 <b>.txt").write_text("0\t1\tsiren\n1\t2\tnoise,far\n")
+    words = ["store.parquet", "known.csv", "--annotations", "sounds", "--label_separator", ";"]
+    with pytest.raises(DataError, match="got 'noise,far'"):
+        command.main(words)
+    command.main(words[:-2])
+    assert "2 stretches of sounds were added to known.csv." in capsys.readouterr().out
+    assert sorted(each.labels for each in AnswersList("known.csv").read()) == [("noise", "far"), ("siren",)]
+
+
+def test_a_list_that_another_review_writes_to_is_left_alone(few_recordings, monkeypatch):
+    monkeypatch.chdir(few_recordings)
+    with another_process(claimed, few_recordings, None, "_review_mine.csv"):
         with pytest.raises(DataError, match="Another run is writing to mine.csv .*another LABELS"):
             command.main(["store.parquet", "mine.csv"])
 
@@ -381,12 +418,15 @@ def test_a_list_that_another_review_writes_to_is_left_alone(recordings, monkeypa
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["nowhere/list.csv"], "Expected a list in a folder that exists, got nowhere/list.csv"),
+        (["nowhere/list.csv"], "Expected a list that ends in .csv, in a folder that exists, got nowhere/list.csv"),
+        (["list.txt"], "Expected a list that ends in .csv, in a folder that exists, got list.txt"),
+        (["list.csv", "--label_separator", ";"], "Unknown: --label_separator ;. Keys of data go with --annotations"),
+        (["list.csv", "--label_names", "owl", "dog, far"], "names of labels without commas, .*, got 'dog, far'"),
         (["list.csv", "--port", "0"], "Expected port from 1 to 65535, got 0"),
         (["list.csv", "--fit_every", "0"], "Expected fit_every of at least 1, got 0"),
     ],
 )
-def test_options_that_cannot_work_are_refused(recordings, monkeypatch, words, sentence):
-    monkeypatch.chdir(recordings)
+def test_options_that_cannot_work_are_refused(tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(CommandError, match=sentence):
         command.main(["store.parquet", *words])

@@ -17,6 +17,7 @@ from modeling_ast.data.examination import read_all_folds
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.sources import load_splits
+from modeling_ast.data.truth import read_labelled_stretches
 from modeling_ast.inference.recordings import read_recording
 from modeling_ast.training.same_run import describe_rows
 
@@ -112,11 +113,15 @@ def write_raven(path, rows, views=("Waveform 1", "Spectrogram 1")):
 
 def test_every_way_to_write_annotations_gives_the_same_clips(recordings, tmp_path_factory):
     expected = listed(load_splits(write_list(recordings), multi_label=True))
+    known = read_labelled_stretches(write_list(recordings))
+    assert [(each.start, each.end, each.labels) for each in known[:2]] == [(1, 2, ("dog",)), (1.5, 6.5, ("cat",))]
     assert expected["a.wav#t=1,2"] == ("cat", "dog")  # a second of both is half of the shorter
     own_names = {"audio": "file", "start": "begin (s)", "end": "stop (s)", "label": "species"}
     keys = {"audio_column_name": "file", "start_column_name": "begin (s)", "end_column_name": "stop (s)"}
     keys["label_column_name"] = "species"
     assert listed(load_splits(write_list(recordings, **own_names), multi_label=True, **keys)) == expected
+    words = [f"--{key}={value}" for key, value in keys.items()]
+    assert read_labelled_stretches(write_list(recordings, **own_names), words) == known
     for kind in ("audacity", "raven"):
         folder = tmp_path_factory.mktemp(kind)
         for name in "abc":
@@ -131,12 +136,15 @@ def test_every_way_to_write_annotations_gives_the_same_clips(recordings, tmp_pat
         (folder / "README.txt").write_text("about\n")
         column = {"label_column_name": "Species"} if kind == "raven" else {}
         assert listed(load_splits(str(folder), multi_label=True, **column)) == expected
+        assert read_labelled_stretches(str(folder), [f"--{key}={value}" for key, value in column.items()]) == known
     write_raven(folder / "all.txt", [row[1:] for row in ROWS])
     lines = (folder / "all.txt").read_text().splitlines()
     times = [f"\t{row[0]}.wav\t{row[1]}" for row in ROWS for _ in range(2)]  # of its file; the table's go on
     lines = [line + end for line, end in zip(lines, ["\tBegin File\tFile Offset (s)", *times])]
     (folder / "all.txt").write_text("\n".join(lines))
     assert listed(load_splits(str(folder / "all.txt"), multi_label=True, label_column_name="Species")) == expected
+    found = read_labelled_stretches(str(folder / "all.txt"), ["--label_column_name=Species"])
+    assert [(each.start, each.labels) for each in found] == [(each.start, each.labels) for each in known]
 
 
 def test_stretches_without_labels_need_none(recordings):

@@ -1,16 +1,18 @@
 """Learn to name sounds from a few labels, in seconds, on stored embeddings, and write a model like any other.
 
     modeling-ast embed recordings/ --model MODEL --level window --output STORE.parquet
-    modeling-ast fit STORE.parquet LABELS.csv --output MODEL_FOLDER
+    modeling-ast fit STORE.parquet LABELS --output MODEL_FOLDER [--key value ...]
 
-LABELS is a list with columns audio, start, end (seconds; both may be empty or missing) and label; rows of one stretch
-say its labels together, and an empty label means that it has none of them. 5 to 100 stretches a label will do. Where
-every stretch has one label the head chooses one, else each label is decided by itself.
+LABELS is a list with columns audio, start, end (seconds; both may be empty or missing) and label, or anything else
+that training reads files from: label files of Audacity or Raven, a folder of recordings with such files, a folder a
+class. Keys of a recipe say how (--label_column_name SPECIES). Rows of one stretch say its labels together, and an
+empty label means that it has none of them. 5 to 100 stretches a label will do. Where every stretch has one label the
+head chooses one, else each label is decided by itself.
 
 A logistic regression is fitted on the rows of the store that lie in these stretches; how strongly, is chosen on
-recordings that it has not seen, or on groups of them (--group_column_name: the place, the speaker, the device), and so
-is what to expect of it, with an interval. MODEL_FOLDER is the store's model with this head in its classifier: tag,
-calibrate, export, page, pipelines and Transformers without this package take it.
+recordings that it has not seen, or on groups of them (--group_column_name or --group_pattern: the place, the speaker,
+the device), and so is what to expect of it, with an interval. MODEL_FOLDER is the store's model with this head in its
+classifier: tag, calibrate, export, page, pipelines and Transformers without this package take it.
 """
 
 import argparse
@@ -21,8 +23,8 @@ from typing import Any
 
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import Parser, check_new_folder
-from modeling_ast.data.label_lists import read_label_list
 from modeling_ast.data.labels import plain
+from modeling_ast.data.truth import read_labelled_stretches
 from modeling_ast.inference.embedding_store import EmbeddingStore
 from modeling_ast.inference.examples import find_examples
 from modeling_ast.inference.fitted_model import (
@@ -45,14 +47,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         What is written to `fit_results.json`.
 
     Raises:
-        CommandError, ModelError, DataError: Options, a model, a store or labels that cannot be used.
+        CommandError, ModelError, RecipeError, DataError: Options, a model, keys, a store or labels that cannot be
+            used.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args = parse_command_line(argv)
+    args, keys = parse_command_line(argv)
     store = EmbeddingStore(args.store)
     store.expect_pooled()
-    stretches = read_label_list(args.labels, args.audio_dir, args.label_separator, args.group_column_name)
-    examples = find_examples(store, stretches, str(args.labels), args.problem_type)
+    stretches = read_labelled_stretches(args.labels, keys, args.problem_type != "single_label_classification")
+    examples = find_examples(store, stretches, args.labels, args.problem_type)
     model, extractor = store.load_model(args.model)
     begin = time.perf_counter()
     features = normalize(store.vectors(examples.rows), model.config.layer_norm_eps)
@@ -69,25 +72,22 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return results
 
 
-def parse_command_line(argv: list[str] | None) -> argparse.Namespace:
-    """The command line, with what can be checked without a store checked."""
+def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The command line, with what can be checked without a store checked, and keys of data."""
     parser = Parser(__doc__)
     parser.add_argument("store", metavar="STORE", help="table that `embed` wrote, by --level window or clip")
-    parser.add_argument("labels", metavar="LABELS", type=Path, help="list of labelled stretches")
+    parser.add_argument("labels", metavar="LABELS", help="list, label file, or folder")
     parser.add_argument("--output", type=Path, help="new folder of the model; default: only what to expect is told")
     parser.add_argument("--model", help="where the store's model is now; default: as the store says")
-    parser.add_argument("--audio_dir", help="where the paths of LABELS start, from beside it; default: there")
-    parser.add_argument("--label_separator", help="between several labels of a cell; default: a cell is one label")
-    parser.add_argument("--group_column_name", help="column of LABELS, such as place; default: a recording is a group")
     parser.add_argument(
         "--problem_type",
         choices=("single_label_classification", "multi_label_classification"),
         help="default: as the labels are",
     )
-    args = parser.parse_args(argv)
+    args, keys = parser.parse_known_args(argv)
     if args.output is not None:
         check_new_folder(args.output)
-    return args
+    return args, keys
 
 
 if __name__ == "__main__":

@@ -32,9 +32,10 @@ def list_columns(path: Path) -> list[str]:
 
 
 def read_table(
-    path: Path, columns: list[str], audio_dir: str | None, max_missing: int, are_parts: bool = False
+    path: Path, columns: list[str], audio_dir: str | None, max_missing: int | None, are_parts: bool = False
 ) -> Dataset:
-    """The named columns of a list, the first of them the paths of its sounds; see `read_columns`."""
+    """The named columns of a list, the first of them the paths of its sounds, of which so many may not be there, or
+    (`None`) any; see `read_columns`."""
     columns, parts = list(dict.fromkeys(columns)), []
     rows = read_columns(path, columns, are_parts)
     try:
@@ -97,7 +98,7 @@ def _read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def read_json(path: Path, audio_dir: str | None, max_missing: int, has_labels: bool = True) -> Table:
+def read_json(path: Path, audio_dir: str | None, max_missing: int | None, has_labels: bool = True) -> Table:
     entries = read_data_json(path, has_labels)
     files = [entry["wav"] for entry in entries]
     roots = [Path.cwd(), path.parent] if audio_dir is None else [path.parent / audio_dir]
@@ -161,7 +162,7 @@ def _to_dict(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
 
 
 def _find_files(
-    names: pa.ChunkedArray, roots: list[Path], source: Path, unit: str, max_missing: int
+    names: pa.ChunkedArray, roots: list[Path], source: Path, unit: str, max_missing: int | None
 ) -> pa.ChunkedArray:
     """Absolute path of each file, below the first root that has it, or else that it would have below the first one.
 
@@ -192,7 +193,7 @@ def _find_files(
                 found[number] = os.path.abspath(os.path.join(roots[0], name))
                 missing.append((sum(map(len, parts)) + number + 1, found[number]))
         parts.append(pa.array(found, pa.string()))
-    if missing:
+    if missing and max_missing is not None:
         number, path = missing[0]
         what = f"{source}: {len(missing)} of {len(names)} files are not there, such as {unit} {number}: {path}."
         if len(missing) > max_missing or len(missing) == len(names):

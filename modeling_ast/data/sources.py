@@ -218,7 +218,7 @@ class DataSource:
         name: str,
         labelled: Sequence[str],
         others: Sequence[str] = (),
-        max_missing: int = 0,
+        max_missing: int | None = 0,
         config_name: str | None = None,
         split_names: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Table]:
@@ -226,6 +226,7 @@ class DataSource:
         Args:
             labelled: Which splits have labels, by their names here.
             others: Columns that the training clips need too; all of them need one of groups.
+            max_missing: As for `read_table`.
         """
         of_groups = list(filter(None, [self.args.group_column_name]))
         others = [*others, *of_groups]

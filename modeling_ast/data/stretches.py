@@ -91,11 +91,8 @@ def cut_tables(
         AudioError: As from there.
     """
     stretches = [split for split, table in tables.items() if table.stretches is not None]
-    if not stretches and (idle := args.given_stretch_keys):
-        raise DataError(
-            f"{args.dataset_name}: {', '.join(idle)} has no effect on whole files. Stretches are told by a list with "
-            f"the columns {args.start_column_name} and {args.end_column_name}, or by label files beside recordings."
-        )
+    if not stretches:
+        refuse_stretch_keys(args)
     if args.background == "keep" and not (multi_label and labels):
         raise DataError(
             "Expected several labels a clip (problem_type multi_label_classification) with background keep, whose "
@@ -106,6 +103,19 @@ def cut_tables(
         tables[split], own = cut_stretches(tables[split], labels.get(split), args, multi_label, allow_bad)
         labels |= {} if own is None else {split: own}
     return tables, labels
+
+
+def refuse_stretch_keys(args: DataArguments) -> None:
+    """Refuse keys of stretches that are given for whole files.
+
+    Raises:
+        DataError: There are some.
+    """
+    if idle := args.given_stretch_keys:
+        raise DataError(
+            f"{args.dataset_name}: {', '.join(idle)} has no effect on whole files. Stretches are told by a list with "
+            f"the columns {args.start_column_name} and {args.end_column_name}, or by label files beside recordings."
+        )
 
 
 def cut_stretches(

@@ -2,20 +2,24 @@
 
 import csv
 import io
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from modeling_ast.data.files import written_beside
-from modeling_ast.data.label_lists import COLUMNS, LabelledStretch, read_label_list
-from modeling_ast.data.labels import DataError
+from modeling_ast.data.labels import DataError, plain
+from modeling_ast.data.truth import LabelledStretch, read_labelled_stretches
+
+COLUMNS = ("audio", "start", "end", "label")
 
 
 class AnswersList:
     """The file of a list: each answer is on the disk when `append` returns.
 
     Args:
-        path: Of the list; it is made with the first answer. It may have further columns, which stay empty.
+        path: Of the list, which ends in `.csv`; it is made with the first answer. It may have further columns, which
+            stay empty.
 
     Raises:
         DataError: A list that cannot be used, or that no rows can be added to.
@@ -23,7 +27,7 @@ class AnswersList:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(os.path.realpath(path))  # a link stays one
-        self._columns = list(COLUMNS)
+        self._columns, self._version, self._known = list(COLUMNS), None, []
         if self._has_rows_or_header():
             with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as file:
                 self._columns = [name.strip() for name in next(csv.reader(file))]
@@ -35,18 +39,52 @@ class AnswersList:
             self.read()
 
     def read(self) -> list[LabelledStretch]:
-        """What the list says."""
+        """What the list says, which somebody else may have changed."""
         if not self._has_rows_or_header() or len(self.path.read_bytes().splitlines()) < 2:
             return []
-        return read_label_list(self.path)
+        state = self.path.stat()
+        version = state.st_ino, state.st_mtime_ns, state.st_size
+        if self._version != version:
+            self._known, self._version = read_labelled_stretches(str(self.path)), version
+        return self._known
 
     def append(self, audio: str, start: float, end: float, labels: Sequence[str]) -> str:
-        """Add what is known of a stretch, and return the lines that were added."""
-        place = os.path.relpath(audio, self.path.absolute().parent.resolve())
-        rows = [
-            {"audio": place, "start": _to_text(start), "end": _to_text(end), "label": each} for each in labels or [""]
-        ]
-        lines = self._format(rows)
+        """Add what is known of a stretch, and return the lines that were added.
+
+        Raises:
+            DataError: A label with a comma in it.
+        """
+        return self._write([LabelledStretch(audio, start, end, tuple(labels))])
+
+    def extend(self, stretches: Iterable[LabelledStretch]) -> int:
+        """Add what is known of stretches of which the list says nothing, and return how many these were.
+
+        Raises:
+            DataError: As from `append`.
+        """
+        known = {self._place(each) for each in self.read()}
+        new = [each for each in stretches if self._place(each) not in known]
+        if new:
+            self._write(new)
+        return len(new)
+
+    def remove(self, lines: str) -> None:
+        """Take back what `append` added last of these lines."""
+        self._version = None
+        content = self.path.read_bytes().decode("utf-8", "surrogateescape")
+        at = ("\n" + content).rfind("\n" + lines)  # of a line's start: "1.wav" also ends "11.wav"
+        if at >= 0:  # they may have been removed by hand
+            with written_beside(self.path, durable=True) as unfinished:
+                rest = content[:at] + content[at + len(lines) :]
+                unfinished.write_bytes(rest.encode("utf-8", "surrogateescape"))
+
+    def _write(self, stretches: Sequence[LabelledStretch]) -> str:
+        if wrong := next((label for each in stretches for label in each.labels if "," in label), None):
+            raise DataError(f"{self.path}: commas stand between labels in it, and are in none, got {plain(wrong)!r}.")
+        self._version = None
+        lines = self._format(
+            [dict(zip(COLUMNS, (*self._place(each), label))) for each in stretches for label in each.labels or [""]]
+        )
         start_of_file = "" if self._has_rows_or_header() else self._header()
         with open(self.path, "ab+") as file:
             if file.tell():
@@ -58,14 +96,10 @@ class AnswersList:
             os.fsync(file.fileno())
         return lines
 
-    def remove(self, lines: str) -> None:
-        """Take back what `append` added last of these lines."""
-        content = self.path.read_bytes().decode("utf-8", "surrogateescape")
-        at = ("\n" + content).rfind("\n" + lines)  # of a line's start: "1.wav" also ends "11.wav"
-        if at >= 0:  # they may have been removed by hand
-            with written_beside(self.path, durable=True) as unfinished:
-                rest = content[:at] + content[at + len(lines) :]
-                unfinished.write_bytes(rest.encode("utf-8", "surrogateescape"))
+    def _place(self, stretch: LabelledStretch) -> tuple[str, str, str]:
+        """Recording, start and end, as the list writes them."""
+        folder = self.path.absolute().parent.resolve()
+        return os.path.relpath(stretch.audio, folder), _to_text(stretch.start), _to_text(stretch.end)
 
     def _has_rows_or_header(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0
@@ -80,4 +114,4 @@ class AnswersList:
 
 
 def _to_text(seconds: float) -> str:
-    return f"{seconds:.6f}".rstrip("0").rstrip(".")
+    return "" if math.isinf(seconds) else f"{seconds:.6f}".rstrip("0").rstrip(".")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modeling_ast.data.label_lists import LabelledStretch
 from modeling_ast.data.labels import DataError, name_some, plain
+from modeling_ast.data.truth import LabelledStretch
 from modeling_ast.inference.embedding_store import EmbeddingStore
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def find_examples(
     Args:
         store: Of the recordings.
         stretches: What is known.
-        source: What the list is called, for messages.
+        source: What says so, for messages.
         problem_type: `None` means a single label if every stretch has exactly one of several, else several labels.
 
     Raises:
