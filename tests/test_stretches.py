@@ -9,7 +9,7 @@ from helpers import read_csv, save_checkpoint, write_csv, write_sound
 
 from modeling_ast import load_waveform
 from modeling_ast.audio import AudioError
-from modeling_ast.commands import check, evaluate, pack, train
+from modeling_ast.commands import check, embed, evaluate, pack, train
 from modeling_ast.data.annotations import annotation_kind, read_annotations
 from modeling_ast.data.clips import Clip, iterate_clips, name_clip
 from modeling_ast.data.decoding import BadClips, DecodeAudio
@@ -18,6 +18,7 @@ from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import DataArguments
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.truth import read_labelled_stretches
+from modeling_ast.inference.embedding_store import EmbeddingStore
 from modeling_ast.inference.recordings import read_recording
 from modeling_ast.training.same_run import describe_rows
 
@@ -356,6 +357,21 @@ def test_whole_files_of_one_list_go_together_with_stretches_of_another(recording
 
 
 # Through the commands
+
+
+def test_embeddings_of_stretches_have_the_times_of_their_recordings(recordings):
+    model = save_checkpoint(recordings / "model", random_model(make_tiny_config()), mean=-7.0, std=4.0)
+    (recordings / "recipe.yaml").write_text(f"dataset_name: {write_list(recordings)}\n")
+    words = ["--level=window", "--window=0.5", "--hop=0.5", "--problem_type=multi_label_classification"]
+    output = recordings / "store.parquet"
+    embed.main(["--recipe", str(recordings / "recipe.yaml"), f"--model={model}", f"--output={output}", *words])
+    store, found = EmbeddingStore(output), {}
+    for path, rows in store.rows_by_recording().items():
+        found[path.rpartition("/")[2]] = sorted(zip(store.starts[rows].tolist(), store.ends[rows].tolist()))
+    assert found.keys() == {"a.wav", "b.wav", "c.wav"}
+    assert found["b.wav"] == [(0.5, 1.0)] and found["c.wav"] == [(3.0, 3.5)]
+    windows = [(start / 2, start / 2 + 0.5) for start in (2, 3, *range(3, 13))]
+    assert found["a.wav"] == windows
 
 
 @pytest.mark.slow

@@ -49,6 +49,10 @@ class Files(Dataset):
     def describe(self, index: int) -> dict[str, Any]:
         return {"path": to_text(self.files[index].path)}
 
+    def begin(self, index: int) -> float:
+        """Second of its recording at which a sound begins."""
+        return 0.0
+
 
 class Clips(Dataset):
     """The clips of some splits of a data set (`clips[index]`), and what is written of each.
@@ -67,9 +71,12 @@ class Clips(Dataset):
         own = ("labels" if multi_label else "label",) if self.label_names else ()
         self.columns = ("path", "split", *own)
         numbers = (number for rows in chosen.values() for number in range(len(rows)))
+        clips = list(iterate_clips(self.rows))
+        self.paths = pa.array([clip.path for clip in clips])
+        self.begins = np.array([clip.start or 0.0 for clip in clips])
         self.files = [
             SoundFile(f"{split} {number}, {clip.name or ''}", "", stamp_of(clip.path) if clip.path else [0, 0])
-            for split, number, clip in zip(self.splits.tolist(), numbers, iterate_clips(self.rows), strict=True)
+            for split, number, clip in zip(self.splits.tolist(), numbers, clips, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -80,7 +87,7 @@ class Clips(Dataset):
         return {**audio, "path": audio["path"] or f"row {index}"}  # sounds that lie in a table may have no name
 
     def describe(self, index: int) -> dict[str, Any]:
-        path = self.files[index].path.partition(", ")[2] or f"row {index}"
+        path = self.paths[index].as_py() or f"row {index}"
         known = {"path": to_text(path), "split": str(self.splits[index])}
         if self.labels is None:
             return known
@@ -88,6 +95,10 @@ class Clips(Dataset):
         if self.multi_label:
             return {**known, "labels": [self.label_names[label] for label in labels]}
         return {**known, "label": self.label_names[labels]}
+
+    def begin(self, index: int) -> float:
+        """Second of its recording at which a clip begins."""
+        return float(self.begins[index])
 
 
 class EmbeddingsFolder(ResultsFolder):
@@ -146,8 +157,8 @@ class EmbeddingsFolder(ResultsFolder):
     def write_tables(self, files: Sequence[SoundFile]) -> None:
         """The vectors of the recordings of the run, in their order, those apart that cannot be used.
 
-        Columns of the table are those that describe the recordings, `start` and `end` in seconds, and `embedding`
-        (float32 lists of fixed size).
+        Columns of the table are those that describe the recordings, `start` and `end` in seconds of the recording,
+        also where a clip is a stretch of it, and `embedding` (float32 lists of fixed size).
 
         Raises:
             AudioError: None can be used.
@@ -157,8 +168,8 @@ class EmbeddingsFolder(ResultsFolder):
             raise AudioError("Expected recordings that can be used, got none: no table is written.")
         lines = self.journal.lines(files[index].path for index in usable)
         rows = (
-            {**known, "start": start, "end": end, "embedding": vector}
-            for known, line in zip(map(self.recordings.describe, usable), lines)
+            {**self.recordings.describe(index), "start": begin + start, "end": begin + end, "embedding": vector}
+            for index, begin, line in zip(usable, map(self.recordings.begin, usable), lines)
             for start, end, vector in zip(line["starts"], line["ends"], self._to_vectors(line["vectors"]))
         )
         fields = {
