@@ -14,6 +14,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -33,6 +34,7 @@ from modeling_ast.inference.answers import AnswersList
 from modeling_ast.inference.embedding_store import EmbeddingStore
 from modeling_ast.inference.parquet_tables import write_rows
 from modeling_ast.inference.review import CURVE_COLUMNS, Review
+from modeling_ast.inference.review_page import ReviewPage, build_review_page
 
 KINDS = ("dog", "owl", "rain", "")  # the last one: none of the labels
 SHARES = (0.02, 0.03, 0.05, 0.9)
@@ -207,6 +209,31 @@ def test_what_is_labelled_elsewhere_is_added_once(tmp_path):
 
 
 # The page
+
+
+class Visitor:
+    session_hash = "one"
+
+
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", "single_label_classification"])
+def test_an_answer_says_of_every_label_whether_it_is_there(archive, problem_type):
+    review = Review(archive[0], "list.csv", ["dog", "owl"], problem_type=problem_type)
+    page = ReviewPage(review, None, None)
+    page.show = lambda visitor, words="", is_error=False: words
+    shown = lambda: str(review.ask("one").row)  # noqa: E731
+    assert page.label(shown(), "owl", Visitor) == "owl: written."
+    if problem_type == "single_label_classification":
+        assert page.none(shown(), Visitor).startswith("Expected one label, since each stretch has one, got 0")
+        assert page.label(shown(), " dog ,owl", Visitor).startswith("Expected one label")
+        assert [each.labels for each in review.answers.read()] == [("owl",)]
+    else:
+        assert page.none(shown(), Visitor) == "None of the labels (dog, owl): written."
+        assert page.label(shown(), " dog ,far  owl,dog", Visitor) == "dog and far owl: written."
+        assert [each.labels for each in review.answers.read()] == [("owl",), (), ("dog", "far owl")]
+    assert page.label(shown(), " , ", Visitor) == ""
+    blocks = build_review_page(page, "x").blocks.values()
+    is_shown = {each.value: each.visible for each in blocks if isinstance(each, gr.Button)}
+    assert is_shown["Yes (y)"] and is_shown["None of the labels (n)"] == problem_type.startswith("multi")
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -13,7 +13,7 @@ from matplotlib import colormaps, image
 
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.data.clips import Clip
-from modeling_ast.data.labels import DataError, plain
+from modeling_ast.data.labels import DataError, name_some, plain
 from modeling_ast.inference.figures import new_figure
 from modeling_ast.inference.page_layout import Page
 from modeling_ast.inference.review import Question, Review
@@ -69,7 +69,11 @@ follow();
 """
 # What is shown when a key is pressed goes with it: an answer to what came meanwhile is none.
 _SHOWN = "(...values) => {values[0] = document.getElementById('question-row')?.dataset.row ?? ''; return values}"
-_KEYS = "<small>Keys: y yes, n none of the labels, 1 to 9 a label, o another one, s skip, u undo, space play.</small>"
+_KEYS = (
+    "<small>Keys: y yes, and no other label; n none of all labels; 1 to 9 a label; o another one, or several with "
+    "commas between; s skip; u undo; space play. An answer says of every label whether it is there: what is not the "
+    "one that is asked for, but may be another, is to be named or skipped.</small>"
+)
 
 
 class ReviewPage:
@@ -94,7 +98,8 @@ class ReviewPage:
             return self.show(visitor, str(error), is_error=True)
         if not is_answer:
             return self.show(visitor)
-        words = "Skipped." if labels is None else f"{' and '.join(labels) or 'None of the labels'}: written."
+        none = f"None of the labels ({name_some(self.review.label_names)})"
+        words = "Skipped." if labels is None else f"{' and '.join(labels) or none}: written."
         if labels is not None and self.review.num_labels % self.fit_every == 0:
             words += f" {self._fit()}"
         return self.show(visitor, words)
@@ -112,9 +117,10 @@ class ReviewPage:
         return self.say(shown, None, request)
 
     def label(self, shown: str, name: str, request: gr.Request) -> list[Any]:
-        if not (name := " ".join((name or "").split())):
+        names = [" ".join(each.split()) for each in (name or "").split(",")]
+        if not (names := list(dict.fromkeys(filter(None, names)))):
             return self.show(request.session_hash)
-        return self.say(shown, [name], request)
+        return self.say(shown, names, request)
 
     def press(self, shown: str, words: str, request: gr.Request) -> list[Any]:
         """Of the button of a label, which shows its number and its name."""
@@ -223,18 +229,19 @@ def build_review_page(actions: ReviewPage, title: str) -> gr.Blocks:
         actions: What its buttons do.
         title: Of the page.
     """
+    may_have_none = actions.review.problem_type == "multi_label_classification"
     with Page(title=f"Review: {title}", analytics_enabled=False) as page:
         gr.HTML(f"<h1>{html.escape(title)}</h1>", elem_id="title")
         shown = gr.Textbox(visible="hidden")
         question = gr.HTML(elem_id="question")
         with gr.Row():
             first = [
-                gr.Button(words, elem_id=name, min_width=130, size="md", variant=variant)
-                for name, words, variant in (
-                    ("yes", "Yes (y)", "primary"),
-                    ("none", "None (n)", "primary"),
-                    ("skip", "Skip (s)", "secondary"),
-                    ("undo", "Undo (u)", "secondary"),
+                gr.Button(words, elem_id=name, min_width=130, size="md", variant=variant, visible=may_be_said)
+                for name, words, variant, may_be_said in (
+                    ("yes", "Yes (y)", "primary", True),
+                    ("none", "None of the labels (n)", "primary", may_have_none),
+                    ("skip", "Skip (s)", "secondary", True),
+                    ("undo", "Undo (u)", "secondary", True),
                 )
             ]
         with gr.Row():
@@ -242,7 +249,8 @@ def build_review_page(actions: ReviewPage, title: str) -> gr.Blocks:
                 gr.Button(visible=False, size="sm", min_width=90, elem_id=f"label-{number + 1}")
                 for number in range(MAX_BUTTONS)
             ]
-        other = gr.Textbox(label="Another label (o)", placeholder="and Enter", max_lines=1, elem_id="other")
+        words = "Another label, or several with commas between (o)"
+        other = gr.Textbox(label=words, placeholder="and Enter", max_lines=1, elem_id="other")
         status = gr.HTML(elem_id="status")
         curve = gr.HTML(elem_id="curve")
         with gr.Row():
