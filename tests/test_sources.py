@@ -915,6 +915,18 @@ def test_what_is_wrong_with_a_data_set_is_said(tmp_path, write, options, words):
         load_splits(str(path), **options)
 
 
+def test_one_label_is_enough_where_clips_may_be_without(tmp_path):
+    for number in range(4):
+        write_sound(tmp_path / f"{number}.wav", np.zeros(800))
+    rows = [{"audio": f"{number}.wav", "label": "owl" if number % 2 else ""} for number in range(4)]
+    path = str(write_csv(tmp_path / "clips.csv", rows))
+    splits = load_splits(path, multi_label=True, validation_fraction=0.5)
+    assert splits.label_names == ["owl"]
+    assert sorted(map(list, [*splits.train["labels"], *splits.validation["labels"]])) == [[], [], [0], [0]]
+    with pytest.raises(DataError, match="expected a label in 'label', got none"):
+        load_splits(str(write_csv(tmp_path / "clips.csv", [{**row, "label": ""} for row in rows])), multi_label=True)
+
+
 def text_json(text: str):
     def write(folder: Path) -> Path:
         write_sound(folder / "a.wav", sound(0))

@@ -144,16 +144,16 @@ def _parse_list(text: str) -> list[str] | None:
     return [str(item).strip() for item in found] if is_list else None
 
 
-def find_label_names(table: Table, labels: Iterable[Labels]) -> list[str]:
+def find_label_names(table: Table, labels: Iterable[Labels], multi_label: bool) -> list[str]:
     names = class_names(table.rows.features[table.label_column])
     if names is None:
         # Class indices without names keep their order.
         found = {name for split in labels for name in split.names}
         names = sorted(found, key=lambda name: (int(name), name) if name.isdecimal() else (float("inf"), name))
-    if len(names) < 2:
+    if len(names) < (1 if multi_label else 2):  # one label is there or not, if clips may be without
+        wanted = "a label" if multi_label else "at least two labels"
         raise DataError(
-            f"{table.source}: expected at least two labels in {table.label_column!r}, got "
-            f"{', '.join(names) or 'none'}."
+            f"{table.source}: expected {wanted} in {table.label_column!r}, got {', '.join(names) or 'none'}."
         )
     return names
 

@@ -290,7 +290,11 @@ class DataSource:
             index = index_model_labels(self.teacher_labels or self.model_labels or (), self.args.label_file)
             refuse_unknown(labels, index, tables)
         elif self.model_labels is None:
-            names = find_label_names(tables["train"], labels.values()) if self.args.label_file is None else None
+            names = (
+                find_label_names(tables["train"], labels.values(), self.multi_label)
+                if self.args.label_file is None
+                else None
+            )
             index = index_labels(names, self.args.label_file, self.name)
             refuse_unknown(labels, index, tables)
         else:
