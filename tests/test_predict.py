@@ -100,6 +100,16 @@ def test_the_table_and_the_page_have_what_is_wrong_and_nothing_else(models, soun
     assert f"{low:.4f} to {high:.4f}" in text and "right, worst of 3 groups first" in text
 
 
+def test_no_mistake_is_a_page_that_says_so(models, sounds, tmp_path):
+    clips = write_list(tmp_path / "clips.csv", sounds, ["bell"] * 6)
+    run(evaluate, models[SINGLE], clips, "--output_dir", tmp_path / "out")
+    said = [row["prediction"] for row in read_csv(tmp_path / "out" / "predictions.csv")]
+    run(evaluate, models[SINGLE], write_list(clips, sounds, said), "--output_dir", tmp_path / "out")
+    assert (tmp_path / "out" / "mistakes.csv").read_text().splitlines()[0].startswith("path,split,confidence,truth")
+    assert read_csv(tmp_path / "out" / "mistakes.csv") == [] == players(tmp_path / "out" / "mistakes.html")
+    assert "0 of 6 clips are mistaken" in (tmp_path / "out" / "mistakes.html").read_text()
+
+
 def test_a_stretch_is_played_from_its_start_to_its_end(models, sounds, tmp_path):
     clips = write_list(tmp_path / "clips.csv", sounds, ["bell"] * 6, start=[0.25] * 6, end=[0.75] * 5 + [1.0])
     run(evaluate, models[SINGLE], clips, "--output_dir", tmp_path / "out")

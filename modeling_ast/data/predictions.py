@@ -72,7 +72,8 @@ def write_predictions(
     names = np.array(label_names, dtype=object)
     table = clips.copy()
     if labels is not None:
-        table["truth"] = [";".join(names[present]) for present in positive_labels(probabilities, labels)]
+        positives = positive_labels(probabilities, labels) if len(table) else []  # of mistakes there may be none
+        table["truth"] = [";".join(names[present]) for present in positives]
     table["prediction"] = [";".join(names[named]) for named in decisions]
     table["score"] = probabilities.max(axis=1)
     table = table.join(pandas.DataFrame(probabilities, columns=[f"{_PROBABILITY}{name}" for name in names]))
