@@ -148,6 +148,16 @@ def test_every_way_to_write_annotations_gives_the_same_clips(recordings, tmp_pat
     assert [(each.start, each.labels) for each in found] == [(each.start, each.labels) for each in known]
 
 
+def test_selections_of_joined_tables_are_all_there(recordings):
+    """Two tables have the same numbers, which tell the views of one selection from others; or none are given."""
+    lines = ["Selection\tBegin File\tBegin Time (s)\tEnd Time (s)\tSpecies"]
+    rows = [(1, "a", 2, "dog"), ("", "a", 5, "cat"), (1, "b", 2, "cat"), ("", "b", 5, "dog")]
+    lines += [f"{number}\t{name}.wav\t{start}\t{start + 1}\t{label}" for number, name, start, label in rows]
+    (recordings / "all.txt").write_text("\n".join([*lines, lines[1]]))
+    found = listed(load_splits(str(recordings / "all.txt"), multi_label=True, label_column_name="Species"))
+    assert found == {f"{name}.wav#t={start},{start + 1}": (label,) for _, name, start, label in rows}
+
+
 def test_stretches_without_labels_need_none(recordings):
     write_raven(recordings / "a.selections.txt", [(1.0, 2.0, "dog"), (1.0, 2.0, "cat"), (3.0, 4.0, "")])
     rows = load_splits(str(recordings), unlabelled=True).train
@@ -305,6 +315,10 @@ def test_margins_are_read_and_are_no_windows_of_their_own(recordings):
     assert set(listed(load_splits(path, margin_seconds=0.5))) == {"a.wav#t=0.5,2.5", "b.wav#t=0,1.1"}
     found = listed(load_splits(path, margin_seconds=2.0, window_seconds=1.0))
     assert {name for name in found if name.startswith("a")} == {"a.wav#t=1,2"}
+    path = write_list(recordings, [("a", 0.2, 1.2, "dog"), ("b", 8.2, 9.4, "cat"), ("c", 9.5, 10.2, "owl")])
+    splits = load_splits(path, margin_seconds=10.0)  # as far as there is sound, and what was marked beyond
+    assert set(listed(splits)) == {"a.wav#t=0,10", "b.wav#t=0,10", "c.wav#t=0,10.2"}
+    assert all(len(clip.load(RATE)) == 10 * RATE for _, rows in splits for clip in iterate_clips(rows))
 
 
 def test_one_label_a_clip_keeps_the_label_of_each_row(recordings):

@@ -93,10 +93,11 @@ def _read_selections(path: Path, lines: list[tuple[int, list[str]]], label_colum
     seen = set()  # a selection has a line for each view
     for line, cells in rows:
         row = dict(zip(names, cells))
-        if (number := row.get(_SELECTION)) is not None and number in seen:
-            continue
-        seen.add(number)
         start, end, recording = row.get(_BEGIN, ""), row.get(_END, ""), row.get(_FILE) or None
+        selection = row.get(_SELECTION), recording, start, end
+        if selection[0] and selection in seen:
+            continue
+        seen.add(selection)
         found = _check(path, line, start, end, row.get(label_column or "", ""), recording)
         if recording is not None and _OFFSET in names:  # then times are those of all files one behind the other
             if (offset := _to_number(row.get(_OFFSET, ""))) is None:

@@ -141,6 +141,9 @@ def cut_stretches(
     places, recordings = _find_recordings(table)
     ends = marked.ends + args.margin_seconds
     lengths = _read_lengths(recordings, places, ends, args, allow_bad)
+    if args.margin_seconds:  # which ends with the recording
+        last = np.where(lengths[places] > 0, np.maximum(lengths[places], marked.ends), np.inf)
+        ends = np.where(np.isinf(ends), ends, np.minimum(ends, last))
     clips = _cut_windows(places, np.maximum(0.0, marked.starts - args.margin_seconds), ends, lengths, window)
     # What is left out is margin alone.
     clips = clips.take(_covers(clips.starts, clips.ends, marked.starts[clips.rows], marked.ends[clips.rows]))
@@ -227,7 +230,7 @@ def _read_lengths(
     recordings: list[str], places: np.ndarray, ends: np.ndarray, args: DataArguments, allow_bad: bool
 ) -> np.ndarray:
     """Seconds of the recordings of which they are needed; 0 of others, and of those that cannot be read."""
-    asked = set(range(len(recordings))) if args.background == "keep" else set()
+    asked = set(range(len(recordings))) if args.background == "keep" or args.margin_seconds else set()
     if args.window_seconds is not None:
         asked |= set(places[np.isinf(ends)].tolist())
     lengths = np.zeros(len(recordings))
@@ -237,7 +240,7 @@ def _read_lengths(
         except AudioError as error:
             if not allow_bad:
                 raise
-            logger.warning(f"{error} It has no background, and is not cut into windows.")
+            logger.warning(f"{error} It has no background, and neither margins nor windows end with it.")
     return lengths
 
 
