@@ -189,11 +189,14 @@ def test_a_list_of_ones_own_is_added_to(tmp_path):
     assert text == 'site,label,audio,start,end\nhill,dog,a.wav,0,1\n,owl,"b, c.wav",1.5,36000.25\n'
     answers.remove(lines)
     assert [each.labels for each in answers.read()] == [("dog",)]
-    (tmp_path / "own.csv").write_text("audio;start;end;label\na.wav;0;1;dog\n")
-    with pytest.raises(
-        DataError, match="expected a list in UTF-8 with commas and the columns audio, start, end, label"
-    ):
+    other = "audio;start;end;label\na.wav;0;1;dog\n"
+    (tmp_path / "own.csv").write_text(other)
+    sentence = "expected a list in UTF-8 with commas and the columns audio, start, end, label"
+    with pytest.raises(DataError, match=sentence):
         AnswersList(tmp_path / "own.csv")
+    with pytest.raises(DataError, match=sentence):  # changed while it is open
+        answers.append(str(tmp_path / "b.wav"), 1, 2, ["owl"])
+    assert (tmp_path / "own.csv").read_text() == other
 
 
 def test_what_is_labelled_elsewhere_is_added_once(tmp_path):

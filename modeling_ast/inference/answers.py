@@ -28,15 +28,8 @@ class AnswersList:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(os.path.realpath(path))  # a link stays one
         self._columns, self._version, self._known = list(COLUMNS), None, []
-        if self._has_rows_or_header():
-            with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as file:
-                self._columns = [name.strip() for name in next(csv.reader(file))]
-            if missing := set(COLUMNS) - set(self._columns):
-                raise DataError(
-                    f"{self.path}: expected a list in UTF-8 with commas and the columns {', '.join(COLUMNS)}, which "
-                    f"answers can be added to, got none called {min(missing)}."
-                )
-            self.read()
+        self._read_columns()
+        self.read()
 
     def read(self) -> list[LabelledStretch]:
         """What the list says, which somebody else may have changed."""
@@ -82,6 +75,7 @@ class AnswersList:
         if wrong := next((label for each in stretches for label in each.labels if "," in label), None):
             raise DataError(f"{self.path}: commas stand between labels in it, and are in none, got {plain(wrong)!r}.")
         self._version = None
+        self._read_columns()
         lines = self._format(
             [dict(zip(COLUMNS, (*self._place(each), label))) for each in stretches for label in each.labels or [""]]
         )
@@ -100,6 +94,17 @@ class AnswersList:
         """Recording, start and end, as the list writes them."""
         folder = self.path.absolute().parent.resolve()
         return os.path.relpath(stretch.audio, folder), _to_text(stretch.start), _to_text(stretch.end)
+
+    def _read_columns(self) -> None:
+        """Of the list as it is now, which somebody may have written anew in another form."""
+        if self._has_rows_or_header():
+            with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as file:
+                self._columns = [name.strip() for name in next(csv.reader(file))]
+            if missing := set(COLUMNS) - set(self._columns):
+                raise DataError(
+                    f"{self.path}: expected a list in UTF-8 with commas and the columns {', '.join(COLUMNS)}, which "
+                    f"answers can be added to, got none called {min(missing)}."
+                )
 
     def _has_rows_or_header(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0

@@ -151,7 +151,7 @@ class Review:
             lines = ""
             if labels is not None:
                 lines = self.answers.append(question.audio, question.start, question.end, labels)
-                self.label_names = sorted({*self.label_names, *labels})
+                self.label_names += [name for name in labels if name not in self.label_names]  # whose keys stay
             del self._open[visitor]
             self._take(question.audio, question.start, question.end)
             self._history.setdefault(visitor, []).append((place, question, lines))

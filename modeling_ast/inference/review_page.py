@@ -94,13 +94,14 @@ class ReviewPage:
         visitor = request.session_hash
         try:
             is_answer = self.review.answer(int(shown) if shown.isdecimal() else -1, labels, visitor)
+            is_due = labels is not None and self.review.num_labels % self.fit_every == 0
         except (DataError, OSError) as error:
             return self.show(visitor, str(error), is_error=True)
         if not is_answer:
             return self.show(visitor)
         none = f"None of the labels ({name_some(self.review.label_names)})"
         words = "Skipped." if labels is None else f"{' and '.join(labels) or none}: written."
-        if labels is not None and self.review.num_labels % self.fit_every == 0:
+        if is_due:
             words += f" {self._fit()}"
         return self.show(visitor, words)
 
@@ -161,8 +162,10 @@ class ReviewPage:
     def show(self, visitor: str, words: str = "", is_error: bool = False) -> list[Any]:
         """What the page shows: question, status, curve, the buttons of labels, and an empty field."""
         question = self.review.ask(visitor)
-        count = self.review.num_labels
-        status = f"{count} stretches labelled. {words}".strip()
+        try:
+            status = f"{self.review.num_labels} stretches labelled. {words}".strip()
+        except DataError as error:  # a list that somebody changed
+            status, is_error = str(error), True
         names = self.review.label_names[:MAX_BUTTONS]
         buttons = [gr.Button(f"{number} {name}", visible=True) for number, name in enumerate(names, start=1)] + [
             gr.Button(visible=False)

@@ -1,5 +1,6 @@
 """What a review leaves behind: the model that was fitted, and the recipe that trains the whole network."""
 
+import itertools
 from pathlib import Path
 
 import yaml
@@ -27,16 +28,15 @@ def write_reviewed(review: Review, model: ASTModel, extractor: ASTFeatureExtract
         model: The store's.
         extractor: Of its features.
         name: Of the model.
-        output: Folder; the model's in it says how many labels it knows.
+        output: Folder; the model's in it, a new one each time, says how many labels it knows.
     """
     if not review.fit():
         return "Nothing to write yet: two labels, or one and stretches without it, tell something apart."
     examples, count = review.examples, len(review.examples.truth)
-    folder = output / f"model_{count}"
-    if not folder.exists():
-        classifier = build_classifier(model, review.head, examples.label_names, examples.problem_type)
-        results = summarize_fit(name, examples, review.head, review.expected)
-        write_fitted_model(folder, classifier, extractor, results)
+    names = (f"model_{count}" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+    folder = next(folder for folder in map(output.joinpath, names) if not folder.exists())
+    classifier = build_classifier(model, review.head, examples.label_names, examples.problem_type)
+    write_fitted_model(folder, classifier, extractor, summarize_fit(name, examples, review.head, review.expected))
     path = output / RECIPE_NAME
     keys = {
         "model_name_or_path": str(folder.absolute()),
