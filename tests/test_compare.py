@@ -136,6 +136,8 @@ def test_a_folder_without_predictions_and_a_file_that_is_none_are_one_sentence(t
     path = write(tmp_path / "a" / "predictions_test.csv", right[0])
     with pytest.raises(DataError, match=r"expected predictions_validation.csv, of a run.* `modeling-ast evaluate`"):
         run(tmp_path / "a", path, "--split", "validation")
+    with pytest.raises(DataError, match="Expected the folder of a run, of which split chooses a table"):
+        run(path, path, "--split", "test")
     (tmp_path / "b.csv").write_bytes(b"\xff\x00")
     with pytest.raises(DataError, match="expected a table of predictions, which cannot be read"):
         run(path, tmp_path / "b.csv")

@@ -15,6 +15,7 @@ from pathlib import Path
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import CommandError, Parser
 from modeling_ast.data.files import written_beside
+from modeling_ast.data.labels import plain
 from modeling_ast.inference.comparison import REPORTED, Comparison, compare, difference_lines, find_predictions
 
 MAX_SHOWN = 20  # clips
@@ -65,7 +66,7 @@ def report(comparison: Comparison, output: Path | None) -> None:
     only_first, only_second = sum(first & ~second), sum(second & ~first)
     print(f"They differ on {len(table)} clips: A alone is right on {only_first}, B alone on {only_second}.")
     for row in table.head(MAX_SHOWN).itertuples():
-        print(f"  {row.path} ({row.truth or 'none'}): A {row.first or 'none'}, B {row.second or 'none'}")
+        print(plain(f"  {row.path} ({row.truth or 'none'}): A {row.first or 'none'}, B {row.second or 'none'}"))
     if len(table) > MAX_SHOWN:
         print(f"  and {len(table) - MAX_SHOWN} more" + ("" if output else " (--output FILE lists them all)"))
 

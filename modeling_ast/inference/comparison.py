@@ -49,9 +49,11 @@ def find_predictions(run: Path, split: str | None) -> list[Path]:
         split: Which clips of a run; `None` means those of test or, without any, of validation.
 
     Raises:
-        DataError: There is none.
+        DataError: There is none, or a split of a table is asked for.
     """
     if run.is_file():
+        if split is not None:
+            raise DataError(f"Expected the folder of a run, of which split chooses a table, got the table {run}.")
         return [run]
     splits = REPORTED if split is None else (split,)
     for folders in ([run], sorted(run.glob("fold_*"))):

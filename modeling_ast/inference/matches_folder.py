@@ -34,7 +34,7 @@ def write_matches(output: Path, store: EmbeddingStore, matches: Sequence[Match],
         writer = csv.writer(file)
         writer.writerow(("audio", "start", "end", "similarity"))
         for path, match in zip(found, matches):
-            writer.writerow((path, f"{match.start:g}", f"{match.end:g}", f"{match.similarity:.4f}"))
+            writer.writerow((path, f"{match.start:.10g}", f"{match.end:.10g}", f"{match.similarity:.4f}"))
     items = [
         f"<li>{as_text(match.path)}, {to_clock(match.start)} to {to_clock(match.end)} "
         f"<small>{match.similarity:.3f}</small>{_player(path, match.start, match.end)}</li>"

@@ -61,6 +61,6 @@ def player(path: str, fragment: str = "") -> str:
 
 def to_clock(seconds: float) -> str:
     """As 1:02.50, with hours where there are some."""
-    hours, rest = divmod(seconds, 3600)
+    hours, rest = divmod(round(seconds, 2), 3600)
     minutes, rest = divmod(rest, 60)
     return f"{hours:.0f}:{minutes:02.0f}:{rest:05.2f}" if hours else f"{minutes:.0f}:{rest:05.2f}"
