@@ -418,3 +418,21 @@ def test_a_folder_of_annotated_recordings_is_checked_trained_on_evaluated_and_pa
         for clip, row in zip(iterate_clips(rows), rows):
             shard = own[clip.name.rpartition("/")[2].replace(".wav", "") + ".flac"]
             assert torch.equal(Clip(shard["audio"]).load(RATE), clip.load(RATE)) and shard["labels"] == row["labels"]
+
+
+@pytest.mark.slow
+def test_a_detector_of_one_label_is_trained_and_evaluated(recordings, tmp_path):
+    # Recordings in which one kind of sound is marked: the rest of them is what a detector has to be silent in.
+    for name in "ab":
+        (recordings / f"{name}.txt").write_text("0.5\t1.5\tcat\n")
+    model = save_checkpoint(tmp_path / "start", random_model(make_tiny_config()), mean=-7.0, std=4.0)
+    run = [f"--model_name_or_path={model}", "--problem_type=multi_label_classification", "--window_seconds=0.5"]
+    run += ["--background=keep", f"--dataset_name={recordings}", f"--output_dir={tmp_path / 'run'}"]
+    metrics = train.main(
+        [*run, "--do_train=true", "--max_steps=2", "--metric_for_best_model=mAP", "--eval_strategy=steps",
+         "--eval_steps=1", "--report_to=none"]
+    )  # fmt: skip
+    assert 0 < metrics["validation_mAP"] <= 1
+    results = evaluate.main([str(tmp_path / "run"), str(recordings), *run[2:4], f"--output_dir={tmp_path / 'out'}"])
+    assert 0 < results["metrics"]["mAP"] <= 1
+    assert {row["truth"] for row in read_csv(tmp_path / "out" / "predictions.csv")} == {"", "cat"}
