@@ -763,11 +763,12 @@ def test_overwrite_is_refused_of_a_part_and_deletes_what_parts_have_written(reco
 
 
 def test_of_a_launchers_processes_the_last_one_tells_of_broken_files(recordings, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the parts are those of these paths
     monkeypatch.setenv("WORLD_SIZE", "2")
     statuses = []
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
-        statuses.append(tag(recordings, "--model", model, "--output_dir", tmp_path / "out"))
+        statuses.append(tag("recordings", "--model", model, "--output_dir", tmp_path / "out"))
     assert statuses == [0, 1] and len(read(tmp_path / "out")) == len(FOUND)
 
 
