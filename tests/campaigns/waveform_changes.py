@@ -5,6 +5,7 @@ to four up. Draws are from numpy's own generator, which training seeds for each 
 """
 
 import numpy as np
+from scipy.fft import next_fast_len
 from scipy.signal import resample
 
 SPEEDS = (0.75, 1.25)
@@ -14,24 +15,27 @@ NOISE_DB = (5.0, 40.0)  # signal to noise
 
 def speed(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
     """Faster and higher, or slower and lower."""
-    faster = np.random.uniform(*SPEEDS)
-    return resample(waveform, round(len(waveform) / faster)).astype(np.float32)
+    padded = _pad(waveform)
+    length = next_fast_len(round(len(padded) / np.random.uniform(*SPEEDS)))
+    return resample(padded, length)[: round(len(waveform) * length / len(padded))].astype(np.float32)
 
 
 def filters(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
     """A drawn gain at each octave, and lines between them, as other rooms and microphones have."""
     gains = np.random.uniform(-FILTER_DB, FILTER_DB, len(FILTER_EDGES))
-    spectrum = np.fft.rfft(waveform)
-    frequencies = np.fft.rfftfreq(len(waveform), 1 / sampling_rate)
+    padded = _pad(waveform)
+    frequencies = np.fft.rfftfreq(len(padded), 1 / sampling_rate)
     decibels = np.interp(np.log(np.maximum(frequencies, 1)), np.log(FILTER_EDGES), gains)
-    return np.fft.irfft(spectrum * 10 ** (decibels / 20), len(waveform)).astype(np.float32)
+    changed = np.fft.irfft(np.fft.rfft(padded) * 10 ** (decibels / 20), len(padded))
+    return changed[: len(waveform)].astype(np.float32)
 
 
 def noise(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
     """White to brown noise, 5 to 40 dB below the sound."""
-    spectrum = np.fft.rfft(np.random.standard_normal(len(waveform)))
+    white = np.random.standard_normal(len(_pad(waveform)))
+    spectrum = np.fft.rfft(white)
     spectrum /= np.maximum(np.arange(len(spectrum)), 1) ** np.random.uniform(0, 1)
-    drawn = np.fft.irfft(spectrum, len(waveform))
+    drawn = np.fft.irfft(spectrum, len(white))[: len(waveform)]
     level = np.sqrt(np.mean(waveform**2)) * 10 ** (-np.random.uniform(*NOISE_DB) / 20)
     return (waveform + drawn * (level / max(np.sqrt(np.mean(drawn**2)), 1e-12))).astype(np.float32)
 
@@ -41,3 +45,8 @@ def everything(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
     for change in (speed, filters, noise):
         waveform = change(waveform, sampling_rate)
     return waveform
+
+
+def _pad(waveform: np.ndarray) -> np.ndarray:
+    """With silence up to a length that is transformed fast, which a prime one is not."""
+    return np.pad(waveform, (0, next_fast_len(len(waveform)) - len(waveform)))
