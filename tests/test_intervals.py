@@ -86,6 +86,18 @@ def test_one_clip_or_one_group_has_no_interval():
         mean_interval(np.array([1.0, 0.0]), groups=["a", "a"])
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_interval_without_an_end_is_left_out():
+    # Two sites, at the smaller of which the ranking is reversed: an AUC of anything, so that d' has no end.
+    rng = np.random.default_rng(0)
+    positives = rng.random((60, 1)) < 0.5
+    scores = np.where(np.arange(60)[:, None] < 54, positives, ~positives) * 0.5 + 0.5 * rng.random((60, 1))
+    metrics = compute_metrics(scores, positives, MULTI)
+    found = metric_intervals(metrics, scores, positives, MULTI, groups=["a"] * 54 + ["b"] * 6)
+    assert "d_prime" in metrics and "d_prime" not in found and "mAUC" in found
+    assert all(math.isfinite(end) for interval in found.values() for end in (interval.low, interval.high))
+
+
 def test_a_difference_is_paired():
     """What makes clips hard for both models is no part of it."""
     rng = np.random.default_rng(3)

@@ -344,6 +344,25 @@ def test_thresholds_and_lengths_are_chosen_on_some_recordings_and_reported_on_ot
     assert f"--min_seconds {results['min_seconds']:g}" in card and "| reported on (2) | after |" in card
 
 
+def test_labels_that_are_not_annotated_keep_their_thresholds(tagged, tmp_path, monkeypatch):
+    monkeypatch.setattr(event_calibration, "LENGTHS", (0.0,))
+    folder, truth = tagged
+    own = random_model(make_tiny_config(id2label=dict(enumerate(LABELS)), problem_type="multi_label_classification"))
+    own.config.thresholds = {"dog": 0.123, "bell": 0.9}
+    model = save_checkpoint(tmp_path / "model", own, mean=-7.0, std=4.0)
+    tags = shutil.copytree(folder / "results", tmp_path / "results")
+    settings = json.loads((tags / "settings.json").read_text())
+    settings["fingerprint"] = fingerprint_model(own, ASTFeatureExtractor.from_pretrained(model))
+    (tags / "settings.json").write_text(json.dumps(settings))
+    bells = {name: [event for event in events if event.label == "bell"] for name, events in truth.items()}
+    path = write_truth(tmp_path / "bells.csv", bells)
+    keys = ["--results", str(tags), "--annotations", path, "--output_dir", str(tmp_path / "out")]
+    results = calibrate.main([str(model), *keys])
+    assert list(results["thresholds"]) == ["bell"]
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())["thresholds"]
+    assert saved == {"dog": 0.123, **results["thresholds"]}
+
+
 def test_what_cannot_be_calibrated_by_annotations_is_one_sentence(tagged, tmp_path):
     folder, truth = tagged
     path, out = write_truth(tmp_path / "a.csv", truth), ["--output_dir", str(tmp_path / "out")]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse, stats
+from scipy.special import expit
 
 from modeling_ast.data.metrics import d_prime, positive_labels
 from modeling_ast.data.predictions import decide
@@ -59,8 +60,8 @@ def metric_intervals(
         groups: Of the clips, (clips,); `None` where each stands for itself.
 
     Returns:
-        By the names of the metrics; without those that no interval can be told of: of a single clip or group, or where
-        all draws are alike, but for accuracy.
+        By the names of the metrics; without those that no interval can be told of: of a single clip or group, where
+        all draws are alike, but for accuracy, and d' whose interval has no end.
 
     Raises:
         DivergedError, ValueError: As from `compute_metrics`.
@@ -76,8 +77,9 @@ def metric_intervals(
     intervals = {}
     for name, value in metrics.items():
         if name == "d_prime" and "mAUC" in intervals:
-            ends = (d_prime(intervals["mAUC"].low), d_prime(intervals["mAUC"].high))
-            intervals[name] = Interval(*map(float, ends))
+            ends = d_prime(intervals["mAUC"].low), d_prime(intervals["mAUC"].high)
+            if np.isfinite(ends).all():
+                intervals[name] = Interval(*ends)
         elif name in drawn and (interval := _on_log_odds(value, drawn[name], num_units)) is not None:
             intervals[name] = interval
         elif name == "accuracy" and value in (0, 1):
@@ -300,7 +302,7 @@ def _on_log_odds(value: float, draws: np.ndarray, num_units: int) -> Interval | 
     if not 0 < value < 1 or not spread:
         return None
     middle, spread = np.log(value / (1 - value)), spread / (value * (1 - value))
-    low, high = (1 / (1 + np.exp(-(middle + side * spread))) for side in (-1, 1))
+    low, high = (expit(middle + side * spread) for side in (-1, 1))
     return Interval(float(low), float(high))
 
 

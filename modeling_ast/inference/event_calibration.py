@@ -139,8 +139,8 @@ def calibrate_by_annotations(
             logger.warning(f"Labels that no recording to choose by has keep their thresholds: {name_some(without)}.")
         labels_of["reported on"] = [*labels, *without]
     found = choose_options(scored[0], chosen, criteria)
-    model.config.thresholds = dict(found.threshold)
-    results: dict[str, Any] = {"model": source, "results": str(folder.path), "thresholds": model.config.thresholds}
+    model.config.thresholds = {**(model.config.thresholds or {}), **found.threshold}  # of others they stay
+    results: dict[str, Any] = {"model": source, "results": str(folder.path), "thresholds": dict(found.threshold)}
     results |= {"min_seconds": found.min_seconds, "merge_seconds": found.merge_seconds}
     for name, recordings in zip(("chosen on", "reported on"), scored):
         after = [replace(each, found=each.timeline.find_events(**vars(found), ignore=ignored)) for each in recordings]
