@@ -549,7 +549,7 @@ def test_what_is_reported_as_unknown_is_what_pipelines_refuse(trained, recipe, t
 
 def test_models_and_clips_that_unknown_makes_no_sense_of(trained, recipe, tmp_path):
     options = ["--recipe", recipe, "--no_temperature", "--output_dir", tmp_path / "out"]
-    with pytest.raises(DataError, match="Expected 99 clips or more, of which 1.00% are refused, got 40"):
+    with pytest.raises(DataError, match="Expected 99 clips or more to fit on, of which 1.00% are refused, got 40"):
         run(trained, *options, "--unknown", 0.01)
     model = ASTForAudioClassification.from_pretrained(trained)
     model.config.problem_type = MULTI

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from modeling_ast.data.metrics import DivergedError
 from modeling_ast.data.predictions import decide
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import load_splits
+from modeling_ast.data.splits import was_trained_on
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference.predictions import class_figures, class_table, label_thresholds
 from modeling_ast.inference.unknown_calibration import KnownSounds, captured_vectors
@@ -318,6 +320,20 @@ def test_clips_that_trained_the_model_are_said_to_flatter_it(sounds, tmp_path, c
     with caplog.at_level(logging.WARNING):
         run(model, clips, "--output_dir", tmp_path / "out")
     assert f"was trained on {clips}: on clips that trained it any model is better" in caplog.text
+
+
+def test_data_that_a_recipe_names_from_another_folder_are_known_again(tmp_path, monkeypatch):
+    (tmp_path / "er").mkdir()
+    clips, other = tmp_path / "er" / "clips.csv", tmp_path / "clips.csv"
+    clips.touch()
+    other.touch()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "recipe.yaml").write_text("dataset_name: ./er/clips.csv\n")
+    for folder in (tmp_path, tmp_path / "er", tmp_path / "model"):
+        monkeypatch.chdir(folder)
+        assert was_trained_on(str(tmp_path / "model"), os.path.relpath(clips))
+        assert was_trained_on(str(tmp_path / "model"), str(clips))
+        assert not was_trained_on(str(tmp_path / "model"), str(other))
 
 
 # What is refused

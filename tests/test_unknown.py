@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from modeling_ast.inference.unknown_calibration import (
     calibrate_unknown,
     captured_vectors,
     check_can_refuse,
+    check_enough_clips,
     fit_known_sounds,
 )
 from modeling_ast.loading import ModelError, load_model
@@ -98,7 +100,7 @@ def test_groups_are_not_divided():
 @pytest.mark.parametrize(
     "vectors, groups, message",
     [
-        (draw(0, 18), None, "Expected 19 clips or more, of which 5.00% are refused, got 18"),
+        (draw(0, 18), None, "Expected 19 clips or more to fit on, of which 5.00% are refused, got 18"),
         (draw(0, 30), ["a"] * 30, "Expected clips of two groups or more"),
         (np.ones((30, 8)), None, "Expected clips that differ from one another"),
     ],
@@ -106,6 +108,43 @@ def test_groups_are_not_divided():
 def test_clips_that_nothing_can_be_fitted_to_are_refused(vectors, groups, message):
     with pytest.raises(DataError, match=message):
         fit_known_sounds(vectors, 0.05, groups)
+
+
+@pytest.mark.parametrize(
+    "num_clips, has_test, message",
+    [
+        (19, True, None),
+        (18, True, "19 clips"),
+        (24, False, None),
+        (23, False, "19 clips or more to fit on, .* got 18"),
+    ],
+)
+def test_too_few_clips_are_told_before_anything_is_predicted(num_clips, has_test, message):
+    with pytest.raises(DataError, match=message) if message else nullcontext():
+        check_enough_clips(num_clips, 0.05, None, has_test)
+    if message is None:  # and they are enough
+        known = {
+            "validation": Described(draw(0, num_clips, make_model().config.hidden_size), np.arange(num_clips) > 3)
+        }
+        known |= {"test": known["validation"]} if has_test else {}
+        model = make_model(None)
+        assert calibrate_unknown(model, known, 0.05)["clips"] == num_clips
+    with pytest.raises(DataError, match="of three without test clips"):
+        check_enough_clips(100, 0.05, ["a", "b"] * 50, has_test=False)
+    check_enough_clips(100, 0.05, ["a", "b"] * 50, has_test=True)
+
+
+def test_the_interval_of_the_area_goes_by_groups():
+    model, width = make_model(None), make_model(None).config.hidden_size
+    offsets = np.random.default_rng(0).normal(size=(6, 1)).repeat(20, axis=0)
+    vectors, groups = draw(0, 120, width) * np.exp(offsets), np.repeat(np.arange(6), 20).astype(str)
+    lengths = []
+    for own in (None, groups):
+        test = Described(vectors, np.arange(120) > 3, own)
+        known = {"validation": Described(draw(1, 60, width), np.arange(60) > 3), "test": test}
+        low, high = calibrate_unknown(model, known, 0.1, Described(draw(2, 60, width) * 2))["auroc"]["interval"]
+        lengths.append(high - low)
+    assert lengths[1] > 2 * lengths[0]
 
 
 def test_a_share_has_the_interval_of_an_accuracy():

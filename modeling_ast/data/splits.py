@@ -153,12 +153,21 @@ def read_label_names(model: str) -> list[str]:
 def was_trained_on(model: str, dataset_name: str) -> bool:
     """Whether a model's folder says so, by the recipe in it.
 
+    A recipe names data from the folder that it was started in, which may be another one than this: where they are not
+    there, those that end alike are taken for them.
+
     Raises:
         RecipeError: The recipe cannot be read.
     """
     path = Path(model) / RECIPE_NAME
     trained_on = read_settings(path).get("dataset_name") if path.is_file() else None
-    return trained_on is not None and os.path.realpath(trained_on) == os.path.realpath(dataset_name)
+    if trained_on is None:
+        return False
+    asked = os.path.realpath(dataset_name)
+    if os.path.isabs(trained_on) or os.path.exists(trained_on) or not os.path.exists(asked):
+        return os.path.realpath(trained_on) == asked
+    end = [part for part in Path(trained_on).parts if part != ".."]
+    return Path(asked).parts[-len(end) :] == tuple(end)
 
 
 def read_held_out(model: str, data_args: DataArguments, multi_label: bool, alone: str = "test") -> AudioSplits:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from modeling_ast.data.classifiers import load_classifier
+from modeling_ast.data.classifiers import label_order, load_classifier
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.held_out import read_groups
 from modeling_ast.data.recipes import BatchArguments
@@ -20,6 +20,7 @@ from modeling_ast.inference.unknown_calibration import (
     calibrate_unknown,
     captured_vectors,
     check_can_refuse,
+    check_enough_clips,
     describe_unknown,
     find_right,
     unknown_rows,
@@ -61,8 +62,14 @@ def calibrate_by_clips(
     """
     multi_label = problem_type == "multi_label_classification"
     model, extractor = load_classifier(source, problem_type)
+    try:
+        label_order(model.config.id2label, splits.label_names)
+    except ValueError as error:
+        raise ModelError(f"{source} cannot be calibrated on {dataset}: {error}") from error
     if unknown_share is not None:
         check_can_refuse(model)
+        clips = splits.validation
+        check_enough_clips(len(clips), unknown_share, read_groups(clips), splits.test is not None)
     held_out = {name: rows for name, rows in splits if name != "train"}
     unknown = {UNKNOWN: unknown_rows(find_files(unknown_sounds, output_dir))} if unknown_sounds else {}
     predictions, vectors = {}, {}

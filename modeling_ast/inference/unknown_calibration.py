@@ -98,12 +98,7 @@ def fit_known_sounds(
     Source: cross-conformal prediction, Vovk, "Cross-conformal predictors", 2015.
     """
     num_clips = len(vectors)
-    rank = int(share * (num_clips + 1) + 1e-9)  # 20 times 0.05 is 1
-    if rank < 1:
-        raise DataError(
-            f"Expected {int(np.ceil(1 / share - 1e-9)) - 1} clips or more, of which {share:.2%} are refused, got "
-            f"{num_clips}: take more, or a larger share."
-        )
+    rank = _rank(num_clips, share)
     distances = np.zeros(num_clips)
     for others, told in _fold(num_clips, groups):
         distances[told] = KnownSounds.fit(vectors[others]).measure(vectors[told])
@@ -111,10 +106,43 @@ def fit_known_sounds(
     return KnownSounds.fit(vectors), float((farthest[rank - 1] + farthest[max(0, rank - 2)]) / 2)
 
 
+def _rank(num_clips: int, share: float) -> int:
+    """How many of one more clip than these may lie beyond the threshold."""
+    if (rank := int(share * (num_clips + 1) + 1e-9)) < 1:  # 20 times 0.05 is 1
+        raise DataError(
+            f"Expected {int(np.ceil(1 / share - 1e-9)) - 1} clips or more to fit on, of which {share:.2%} are refused, got "
+            f"{num_clips}: take more (without test clips a quarter more), or a larger share."
+        )
+    return rank
+
+
+def check_enough_clips(num_clips: int, share: float, groups: Sequence[str] | None, has_test: bool) -> None:
+    """Check that there is enough to fit on, and to report on where there are no test clips.
+
+    Args:
+        num_clips: Of validation.
+        share: As for `fit_known_sounds`.
+        groups: Of the clips; `None` where each stands for itself.
+        has_test: Whether other clips are reported on.
+
+    Raises:
+        DataError: Too few clips or groups.
+    """
+    parts = [np.arange(num_clips)]
+    if not has_test:
+        parts += [others for others, _ in _fold(num_clips, groups)]
+    for part in parts:
+        _rank(len(part), share)
+        list(_fold(len(part), None if groups is None else np.asarray(groups)[part]))
+
+
 def _fold(num_clips: int, groups: Sequence[str] | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     groups = np.random.default_rng(0).permutation(num_clips) if groups is None else np.asarray(groups, dtype=str)
     if (num_groups := len(np.unique(groups))) < 2:
-        raise DataError("Expected clips of two groups or more: what is known of one is told by the others.")
+        raise DataError(
+            f"Expected clips of two groups or more, of three without test clips, to fit on, got {num_groups}: what is "
+            "known of one is told by the others."
+        )
     yield from GroupKFold(min(MAX_FOLDS, num_groups)).split(groups, groups=groups)
 
 
@@ -192,7 +220,7 @@ def calibrate_unknown(
         The threshold, and what was measured, with intervals of 95 %, as JSON holds it.
 
     Raises:
-        DataError: As from `fit_known_sounds`.
+        DataError: As from `check_enough_clips` and `fit_known_sounds`.
     """
     fitted_on, split = known["validation"], "test" if "test" in known else "validation"
     sounds, threshold = fit_known_sounds(fitted_on.vectors, share, fitted_on.groups)
@@ -208,33 +236,33 @@ def calibrate_unknown(
             distances[part] = own_sounds.measure(told.vectors[part])
             is_refused[part] = distances[part] > own_threshold
     model.learn_known_sounds(torch.from_numpy(sounds.mean), torch.from_numpy(sounds.factor), threshold)
-    named_groups = None if told.groups is None else np.asarray(told.groups)[~is_refused]
+    metrics, intervals = refusal_metrics(is_refused, told.right, told.groups)
+    numbers = {"refused": len(is_refused), "accuracy_of_named": int((~is_refused).sum())}
     results = {
-        "threshold": threshold,
-        "share": share,
-        "clips": len(fitted_on.vectors),
-        "split": split,
-        "refused": _describe_share(is_refused, told.groups),
+        **{"threshold": threshold, "share": share, "clips": len(fitted_on.vectors), "split": split},
+        **{name: _describe(number, metrics.get(name), intervals.get(name)) for name, number in numbers.items()},
         "accuracy": _describe_share(told.right, told.groups),
-        "accuracy_of_named": _describe_share(told.right[~is_refused], named_groups),
     }
     if unknown is not None:
         unknown_distances = sounds.measure(unknown.vectors)
         results["unknown_refused"] = _describe_share(unknown_distances > threshold)
-        results["auroc"] = _describe_area(distances, unknown_distances)
+        results["auroc"] = _describe_area(distances, unknown_distances, told.groups)
     return results
 
 
 def _describe_share(flags: np.ndarray, groups: Sequence[str] | None = None) -> dict[str, Any]:
-    return _describe(len(flags), float(np.mean(flags)) if len(flags) else None, share_interval(flags, groups))
+    return _describe(len(flags), float(np.mean(flags)), share_interval(flags, groups))
 
 
-def _describe_area(known: np.ndarray, unknown: np.ndarray) -> dict[str, Any]:
+def _describe_area(known: np.ndarray, unknown: np.ndarray, groups: Sequence[str] | None) -> dict[str, Any]:
+    """The AUROC, whose interval takes each unknown clip for a group of its own."""
     is_unknown = np.repeat([0, 1], [len(known), len(unknown)])
     distances = np.concatenate([known, unknown])
     area = float(roc_auc_score(is_unknown, distances))
+    if groups is not None:
+        groups = [*(f"known {group}" for group in groups), *(f"unknown {place}" for place in range(len(unknown)))]
     columns = distances[:, None], is_unknown[:, None]
-    intervals = metric_intervals({"mAUC": area}, *columns, "multi_label_classification")
+    intervals = metric_intervals({"mAUC": area}, *columns, "multi_label_classification", groups=groups)
     return _describe(len(distances), area, intervals.get("mAUC"))
 
 
