@@ -415,3 +415,13 @@ def test_something_else_than_a_store_is_one_sentence(tmp_path):
     for name in ("store.parquet", "missing.parquet"):
         with pytest.raises(DataError, match=f"{name}: expected a table that `modeling-ast embed` wrote"):
             EmbeddingStore(tmp_path / name)
+
+
+def test_commas_in_names_of_folders_and_of_label_files_part_no_labels(tmp_path):
+    for name in ("classes/Rain, heavy/a.wav", "classes/Dog/b.wav", "marked/a.wav", "marked/b.wav"):
+        write_sound(tmp_path / name, np.zeros(16000))
+    (tmp_path / "marked" / "a.txt").write_text("0.0\t0.5\tRain, heavy\n0.5\t1.0\t\n")
+    (tmp_path / "marked" / "b.txt").write_text("0.0\t0.5\tDog\n")
+    for folder in ("classes", "marked"):
+        found = read_labelled_stretches(str(tmp_path / folder))
+        assert {each.labels for each in found} - {()} == {("Rain, heavy",), ("Dog",)}

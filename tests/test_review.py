@@ -20,7 +20,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import make_tiny_config, random_model
-from helpers import another_process, save_checkpoint, write_sound
+from helpers import another_process, save_checkpoint, write_csv, write_sound
 
 from modeling_ast import ASTForAudioClassification
 from modeling_ast.commands import embed, train
@@ -429,12 +429,13 @@ def test_thirty_clips_are_reviewed_by_keys_alone(recordings, context, tmp_path):
 def test_a_review_begins_with_what_is_labelled_elsewhere(few_recordings, monkeypatch, capsys):
     monkeypatch.chdir(few_recordings)
     monkeypatch.setattr(command, "serve", lambda *args: None)
-    Path("sounds/00 <b>.txt").write_text("0\t1\tsiren\n1\t2\tnoise,far\n")
-    words = ["store.parquet", "known.csv", "--annotations", "sounds", "--label_separator", ";"]
+    rows = [("sounds/00 <b>.wav", 0, 1, "siren"), ("sounds/00 <b>.wav", 1, 2, "noise,far")]
+    write_csv(Path("marked.csv"), [dict(zip(("audio", "start", "end", "label"), row)) for row in rows])
+    words = ["store.parquet", "known.csv", "--annotations", "marked.csv", "--label_separator", ";"]
     with pytest.raises(DataError, match="got 'noise,far'"):
         command.main(words)
     command.main(words[:-2])
-    assert "2 stretches of sounds were added to known.csv." in capsys.readouterr().out
+    assert "2 stretches of marked.csv were added to known.csv." in capsys.readouterr().out
     assert sorted(each.labels for each in AnswersList("known.csv").read()) == [("noise", "far"), ("siren",)]
 
 

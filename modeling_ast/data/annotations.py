@@ -196,6 +196,7 @@ def read_annotated(
         label_column="label" if has_labels else None,
         unit="annotation",
         has_columns="raven" in kinds,
+        has_separators=False,  # a line has a label, which may be "Domestic animals, pets"
         stretches=Stretches(starts, ends, nothing_in),
     )
 

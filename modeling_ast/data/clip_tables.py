@@ -93,7 +93,7 @@ class Table:
     label_column: str | None = "label"  # `None` of clips without labels
     unit: str = "row"
     has_columns: bool = True  # that one may choose by their names
-    has_separators: bool = False  # between labels, also where one is expected
+    has_separators: bool | None = None  # between labels; `None`: where several are expected
     is_whole: bool = True  # and not some rows of a stream
     stretches: Stretches | None = None  # of which the rows are, in recordings
     numbers: np.ndarray | None = None  # of the rows that these were made of

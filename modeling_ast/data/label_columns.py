@@ -56,10 +56,11 @@ def label_name(value: Any, names: list[str] | None) -> str | None:
 def read_labels(table: Table, separator: str, multi_label: bool) -> Labels:
     written = values = table.column(table.label_column)
     is_text = pa.types.is_string(written.type) or pa.types.is_large_string(written.type)
+    has_separators = multi_label if table.has_separators is None else table.has_separators
     if is_text and (lists := _parse_lists(table, written)) is not None:
         values = lists
-    elif is_text and (multi_label or table.has_separators):
-        values = _split_text(written, separator)
+    elif is_text and (multi_label or has_separators):
+        values = _split_text(written, separator if has_separators else None)
     lengths = np.ones(len(values), np.int64)
     if any(is_one(values.type) for is_one in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
         lengths = pc.list_value_length(values).fill_null(0).to_numpy().astype(np.int64)
@@ -99,9 +100,9 @@ def read_labels(table: Table, separator: str, multi_label: bool) -> Labels:
     return labels
 
 
-def _split_text(column: pa.Array, separator: str) -> pa.Array:
-    """Lists of what stands between the separators, without spaces around and without empty ones."""
-    lists = pc.split_pattern(column, separator)
+def _split_text(column: pa.Array, separator: str | None) -> pa.Array:
+    """Lists of what stands between the separators, or of all of a text, without spaces around and empty ones."""
+    lists = to_lists(column, np.ones(len(column), int)) if separator is None else pc.split_pattern(column, separator)
     texts, owners = pc.utf8_trim_whitespace(pc.list_flatten(lists)), pc.list_parent_indices(lists)
     is_label = pc.not_equal(texts, "")
     lengths = np.bincount(owners.filter(is_label).to_numpy(), minlength=len(column))

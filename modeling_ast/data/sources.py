@@ -260,7 +260,7 @@ class DataSource:
             tables = {"train": read_json(path, self.args.audio_dir, max_missing, has_labels)}
         elif are_classes:
             splits = read_class_folders(path, found, has_labels)
-            options = {"label_column": "label" if has_labels else None, "has_columns": False}
+            options = {"label_column": "label" if has_labels else None, "has_columns": False, "has_separators": False}
             tables = {split: Table(rows, name, **options) for split, rows in splits.items()}
         else:
             splits = _load_dataset(name, path, config_name, found, split_names)

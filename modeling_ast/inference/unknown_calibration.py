@@ -109,9 +109,10 @@ def fit_known_sounds(
 def _rank(num_clips: int, share: float) -> int:
     """How many of one more clip than these may lie beyond the threshold."""
     if (rank := int(share * (num_clips + 1) + 1e-9)) < 1:  # 20 times 0.05 is 1
+        least = int(np.ceil(1 / share - 1e-9)) - 1
         raise DataError(
-            f"Expected {int(np.ceil(1 / share - 1e-9)) - 1} clips or more to fit on, of which {share:.2%} are refused, got "
-            f"{num_clips}: take more (without test clips a quarter more), or a larger share."
+            f"Expected {least} clips or more to fit on, of which {share:.2%} are refused, got {num_clips}: take more "
+            "(without test clips a quarter more), or a larger share."
         )
     return rank
 
