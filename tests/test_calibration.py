@@ -581,8 +581,11 @@ def test_the_folder_lies_beside_the_models_and_brings_card_recipe_and_licence(tr
     assert f"a temperature of {results['temperature']:.4f}" in text and "10 of 10 labels have a threshold" in text
     row = f"| validation (40) | after | {results['validation']['after']['nll']:.4f} ("
     assert row in text and row in capsys.readouterr().out
+    with open(out / "README.md", "a") as file:
+        file.write("\n## Limits\n\nMine.\n")
     run(out, "--recipe", recipe, "--output_dir", tmp_path / "again")
-    assert (tmp_path / "again" / "README.md").read_text().count("## Calibration") == 1
+    again = (tmp_path / "again" / "README.md").read_text()
+    assert again.count("## Calibration") == 1 and again.count("\n## Limits\n\nMine.\n") == 1
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

@@ -153,6 +153,7 @@ def test_an_ensemble_is_compared_with_its_best_member_on_the_same_clips(recipe, 
         numbers = [found.first, found.second, found.second - found.first, found.interval.low, found.interval.high]
         columns = ("best", "ensemble", "difference", "low", "high")
         assert [float(rows[name][key]) for key in columns] == pytest.approx(numbers, abs=1e-3)
+        assert rows[name]["more_than_chance"] == str(int(found.is_more_than_chance))
     assert f"{best}, the best of them on these clips" in capsys.readouterr().out
 
 

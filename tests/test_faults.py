@@ -28,6 +28,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from modeling_ast import AudioError, load_waveform
 from modeling_ast.commands import train as script
 from modeling_ast.commands.command_faults import fault_sentence
+from modeling_ast.commands.command_options import CommandError, check_new_folder
 from modeling_ast.data import locks
 from modeling_ast.data.decoding import BadClips
 from modeling_ast.data.files import (
@@ -169,6 +170,18 @@ def test_what_is_written_to_its_end_takes_the_place_of_what_was_there(tmp_path):
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "new"
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["new"]
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "empty", "a", "b"}
+
+
+def test_a_link_to_an_empty_folder_stays_one(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with new_folder(tmp_path / "link") as unfinished:
+        (unfinished / "a.txt").touch()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there" / "a.txt").exists()
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CommandError, match="in which this was started"):
+        check_new_folder(Path("."))
 
 
 def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):

@@ -154,6 +154,10 @@ def test_evaluation_is_without_weights(tmp_path, drawn):
         ("--pos_weight=nan", "Expected pos_weight balanced or a number .* got nan"),
         ("--pos_weight=2", "pos_weight has no effect with one label a clip"),
         ("--class_weights=balanced --class_balanced_sampling=true", "got class_balanced_sampling and class_weights"),
+        (
+            f"--class_weights=balanced --pos_weight=balanced --problem_type={SEVERAL}",
+            "got class_weights and pos_weight",
+        ),
         ("--class_weights=balanced --teacher_targets=x", "class_weights has no place beside teacher_targets"),
         ("--class_weights=balanced --unlabelled=true", "class_weights needs labels"),
     ],
@@ -169,7 +173,7 @@ def test_a_number_goes_with_balanced_draws():
 
 
 def test_weights_are_kept_and_in_the_card(tmp_path, drawn):
-    weights = LossWeights(["a", "NA", "x;y", "1", "e"], drawn["weights"].class_weights)
+    weights = LossWeights(["a", "NA", "x;y", "01", "e"], drawn["weights"].class_weights)
     weights.write(tmp_path / "loss_weights.csv")
     again = LossWeights.read(tmp_path / "loss_weights.csv")
     assert again.label_names == weights.label_names and again.pos_weight is None
@@ -178,6 +182,6 @@ def test_weights_are_kept_and_in_the_card(tmp_path, drawn):
     model = random_model(make_tiny_config())
     write_model_card(tmp_path, model, ASTFeatureExtractor(max_length=64, num_mel_bins=32), None, None, {})
     card = (tmp_path / "README.md").read_text()
-    assert "weighed in the loss of training: class_weights 0.1 (a), 2 (NA), 1 (x;y), 7 (1), 0.5 (e)." in card
+    assert "weighed in the loss of training: class_weights 0.1 (a), 2 (NA), 1 (x;y), 7 (01), 0.5 (e)." in card
     many = LossWeights([str(number) for number in range(30)], np.linspace(1, 2, 30))
     assert str(many) == "class_weights from 1 (0) to 2 (29)"

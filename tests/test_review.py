@@ -431,11 +431,16 @@ def test_a_review_begins_with_what_is_labelled_elsewhere(few_recordings, monkeyp
     monkeypatch.setattr(command, "serve", lambda *args: None)
     rows = [("sounds/00 <b>.wav", 0, 1, "siren"), ("sounds/00 <b>.wav", 1, 2, "noise,far")]
     write_csv(Path("marked.csv"), [dict(zip(("audio", "start", "end", "label"), row)) for row in rows])
+    write_sound(few_recordings / "later.wav", np.zeros(16000))  # which the store does not have
+    with open("marked.csv", "a") as file:
+        file.write("later.wav,0,1,siren\n")
     words = ["store.parquet", "known.csv", "--annotations", "marked.csv", "--label_separator", ";"]
     with pytest.raises(DataError, match="got 'noise,far'"):
         command.main(words)
     command.main(words[:-2])
-    assert "2 stretches of marked.csv were added to known.csv." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 stretches of marked.csv were added to known.csv." in said
+    assert "1 are of recordings that are not in store.parquet, and were left out." in said
     assert sorted(each.labels for each in AnswersList("known.csv").read()) == [("noise", "far"), ("siren",)]
 
 

@@ -128,8 +128,10 @@ def check_new_folder(folder: Path) -> None:
     """Check a folder that is to be written.
 
     Raises:
-        CommandError: It is there already, and not empty.
+        CommandError: It is there already, and not empty, or this process stands in it.
     """
+    if folder.resolve() == Path.cwd():
+        raise CommandError(f"Expected a new or empty folder to write to, got {folder}, in which this was started.")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CommandError(
             f"Expected a new or empty folder to write to, but {folder} is there: remove it, or choose another."

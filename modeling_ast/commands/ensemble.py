@@ -86,9 +86,10 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         decisions = decide(mean, problem_type, label_thresholds(label_names, None))
         write_predictions(args.output_dir / PREDICTIONS_NAME, clips, mean, decisions, labels, label_names)
         report(results, args.output_dir / "ensemble_results.csv")
+        (difference := args.output_dir / "ensemble_difference.csv").unlink(missing_ok=True)
         if len(args.models) > 1:
             compared = compare_with_best(predictions, "ensemble", results, labels, problem_type, groups)
-            report_difference(*compared, args.output_dir / "ensemble_difference.csv")
+            report_difference(*compared, difference)
         print(f"Saved in {args.output_dir}.")
     return results
 
@@ -135,7 +136,8 @@ def report_difference(best: str, differences: dict[str, Difference], path: Path)
     print("\n".join(difference_lines(differences)))
     rows = [
         {"metric": name, "model": best, "best": found.first, "ensemble": found.second}
-        | {"difference": found.second - found.first, **(vars(found.interval) if found.interval else {})}
+        | {"difference": found.second - found.first, "more_than_chance": int(found.is_more_than_chance)}
+        | (vars(found.interval) if found.interval else {})
         for name, found in differences.items()
     ]
     with written_beside(path) as unfinished:

@@ -34,7 +34,7 @@ from modeling_ast.data.metrics import compute_metrics, positive_labels, to_proba
 from modeling_ast.data.predictions import decide, group_figures, list_clips
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_evaluation_splits, was_trained_on
-from modeling_ast.data.unknown import UNKNOWN
+from modeling_ast.data.unknown import UNKNOWN, can_be_unknown
 from modeling_ast.inference.evaluation_folder import (
     MAX_SHOWN,
     default_folder,
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "on others." + (" --split test leaves them out." if len(chosen) > 1 else "")
         )
     rows = concatenate_datasets(list(chosen.values()))
-    with captured_vectors(model) as vectors:
+    with captured_vectors(model, can_be_unknown(model.config)) as vectors:
         logits, labels = predict(model, extractor, rows, splits, multi_label, batch_args, description="Evaluating")
     probabilities = to_probabilities(logits, problem_type)
     thresholds = label_thresholds(label_names, model.config.thresholds)

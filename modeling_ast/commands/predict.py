@@ -7,8 +7,8 @@ one of these; keys of a recipe say how it is read (`--audio_dir`, `--audio_colum
 Labels that it has are not read: `modeling-ast evaluate` says how right a model is. A clip gets one row, by its
 beginning if it is longer than the model; long recordings are for `modeling-ast tag`.
 
-OUT gets `predictions.csv`, a row a clip in the order of the data: path, split, prediction (of several labels with
-semicolons between), score, the highest probability, and the probability of every label. A model that calls some sounds
+OUT gets `predictions.csv`, a row a clip, split by split: path, split, prediction (of several labels with semicolons
+between), score, the highest probability, and the probability of every label. A model that calls some sounds
 unknown (calibrate --unknown) adds a column `unknown` of 0 and 1; the prediction is the best label in any case.
 """
 
@@ -30,7 +30,7 @@ from modeling_ast.data.metrics import check_finite, to_probabilities
 from modeling_ast.data.predictions import PREDICTIONS_NAME, decide, list_clips, write_predictions
 from modeling_ast.data.recipes import parse_data_arguments
 from modeling_ast.data.splits import read_prediction_splits
-from modeling_ast.data.unknown import UNKNOWN
+from modeling_ast.data.unknown import UNKNOWN, can_be_unknown
 from modeling_ast.inference.evaluation_folder import default_folder
 from modeling_ast.inference.predictions import KEYS, WITHOUT, choose_rows, label_thresholds, predict
 from modeling_ast.inference.unknown_calibration import captured_vectors, find_unknown
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> pandas.DataFrame:
         argv: Command line without the program; `None` takes the process's own.
 
     Returns:
-        A row a clip: what tells it from others, and the probability of each label by its name.
+        A row a clip: what tells it from others, and `p_{label}`, the probability of each label.
 
     Raises:
         CommandError, ModelError, RecipeError, DataError, AudioError, DivergedError: Options, a model, keys, a data set
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> pandas.DataFrame:
     splits = read_prediction_splits(data_args, label_names)
     chosen = choose_rows(splits, args.split, data_args.dataset_name)
     rows = concatenate_datasets(list(chosen.values()))
-    with captured_vectors(model) as vectors:
+    with captured_vectors(model, can_be_unknown(model.config)) as vectors:
         logits, _ = predict(model, extractor, rows, splits, False, batch_args, description="Predicting")
     probabilities = to_probabilities(logits, problem_type)
     check_finite(probabilities)
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> pandas.DataFrame:
     output_dir.mkdir(parents=True, exist_ok=True)
     write_predictions(output_dir / PREDICTIONS_NAME, clips, probabilities, decisions, None, label_names)
     report(decisions, label_names, output_dir / PREDICTIONS_NAME)
-    return clips.join(pandas.DataFrame(probabilities, columns=label_names))
+    return clips.join(pandas.DataFrame(probabilities, columns=[f"p_{name}" for name in label_names]))
 
 
 def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:

@@ -59,8 +59,13 @@ def main(argv: list[str] | None = None) -> None:
     with working_folder() as folder, claimed(args.labels.absolute().parent, refusal, f"_review_{args.labels.name}"):
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
         if args.annotations is not None:
-            count = AnswersList(args.labels).extend(read_labelled_stretches(args.annotations, keys, args.multi_label))
+            stretches = read_labelled_stretches(args.annotations, keys, args.multi_label)
+            recordings = store.rows_by_recording()
+            own = [each for each in stretches if each.audio in recordings]
+            count = AnswersList(args.labels).extend(own)
             print(f"{count} stretches of {plain(args.annotations)} were added to {plain(str(args.labels))}.")
+            if without := len(stretches) - len(own):
+                print(f"{without} are of recordings that are not in {plain(args.store)}, and were left out.")
         review = Review(
             store,
             args.labels,

@@ -87,12 +87,13 @@ def files_written_beside(folder: str | os.PathLike) -> Iterator[Path]:
 def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """Where to write a folder that is not there yet, or is empty, by several processes at once too.
 
-    It has its name already, and gets its place when it is whole, unless that holds something by then.
+    It has its name already, and gets its place when it is whole, unless that holds something by then. A link to a
+    folder stays one.
 
     Raises:
         OSError: Another process was faster.
     """
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
         unfinished = Path(beside) / folder.name

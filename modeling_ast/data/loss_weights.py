@@ -78,6 +78,7 @@ class LossWeights:
     @classmethod
     def read(cls, path: str | os.PathLike) -> "LossWeights":
         """What `write` wrote."""
-        table = pandas.read_csv(path, keep_default_na=False, na_values={"class_weight": [""], "pos_weight": [""]})
+        options = {"keep_default_na": False, "na_values": {"class_weight": [""], "pos_weight": [""]}}
+        table = pandas.read_csv(path, dtype={"label": str}, **options)
         weights = (table[name].to_numpy(float) for name in ("class_weight", "pos_weight"))
-        return cls(list(map(str, table["label"])), *(None if np.isnan(each).all() else each for each in weights))
+        return cls(table["label"].tolist(), *(None if np.isnan(each).all() else each for each in weights))

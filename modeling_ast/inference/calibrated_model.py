@@ -10,7 +10,7 @@ import numpy as np
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.model_card import CARD_NAME, read_run, write_model_card
 from modeling_ast.data.recipes import RECIPE_NAME
-from modeling_ast.data.unknown import UNKNOWN
+from modeling_ast.data.unknown import UNKNOWN, can_be_unknown
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.model_folders import new_model_folder
 from modeling_ast.inference.result_plots import plot_reliability
@@ -97,7 +97,8 @@ def _write_card(
     """The model's own card under its new name, or a new one, and what was done since."""
     card = folder / CARD_NAME
     if (source / CARD_NAME).is_file():
-        text = (source / CARD_NAME).read_text(encoding="utf-8").partition(CARD_HEADING)[0]
+        before, _, after = (source / CARD_NAME).read_text(encoding="utf-8").partition(CARD_HEADING)
+        text = before + "".join(after.partition("\n## ")[1:])  # what somebody wrote behind it stays
         old, new = source.resolve().name, folder.name
         text = text.replace(f"\n# {old}\n", f"\n# {new}\n").replace(f'model="{old}"', f'model="{new}"')
     else:
@@ -118,14 +119,17 @@ def describe_calibration(model: ASTForAudioClassification, results: Mapping[str,
     if results["temperature"] is not None:
         steps.append(f"- The logits were divided by a temperature of {results['temperature']:.4f}, in the classifier.")
     if (thresholds := model.config.thresholds) is not None:
-        goal = "the best F1"
-        if results["target_precision"] is not None:
-            goal = f"a precision of {results['target_precision']}"
+        goal = "from an earlier calibration"
+        if "without_positives" in results:  # they were found now
+            precision = results["target_precision"]
+            goal = "for the best F1" if precision is None else f"for a precision of {precision}"
         steps.append(
-            f"- {len(thresholds)} of {model.config.num_labels} labels have a threshold for {goal}, in `config.json`."
+            f"- {len(thresholds)} of {model.config.num_labels} labels have a threshold {goal}, in `config.json`."
         )
     if UNKNOWN in results:
         steps.append("- A distance was found, beyond which a clip is of none of the labels: see below.")
+    elif can_be_unknown(model.config):
+        steps.append("- Beyond a distance that an earlier calibration found a clip is of none of the labels.")
     return CARD_TEXT.format(
         clips=results["validation"]["clips"],
         steps="\n".join(steps),

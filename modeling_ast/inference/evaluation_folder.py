@@ -59,6 +59,7 @@ def write_evaluation(
         labels: Class indices or multi-hot.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / EVALUATION_NAME).unlink(missing_ok=True)  # figures of other tables than those beside them
     names = [each["label"] for each in results["labels"]]
     arrays = probabilities, decisions, labels, names
     write_predictions(folder / PREDICTIONS_NAME, clips, *arrays)

@@ -37,15 +37,11 @@ def write_matches(output: Path, store: EmbeddingStore, matches: Sequence[Match],
             writer.writerow((path, f"{match.start:.10g}", f"{match.end:.10g}", f"{match.similarity:.4f}"))
     items = [
         f"<li>{as_text(match.path)}, {to_clock(match.start)} to {to_clock(match.end)} "
-        f"<small>{match.similarity:.3f}</small>{_player(path, match.start, match.end)}</li>"
+        f"<small>{match.similarity:.3f}</small>{player(path, match.start, match.end)}</li>"
         for path, match in zip(found, matches)
     ]
     title = f"Like {Path(asked.audio).name}, {to_clock(asked.start)} to {to_clock(asked.end)}"
     words = as_text(f"Of {len(store):,} stretches in {store.path}. The number is the cosine.")
-    source = _player(os.path.relpath(asked.audio, output.resolve()), asked.start, asked.end)
+    source = player(os.path.relpath(asked.audio, output.resolve()), asked.start, asked.end)
     head = [f"<p>{source}</p>", f"<p><small>{words}</small></p>"]
     write_page(output / PAGE_NAME, title, [*head, "<ol>", *items, "</ol>"])
-
-
-def _player(path: str, start: float, end: float) -> str:
-    return player(path, f"{start:.3f},{end:.3f}")

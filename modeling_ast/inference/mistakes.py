@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 import pandas
@@ -104,8 +103,6 @@ def _describe(named: np.ndarray, probabilities: np.ndarray, label_names: Sequenc
 
 def _player(folder: Path, clip: Clip, place: int) -> str:
     """Of the file, or of one that is written; nothing where neither can be."""
-    times: Any = [f"{each:.3f}" if each is not None else "" for each in (clip.start, clip.end)]
-    fragment = ",".join(times) if clip.is_stretch else ""
     if clip.content is not None:
         path = folder / SOUNDS_NAME / f"{place + 1:03}{PurePath(clip.path or '').suffix}"
         path.parent.mkdir(exist_ok=True)
@@ -114,4 +111,4 @@ def _player(folder: Path, clip: Clip, place: int) -> str:
         path = clip.path
     else:
         return ""
-    return player(os.path.relpath(os.path.realpath(path), folder.resolve()), fragment)
+    return player(os.path.relpath(os.path.realpath(path), folder.resolve()), clip.start, clip.end)

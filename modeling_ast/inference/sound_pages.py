@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from modeling_ast.data.clips import name_clip
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import plain
 
@@ -46,17 +47,16 @@ def as_text(text: str) -> str:
     return escape(plain(text))
 
 
-def player(path: str, fragment: str = "") -> str:
+def player(path: str, start: float | None = None, end: float | None = None) -> str:
     """A player of a file, or of a stretch of it.
 
     Args:
         path: Of the file, from the page's folder.
-        fragment: `start,end` in seconds, either of which may be empty; all of it where that is nothing.
-
-    Source: W3C Media Fragments URI 1.0, temporal dimension.
+        start: Of the stretch, in seconds; `None` means the beginning of the file.
+        end: Of the stretch; `None` means the end of the file.
     """
-    times = f"#t={fragment}" if fragment else ""
-    return f'<audio controls preload="none" src="{quote(os.fsencode(path))}{times}"></audio>'
+    source = name_clip(quote(os.fsencode(path)), start, end)
+    return f'<audio controls preload="none" src="{source}"></audio>'
 
 
 def to_clock(seconds: float) -> str:

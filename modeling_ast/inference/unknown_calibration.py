@@ -153,9 +153,12 @@ def find_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def captured_vectors(model: ASTForAudioClassification) -> Iterator[list[np.ndarray]]:
-    """Vectors behind the layer norm of the head, a batch each, of all that the model takes meanwhile."""
+def captured_vectors(model: ASTForAudioClassification, are_asked: bool = True) -> Iterator[list[np.ndarray]]:
+    """Vectors behind the layer norm of the head, a batch each, of all that the model takes meanwhile, if asked for."""
     vectors: list[np.ndarray] = []
+    if not are_asked:  # of a million clips they are gigabytes
+        yield vectors
+        return
     hook = model.classifier.layernorm.register_forward_hook(
         lambda module, inputs, output: vectors.append(output.float().cpu().numpy())
     )

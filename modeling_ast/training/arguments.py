@@ -344,6 +344,8 @@ class ASTTrainingArguments(TrainingArguments):
             raise ValueError(f"{weighs[0]} has no place beside teacher_targets: what teachers say is learnt as it is.")
         if self.class_balanced_sampling and "balanced" in (self.class_weights, self.pos_weight):
             raise ValueError(f"Expected one way to balance labels, got class_balanced_sampling and {weighs[0]}.")
+        if self.class_weights == self.pos_weight == "balanced":
+            raise ValueError("Expected one way to balance labels, got class_weights and pos_weight.")
         if self.pos_weight in (None, "balanced"):
             return
         try:
@@ -352,7 +354,7 @@ class ASTTrainingArguments(TrainingArguments):
             number = math.nan
         if not 0 < number < math.inf:
             raise ValueError(f"Expected pos_weight balanced or a number in (0, inf), got {self.pos_weight}.")
-        self.pos_weight = f"{number:g}"  # 3.0 is 3, also where a run goes on
+        self.pos_weight = repr(number).removesuffix(".0")  # 3.0 is 3, also where a run goes on
 
     def _check_teachers(self) -> None:
         if self.teacher_targets is None:
