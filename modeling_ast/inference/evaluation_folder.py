@@ -20,7 +20,7 @@ MAX_SHOWN = 50  # labels or groups; of more the table is in the file alone
 
 
 def default_folder(parent: str, model: str, source: str, split: str | None) -> Path:
-    """In `outputs`, called after the model and the data.
+    """In `outputs`, called after the model and the data: of both the last two parts of their paths.
 
     Args:
         parent: Its folder there.
@@ -28,13 +28,13 @@ def default_folder(parent: str, model: str, source: str, split: str | None) -> P
         source: The data, likewise.
         split: Of the data; `None` means all.
     """
-    name = "_".join([_short(model), "on", _short(source), *filter(None, [split])])
+    name = "_".join([_short(model, 2), "on", _short(source, 2), *filter(None, [split])])
     return Path("outputs") / parent / re.sub(r"[^\w.-]+", "_", name)
 
 
-def _short(name: str) -> str:
-    """Of a folder its name alone."""
-    return Path(name).resolve().name if Path(name).exists() else name
+def _short(name: str, num_parts: int = 1) -> str:
+    """Of a file or folder the last parts of its path."""
+    return "/".join(Path(name).resolve().parts[-num_parts:]) if Path(name).exists() else name
 
 
 def write_evaluation(
