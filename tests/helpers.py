@@ -44,7 +44,7 @@ def end_of(command: str, *argv) -> tuple[int, str]:
     with (
         restored_signals(),
         mock.patch.object(sys, "argv", [f"modeling-ast {command}", *map(str, argv)]),
-        mock.patch.object(command_line, "_tell", wraps=command_line._tell) as tell,
+        mock.patch.object(command_line, "tell", wraps=command_line.tell) as tell,
         pytest.raises(SystemExit) as stop,
     ):
         command_line.run_command(command)

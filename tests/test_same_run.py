@@ -19,7 +19,7 @@ from datasets import Audio, Dataset
 from helpers import ROOT, end_of, restored_signals
 
 from modeling_ast import ASTFeatureExtractor
-from modeling_ast.commands import command_line
+from modeling_ast.commands import command_signals
 from modeling_ast.commands import train as script
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.fingerprint import fingerprint_model
@@ -296,10 +296,10 @@ def test_a_signal_to_one_process_is_one_to_all():
 @restored_signals()
 def test_a_signal_to_a_process_that_has_told_its_end_changes_it_no_more(monkeypatch):
     ends = []
-    monkeypatch.setattr(command_line.os, "_exit", ends.append)
+    monkeypatch.setattr(command_signals.os, "_exit", ends.append)
     assert end_of("train", "--learn_rate=3")[0] == 2
-    with mock.patch.object(command_line, "_tell") as tell:
-        command_line.stop_at_once(130)
+    with mock.patch.object(command_signals, "tell") as tell:
+        command_signals.stop_at_once(130)
         signal.raise_signal(signal.SIGTERM)  # of the launcher, one of whose processes has ended
     assert ends == [130] and not tell.called
 

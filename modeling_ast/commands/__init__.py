@@ -8,7 +8,8 @@ import sys
 from modeling_ast import is_command
 
 if is_command:
-    from modeling_ast.commands.command_line import check_torchaudio, stop_at_once, tell_fault
+    from modeling_ast.commands.command_line import check_torchaudio, tell_fault
+    from modeling_ast.commands.command_signals import stop_at_once
 
     stop_at_once()
     if sys.argv[0] == "-m":  # the file of the command imports all that it needs before anything is called

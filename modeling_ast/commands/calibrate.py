@@ -104,9 +104,8 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     parser.add_argument("--results", type=Path, help="folder that tag has written with this model")
     parser.add_argument("--annotations", help="of the recordings to choose by: list, or folder with label files")
     parser.add_argument("--test_annotations", help="of others, to report on")
-    parser.add_argument(
-        "--target_precision", type=float, help="of the label of each threshold, in (0, 1]; default: the best F1"
-    )
+    precision = "of the label of each threshold, in (0, 1]; default: the best F1"
+    parser.add_argument("--target_precision", type=float, help=precision)
     parser.add_argument("--no_temperature", action="store_true", help="leave the scores as they are")
     parser.add_argument("--no_thresholds", action="store_true", help="find the temperature alone")
     share = "of the clips of the labels that may be called so; default: 0.05"
@@ -121,7 +120,7 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
         raise CommandError(f"--{idle[0]} has no effect with --results: leave it out.")
     if args.test_annotations and args.recipe:
         raise CommandError("--test_annotations has no effect with --recipe: leave it out.")
-    if args.unknown_sounds and args.unknown is None:
+    if args.unknown is None and args.unknown_sounds:
         raise CommandError("--unknown_sounds has no effect without --unknown: give both, or neither.")
     if args.unknown is not None and not 0 < args.unknown < 1:
         raise CommandError(f"Expected --unknown between 0 and 1, got {args.unknown}.")

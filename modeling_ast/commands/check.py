@@ -12,7 +12,6 @@ Exit status: 0 without errors or warnings (notes tell true facts that do no harm
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 from collections import Counter
@@ -29,7 +28,7 @@ from modeling_ast.data import label_checks, sound_checks
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.clips import has_stretches
 from modeling_ast.data.examination import LEVELS, ClipSummary, Examination, Finding, in_order, read_all_folds
-from modeling_ast.data.files import written_beside
+from modeling_ast.data.files import write_json
 from modeling_ast.data.splits import read_tables
 from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.building import build_model_and_extractor
@@ -70,8 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     report(data_args.dataset_name, splits, clips, findings)
     if options.json is not None:
         contents = {"status": status, "clips": len(clips), "findings": [dataclasses.asdict(each) for each in findings]}
-        with written_beside(options.json) as unfinished:
-            unfinished.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(options.json, contents)
     return status
 
 

@@ -1,4 +1,4 @@
-"""The entry point of all commands: exit statuses, signals, and the one line that a command ends with.
+"""The entry point of all commands: exit statuses, and the one line that a command ends with.
 
 Exit statuses: 0; 1 where some inputs could not be used; 2 where nothing could be done; 128 and the signal's number
 after Ctrl-C (130) and SIGTERM (143), as shells have it. Nothing heavy is imported before a command is chosen.
@@ -7,21 +7,19 @@ after Ctrl-C (130) and SIGTERM (143), as shells have it. Nothing heavy is import
 import argparse
 import atexit
 import importlib
-import math
 import os
 import re
 import select
 import signal
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
 from modeling_ast.commands.command_faults import fault_sentence, stop_sentence
+from modeling_ast.commands.command_signals import ignore_signals, raise_signals, stop_at_once, tell
 
 NOTHING_DONE = 2
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> NoReturn:
@@ -63,14 +61,14 @@ def run_command(name: str) -> NoReturn:
             the module has a `GOES_ON`, that is told when a signal or the machine ends the command.
     """
     goes_on = ""
-    atexit.register(_ignore_signals)
+    atexit.register(ignore_signals)
     try:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no UTF-8
         check_torchaudio()
         importlib.import_module("modeling_ast.auto_classes")
         module = importlib.import_module(f"modeling_ast.commands.{name}")
         goes_on = getattr(module, "GOES_ON", "")
-        _raise_signals()
+        raise_signals()
         result = module.main()
         sys.stdout.flush()
         stop_at_once()
@@ -98,29 +96,8 @@ def check_torchaudio() -> None:
     try:
         require_torchaudio()
     except ImportError as error:
-        _tell(f"error: {error}")
+        tell(f"error: {error}")
         sys.exit(NOTHING_DONE)
-
-
-def stop_at_once(status: int | None = None) -> None:
-    """Let a signal end this process in one line, where there is nothing to put away.
-
-    Some libraries catch all errors while they are imported, so that none would end it.
-
-    Args:
-        status: Of a process that ends anyway and has told why: a signal, such as a launcher's when the first of its
-            processes has ended, then changes neither.
-    """
-    process = os.getpid()
-
-    def stop(number: int, frame) -> None:
-        if os.getpid() == process:  # and not in processes that it starts
-            if status is None:
-                _tell(stop_sentence(number))
-            os._exit(128 + number if status is None else status)
-
-    for number in _SIGNALS:
-        signal.signal(number, stop)
 
 
 def tell_fault(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -128,14 +105,14 @@ def tell_fault(kind: type[BaseException], error: BaseException, traceback: Trace
     if (sentence := fault_sentence(error)) is None:
         sys.__excepthook__(kind, error, traceback)
     else:
-        _tell(sentence)
+        tell(sentence)
         sys.exit(NOTHING_DONE)
 
 
 def _end(error: BaseException, sentence: str, status: int) -> NoReturn:
     """Tell a sentence; one of what all processes of a run raise is told by the first one of each machine."""
     if not (getattr(error, "of_all_processes", False) and os.environ.get("LOCAL_RANK", "0") != "0"):
-        _tell(sentence)
+        tell(sentence)
     stop_at_once(status)
     sys.exit(status)
 
@@ -150,40 +127,11 @@ def _is_read_no_more() -> bool:
     return True
 
 
-def _raise_signals() -> None:
-    """Let a signal raise `KeyboardInterrupt` in this process, so that a command puts away what it has begun.
-
-    Another one within a second is the same: it was sent to the process and to its group.
-    """
-    process, last = os.getpid(), -math.inf
-
-    def stop(number: int, frame) -> None:
-        nonlocal last
-        if os.getpid() == process and time.monotonic() > last + 1:
-            last = time.monotonic()
-            interrupt = KeyboardInterrupt()
-            interrupt.number = number
-            raise interrupt
-
-    for number in _SIGNALS:
-        signal.signal(number, stop)
-
-
-def _ignore_signals() -> None:
-    """At the very end, when what a command does is done, and Python takes seconds to put its modules away."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def _close_progress_bars() -> None:
     """Those that are not finished would be drawn once more, below the sentence that a command ends with."""
     if "tqdm" in sys.modules:
         for bar in list(sys.modules["tqdm"].tqdm._instances):
             bar.close()
-
-
-def _tell(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
 
 
 def _version() -> str:

@@ -15,14 +15,13 @@ modeling-ast calibrate --results.
 
 import argparse
 import csv
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import CommandError, Parser, check_least
-from modeling_ast.data.files import written_beside
+from modeling_ast.data.files import write_json, written_beside
 from modeling_ast.data.truth import read_truth
 from modeling_ast.inference.scored_recordings import (
     Criteria,
@@ -98,9 +97,7 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
 
 def write_tables(folder: Path, results: dict[str, Any]) -> None:
     """`score.json`, and `labels.csv` with a row a label."""
-    with written_beside(folder / "score.json") as unfinished:
-        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_json(folder / "score.json", results)
     with written_beside(folder / "labels.csv") as unfinished:
         with open(unfinished, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             rows = [{"label": label, **_flat(each)} for label, each in results["labels"].items()]

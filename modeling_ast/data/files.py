@@ -1,12 +1,14 @@
 """Atomic writing: a file or folder is written under another name beside its place, and renamed when it is whole."""
 
 import itertools
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Within the folder that the whole one will be in. By the underscore the Hub's uploads of a run leave it out.
 UNFINISHED_FOLDER = "_unfinished"
@@ -81,6 +83,17 @@ def files_written_beside(folder: str | os.PathLike) -> Iterator[Path]:
         _wait_for_disk(folder)
     finally:
         shutil.rmtree(unfinished.parent, ignore_errors=True)
+
+
+def write_json(path: str | os.PathLike, contents: Mapping[str, Any]) -> None:
+    """A file for people and programs, which has its name when it is whole.
+
+    Raises:
+        ValueError: A number that is not finite, which JSON does not have.
+    """
+    text = json.dumps(contents, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with written_beside(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
 
 
 @contextmanager

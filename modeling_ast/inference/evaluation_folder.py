@@ -1,6 +1,5 @@
 """The folder of an evaluation: its figures, tables of clips and labels, and its mistakes to listen to."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pandas
 from datasets import Dataset
 
-from modeling_ast.data.files import written_beside
+from modeling_ast.data.files import write_json
 from modeling_ast.data.predictions import PREDICTIONS_NAME, write_predictions
 from modeling_ast.inference.mistakes import write_mistakes
 from modeling_ast.inference.predictions import write_class_figures
@@ -67,9 +66,7 @@ def write_evaluation(
     title = f"{_short(results['model'])} on {_short(results['dataset'])}"
     summary = [*metric_lines(results), *filter(None, [group_line(results)])]
     write_mistakes(folder, clips, rows, *arrays, results["problem_type"], title, summary)
-    with written_beside(folder / EVALUATION_NAME) as unfinished:
-        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_json(folder / EVALUATION_NAME, results)
 
 
 def metric_lines(results: Mapping[str, Any]) -> list[str]:

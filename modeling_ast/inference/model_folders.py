@@ -1,13 +1,12 @@
 """The folder of a model that was changed without training: the model, and what was found out about it."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
-from modeling_ast.data.files import new_folder
+from modeling_ast.data.files import new_folder, write_json
 
 
 @contextmanager
@@ -30,6 +29,5 @@ def new_model_folder(
     with new_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
         extractor.save_pretrained(unfinished)
-        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        (unfinished / results_name).write_text(text, encoding="utf-8")
+        write_json(unfinished / results_name, results)
         yield unfinished

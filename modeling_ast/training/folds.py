@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from modeling_ast.data.files import written_beside
+from modeling_ast.data.files import write_json
 from modeling_ast.data.labels import DataError
 from modeling_ast.training.results import RESULTS_NAME
 
@@ -26,8 +26,7 @@ def save_summary(output_dir: str | Path, metric: str = "accuracy") -> dict:
     if not folders:
         raise DataError(f"{output_dir}: expected folders fold_1, fold_2, ... in it, found none.")
     summary = {**summarize_folds(folders, metric), "folders": [folder.name for folder in folders]}
-    with written_beside(output_dir / "folds.json") as unfinished:
-        unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(output_dir / "folds.json", summary)
     return summary
 
 
