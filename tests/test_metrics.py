@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from sklearn.metrics import f1_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.metrics import (
@@ -97,6 +97,15 @@ def test_ap_and_auc_equal_an_independent_count(decimals):
     np.testing.assert_allclose(average_precision(scores, labels.astype(float)), precisions, atol=1e-12)
     np.testing.assert_allclose(roc_auc(scores, labels.astype(int)), areas, atol=1e-12)
     assert mean_average_precision(scores, labels) == pytest.approx(np.mean(precisions), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_ap_and_auc_equal_scikit_learn(dtype):
+    scores, labels = multi_label_problem(num_clips=2000)
+    scores[:100] = scores.round(1)[:100]
+    scores = (1e6 * scores if dtype is np.float64 else scores).astype(dtype)
+    for ours, theirs in ((average_precision, average_precision_score), (roc_auc, roc_auc_score)):
+        np.testing.assert_allclose(ours(scores, labels), theirs(labels, scores, average=None), atol=1e-12)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0, 1.1])

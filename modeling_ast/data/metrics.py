@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas
 from scipy.special import ndtri
-from sklearn.metrics import average_precision_score, roc_auc_score
 from transformers.utils import logging
 
 from modeling_ast.data.scores import score_function, to_scores
@@ -107,10 +106,12 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Raises:
         DivergedError, ValueError: As from `positive_labels`.
 
-    Source: scikit-learn's, as in the original: the step-wise sum over the precision-recall curve.
+    Source: scikit-learn's, as in the original: the step-wise sum over the precision-recall curve, which is the mean,
+    over the positive clips, of the precision among all clips that score at least as high. So the scores alone have to
+    be sorted, not the clips by them, which takes a fraction of the time.
     """
     positives = positive_labels(scores, labels)
-    return _per_class(average_precision_score, scores, positives, positives.any(axis=0))
+    return _per_class(_precision_of_class, scores, positives, positives.any(axis=0))
 
 
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -118,9 +119,12 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Raises:
         DivergedError, ValueError: As from `positive_labels`.
+
+    Source: the share of pairs of a positive and a negative clip that are in the right order, of which ties are half
+    right (Mann and Whitney, 1947).
     """
     positives = positive_labels(scores, labels)
-    return _per_class(roc_auc_score, scores, positives, positives.any(axis=0) & ~positives.all(axis=0))
+    return _per_class(_area_of_class, scores, positives, positives.any(axis=0) & ~positives.all(axis=0))
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -251,10 +255,25 @@ def write_per_class_csv(rows: list[dict[str, Any]], path: str | os.PathLike) -> 
 
 
 def _per_class(metric: Callable, scores: np.ndarray, positives: np.ndarray, is_defined: np.ndarray) -> np.ndarray:
+    """A metric of the sorted scores of all clips, and of the positive ones."""
     values = np.full(scores.shape[1], np.nan)
     for index in np.flatnonzero(is_defined):
-        values[index] = metric(positives[:, index], scores[:, index])
+        own = scores[:, index]
+        values[index] = metric(np.sort(own), np.sort(own[positives[:, index]]))
     return values
+
+
+def _precision_of_class(of_all: np.ndarray, of_positives: np.ndarray) -> float:
+    hits = len(of_positives) - np.searchsorted(of_positives, of_positives)  # that score at least as high as each
+    return np.mean(hits / (len(of_all) - np.searchsorted(of_all, of_positives)))
+
+
+def _area_of_class(of_all: np.ndarray, of_positives: np.ndarray) -> float:
+    lower, lower_or_equal = (  # negatives, for each positive clip
+        np.searchsorted(of_all, of_positives, side) - np.searchsorted(of_positives, of_positives, side)
+        for side in ("left", "right")
+    )
+    return np.mean(lower + lower_or_equal) / 2 / (len(of_all) - len(of_positives))
 
 
 def _mean(values: np.ndarray, needed: str) -> float:
