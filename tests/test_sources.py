@@ -236,6 +236,20 @@ def test_without_held_out_clips_a_fraction_validates(tmp_path, caplog):
     assert paths(again.validation) == paths(splits.validation)
 
 
+def test_of_every_label_a_like_share_validates(tmp_path):
+    rows = [{"audio": f"{number}.wav", "label": "abcd"[number % 4]} for number in range(40)]
+    rows += [{"audio": f"rare{number}.wav", "label": "rare"} for number in range(10, 12)]
+    for row in rows:
+        (tmp_path / row["audio"]).touch()
+    write_csv(tmp_path / "clips.csv", rows)
+    for fraction, expected in ((0.1, [1, 1, 1, 1]), (0.2, [2, 2, 2, 2]), (0.3, [3, 3, 3, 3, 1])):
+        splits = load_splits(str(tmp_path / "clips.csv"), validation_fraction=fraction)
+        counts = np.bincount(splits.validation["labels"], minlength=5)
+        assert np.all(np.abs(counts - np.resize([*expected, 0], 5)) <= 1) and counts[:4].min() >= expected[0], counts
+    drawn = paths(splits.validation)
+    assert len(drawn) + len(splits.train) == 42 and {*paths(splits.train)}.isdisjoint(drawn)
+
+
 def test_test_clips_never_validate_for_want_of_others(tmp_path):
     write_flat(tmp_path)
     (tmp_path / "testing_list.txt").write_text("a/00.wav\nb/01.wav\n\n")

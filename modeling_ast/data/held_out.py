@@ -180,8 +180,8 @@ def refuse_divided_groups(rows: Mapping[str, Dataset], source: str) -> None:
 
 
 def hold_out_some(rows: Dataset, dataset_name: str, fraction: float) -> dict[str, Dataset]:
-    """A share of the clips, drawn at random; with about so many some groups, where there are groups, or recordings, of
-    stretches."""
+    """A share of the clips, drawn at random, of one label a clip a like share of every label; with about so many some
+    groups, where there are groups, or recordings, of stretches."""
     if GROUP_COLUMN in rows.column_names:
         return _hold_out_some_groups(rows, dataset_name, fraction)
     if has_stretches(rows):  # of which those of a recording are a group
@@ -191,15 +191,25 @@ def hold_out_some(rows: Dataset, dataset_name: str, fraction: float) -> dict[str
     count = math.ceil(fraction * len(rows))
     if count == len(rows):
         raise DataError(f"{dataset_name}: too few clips to hold some out, got {count}.")
-    # A plain draw: a stratified one would need every class twice.
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).numpy()
+    if (labels := _labels_of(rows)) is not None:
+        drawn = drawn[np.argsort(_places_in_class(labels[drawn]), kind="stable")]
     is_held_out = np.zeros(len(rows), bool)
-    is_held_out[drawn.numpy()] = True
+    is_held_out[drawn[:count]] = True
     logger.warning(
         f"{dataset_name} holds out nothing to choose the epoch on: {count} of its training clips, drawn at random, do "
         "not train but validate (validation_fraction)."
     )
     return {"train": filter_rows(rows, ~is_held_out), "validation": filter_rows(rows, is_held_out)}
+
+
+def _places_in_class(labels: np.ndarray) -> np.ndarray:
+    """How far each clip lies in the row of those of its class, in (0, 1): the first ones are of all classes alike."""
+    _, codes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    by_class = np.argsort(codes, kind="stable")
+    places = np.empty(len(labels))
+    places[by_class] = np.arange(len(labels)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    return (places + 0.5) / sizes[codes]
 
 
 def _hold_out_some_groups(rows: Dataset, dataset_name: str, fraction: float) -> dict[str, Dataset]:
