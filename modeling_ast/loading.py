@@ -17,6 +17,7 @@ from transformers.utils import (
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
     cached_file,
+    logging,
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
@@ -24,6 +25,8 @@ from .configuration_ast import SIZES, ASTConfig
 from .conversion import MAX_PROBLEMS, refuse_not_finite, why_unreadable
 from .feature_extraction_ast import ASTFeatureExtractor
 from .modeling_ast import HUB_KEYS, ASTForAudioClassification, ASTModel
+
+logger = logging.get_logger(__name__)
 
 # Who runs a repository's own code asks the Auto classes for it, by these.
 _AUTO_CLASSES = {ASTForAudioClassification: AutoModelForAudioClassification, ASTModel: AutoModel}
@@ -70,10 +73,15 @@ def as_model_error(name: str | os.PathLike) -> Iterator[None]:
     Raises:
         ModelError: In place of another error.
     """
+    is_here = os.path.exists(name)
+    if not is_here and os.path.isdir(os.path.dirname(name)):  # misspelt perhaps, and the Hub is slow to say so
+        logger.warning(f"{name}: no such folder here, so that it is looked for on the Hub.")
     try:
         yield
     except (ValueError, OSError, TypeError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())  # the libraries' messages have several lines
+        if isinstance(error, OSError) and not is_here:
+            reason = f"there is no such folder here, and of the Hub: {reason}"
         raise ModelError(f"{name} cannot be used: {reason}") from error
 
 

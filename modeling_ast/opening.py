@@ -43,6 +43,8 @@ def opened(
         with ExitStack() as stack:
             stream = stack.enter_context(_open(source, name))
             in_file = Source(stream)
+            if stream.seek(0, os.SEEK_END) == 0:
+                raise AudioError(f"{name}: cannot be decoded (an empty file, of 0 bytes).")
             if (other := other_kind(in_file)) is not None:
                 kind, remedy = other
                 raise AudioError(f"{name}: cannot be decoded ({kind}). {remedy}")

@@ -64,7 +64,14 @@ def test_clips_are_paired_by_their_paths_in_any_order_of_clips_and_labels(tmp_pa
     ]
     assert all(row["truth"] == row["second"] != row["first"] for row in rows)
     printed = capsys.readouterr().out
+    assert printed.startswith(f"A: {tmp_path / 'a'}\nB: {tmp_path / 'b'}\n")
     assert "more than chance" in printed and f"A alone is right on 0, B alone on {len(rows)}" in printed
+
+
+def test_the_interval_of_few_clips_holds_no_difference_that_cannot_be(tmp_path):
+    paths = [write(tmp_path / f"{name}.csv", np.array(clips)) for name, clips in (("a", [1, 0, 1]), ("b", [0, 1, 1]))]
+    for found in run(*paths).differences.values():
+        assert found.interval is None or -1 <= found.interval.low <= found.interval.high <= 1
 
 
 def test_one_model_differs_from_itself_by_nothing(tmp_path, right, capsys):

@@ -10,7 +10,7 @@ from unittest import mock
 
 import fault_campaign as campaign
 import pytest
-from helpers import contents
+from helpers import contents, write_csv
 
 from modeling_ast import AudioError
 from modeling_ast.commands import train as script
@@ -47,6 +47,14 @@ def test_dry_run_counts_what_the_run_does(recipe, tmp_path, caplog):
     assert results["dry_run_hours"] * 3600 == pytest.approx(training + evaluating, rel=1e-6)
     for words in ("The whole run is 16 updates", "nothing was written", "16 clips for train"):
         assert words in caplog.text
+
+
+def test_labels_that_no_clip_to_train_on_has_are_named(recipe, tmp_path, caplog):
+    labels = [*campaign.KINDS, "owl"]
+    rows = [{"index": number, "mid": name, "display_name": name} for number, name in enumerate(labels)]
+    write_csv(tmp_path / "labels.csv", rows)
+    run(recipe, tmp_path / "run", f"--label_file={tmp_path / 'labels.csv'}")
+    assert "1 label(s) are of no clip to train on, and not learnt: owl." in caplog.text
 
 
 @pytest.mark.parametrize(("own", "updates"), [([], 12), (["--samples_per_epoch=7"], 6)])

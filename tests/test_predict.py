@@ -148,6 +148,13 @@ def test_predictions_are_those_of_the_evaluation_without_the_truth(models, sound
     assert f"Saved in {tmp_path / 'out' / 'predictions.csv'}." in capsys.readouterr().out
 
 
+def test_clips_of_which_the_beginning_alone_is_heard_are_counted(models, tmp_path, caplog):
+    write_sound(tmp_path / "long" / "a.wav", np.zeros(10 * 16000))
+    write_sound(tmp_path / "long" / "b.wav", np.zeros(4000))
+    run(predict, models[SINGLE], tmp_path / "long", "--output_dir", tmp_path / "out")
+    assert "1 clip(s) are longer than the model's" in caplog.text and "`modeling-ast tag` hears all" in caplog.text
+
+
 def test_labels_that_the_model_does_not_know_and_none_at_all_are_predicted_alike(models, sounds, tmp_path):
     clips = write_list(tmp_path / "clips.csv", sounds, ["owl"] * 6, speaker=list("abcabc"))
     recipe = tmp_path / "recipe.yaml"

@@ -157,7 +157,7 @@ def test_saved_recipe_keeps_the_global_batch_and_can_be_divided_anew(tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("learning_rates: 1e-3\n", "Unknown: --learning_rates=1e-3"),
+        ("learning_rates: 1e-3\n", "Unknown: --learning_rates=1e-3. .*Did you mean learning_rate[?]"),
         ("num_train_epoch: 3\n", "Unknown: --num_train_epoch=3"),
         ("evaluation_strategy: epoch\n", "Unknown: --evaluation_strategy=epoch"),
         ("seed: 1\nmean: 0\nseed: 2\n", r"some.yaml, line 5: seed is there twice"),

@@ -239,6 +239,20 @@ def test_a_label_file_that_cannot_be_meant_is_one_sentence(recordings, content, 
         load_splits(str(recordings))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", "2.0 6.0 rooster\n", "a.txt, beside a sound of its name: expected start, end and label with tabs"),
+        ("night.txt", "2.0\t6.0\trooster\n", "night.txt: expected a recording of its name beside it, got none. Put"),
+    ],
+)
+def test_what_is_nearly_an_annotated_folder_is_told_what_is_missing(recordings, name, content, words):
+    (recordings / name).write_text(content)
+    with pytest.raises(DataError, match=words):
+        load_splits(str(recordings))
+    assert len(load_splits(str(recordings), unlabelled=True).train) == 3  # where text means nothing
+
+
 def test_keys_of_stretches_that_cannot_work_are_refused():
     with pytest.raises(ValueError, match="Expected window_seconds with background keep"):
         DataArguments("x", background="keep")

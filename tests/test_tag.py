@@ -292,12 +292,17 @@ def test_a_regression_model_gives_numbers_and_no_events(recordings, tmp_path, ca
         tag(recordings, "--model", model, "--output_dir", out, "--threshold", 0.3)
 
 
-def test_fitted_thresholds_are_the_models(recordings, tmp_path):
+def test_fitted_thresholds_are_the_models(recordings, tmp_path, capsys):
     model = save_model(tmp_path / "model", thresholds={name: 1.0 for name in LABELS})
     tag(recordings / "street.wav", "--model", model, "--output_dir", tmp_path / "fitted")
+    printed = capsys.readouterr().out
     tag(recordings / "street.wav", "--model", model, "--output_dir", tmp_path / "given", "--threshold", 0.1)
     fitted, given = (read(tmp_path / name)[str(recordings / "street.wav")] for name in ("fitted", "given"))
     assert not fitted["events"] and given["events"]
+    ((_, timeline),) = TagsFolder.reopen(tmp_path / "fitted", read_only=True).results()
+    highest = max(zip(timeline.scores.max(axis=0).tolist(), timeline.label_names))
+    assert f"The highest score is {highest[0]:.3g}, of {highest[1]}: --events_only with another --threshold" in printed
+    assert "The highest score" not in capsys.readouterr().out
 
 
 # Which files

@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> Comparison:
     """
     args = parse_command_line(argv)
     comparison = compare(*(find_predictions(run, args.split) for run in (args.first, args.second)))
+    print(f"A: {plain(str(args.first))}\nB: {plain(str(args.second))}")
     report(comparison, args.output)
     if args.output is not None:
         with written_beside(args.output) as unfinished:

@@ -60,7 +60,10 @@ def main(argv: list[str] | None = None) -> int:
     with claimed_part(args.output_dir, args.part, DataError(still_written(args.output_dir))):
         folder, num_new = run(args, files)
     # Where a part is no longer at work, so that the last one knows that it is the last.
-    return 0 if report_results(folder, files, num_new, args.output_dir, "event") else 1
+    is_well = report_results(folder, files, num_new, args.output_dir, "event")
+    if (hint := folder.why_silent()) is not None:
+        print(hint)
+    return 0 if is_well else 1
 
 
 def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[TagsFolder, int]:

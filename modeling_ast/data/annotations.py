@@ -149,6 +149,34 @@ def is_annotated(path: Path, args: DataArguments, found: FolderContents | None =
     return False
 
 
+def refuse_near_annotations(folder: Path, found: FolderContents) -> None:
+    """Say what is missing in a folder of no classes with label files that are none, or lie alone.
+
+    Args:
+        folder: That is not annotated.
+        found: In it.
+
+    Raises:
+        DataError: There is such a file.
+    """
+    if any(os.sep in sound for sound in found.sounds):
+        return
+    sounds = _by_folder(found.sounds)
+    for text in found.texts:
+        path, is_beside = folder / text, _find_recording(text, sounds) is not None
+        kind = annotation_kind(path)
+        if is_beside and kind is None and path.stat().st_size:
+            raise DataError(
+                f"{path}, beside a sound of its name: expected start, end and label with tabs between, as Audacity "
+                "writes them, or a selection table of Raven."
+            )
+        if kind is not None and not is_beside:
+            raise DataError(
+                f"{path}: expected a recording of its name beside it, got none. Put label files beside their "
+                "recordings, or name these in a list with the columns audio, start, end and label."
+            )
+
+
 def read_annotated(
     path: Path, label_column: str, source: str, has_labels: bool = True, found: FolderContents | None = None
 ) -> Table:

@@ -168,6 +168,8 @@ def expect_columns(source: str | Path, found: list[str], needed: list[str], valu
                 hint = " Is there a column a class? Write the names of a clip's classes into one, such as 'dog,cat'."
             elif column == "label":  # which nobody has named, and which may not be there
                 hint = " Name it by label_column_name, or read clips without labels by unlabelled: true."
+            elif column == "audio":
+                hint = " Name it by audio_column_name."
             raise DataError(f"{source}: expected a column {column!r}, got {', '.join(found) or 'none'}.{hint}")
         if found.count(column) > 1:
             raise DataError(f"{source}: the column {column!r} is there {found.count(column)} times.")

@@ -294,6 +294,7 @@ def _around(value: float, draws: np.ndarray, num_units: int) -> Interval:
 def _of_difference(value: float, draws: np.ndarray, num_units: int) -> Interval | None:
     """None where all draws are alike though the models are not, as of two clips that one of them alone has right."""
     interval = _around(value, draws, num_units)
+    interval = Interval(max(interval.low, -1.0), min(interval.high, 1.0))  # as of few clips
     return interval if interval.low < interval.high or value == 0 else None
 
 

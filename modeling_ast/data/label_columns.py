@@ -232,7 +232,7 @@ def report_unknown(
         return
     what = f"{source}: {num_clips} clips have labels that the model does not know ({name_some(sorted(unknown))})"
     if not leave_out:
-        raise DataError(f"{what}, such as {first}. Rename them, or leave them out: leave_out_unknown_labels true.")
+        raise DataError(f"{what}, such as {first}. Rename them, or leave them out: --leave_out_unknown_labels true.")
     logger.warning(f"{what}: left out.")
 
 

@@ -334,7 +334,13 @@ def parse_blocks(kinds: Sequence[type], keys: Sequence[str], description: str | 
     try:
         namespace, unknown = parser.parse_known_args(keys)
         if unknown:
-            raise RecipeError(f"Unknown: {' '.join(unknown)}. Keys are written in full, as --key value.")
+            names = [field.name for kind in kinds for field in dataclasses.fields(kind)]
+            key = unknown[0].removeprefix("--").partition("=")[0]
+            near = difflib.get_close_matches(key, names, n=1, cutoff=_NEAR_MISS)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            raise RecipeError(
+                f"Unknown: {' '.join(unknown)}. Keys, in a recipe or as --key value, are written in full.{meant}"
+            )
         values = vars(namespace)
         return tuple(
             kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})

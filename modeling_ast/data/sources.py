@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets import Dataset, Value, concatenate_datasets
 
-from modeling_ast.data.annotations import is_annotated, read_annotated
+from modeling_ast.data.annotations import is_annotated, read_annotated, refuse_near_annotations
 from modeling_ast.data.class_folders import read_class_folders
 from modeling_ast.data.clip_tables import (
     SPLITS,
@@ -259,6 +259,8 @@ class DataSource:
         if suffix == ".json":
             tables = {"train": read_json(path, self.args.audio_dir, max_missing, has_labels)}
         elif are_classes:
+            if has_labels:
+                refuse_near_annotations(path, found)
             splits = read_class_folders(path, found, has_labels)
             options = {"label_column": "label" if has_labels else None, "has_columns": False, "has_separators": False}
             tables = {split: Table(rows, name, **options) for split, rows in splits.items()}

@@ -72,7 +72,8 @@ def write_evaluation(
 def metric_lines(results: Mapping[str, Any]) -> list[str]:
     """Each metric with the ends of its interval, as text, the numbers below one another."""
     ends = {name: "  {:.4f} to {:.4f}".format(*pair) for name, pair in results["intervals"].items()}
-    return [f"{name:<26} {value:<9.6g}{ends.get(name, '')}" for name, value in results["metrics"].items()]
+    heading = [f"{'':<26} {'':<9}  95 % interval"] if ends else []
+    return heading + [f"{name:<26} {value:<9.6g}{ends.get(name, '')}" for name, value in results["metrics"].items()]
 
 
 def group_line(results: Mapping[str, Any]) -> str | None:

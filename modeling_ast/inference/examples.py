@@ -130,8 +130,8 @@ def _group(stretches: Sequence[LabelledStretch], truth: np.ndarray, label_names:
     recordings = np.unique([each.audio for each in stretches], return_inverse=True)[1]
     if alone := _find_alone(recordings, truth, label_names):
         logger.warning(
-            f"In one recording alone: {name_some(alone)}. Stretches are held out in place of recordings, and what is "
-            "expected flatters: label a second recording of each."
+            f"In one recording alone: {name_some(alone)}. So stretches are held out in place of recordings, which "
+            "flatters what is expected, if anything is: label a second recording of each."
         )
         return np.arange(len(stretches))
     return recordings

@@ -116,7 +116,10 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 def describe_expectation(expected: Mapping[str, Any] | None) -> str:
     """What to expect of the head, in a sentence."""
     if expected is None:
-        return "What to expect of it cannot be told: a label, or its absence, is in one group alone."
+        return (
+            "What to expect of it cannot be told: a label, or its absence, is in one group, recording or stretch "
+            "alone, and no other one can tell how it is recognised. Label a second one of each."
+        )
     interval = "no interval can be told, as all draws of the groups are alike"
     if expected["low"] is not None:
         interval = f"95 % interval {expected['low']:.3f} to {expected['high']:.3f}"

@@ -69,7 +69,7 @@ def write_mistakes(
         label_names: Of the columns.
         problem_type: Of the model.
         title: Of the page.
-        summary: Lines of text below it.
+        summary: Lines of text below it, whose columns are kept.
 
     Returns:
         How many mistakes there are.
@@ -91,7 +91,8 @@ def write_mistakes(
     words = [f"{len(order)} of {len(clips)} clips are mistaken, the most confident mistake first."]
     if len(order) > MAX_PLAYED:
         words = [f"{words[0]} Here are {MAX_PLAYED}; {MISTAKES_NAME} has all."]
-    head = [f"<p>{'<br>'.join(map(as_text, lines))}</p>" for lines in (summary, words)]
+    lines = "\n".join(map(as_text, summary))
+    head = [f"<pre>{lines}</pre>", f"<p>{as_text(*words)}</p>"]
     write_page(folder / PAGE_NAME, title, [*head, "<ol>", *items, "</ol>"])
     return len(order)
 

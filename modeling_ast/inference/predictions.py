@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,14 +105,26 @@ def predict(
         decode(rows, extractor.sampling_rate, ignore_length=splits.ignore_length),
         batch_size=batch_args.per_device_eval_batch_size,
         num_workers=batch_args.dataloader_num_workers,
-        collate_fn=ASTDataCollator(extractor, num_labels, multi_label),
+        collate_fn=partial(_collate, collator=ASTDataCollator(extractor, num_labels, multi_label)),
     )
-    logits = [np.zeros((0, num_labels), np.float32)]
+    logits, num_cut = [np.zeros((0, num_labels), np.float32)], 0
     with together(), torch.inference_mode():
-        for batch in tqdm(batches, desc=description, disable=first > 0):
+        for batch, of_batch in tqdm(batches, desc=description, disable=first > 0):
+            num_cut += of_batch
             inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
             logits.append(model(**inputs).logits.float().cpu().numpy())
+    if num_cut := sum(gather_values(num_cut)):
+        logger.warning(
+            f"{num_cut} clip(s) are longer than the model's {extractor.seconds(extractor.max_length):.3g} s, of which "
+            "the beginning alone is heard: `modeling-ast tag` hears all of a recording."
+        )
     return np.concatenate(gather_values(np.concatenate(logits)))[:, order], labels
+
+
+def _collate(rows: list[dict[str, Any]], collator: ASTDataCollator) -> tuple[dict[str, torch.Tensor], int]:
+    """A batch, and how many of its clips are cut."""
+    longest = collator.extractor.max_samples(collator.extractor.max_length)
+    return collator(rows), sum(len(row["waveform"]) > longest for row in rows)
 
 
 def label_thresholds(label_names: Sequence[str], thresholds: Mapping[str, float] | None) -> np.ndarray:

@@ -22,6 +22,7 @@ li {{margin: 0.8rem 0}}
 audio {{display: block; width: 100%; max-width: 30rem; margin-top: 0.2rem}}
 td, th {{padding: 0.1rem 1rem 0.1rem 0; text-align: left}}
 small {{opacity: 0.7}}
+pre {{white-space: pre-wrap}}
 </style>
 <h1>{title}</h1>
 {body}

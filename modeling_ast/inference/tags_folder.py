@@ -11,7 +11,7 @@ from typing import Any
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.files import written_beside
-from modeling_ast.data.labels import DataError
+from modeling_ast.data.labels import DataError, plain
 from modeling_ast.data.parts import Part
 from modeling_ast.inference.journal import journal_files, parse
 from modeling_ast.inference.recordings import read_recording
@@ -200,6 +200,32 @@ class TagsFolder(ResultsFolder):
                     what = f"the timeline of {line['path']}"
                     raise DataError(f"{self.path}: {what} cannot be read ({error}).") from error
                 yield line, timeline
+
+    def why_silent(self) -> str | None:
+        """A sentence with the highest score, where no recording has an event; `None` elsewhere, or without timelines.
+
+        Raises:
+            DataError: As from `results`.
+        """
+        if (
+            self.part.count > 1
+            or self.settings["thresholds"] is None
+            or any(entry.num_rows for entry in self.entries.values())
+        ):
+            return None
+        best = {}
+        for _, timeline in self.results():
+            if timeline is not None and len(timeline.scores):
+                own = zip(timeline.label_names, timeline.scores.max(axis=0).tolist())
+                best |= {name: max(score, best.get(name, 0.0)) for name, score in own}
+        heard = {name: score for name, score in best.items() if name not in self.settings["ignore"]}
+        if not heard:
+            return None
+        label = max(heard, key=heard.get)
+        return (
+            f"The highest score is {heard[label]:.3g}, of {plain(label)}: --events_only with another --threshold or "
+            "--min_seconds looks for events anew."
+        )
 
     def draw_beside_truth(self, truth: Mapping[str, Sequence[Event]], folder: Path) -> None:
         """Draw recordings with what is annotated in them, into `pictures/` of a folder.

@@ -56,7 +56,7 @@ def compare_with_baseline(
         logger.info("No linear baseline: the data hold no clips that it could be trained on.")
         return {}
     name, rows = ("validation", splits.validation) if splits.test is None else ("test", splits.test)
-    baseline = linear_baseline(splits.train, rows, extractor, len(splits.label_names))
+    baseline = linear_baseline(splits.train, rows, extractor, splits.label_names)
     metric = "accuracy" if f"{name}_accuracy" in results else "mAP"
     network, linear = results[f"{name}_{metric}"], baseline[metric]
     verdict = "beats" if network > linear else "does not beat"
@@ -68,7 +68,7 @@ def linear_baseline(
     train: Sequence[dict[str, Any]],
     evaluation: Sequence[dict[str, Any]],
     extractor: ASTFeatureExtractor,
-    num_labels: int,
+    label_names: Sequence[str],
 ) -> dict[str, float]:
     """Metrics of a logistic regression on the mean and standard deviation of each mel bin over the frames of a clip.
 
@@ -78,12 +78,13 @@ def linear_baseline(
         train: Decoded rows to fit on, of what `check_classes` takes; those without a waveform are left out.
         evaluation: Decoded rows to report on.
         extractor: Of the features; only real frames count, at most `max_length` of them.
-        num_labels: Number of labels.
+        label_names: Of the labels.
     """
+    num_labels = len(label_names)
     train_features, train_labels = summarise(train, extractor, num_labels)
     features, labels = summarise(evaluation, extractor, num_labels)
     probabilities, problem_type = predict_linearly(train_features, train_labels, features)
-    return compute_metrics(probabilities, labels, problem_type)
+    return compute_metrics(probabilities, labels, problem_type, label_names=label_names)
 
 
 def predict_linearly(

@@ -1,6 +1,7 @@
 """`results.csv`, a line an epoch: the metrics of its model and of the mean of all predictions so far."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +59,14 @@ class EpochRecord(RunRecord):
     Args:
         folder: Of the run.
         problem_type: Of the model.
+        label_names: Of the labels, for warnings; `None` means `LABEL_0` and so on.
 
     Source: the original's result.csv; its losses were of other things (sigmoids of sigmoids, running averages).
     """
 
-    def __init__(self, folder: str | Path, problem_type: str):
+    def __init__(self, folder: str | Path, problem_type: str, label_names: Sequence[str] | None = None):
         super().__init__(folder)
-        self.problem_type = problem_type
+        self.problem_type, self.label_names = problem_type, label_names
         self.mean_probabilities: np.ndarray | None = None
 
     def add(
@@ -81,7 +83,9 @@ class EpochRecord(RunRecord):
         if self.mean_probabilities is None:
             self.mean_probabilities = np.zeros_like(probabilities, dtype=np.float64)
         self.mean_probabilities += (probabilities - self.mean_probabilities) / (len(self.rows) + 1)
-        mean_metrics = compute_metrics(self.mean_probabilities, labels, self.problem_type)
+        mean_metrics = compute_metrics(
+            self.mean_probabilities, labels, self.problem_type, label_names=self.label_names
+        )
         columns = {"validation_loss": measured["loss"]}
         for prefix, values in (("", measured), ("cum_", mean_metrics)):
             columns |= {prefix + name: values[name] for name in BEST_METRICS if name != "loss" and name in values}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.clip_tables import AudioSplits, ClipCounts
@@ -16,6 +16,7 @@ from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips, DecodeAudio, decode
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.intervals import Interval, as_ends, metric_intervals
+from modeling_ast.data.labels import name_some
 from modeling_ast.data.loss_weights import (
     WEIGHTS_NAME,
     LossWeights,
@@ -129,6 +130,12 @@ def read_data(arguments: Arguments, targets: TargetsFolder | None = None, needs_
         f"{data_args.dataset_name}: {len(splits.label_names) or 'no'} labels, "
         + ", ".join(f"{size} clips for {name}" for name, size in sizes.items())
     )
+    if training_args.do_train and isinstance(splits.train, Dataset) and "labels" in splits.train.column_names:
+        counts = count_clips(splits.train, len(splits.label_names)).of_labels
+        if missing := [name for name, count in zip(splits.label_names, counts) if not count]:
+            logger.warning(
+                f"{len(missing)} label(s) are of no clip to train on, and not learnt: {name_some(missing)}."
+            )
     if data_args.linear_baseline:  # of the same clips in all processes
         check_classes(splits.train, splits.label_names)
     return splits
@@ -217,13 +224,15 @@ def prepare_clips(
     elif splits.train is not None:
         train_rows = TrainingRows(splits.train, collator.prepare, decoder.decode_row)
         splits.train = to_clips(splits.train, bad_clips=bad_clips)
+    if record is None:
+        record = EpochRecord(training_args.output_dir, model_args.problem_type, splits.label_names)
     return {
         "train_dataset": train_rows,
         "train_collator": collator,
         "sampling_weights": sampling_weights,
         "clip_seconds": clip_seconds,
         "loss_weights": loss_weights,
-        "record": EpochRecord(training_args.output_dir, model_args.problem_type) if record is None else record,
+        "record": record,
     }
 
 
