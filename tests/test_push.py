@@ -410,7 +410,7 @@ def save_other_architecture(folder):
         (remove("model.safetensors"), "cannot be used: .*model.safetensors"),
         (write("model.safetensors", "no weights"), "cannot be used: .*header"),
         (write("config.json", "{"), "cannot be used"),
-        (save_base_model, "weights are missing, such as classifier"),
+        (save_base_model, "is a model without a classifier, as pre-training makes it"),
         (save_other_architecture, "Expected an Audio Spectrogram Transformer .*got wav2vec2"),
         (lambda folder: ASTFeatureExtractor(num_mel_bins=32).save_pretrained(folder), "one max_length .*64 .*1024"),
         (write("README.md", "---\n- a\n---\n"), "metadata of README.md cannot be read"),

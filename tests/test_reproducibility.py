@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -282,9 +283,12 @@ def test_another_seed_makes_another_run(whole, tmp_path):
         assert_equal_up_to_rounding(tmp_path, folder)
 
 
-def launch(tmp_path: Path, *argv, stop_at: int | None = None) -> subprocess.CompletedProcess:
-    """The script as two processes; `stop_at` lets both die in that update, as on a machine that is switched off."""
-    lines = ["import os, runpy, sys", "from modeling_ast.training.trainer import ASTTrainer"]
+def launch(tmp_path: Path, *argv, stop_at: int | None = None, own: Sequence[str] = ()) -> subprocess.CompletedProcess:
+    """The script as two processes; `stop_at` lets both die in that update, as on a machine that is switched off.
+
+    `own` are lines of a program that come before.
+    """
+    lines = ["import os, runpy, sys", "from modeling_ast.training.trainer import ASTTrainer", *own]
     if stop_at is not None:
         lines += ["train, taken = ASTTrainer.training_step, []", "def training_step(*args, **kwargs):"]
         lines += [f"    taken.append(1) if len(taken) < {stop_at - 1} else os._exit(7)"]
@@ -316,6 +320,27 @@ def test_two_processes_make_the_same_updates_as_one(whole, by_two):
     assert [path.name for path in by_two.parent.iterdir() if path.is_dir()] == ["run"]
     assert {path.name for path in whole[0].iterdir()} <= {path.name for path in by_two.iterdir()}
     assert (by_two / "README.md").is_file() and (by_two / "example.png").is_file()
+
+
+DRAWN = """
+import torch
+train = ASTTrainer.training_step
+def training_step(trainer, *args, **kwargs):
+    state = torch.get_rng_state()
+    print("DRAWN", trainer.args.process_index, torch.rand(()).item(), flush=True)
+    torch.set_rng_state(state)
+    return train(trainer, *args, **kwargs)
+ASTTrainer.training_step = training_step
+"""
+
+
+@pytest.mark.slow
+def test_each_process_draws_dropout_of_its_own(whole, tmp_path):
+    argv = [*whole[1], "--save_strategy=no", "--max_steps=2", "--output_dir", tmp_path / "run"]
+    process = launch(tmp_path, *argv, own=DRAWN.splitlines())
+    drawn = sorted(line.split()[1:] for line in process.stdout.splitlines() if line.startswith("DRAWN"))
+    ranks, numbers = zip(*drawn)
+    assert {*ranks} == {"0", "1"} and len({*numbers}) == len(numbers) >= 4, process.stderr[-3000:]
 
 
 @pytest.mark.slow

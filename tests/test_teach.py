@@ -11,17 +11,20 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from conftest import make_tiny_config, random_model
+from datasets import Dataset, Features, Value
 from helpers import ROOT, another_process, contents, few_synthetic_sounds, save_checkpoint, write_sound
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification, AudioError
 from modeling_ast.commands import teach as command
 from modeling_ast.commands import train
 from modeling_ast.commands.command_options import CommandError
+from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.parts import Part, claimed_part
 from modeling_ast.data.recipes import RecipeError
@@ -30,6 +33,7 @@ from modeling_ast.loading import ModelError
 from modeling_ast.training import stages, targets, teaching
 from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.distillation import find_targets
+from modeling_ast.training.same_run import describe_rows
 from modeling_ast.training.targets import TargetsFolder, best, spread_rest
 from modeling_ast.training.teachers import Teachers
 from modeling_ast.training.trainer import ASTTrainer
@@ -156,6 +160,33 @@ def test_a_student_gets_the_views_of_its_teacher_bit_for_bit_and_again_after_its
     torch.testing.assert_close(joined(got, "labels")[2 * DRAWS :], joined(got, "labels")[:DRAWS])
 
 
+VIEWS = {
+    "pairs": ("--mixup_partner=batch", "--mixup_alpha=0.8", "--gain_db=6", "--class_balanced_sampling=true"),
+    "passes": (
+        "--samples_per_epoch=16",
+        "--padding=longest",
+        "--num_time_masks=2",
+        "--waveform_transform=views:louder",
+    ),
+}
+
+
+@pytest.mark.parametrize("keys", VIEWS.values(), ids=VIEWS)
+def test_whatever_makes_a_view_makes_the_same_for_teacher_and_student(recipe, teacher, tmp_path, monkeypatch, keys):
+    (tmp_path / "views.py").write_text(
+        "import random\ndef louder(waveform, sampling_rate):\n    return waveform * random.random()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    folder, own = tmp_path / "targets", (teacher, save_teacher(tmp_path / "free", padding="longest"))
+    seen = teach(recipe, folder, own["--padding=longest" in keys], keys=keys)
+    trainer = student(recipe, tmp_path / "run", f"--teacher_targets={folder}", *keys)
+    got = list(batches(trainer, 2))
+    assert len(got) == len(seen) > 2
+    for view, of_teacher in zip(got, seen):
+        assert torch.equal(view["input_values"], of_teacher["input_values"])
+    assert not torch.equal(got[0]["input_values"], got[-1]["input_values"])
+
+
 def test_without_targets_the_same_recipe_goes_on_with_new_views(recipe, taught, tmp_path):
     views = joined(list(batches(student(recipe, tmp_path), 3)), "input_values")
     assert torch.equal(views[: 2 * DRAWS], joined(taught[1], "input_values"))
@@ -224,7 +255,7 @@ def test_parts_together_are_the_whole_and_a_student_waits_for_them(recipe, teach
     folder, whole = tmp_path / "parts", tmp_path / "whole"
     teach(recipe, whole, teacher)
     teach(recipe, folder, teacher, part="2/2")
-    assert "Part 2/2 is done; 3 file(s) of other parts are not there yet." in capsys.readouterr().out
+    assert "Part 2/2 is done; 3 file(s) of other parts or epochs are not there yet." in capsys.readouterr().out
     with pytest.raises(RecipeError, match="lacks 3 of 6 files of targets, such as epoch-00000-00000.npy"):
         student(recipe, tmp_path, f"--teacher_targets={folder}")
     teach(recipe, folder, teacher, part="1/2")
@@ -265,6 +296,38 @@ def test_other_views_or_clips_than_those_that_were_taught_are_refused_with_the_d
         student(recipe, tmp_path, f"--teacher_targets={taught[0]}", *keys)
 
 
+def test_targets_of_another_problem_type_are_refused_on_sounds_without_labels(recipe, tmp_path):
+    kind, several = "--problem_type=single_label_classification", "--problem_type=multi_label_classification"
+    folder, own = tmp_path / "targets", ["--unlabelled=true"]
+    teach(recipe, folder, save_teacher(tmp_path / "ast", problem_type=several.split("=")[1]), keys=[*own, several])
+    assert student(recipe, tmp_path / "run", f"--teacher_targets={folder}", *own, several)
+    with pytest.raises(RecipeError, match="problem_type: multi_label_classification taught, single_label"):
+        student(recipe, tmp_path / "run", f"--teacher_targets={folder}", *own, kind)
+
+
+def test_sounds_without_names_are_told_apart_by_their_beginnings(tmp_path):
+    def rows(seed):
+        sounds = [np.random.default_rng([seed, number]).bytes(2000) for number in range(4)]
+        audio = [{"path": None, "bytes": sound} for sound in sounds]
+        return Dataset.from_dict(
+            {"audio": audio}, Features({"audio": {"path": Value("string"), "bytes": Value("binary")}})
+        )
+
+    assert describe_rows(rows(0)) == describe_rows(rows(0)) != describe_rows(rows(1))
+
+
+def test_clips_that_could_not_be_taught_are_named_to_the_student(recipe, taught, tmp_path, caplog):
+    folder = Path(shutil.copytree(taught[0], tmp_path / "targets"))
+    student(recipe, tmp_path / "run", f"--teacher_targets={folder}")
+    assert "stood in their place" not in caplog.text
+    BadClips(folder / BAD_CLIPS_NAME, 3).add({"path": "a/b.wav", "bytes": None}, AudioError("a/b.wav: broken."))
+    student(recipe, tmp_path / "run", f"--teacher_targets={folder}")
+    assert (
+        "1 clip(s) could not be decoded when they were taught, and others stood in their place: a/b.wav."
+        in caplog.text
+    )
+
+
 def test_what_makes_no_view_is_free(recipe, taught, tmp_path):
     keys = [
         "--learning_rate=1",
@@ -300,10 +363,11 @@ def test_a_folder_that_holds_no_targets_is_refused(recipe, tmp_path, content):
             TargetsFolder.load_description(tmp_path / "teaching.json")
 
 
-def test_a_damaged_file_of_targets_is_named(taught, tmp_path):
+@pytest.mark.parametrize("length", [-1, 0])
+def test_a_damaged_file_of_targets_is_named(taught, tmp_path, length):
     folder = Path(shutil.copytree(taught[0], tmp_path / "targets"))
     file = folder / "epoch-00001-00000.npy"
-    file.write_bytes(file.read_bytes()[:-1])
+    file.write_bytes(file.read_bytes()[:length])
     targets = TargetsFolder.load(folder)
     assert len(targets.read([DRAWS - 1])) == 1
     with pytest.raises(DataError, match="epoch-00001-00000.npy cannot be read .*: remove it, and let modeling-ast"):
@@ -535,6 +599,11 @@ def as_it_is(waveforms):
     return loudness(waveforms)
 
 as_it_is.sampling_rate, as_it_is.labels = 16000, LABELS
+
+def twice(waveforms):
+    return loudness(waveforms)
+
+twice.sampling_rate, twice.labels = 16000, [*LABELS[1:], LABELS[1]]
 """
 
 
@@ -586,6 +655,7 @@ def test_a_batch_from_a_data_worker_needs_few_open_files(recipe, tmp_path, funct
         ("short", r"expected an array of shape \(8, 10\) for 8 waveforms, got \(7, 10\)"),
         ("none", "expected finite numbers, got NaN"),
         ("unequal", "expected probabilities that sum to 1 for one label a clip"),
+        ("twice", "expected each label once in its attribute labels"),
         ("others", "Expected the labels of the data, but the model alone has other and the data alone have"),
         ("broken", r"has failed \(IndexError in .*own_teachers.py, line \d+: list index out of range\)"),
     ],
@@ -608,7 +678,7 @@ def test_teachers_of_another_problem_or_of_other_labels_are_refused(recipe, tmp_
         teach(recipe, tmp_path / "targets", others, part="3/2")
     with pytest.raises(RecipeError, match="dry_run has no effect on teach"):
         teach(recipe, tmp_path / "targets", others, keys=["--dry_run=true"])
-    with pytest.raises(RecipeError, match="Expected streaming: false"):
+    with pytest.raises(RecipeError, match="teacher_targets are for the clips of a table"):
         teach(
             recipe, tmp_path / "targets", others, keys=["--streaming=true", "--max_steps=3", "--mixup_partner=batch"]
         )
@@ -652,6 +722,11 @@ def huge(waveforms):
     return np.full((len(waveforms), 3), 1e5)
 
 huge.sampling_rate = 16000
+
+def other(waveforms, sizes=[3, 4]):
+    return np.zeros((len(waveforms), sizes.pop(0)))
+
+other.sampling_rate = 16000
 """
 
 
@@ -678,6 +753,16 @@ def test_a_student_is_trained_on_standardised_embeddings(recipe, tmp_path, embed
     torch.testing.assert_close(labels, expected, rtol=1e-4, atol=1e-4)
     output = trainer.model(got[0]["input_values"].to(trainer.args.device), labels=got[0]["labels"])
     torch.testing.assert_close(output.loss, (output.logits - got[0]["labels"]).square().mean())
+
+
+def test_embeddings_of_another_size_are_one_sentence(recipe, tmp_path, embeddings):
+    keys = ["--unlabelled=true"]
+    with pytest.raises(ModelError, match=r"own_embeddings:other: expected an array of shape \(8, 3\).*got \(8, 4\)"):
+        teach(recipe, tmp_path / "targets", "own_embeddings:other", keys=keys)
+    teach(recipe, tmp_path / "others", "own_embeddings:spectrum", epochs=1, keys=keys)
+    targets = TargetsFolder.load(tmp_path / "others")
+    with pytest.raises(DataError, match="holds embeddings of 8 numbers, and now came 9"):
+        targets.write(targets.files(2)[1], np.zeros((24, 9), np.float16))
 
 
 @pytest.mark.slow
@@ -708,7 +793,8 @@ def test_what_has_learnt_embeddings_is_a_model_without_labels_to_fine_tune(recip
     assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4, 5, 6]
 
     results = train.main([str(recipe), f"--model_name_or_path={folder}", f"--output_dir={tmp_path / 'tuned'}"])
-    assert 0 <= results["test_accuracy"] <= 1
+    table = pandas.read_csv(tmp_path / "tuned" / "predictions_test.csv")
+    assert results["test_accuracy"] == pytest.approx((table["truth"] == table["prediction"]).mean())
     start = student(recipe, tmp_path, f"--model_name_or_path={folder}").model
     assert start.config.problem_type == "single_label_classification" and start.num_labels == 10
     loaded = start.audio_spectrogram_transformer.state_dict()
@@ -870,3 +956,9 @@ def test_a_student_comes_near_its_teacher(recipe, tmp_path, no_pictures):
     history = json.loads((tmp_path / "student" / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]
     assert len(losses) == 10 and losses[-1] < losses[0] - 0.1
+    # Of clips that neither was trained on, it says what its teacher says of each, not of all alike.
+    theirs, own = (
+        pandas.read_csv(tmp_path / name / "predictions_test.csv").filter(regex="^p_")
+        for name in ("teacher", "student")
+    )
+    assert (theirs - own).abs().mean(axis=None) < (theirs - theirs.mean()).abs().mean(axis=None)

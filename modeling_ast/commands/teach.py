@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, arguments: Arguments) -> None:
     num_new, num_missing = teach(trainer, teachers, targets, args.epochs, args.part)
     print(f"{args.epochs} epoch(s) of {description['views']['draws_per_epoch']} views; {num_new} file(s) of them now.")
     if num_missing:
-        print(f"Part {args.part} is done; {num_missing} file(s) of other parts are not there yet.")
+        print(f"Part {args.part} is done; {num_missing} file(s) of other parts or epochs are not there yet.")
     else:
         remove_unfinished(args.output)  # of what was killed before; no part writes any longer
         print(f"Train with --teacher_targets {args.output}.")

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips
+from modeling_ast.data.labels import name_some
 from modeling_ast.data.processes import together
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.arguments import Arguments
@@ -98,12 +100,17 @@ def learn_from_teachers(trainer: ASTTrainer, targets: TargetsFolder, arguments: 
     """
     given = {"views": views_of(trainer, arguments)}
     if not targets.gives_embeddings:
-        given["label_names"] = label_names
-    taught = {key: targets.description[key] for key in given}
+        given |= {"label_names": label_names, "problem_type": arguments.model.problem_type}
+    taught = {key: targets.description.get(key, value) for key, value in given.items()}
     if difference := describe_difference(taught, given, "taught", "in this recipe"):
         raise RecipeError(f"{targets.folder} was taught with other views of other clips: {difference}.")
     logger.info(f"Taught by {', '.join(targets.description['teachers'])}: {targets.num_epochs} epoch(s) of views.")
-    trainer.teachers, trainer.num_taught_epochs = targets.description["teachers"], targets.num_epochs
+    trainer.teachers, trainer.num_taught_epochs = targets.tell_teachers(), targets.num_epochs
+    if replaced := BadClips(targets.folder / BAD_CLIPS_NAME, 0).read():
+        logger.warning(
+            f"{len(replaced)} clip(s) could not be decoded when they were taught, and others stood in their place: "
+            f"{name_some(list(replaced))}. Where these have been mended since, the targets are of others: teach anew."
+        )
     if targets.gives_embeddings:
         _ = targets.embedding_statistics  # read once, before data workers take the targets along
     weight = arguments.training.hard_label_weight

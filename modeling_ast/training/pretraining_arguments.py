@@ -92,5 +92,7 @@ def parse_pretraining_arguments(argv: Sequence[str]) -> PretrainingRecipe:
         for each in dataclasses.fields(block):
             if each.name in _WITHOUT_EFFECT and getattr(block, each.name) != each.default:
                 raise RecipeError(f"{each.name} has no effect on a pre-training: leave it out.")
-    arguments.data.unlabelled = True
-    return arguments
+    try:  # what does not go with clips without labels is refused, as groups of which labels make folds
+        return arguments._replace(data=dataclasses.replace(arguments.data, unlabelled=True))
+    except ValueError as error:
+        raise RecipeError(str(error)) from error

@@ -42,9 +42,15 @@ def load_folder(folder: Path) -> tuple[ASTForAudioClassification, ASTFeatureExtr
         if not (folder / name).is_file():
             raise ModelError(f"{folder} is not the folder of a finished model: it has no {name}.")
     with as_model_error(folder):
-        kind = ASTConfig.get_config_dict(folder)[0].get("model_type")
+        settings = ASTConfig.get_config_dict(folder)[0]
+    kind = settings.get("model_type")
     if kind != ASTConfig.model_type:
         raise ModelError(f"Expected an Audio Spectrogram Transformer in {folder}, got {kind}.")
+    if settings.get("architectures") == ["ASTModel"]:
+        raise ModelError(
+            f"{folder} is a model without a classifier, as pre-training makes it, of which no card can be written: "
+            "`push_to_hub: true` in its recipe, or `hf upload NAME FOLDER`, uploads it as it is."
+        )
     model, extractor = load_model(folder)
     if extractor.max_length != model.config.max_length:
         raise ModelError(

@@ -5,12 +5,14 @@ import hashlib
 import os
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import transformers
 from datasets import Dataset, IterableDataset
@@ -37,6 +39,7 @@ _OWN_KEYS = set(
     dataloader_num_workers dataloader_prefetch_factor dataloader_persistent_workers dataloader_pin_memory
     """.split()
 )
+_SOUND_START = 512  # bytes, of a sound without a name
 PATIENCE_SECONDS = 40.0  # NFS may remember for 30 s that a folder or a file was not there
 
 
@@ -185,7 +188,9 @@ def describe_rows(rows: Dataset | IterableDataset) -> str:
     if isinstance(rows, IterableDataset):
         return f"a stream of {rows.num_shards} shard(s)"
     rows = rows.flatten()
-    names = ("audio.path", "audio.start", "audio.end", "labels")  # not the sounds
+    names = ("audio.path", "audio.start", "audio.end", "labels")  # not the sounds, of which only some have no name
+    if "audio.bytes" in rows.column_names and rows.data["audio.path"].null_count:
+        names += ("audio.bytes",)
     names = [name for name in names if name in rows.column_names]
     columns = rows.select_columns(names).with_format("arrow")
     batches = (columns[start : start + 100_000] for start in range(0, len(rows), 100_000))
@@ -196,6 +201,10 @@ def _describe_batch(batch: pa.Table) -> Iterator[str]:
     # Only the ends of the paths: machines may have the data in different places.
     for path in batch["audio.path"].to_pylist():
         yield "/".join((path or "").rsplit("/", 2)[-2:])
+    if "audio.bytes" in batch.column_names:
+        sounds = batch["audio.bytes"].filter(pc.is_null(batch["audio.path"]))
+        yield str(pc.binary_length(sounds).to_pylist())
+        yield from (str(zlib.crc32(start or b"")) for start in pc.binary_slice(sounds, 0, _SOUND_START).to_pylist())
     yield from (str(batch[name].to_pylist()) for name in ("audio.start", "audio.end") if name in batch.column_names)
     if "labels" not in batch.column_names:
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, IterableDataset
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
@@ -369,6 +370,8 @@ def _train_or_go_on(trainer: ASTTrainer) -> dict[str, float]:
         return metrics
     if resume:
         logger.info(f"Continuing from {checkpoint}." if checkpoint else "No checkpoint yet: from the beginning.")
+    if trainer.args.process_index:  # whose dropout and stochastic depth would be those of the first one
+        torch.manual_seed(trainer.args.seed + trainer.args.process_index)
     metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_end(metrics)
     return metrics

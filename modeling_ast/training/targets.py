@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.files import written_beside
-from modeling_ast.data.functions import read_code
+from modeling_ast.data.functions import import_function, read_code
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.arguments import Arguments
@@ -42,8 +42,9 @@ class TargetsFolder:
     embedding, float16. `teaching.json` tells what they belong to.
 
     Attributes:
-        description: Of what: the `views` of the clips (`describe_views`), `label_names`, `teachers`, their
-            `precision` where that is not float32, `top_k` (`None` of embeddings), `epochs` and `positions_per_file`.
+        description: Of what: the `views` of the clips (`describe_views`), `label_names` and, with these, the
+            `problem_type`, `teachers`, their `precision` where that is not float32, `top_k` (`None` of embeddings),
+            `epochs` and `positions_per_file`.
 
     Args:
         folder: Of the files.
@@ -88,6 +89,11 @@ class TargetsFolder:
     @property
     def gives_embeddings(self) -> bool:
         return self.description["top_k"] is None
+
+    def tell_teachers(self) -> list[str]:
+        """All that the targets of a view depend on besides it: the teachers, and how what they say was kept."""
+        kept = ((key, self.description.get(key)) for key in ("top_k", "precision"))
+        return [*self.description["teachers"], *(f"{key} {value}" for key, value in kept if value is not None)]
 
     def files(self, num_epochs: int | None = None) -> list[TargetFile]:
         """All files of so many epochs, of all by default, in the order of positions, whether they are there or not."""
@@ -134,8 +140,17 @@ class TargetsFolder:
         return description
 
     def write(self, file: TargetFile, rows: np.ndarray) -> None:
-        """A file, which gets its name when it is whole."""
-        with written_beside(file.path) as unfinished:
+        """A file, which gets its name when it is whole.
+
+        Raises:
+            DataError: Embeddings of another size than those of the first file.
+        """
+        first = self.files()[0].path
+        if self.gives_embeddings and first.is_file() and rows.shape[1] != self.embedding_size:
+            raise DataError(
+                f"{first} holds embeddings of {self.embedding_size} numbers, and now came {rows.shape[1]}."
+            )
+        with written_beside(file.path, durable=True) as unfinished:
             np.save(unfinished, rows)
 
     def read(self, positions: Sequence[int]) -> np.ndarray:
@@ -182,7 +197,7 @@ def _open(path: Path) -> np.ndarray:
     """
     try:
         return np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:  # the last one of an empty file
         raise DataError(
             f"{path} cannot be read ({error}): remove it, and let modeling-ast teach write it again."
         ) from error
@@ -240,6 +255,7 @@ def describe_views(
     if augment_args.max_noise:  # which is added to normalised features
         features += ("do_normalize", "std")
     if (transform := augment_args.waveform_transform) is not None:  # another code under the same name is another
+        import_function(transform, "waveform_transform")
         others["waveform_transform"] = f"{transform} ({hashlib.sha256(read_code(transform)).hexdigest()[:12]})"
     if training_args.samples_per_epoch is not None:  # also of as many as there are clips
         others["samples_per_epoch"] = training_args.samples_per_epoch

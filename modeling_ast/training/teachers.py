@@ -157,6 +157,9 @@ class FunctionTeacher:
         self.sampling_rate = int(self.sampling_rate)
         labels = getattr(self.function, "labels", None)
         self.label_names = None if labels is None else list(map(str, labels))
+        if self.label_names is not None and len(set(self.label_names)) < len(self.label_names):
+            raise ModelError(f"{name} cannot be used: expected each label once in its attribute labels.")
+        self.size: int | None = None if labels is None else len(self.label_names)  # of embeddings, of the first ones
         settings = repr((self.sampling_rate, self.label_names)).encode()
         self.fingerprint = hashlib.sha256(settings + read_code(name)).hexdigest()
 
@@ -172,12 +175,12 @@ class FunctionTeacher:
             output = torch.as_tensor(np.asarray(self.function(waveforms), dtype=np.float32))
         except Exception as error:
             raise ModelError(f"{self.name} has failed ({describe_fault(error)}).") from error
-        size = "size" if self.label_names is None else len(self.label_names)
-        if output.ndim != 2 or len(output) != len(waveforms) or size not in ("size", output.shape[1]):
+        if output.ndim != 2 or len(output) != len(waveforms) or self.size not in (None, output.shape[1]):
             raise ModelError(
-                f"{self.name}: expected an array of shape ({len(waveforms)}, {size}) for {len(waveforms)} waveforms, "
-                f"got {tuple(output.shape)}."
+                f"{self.name}: expected an array of shape ({len(waveforms)}, {self.size or 'size'}) for "
+                f"{len(waveforms)} waveforms, got {tuple(output.shape)}."
             )
+        self.size = output.shape[1]
         if not output.isfinite().all():
             raise ModelError(f"{self.name}: expected finite numbers, got NaN or infinite ones.")
         if self.label_names is not None:

@@ -27,16 +27,12 @@ def read_teaching_arguments(recipe: str, keys: Sequence[str], output: Path) -> A
     Raises:
         RecipeError: A recipe or keys that cannot be used, a dry run, or clips that come as a stream.
     """
-    arguments = parse_arguments([recipe, *keys, "--do_train=true", f"--output_dir={output}"])
-    if arguments.data.streaming:
-        raise RecipeError(
-            "Expected streaming: false; which clips a stream gives depends on processes and workers, and the views of "
-            "a teacher would be others than its student's."
-        )
+    own = ["--do_train=true", f"--output_dir={output}", f"--teacher_targets={output}"]  # which some keys ask for
+    arguments = parse_arguments([recipe, *keys, *own])
     training_args = arguments.training
     if training_args.dry_run:
         raise RecipeError("dry_run has no effect on teach: leave it out.")
-    training_args.teacher_targets = None  # of the recipe's own training, which comes after this
+    training_args.teacher_targets = None  # there are none yet
     training_args.eval_strategy, training_args.report_to, training_args.push_to_hub = IntervalStrategy.NO, [], False
     return arguments
 
@@ -60,6 +56,7 @@ def describe_targets(trainer: ASTTrainer, arguments: Arguments, teachers: Teache
     return {
         "views": views_of(trainer, arguments),
         "label_names": teachers.label_names,
+        **({} if teachers.label_names is None else {"problem_type": arguments.model.problem_type}),
         "teachers": teachers.describe(),
         **({} if lower is None else {"precision": lower}),
         "top_k": None if teachers.label_names is None else min(top_k, len(teachers.label_names)),
@@ -85,7 +82,7 @@ def teach(trainer: ASTTrainer, teachers: Teachers, targets: TargetsFolder, epoch
         part: Of the files, which are dealt to the parts in turn.
 
     Returns:
-        How many files of this part were written now, and how many of all parts are missing.
+        How many files of this part were written now, and how many of all parts and epochs are missing.
     """
     own = targets.files(epochs)[part.number - 1 :: part.count]
     pending = [file for file in own if not file.path.is_file()]
@@ -115,7 +112,7 @@ def teach(trainer: ASTTrainer, teachers: Teachers, targets: TargetsFolder, epoch
                 rows.append(_to_rows(said, targets))
                 progress.update(len(said))
             targets.write(file, np.concatenate(rows))
-    return len(pending), sum(not file.path.is_file() for file in targets.files(epochs))
+    return len(pending), sum(not file.path.is_file() for file in targets.files())
 
 
 class _Batches:
