@@ -326,15 +326,14 @@ DRAWN = """
 import torch
 train = ASTTrainer.training_step
 def training_step(trainer, *args, **kwargs):
-    state = torch.get_rng_state()
     print("DRAWN", trainer.args.process_index, torch.rand(()).item(), flush=True)
-    torch.set_rng_state(state)
     return train(trainer, *args, **kwargs)
 ASTTrainer.training_step = training_step
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("whole", ["free"], indirect=True)
 def test_each_process_draws_dropout_of_its_own(whole, tmp_path):
     argv = [*whole[1], "--save_strategy=no", "--max_steps=2", "--output_dir", tmp_path / "run"]
     process = launch(tmp_path, *argv, own=DRAWN.splitlines())
