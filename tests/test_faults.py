@@ -172,6 +172,23 @@ def test_what_is_written_to_its_end_takes_the_place_of_what_was_there(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "empty", "a", "b"}
 
 
+def test_an_empty_volume_is_written_into(tmp_path, monkeypatch):
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == volume)
+    number = volume.stat().st_ino
+    with pytest.raises(Unlucky), new_folder(volume) as unfinished:
+        (unfinished / "half").touch()
+        raise Unlucky
+    assert not list(volume.iterdir())
+    with new_folder(volume) as unfinished:
+        assert unfinished.name == "volume"
+        (unfinished / "part").mkdir()
+        (unfinished / "part" / "a.txt").touch()
+    assert [str(path.relative_to(volume)) for path in volume.rglob("*")] == ["part", "part/a.txt"]
+    assert volume.stat().st_ino == number and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_link_to_an_empty_folder_stays_one(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")

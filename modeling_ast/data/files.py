@@ -69,10 +69,10 @@ def folder_written_beside(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def files_written_beside(folder: str | os.PathLike) -> Iterator[Path]:
-    """Where to write files that join those of a folder when all of them are whole."""
+def files_written_beside(folder: str | os.PathLike, name: str = "files") -> Iterator[Path]:
+    """Where to write files that join those of a folder when all of them are whole, in a folder of some name."""
     folder = Path(folder)
-    unfinished = folder / UNFINISHED_FOLDER / "files"
+    unfinished = folder / UNFINISHED_FOLDER / name
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
@@ -101,12 +101,16 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """Where to write a folder that is not there yet, or is empty, by several processes at once too.
 
     It has its name already, and gets its place when it is whole, unless that holds something by then. A link to a
-    folder stays one.
+    folder stays one, and so does the empty volume that a container is given, which cannot be replaced.
 
     Raises:
         OSError: Another process was faster.
     """
     folder = Path(os.path.realpath(folder))
+    if os.path.ismount(folder):
+        with files_written_beside(folder, folder.name or "files") as unfinished:
+            yield unfinished
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
         unfinished = Path(beside) / folder.name
