@@ -274,6 +274,26 @@ def test_accumulated_batches_make_the_same_updates(whole, tmp_path):
     assert_equal_up_to_rounding(tmp_path, folder)
 
 
+def test_features_that_are_computed_where_the_model_is_make_the_same_updates(whole, tmp_path):
+    folder, argv = whole
+    run(*argv, "--features_on_device=true", "--dataloader_num_workers=1", "--output_dir", tmp_path)
+    assert_equal_up_to_rounding(tmp_path, folder)
+    saved = {
+        name: json.loads((path / "trainer_state.json").read_text()) for name, path in zip("ab", (tmp_path, folder))
+    }
+    assert saved["a"]["total_flos"] == saved["b"]["total_flos"] > 0
+
+
+@pytest.mark.slow
+def test_two_processes_resume_with_features_that_are_computed_where_the_model_is(whole, tmp_path):
+    argv = [*whole[1], "--features_on_device=true", "--save_strategy=steps", "--save_steps=2"]
+    argv += ["--output_dir", tmp_path / "run"]
+    assert launch(tmp_path, *argv, stop_at=6).returncode != 0
+    process = launch(tmp_path, *argv, "--resume_from_checkpoint=true")
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert_equal_up_to_rounding(tmp_path / "run", whole[0])
+
+
 @pytest.mark.slow
 def test_another_seed_makes_another_run(whole, tmp_path):
     """Which shows that the comparisons of this file see something."""

@@ -169,6 +169,13 @@ class ASTTrainingArguments(TrainingArguments):
             "goes on where the last one ended, so that each clip comes once before any comes twice."
         },
     )
+    features_on_device: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether data workers hand over waveforms, of which the features are computed where the model is, "
+            "with the same draws; if unset, on a GPU of NVIDIA or AMD. Elsewhere workers compute them."
+        },
+    )
     decoupled_weight_decay: bool = field(
         default=True,
         metadata={

@@ -6,6 +6,7 @@ was interrupted.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 
@@ -98,79 +99,71 @@ def smooth_labels(labels: torch.Tensor, factor: float, num_labels: int, multi_la
     return (1 - factor) * weights + factor / (2 if multi_label else num_labels)
 
 
-def mask(
-    spectrogram: torch.Tensor, dim: int, max_width: int, generator: torch.Generator, value: float = 0.0
-) -> torch.Tensor:
-    """Mask one stretch of a spectrogram.
+def draw_mask(size: int, max_width: int, generator: torch.Generator) -> slice:
+    """A stretch of an axis, of frames or of mel bins, that is masked.
 
     Args:
-        spectrogram: Tensor of shape (frames, mel bins), not normalised yet.
-        dim: 0 masks frames, 1 masks mel bins.
-        max_width: The width is uniform in [0, max_width), rounded down, and at most the axis; 0 leaves all as it is.
+        size: Of the axis.
+        max_width: The width is uniform in [0, max_width), rounded down, and at most the axis; 0 draws nothing.
         generator: Of the clip.
-        value: What masked cells hold: 0.0, as in padding.
 
     Source: the original's SpecAugment (torchaudio's FrequencyMasking and TimeMasking, once each).
     """
     if max_width == 0:
-        return spectrogram
-    size = spectrogram.shape[dim]
+        return slice(0, 0)
     draws = torch.rand(2, generator=generator).tolist()
     width = min(draws[0] * max_width, size)
     start = int(draws[1] * (size - width))
-    masked = spectrogram.clone()
-    masked.narrow(dim, start, int(width)).fill_(value)
-    return masked
+    return slice(start, start + int(width))
 
 
-def add_noise(
-    spectrogram: torch.Tensor, max_noise: float, generator: torch.Generator, original: bool = False
-) -> torch.Tensor:
-    """Add uniform noise, of an amplitude drawn in [0, max_noise), to every cell.
+def draw_noise(
+    shape: Sequence[int], max_noise: float, generator: torch.Generator, original: bool = False
+) -> torch.Tensor | None:
+    """Uniform noise for every cell, of an amplitude drawn in [0, max_noise).
 
     Args:
-        spectrogram: Normalised tensor of shape (frames, mel bins).
-        max_noise: 0 leaves all as it is.
+        shape: Of a normalised spectrogram, (frames, mel bins).
+        max_noise: 0 draws nothing.
         generator: Of the clip.
         original: Whether the noise lies above zero, as in the original, which so raises the mean too; else around it.
 
     Source: the original's Speech Commands recipe, with 0.1.
     """
     if max_noise == 0:
-        return spectrogram
+        return None
     amplitude = torch.rand((), generator=generator) * max_noise
-    noise = torch.rand(spectrogram.shape, generator=generator)
+    noise = torch.rand(tuple(shape), generator=generator)
     if not original:
         noise -= 0.5
-    return noise.mul_(amplitude).add_(spectrogram)
+    return noise.mul_(amplitude)
+
+
+def draw_shift(max_frames: int, generator: torch.Generator) -> int:
+    """A whole number of frames in [-max_frames, max_frames); 0 where that is 0.
+
+    Source: the original's Speech Commands recipe, with 10 frames.
+    """
+    return int(torch.randint(-max_frames, max_frames, (), generator=generator)) if max_frames else 0
 
 
 def roll(
-    spectrogram: torch.Tensor,
-    max_frames: int,
-    frames: int,
-    generator: torch.Generator,
-    padding: float = 0.0,
-    original: bool = False,
+    spectrogram: torch.Tensor, shift: int, frames: int, padding: float = 0.0, original: bool = False
 ) -> torch.Tensor:
-    """Move a spectrogram in time by a whole number of frames in [-max_frames, max_frames).
+    """Move a spectrogram in time.
 
     What leaves a clip that fills all frames at one end comes in at the other. Into a padded clip comes padding
     instead, so that its beginning does not end up behind its padding.
 
     Args:
         spectrogram: Normalised tensor of shape (all frames, mel bins).
-        max_frames: 0 leaves all as it is.
+        shift: Frames; 0 leaves all as it is.
         frames: How many frames are the clip's; the rest is padding.
-        generator: Of the clip.
         padding: What padding holds after normalisation.
         original: Whether all frames go round, padding included, as in the original.
-
-    Source: the original's Speech Commands recipe, with 10 frames.
     """
-    if max_frames == 0:
+    if shift == 0:
         return spectrogram
-    shift = int(torch.randint(-max_frames, max_frames, (), generator=generator))
     rolled = spectrogram.roll(shift, dims=0)
     if frames < len(spectrogram) and not original:
         came_round = slice(shift, None) if shift < 0 else slice(shift)

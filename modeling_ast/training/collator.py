@@ -5,21 +5,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.collating import ASTDataCollator, remove_mean
 from modeling_ast.training.arguments import AugmentArguments
-from modeling_ast.training.augment import (
-    add_noise,
-    clip_generator,
-    draw_crop,
-    draw_gain,
-    draw_mixing_weight,
-    mask,
-    mix,
-    roll,
-)
+from modeling_ast.training.augment import clip_generator, draw_crop, draw_gain, draw_mixing_weight, mix
+from modeling_ast.training.features import AugmentedFeatures, SpectrogramDraws
 from modeling_ast.training.rows import Choice, TrainingRows
 from modeling_ast.training.waveform_transform import WaveformTransform
 
@@ -38,6 +29,8 @@ class AugmentingCollator(ASTDataCollator):
         multi_label: Whether a clip may have several labels.
         augment: What is done.
         seed: Of the augmentation.
+        hands_over: Whether waveforms are handed over, with what is drawn for their spectrograms, in place of features:
+            for `AugmentedFeatures.compute_handed_over`, where the model is.
     """
 
     def __init__(
@@ -48,10 +41,12 @@ class AugmentingCollator(ASTDataCollator):
         *,
         augment: AugmentArguments,
         seed: int = 0,
+        hands_over: bool = False,
     ):
         super().__init__(extractor, num_labels, multi_label)
         self.augment = augment
         self.seed = seed
+        self.features, self.hands_over = AugmentedFeatures(extractor, augment), hands_over
         name = augment.waveform_transform
         self.transform = None if name is None else WaveformTransform(name, extractor)
 
@@ -101,10 +96,19 @@ class AugmentingCollator(ASTDataCollator):
             rows: As `prepare` gives them.
 
         Returns:
-            As `ASTDataCollator` gives them; with mixup, `labels` are weights (batch, num_labels).
+            As `ASTDataCollator` gives them, or what is handed over in place of features; with mixup, `labels` are
+            weights (batch, num_labels).
         """
-        features = self.augmented_features(self.augmented_waveforms(rows), [row["generator"] for row in rows])
-        return {**features, **self.targets(rows)}
+        return {**self.collate(self.augmented_waveforms(rows), rows)[0], **self.targets(rows)}
+
+    def collate(
+        self, waveforms: list[torch.Tensor], rows: list[dict[str, Any]]
+    ) -> tuple[dict[str, Any], list[SpectrogramDraws]]:
+        """Features of waveforms, or what is handed over in their place, and what was drawn for their spectrograms."""
+        waveforms = self.extractor.to_waveforms(waveforms)
+        draws, noises = zip(*(self.features.draw(len(each), row["generator"]) for each, row in zip(waveforms, rows)))
+        make = self.features.hand_over if self.hands_over else self.features.compute
+        return make(waveforms, draws, noises), list(draws)
 
     def augmented_waveforms(self, rows: list[dict[str, Any]]) -> list[torch.Tensor]:
         """Waveforms of a training batch as its features are computed of, before they are cut."""
@@ -137,34 +141,3 @@ class AugmentingCollator(ASTDataCollator):
         samples = self.extractor.num_samples(self.extractor.max_length)
         state = generator.get_state()  # so that it may be asked again, of this clip or of one in its place
         return lambda length: draw_crop(length, samples, generator.set_state(state))
-
-    def augmented_features(
-        self, waveforms: list[torch.Tensor], generators: list[torch.Generator]
-    ) -> dict[str, torch.Tensor]:
-        """Spectrograms of a training batch, masked, normalised, rolled and with noise, as the model takes them.
-
-        Where clips keep their own length, masks and rolls of frames shrink with it.
-
-        Source: Park et al., "SpecAugment on Large Scale Datasets" (2020), for time masks in proportion to the length.
-        """
-        extractor, augment, fill = self.extractor, self.augment, self.extractor.padding_value
-        spectrograms = extractor.fbank(extractor.to_waveforms(waveforms), extractor.max_length)
-        padding = extractor.normalize(torch.tensor(fill)).item() if extractor.do_normalize else fill
-        features = []
-        for spectrogram, generator in zip(spectrograms, generators):
-            (full,) = extractor.fit_length([spectrogram], extractor.max_length)  # (frames, num_mel_bins)
-            share = len(full) / extractor.max_length  # 1 where all are padded
-            for _ in range(augment.num_freq_masks):
-                full = mask(full, 1, augment.freq_mask_bins, generator, fill)
-            for _ in range(augment.num_time_masks):
-                full = mask(full, 0, round(share * augment.time_mask_frames), generator, fill)
-            if extractor.do_normalize:
-                full = extractor.normalize(full)
-            original = augment.original_noise_and_roll
-            # The other way round than in the original, for noise on the padding that comes in; otherwise the same.
-            full = roll(full, round(share * augment.roll_frames), len(spectrogram), generator, padding, original)
-            features.append(add_noise(full, augment.max_noise, generator, original))
-        batch = {"input_values": pad_sequence(features, batch_first=True, padding_value=padding)}
-        if extractor.padding == "longest":
-            batch["attention_mask"] = extractor.mask_frames(features, batch["input_values"].shape[1])
-        return batch

@@ -45,15 +45,13 @@ class MaskingCollator(AugmentingCollator):
 
         Returns:
             `input_values` (batch, frames, num_mel_bins), with `attention_mask` (batch, frames) where the padding is
-            "longest", and `kept` (batch, mask_clones, kept patches) for `ASTForMaskedPretraining`.
+            "longest", or what is handed over in place of them; and `kept` (batch, mask_clones, kept patches) for
+            `ASTForMaskedPretraining`.
         """
-        batch = super().__call__(rows)
-        batch_frames = batch["input_values"].shape[1]
-        frames = (
-            batch["attention_mask"].sum(dim=1).tolist() if "attention_mask" in batch else [batch_frames] * len(rows)
-        )
-        masks = (self.mask_ratio, self.mask_clones, [row["generator"] for row in rows])
-        return {**batch, "kept": draw_kept(self.config, frames, batch_frames, *masks)}
+        batch, draws = self.collate(self.augmented_waveforms(rows), rows)
+        frames, masks = [each.length for each in draws], (self.mask_ratio, self.mask_clones)
+        kept = draw_kept(self.config, frames, max(frames), *masks, [row["generator"] for row in rows])
+        return {**batch, "kept": kept}
 
 
 class PretrainingTrainer(BodyTrainer):

@@ -209,7 +209,11 @@ def prepare_clips(
         sampling_weights = class_balanced_weights(splits.train, num_labels)
     loss_weights = _find_loss_weights(training_args, splits) if training_args.do_train else None
     multi_label = model_args.problem_type == "multi_label_classification"
-    collator = make_collator(extractor, num_labels, multi_label, augment=arguments.augment, seed=training_args.seed)
+    hands_over = training_args.features_on_device
+    if hands_over is None:
+        hands_over = training_args.device.type == "cuda"
+    how = {"augment": arguments.augment, "seed": training_args.seed, "hands_over": hands_over}
+    collator = make_collator(extractor, num_labels, multi_label, **how)
     to_clips = partial(decode, sampling_rate=extractor.sampling_rate, ignore_length=splits.ignore_length)
     for name, rows in splits:
         if name != "train":
@@ -230,6 +234,7 @@ def prepare_clips(
     return {
         "train_dataset": train_rows,
         "train_collator": collator,
+        "train_features": collator.features,
         "sampling_weights": sampling_weights,
         "clip_seconds": clip_seconds,
         "loss_weights": loss_weights,

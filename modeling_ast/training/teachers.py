@@ -46,7 +46,7 @@ class ViewCollator:
             `input_values`, and perhaps `attention_mask` and `waveforms`.
         """
         waveforms, extractor = self.collator.augmented_waveforms(rows), self.collator.extractor
-        view = self.collator.augmented_features(waveforms, [row["generator"] for row in rows])
+        view, _ = self.collator.collate(waveforms, rows)
         if self.with_waveforms:
             samples = extractor.num_samples(extractor.max_length)
             # As arrays: of tensors a data worker would hand over each in a file of its own, of which few may be open.

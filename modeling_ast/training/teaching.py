@@ -32,7 +32,7 @@ def read_teaching_arguments(recipe: str, keys: Sequence[str], output: Path) -> A
     training_args = arguments.training
     if training_args.dry_run:
         raise RecipeError("dry_run has no effect on teach: leave it out.")
-    training_args.teacher_targets = None  # there are none yet
+    training_args.teacher_targets, training_args.features_on_device = None, False  # teachers take both kinds
     training_args.eval_strategy, training_args.report_to, training_args.push_to_hub = IntervalStrategy.NO, [], False
     return arguments
 

@@ -23,6 +23,7 @@ from modeling_ast.training.adapters import ADAPTER_FOLDER, merge_weights, save_a
 from modeling_ast.training.augment import smooth_labels
 from modeling_ast.training.checkpoints import ResumableTrainer, ends_epoch
 from modeling_ast.training.faults import saving
+from modeling_ast.training.features import AugmentedFeatures
 from modeling_ast.training.losses import weighted_loss
 from modeling_ast.training.rates import rate_factors, split_groups
 from modeling_ast.training.rows import TrainingStream, collate_with_place
@@ -38,6 +39,7 @@ class ASTTrainer(ResumableTrainer):
     Args:
         train_dataset: `TrainingRows` or a `TrainingStream`.
         train_collator: Makes training batches; `data_collator` makes the others.
+        train_features: Of what `train_collator` hands over in place of features.
         sampling_weights: Of the training clips, to draw with replacement; `None` shuffles.
         clip_seconds: Lengths of the training clips, to batch those of similar length; `None` mixes them.
         loss_weights: Of the labels, in the loss of training; those of evaluations stay without. `None` means none.
@@ -52,6 +54,7 @@ class ASTTrainer(ResumableTrainer):
         self,
         *args,
         train_collator: Callable | None = None,
+        train_features: AugmentedFeatures | None = None,
         sampling_weights: torch.Tensor | None = None,
         clip_seconds: torch.Tensor | None = None,
         loss_weights: LossWeights | None = None,
@@ -62,7 +65,7 @@ class ASTTrainer(ResumableTrainer):
             warnings.filterwarnings("ignore", "Label smoothing is not compatible")  # it is here, with all labels
             super().__init__(*args, **kwargs)
         self.label_smoother = None  # which takes class indices alone
-        self.train_collator = train_collator
+        self.train_collator, self.train_features = train_collator, train_features
         self.sampling_weights = sampling_weights
         self.clip_seconds = clip_seconds
         self.loss_weights = loss_weights
@@ -136,6 +139,18 @@ class ASTTrainer(ResumableTrainer):
             began, now = (f"those of {', '.join(each)}" if each else "none" for each in (before, self.teachers))
             raise RecipeError(f"Expected the teacher_targets that the run began with, {began}, got {now}.")
         self.num_taught_epochs = progress.get("num_taught_epochs", self.num_taught_epochs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """As the Trainer's own, and features of waveforms, now that these are where the model is."""
+        inputs = super()._prepare_inputs(inputs)
+        return self.train_features.compute_handed_over(inputs) if "waveforms" in inputs else inputs
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the Trainer's own, also of waveforms, by the size of their features."""
+        if "waveforms" in inputs:
+            shape = len(inputs["draws"]), max(each.length for each in inputs["draws"]), self.model.config.num_mel_bins
+            inputs = {"input_values": torch.empty(shape, device="meta")}
+        return super().floating_point_ops(inputs)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         """Of the training clips, the draws of an epoch."""

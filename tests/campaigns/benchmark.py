@@ -97,6 +97,11 @@ STEP_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 # All of AudioSet's recipe (configs/audioset_full.yaml) and of Speech Commands': mixup, crop, masks, noise and roll.
 AUGMENTATION = {"mixup_probability": 0.5, "random_crop": True, "freq_mask_bins": 48, "time_mask_frames": 192}
 AUGMENTATION |= {"max_noise": 0.1, "roll_frames": 10}
+# Data workers that compute no features, and others that read no partners and draw no noise either.
+HANDED_OVER = {
+    "waveforms handed over": {},
+    "waveforms handed over, partners of the batch, no noise": {"mixup_partner": "batch", "max_noise": 0.0},
+}
 # Of one H100 (SXM, dense bf16). Source: NVIDIA's data sheet.
 H100_OPERATIONS_PER_SECOND = 989e12
 # The share of its rate that training is to reach, workers, and the patchout of PaSST for 10 s: 4 rows, 40 columns.
@@ -196,10 +201,10 @@ def data(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
         plain = ASTDataCollator(extractor, NUM_LABELS, True)
         order = [(index, index) for index in range(len(files))]
 
-        def load(collator: Callable, rows=rows, order=order) -> torch.Tensor:
+        def load(collator: Callable, rows=rows, order=order, name: str = "input_values") -> torch.Tensor:
             prepare = getattr(collator, "prepare", None)
             loader = DataLoader(TrainingRows(rows, prepare), batch_size=8, sampler=order, collate_fn=collator)
-            return torch.cat([batch["input_values"] for batch in loader])
+            return torch.cat([batch[name] for batch in loader])
 
         def load_by_stock(files=files) -> torch.Tensor:
             clips = (load_waveform(path, RATE).numpy() for path in files)
@@ -209,12 +214,20 @@ def data(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
             # Removing the clip's mean first, as training does, shows a little in quiet bins.
             check_agreement({"ours": load(plain), "stock": load_by_stock()}, "stock", 1e-2)
             sides = {"ours": partial(load, collate), "stock": load_by_stock}
+            for side, keys in HANDED_OVER.items():
+                augment = AugmentArguments(**AUGMENTATION | keys)
+                own = AugmentingCollator(extractor, NUM_LABELS, True, augment=augment, hands_over=True)
+                sides[side] = partial(load, own, name="waveforms")
             sides["decoder"] = lambda files=files: [read_samples(path) for path in files]
             rates = {side: len(files) / time for side, time in time_in_turn(sides, args.rounds).items()}
         supply[name], share = rates["ours"], rates["ours"] / rates["decoder"]
         note = "a core; the other side decodes and extracts without augmentation; the decoder reads one file a clip"
         work = f"10 s {name} to batches, all augmentations"
         yield Row("data", work, rates["ours"], rates["stock"], "clips/s", None, share, None, "decoder", note)
+        for side in HANDED_OVER:
+            share, note = rates[side] / rates["decoder"], "a core; the other side is ours with features"
+            what = f"10 s {name}, {side}"
+            yield Row("data", what, rates[side], rates["ours"], "clips/s", None, share, None, "decoder", note)
     config = ASTConfig(max_length=args.max_length)
     kept_bins = 128 - config.frequency_stride * PATCHOUT_ROWS
     kept_frames = args.max_length - config.time_stride * (config.num_time_patches * PATCHOUT_COLUMNS // 101)
