@@ -115,8 +115,8 @@ def names(shards: Path, split: str) -> list[str]:
 
 @each_layout
 def test_the_same_recipe_gives_the_same_clips(tmp_path, write):
-    """Those of FLAC are bit for bit the same too."""
-    format = "flac" if write in (write_classes, write_several_labels) else "original"
+    """Those of FLAC and WAV are bit for bit the same too."""
+    format = {write_classes: "flac", write_several_labels: "wav"}.get(write, "original")
     settings, shards = write(tmp_path), tmp_path / "shards"
     assert run(tmp_path, settings, "--output", shards, "--format", format, "--clips_per_shard=5") == 0
     before, after = load(settings), load(settings, dataset_name=str(shards))
@@ -133,16 +133,17 @@ def test_a_stream_gives_them_too(tmp_path, name):
     assert heard(stream) == heard(load(settings)) and stream.label_names == NAMES
 
 
-def test_clips_of_other_kinds_become_mono_of_the_recipes_rate(tmp_path):
+@pytest.mark.parametrize("format", ["flac", "wav"])
+def test_clips_of_other_kinds_become_mono_of_the_recipes_rate(tmp_path, format):
     settings, noise = write_classes(tmp_path / "data"), torch.rand(800, 2) - 0.5
     write_sound(tmp_path / "data" / "dog" / "stereo.flac", noise, 8000)
     keys = ["--output", tmp_path / "shards", "--sampling_rate=24000"]
-    run(tmp_path, settings, *keys, "--format=flac")
+    run(tmp_path, settings, *keys, "--format", format)
     rows = load(settings, dataset_name=str(tmp_path / "shards")).train
-    (content,) = [row["audio"]["bytes"] for row in rows if row["audio"]["path"] == "dog/stereo.flac"]
+    (content,) = [row["audio"]["bytes"] for row in rows if row["audio"]["path"] == f"dog/stereo.{format}"]
     expected = next(row["waveform"] for row in decoded(load(settings).train, 24000) if "stereo" in row["path"])
     samples, rate = soundfile.read(io.BytesIO(content), dtype="float32")
-    assert rate == 24000 and soundfile.info(io.BytesIO(content)).format == "FLAC"
+    assert rate == 24000 and soundfile.info(io.BytesIO(content)).format == format.upper()
     torch.testing.assert_close(torch.from_numpy(samples), expected, atol=2**-16, rtol=0)
 
 

@@ -3,12 +3,12 @@
     modeling-ast pack RECIPE --output FOLDER [--format flac] [--shard_megabytes 500 | --clips_per_shard N]
         [--push_to_hub ME/NAME [--private]] [--key value ...]
 
-All splits are packed, training clips in a shuffled order. Sounds stay the bytes that they are, or become FLAC (16
-bits) or Opus, in mono at the recipe's `sampling_rate`. Each clip is decoded once: up to `max_bad_clips` training clips
-that cannot be are left out and named in bad_clips.csv. Columns without sounds are kept, and labels have their names.
-The same command goes on where it was stopped. Folds are packed together, so that any of them can be held out. What
-comes of it is read by the same recipe with another `dataset_name`: the folder, or where it was copied to. Exit status:
-1 where clips were left out.
+All splits are packed, training clips in a shuffled order. Sounds stay the bytes that they are, or become FLAC or
+WAV (16 bits) or Opus, in mono at the recipe's `sampling_rate`. Each clip is decoded once: up to `max_bad_clips`
+training clips that cannot be are left out and named in bad_clips.csv. Columns without sounds are kept, and labels have
+their names. The same command goes on where it was stopped. Folds are packed together, so that any of them can be held
+out. What comes of it is read by the same recipe with another `dataset_name`: the folder, or where it was copied to.
+Exit status: 1 where clips were left out.
 """
 
 import argparse

@@ -37,6 +37,7 @@ CARD_NAME = "README.md"
 FORMATS = {
     "original": None,
     "flac": ("FLAC", "PCM_16", ".flac", FLAC_RATES),
+    "wav": ("WAV", "PCM_16", ".wav", FLAC_RATES),
     "opus": ("OGG", "OPUS", ".opus", (8000, 12000, 16000, 24000, 48000)),
 }
 # A group of rows is what a stream reads at once, shuffles and shares among workers.
@@ -112,7 +113,9 @@ def pack_splits(
         AudioError: A held-out clip cannot be decoded, or more training clips than the limit.
     """
     if packing.format == "original" and any(has_stretches(rows) for _, rows in splits):
-        raise DataError("Expected --format flac or opus for stretches of recordings, got original, which packs files.")
+        raise DataError(
+            "Expected --format flac, wav or opus for stretches of recordings, got original, which packs files."
+        )
     remove_unfinished(folder)
     rename, shards = _renaming(splits, packing), []
     for name, rows in splits:
@@ -173,11 +176,11 @@ class Encoder:
         import soundfile
 
         container, subtype, _, _ = FORMATS[self.packing.format]
-        waveform = clip.load(self.packing.sampling_rate, self.ignore_length)
+        waveform = clip.load(self.packing.sampling_rate, self.ignore_length).clamp(-1, 1)
+        if subtype == "PCM_16":  # which libsndfile would scale by 32767 in WAV, and by 32768 in FLAC
+            waveform = (waveform * 32768).round_().clamp_(max=32767).to(torch.int16)
         content = io.BytesIO()
-        soundfile.write(
-            content, waveform.clamp(-1, 1).numpy(), self.packing.sampling_rate, format=container, subtype=subtype
-        )
+        soundfile.write(content, waveform.numpy(), self.packing.sampling_rate, format=container, subtype=subtype)
         return content.getvalue()
 
 
