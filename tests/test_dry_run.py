@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,11 +43,25 @@ def test_dry_run_counts_what_the_run_does(recipe, tmp_path, caplog):
     assert not (tmp_path / "run").exists()
     assert results["dry_run_updates"] == 16 and results["dry_run_evaluations"] == 8  # four epochs of 4, every 2
     assert 0 <= results["dry_run_data_share"] <= 1
+    assert results["dry_run_decode_seconds"] > 0 and results["dry_run_features_seconds"] > 0
+    assert "to read and decode" in caplog.text
     training = 16 * results["dry_run_seconds_per_update"]
     evaluating = (8 * 8 + 2 * (8 + 8)) / results["dry_run_clips_per_second"]  # the averaged model too
     assert results["dry_run_hours"] * 3600 == pytest.approx(training + evaluating, rel=1e-6)
     for words in ("The whole run is 16 updates", "nothing was written", "16 clips for train"):
         assert words in caplog.text
+
+
+def test_slow_data_are_told_with_what_to_change(recipe, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef slow(waveform, rate):\n    time.sleep(0.02)\n    return waveform\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    results = run(recipe, tmp_path / "run", "--waveform_transform=slow:slow", "--mixup_probability=0.5")
+    assert results["dry_run_decode_seconds"] > 0.02 > results["dry_run_features_seconds"]
+    workers = int(re.search(r"needs so many cores for them: dataloader_num_workers: (\d+)", caplog.text)[1])
+    assert workers > 1 and "mixup_partner: batch;" in caplog.text and "features_on_device" not in caplog.text
 
 
 def test_labels_that_no_clip_to_train_on_has_are_named(recipe, tmp_path, caplog):

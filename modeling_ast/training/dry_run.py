@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice, pairwise
 from tempfile import TemporaryDirectory
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from modeling_ast.training.arguments import ASTTrainingArguments
 from modeling_ast.training.faults import Stopped
+from modeling_ast.training.rows import TrainingRows
 from modeling_ast.training.trainer import ASTTrainer
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 # seconds show a pipeline of data that is slower than the model, once what it made in advance is used up.
 WARM_UP_UPDATES, MEASURED_UPDATES, MEASURED_SECONDS, MAX_UPDATES = 3, 7, 10.0, 200
 NOTHING_WRITTEN = "This was a dry run: nothing was written."
+SLOW_DATA = 0.1  # share of an update's time, from which on waiting for data is worth a word
 EVAL_BATCHES = 8  # of each process, beyond those of an evaluation that shows what starting one costs
 
 
@@ -47,7 +50,8 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset]) -> dict[str, floa
 
     Returns:
         `dry_run_updates` and `dry_run_evaluations` of the whole run, `dry_run_seconds_per_update`,
-        `dry_run_data_share` (of an update's time, waiting for data; in [0, 1]), `dry_run_clips_per_second` of an
+        `dry_run_data_share` (of an update's time, waiting for data; in [0, 1]), `dry_run_decode_seconds` and
+        `dry_run_features_seconds` (of a clip, in one process; not of a stream), `dry_run_clips_per_second` of an
         evaluation, and `dry_run_hours` of it all.
 
     Raises:
@@ -72,6 +76,7 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset]) -> dict[str, floa
             f"{watch.measured} update(s) of {trainer.global_batch_size} clips took {watch.seconds_per_update:.3g} s "
             f"each, {watch.data_share:.0%} of it waiting for data."
         )
+        results |= _tell_of_data(trainer, watch)
         logger.info(f"The whole run is {updates} updates: about {_shown(seconds)}.")
     if held_out:
         rate = _evaluation_rate(trainer, trainer.eval_dataset)
@@ -87,6 +92,45 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset]) -> dict[str, floa
         logger.info(f"The GPU's memory was used up to {torch.cuda.max_memory_allocated() / 1e9:.1f} GB.")
     logger.info(NOTHING_WRITTEN)
     return {**results, "dry_run_hours": seconds / 3600}
+
+
+def _tell_of_data(trainer: ASTTrainer, watch: "_Stopwatch") -> dict[str, float]:
+    """What a clip takes before the model, in one process, and what to change where that is the bottleneck."""
+    if not isinstance(trainer.train_dataset, TrainingRows):
+        return {}
+    args, features = trainer.args, trainer.train_features
+    collator = getattr(trainer.train_collator, "collator", trainer.train_collator)  # of what teachers said too
+    pairs = list(islice(iter(trainer.make_sampler()), args.train_batch_size))
+    times = [time.perf_counter()]
+    rows = trainer.train_dataset.__getitems__(pairs)
+    waveforms = features.extractor.to_waveforms(collator.augmented_waveforms(rows))
+    times.append(time.perf_counter())
+    draws = (features.draw(len(each), row["generator"]) for each, row in zip(waveforms, rows))
+    features.compute(waveforms, *zip(*draws))
+    times.append(time.perf_counter())
+    decoding, computing = ((end - start) / len(rows) for start, end in pairwise(times))
+    clips = trainer.global_batch_size / args.world_size  # of an update, that this process trains on
+    step = watch.seconds_per_update * (1 - watch.data_share) / clips
+    logger.info(
+        f"A clip takes {_in_ms(decoding)} to read and decode, {_in_ms(computing)} for its features, and "
+        f"{_in_ms(step)} for the model and what goes to it."
+    )
+    if watch.data_share > SLOW_DATA:
+        of_worker = decoding if collator.hands_over else decoding + computing
+        changes = [f"dataloader_num_workers: {max(1, math.ceil(of_worker / step))}"]
+        if args.device.type != "cpu" and not collator.hands_over:
+            changes.append("features_on_device: true")
+        if collator.augment.mixup_probability and collator.augment.mixup_partner != "batch":
+            changes.append("mixup_partner: batch")
+        logger.info(
+            f"Data are the bottleneck. To keep up, a process needs so many cores for them: {', '.join(changes)}; or "
+            "clips that are decoded faster, as `modeling-ast pack --format flac` or `wav` makes them at its rate."
+        )
+    return {"dry_run_decode_seconds": decoding, "dry_run_features_seconds": computing}
+
+
+def _in_ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"
 
 
 class _Stopwatch(TrainerCallback):
