@@ -73,6 +73,9 @@ class PaSSTFeatureExtractor(ASTFeatureExtractor):
     def mel_frequencies(self) -> torch.Tensor:
         return mel_bin_frequencies(self.sampling_rate, self.num_mel_bins, *LIMITS_HZ)
 
+    def _fbank_together(self, waveforms: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [self._fbank(waveform) for waveform in waveforms]  # whose ends are mirrored
+
     def _fbank(self, waveforms: torch.Tensor) -> torch.Tensor:
         samples, half = waveforms.shape[-1], self.frame_length // 2
         if samples < self.frame_length:

@@ -196,13 +196,17 @@ def test_padding_and_silence_have_the_values_that_weights_expect():
 # The extractor against itself
 
 
-def test_features_do_not_depend_on_the_batch():
+@EITHER_DEVICE
+def test_features_do_not_depend_on_the_batch(device):
     extractor = ASTFeatureExtractor(max_length=120)
-    waveforms = [*clips(16000), noise(8000, seed=1), noise(24000, seed=2)]
+    waveforms = [each.to(device) for each in (*clips(16000), noise(8000, seed=1), noise(24000, seed=2))]
     alone = torch.cat([extractor(waveform, return_tensors="pt").input_values for waveform in waveforms])
     for batch in (waveforms, waveforms[:4]):
         together = extractor(batch, return_tensors="pt").input_values
         torch.testing.assert_close(together, alone[: len(batch)], atol=2e-6, rtol=0)
+    # As a GPU computes them, in one call.
+    for found, waveform in zip(extractor._fbank_together(waveforms), waveforms, strict=True):
+        torch.testing.assert_close(found, extractor.fbank(waveform), atol=1e-5, rtol=0)
 
 
 def test_call_is_the_composition_of_the_steps():
