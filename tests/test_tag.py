@@ -157,6 +157,7 @@ def test_results_are_those_of_the_pipeline_called_by_hand(recordings, tmp_path, 
     assert num_events > 0
     output = capsys.readouterr()
     assert f"6 file(s), 6 of them now: 0:00:08 of sound (h:mm:ss), {num_events} event(s)." in output.out
+    assert re.search(r"Tagging: 0:00:08 of sound in \d:\d\d:\d\d, [\d.e+]+ times real time", output.err)
     assert "1 cannot be used (--retry tries again), such as" in output.out
     assert f"{recordings / 'broken.wav'}: cannot be decoded" in output.err
     assert "cannot be decoded" in entries[str(recordings / "broken.wav")]["error"]

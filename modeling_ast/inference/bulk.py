@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -28,7 +29,7 @@ def run_pending(
     doing: str,
     **options: Any,
 ) -> None:
-    """Run recordings through a pipeline and write what comes of each.
+    """Run recordings through a pipeline, write what comes of each, and say how fast that was.
 
     Args:
         pipeline: Whichever.
@@ -40,6 +41,7 @@ def run_pending(
         doing: What is done, for the progress bar.
         options: Of the pipeline.
     """
+    started = time.perf_counter()
     num_files = sum(folder.part.includes(file.path) for file in files)
     results = pipeline(recordings, on_error="return", **options)
     num_done = num_files - len(pending)
@@ -60,6 +62,11 @@ def run_pending(
                 folder.add_error(file, str(error))
                 progress.write(plain(str(error)), file=sys.stderr)
             progress.update()
+    seconds = sum(folder.entries[file.path].seconds for file in pending)
+    if seconds:
+        passed = time.perf_counter() - started
+        shown = timedelta(seconds=round(seconds)), timedelta(seconds=round(passed)), seconds / passed
+        print("{}: {} of sound in {}, {:.3g} times real time".format(doing, *shown), file=sys.stderr)
 
 
 def report_results(
