@@ -57,7 +57,9 @@ def load_model(
     """
     if trust_remote_code:
         model_class, options = _AUTO_CLASSES[model_class], {**options, "trust_remote_code": True}
-    with as_model_error(name):
+    if not os.path.exists(name) and os.path.isdir(os.path.dirname(name)):  # misspelt, and the Hub is slow to say so
+        logger.warning(f"{name}: no such folder here, so that it is looked for on the Hub.")
+    with as_model_error(name, on_hub=True):
         model, missing = load_trained(name, model_class, **options)
         if missing:
             raise ModelError(f"expected a trained AST, but weights are missing, such as {missing[0]}.")
@@ -67,20 +69,21 @@ def load_model(
 
 
 @contextmanager
-def as_model_error(name: str | os.PathLike) -> Iterator[None]:
+def as_model_error(name: str | os.PathLike, on_hub: bool = False) -> Iterator[None]:
     """Around what reads a model: whatever the libraries make of it is one error that names it.
+
+    Args:
+        name: Of the model.
+        on_hub: Whether what is no folder is looked for on the Hub.
 
     Raises:
         ModelError: In place of another error.
     """
-    is_here = os.path.exists(name)
-    if not is_here and os.path.isdir(os.path.dirname(name)):  # misspelt perhaps, and the Hub is slow to say so
-        logger.warning(f"{name}: no such folder here, so that it is looked for on the Hub.")
     try:
         yield
     except (ValueError, OSError, TypeError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())  # the libraries' messages have several lines
-        if isinstance(error, OSError) and not is_here:
+        if on_hub and isinstance(error, OSError) and not os.path.exists(name):
             reason = f"there is no such folder here, and of the Hub: {reason}"
         raise ModelError(f"{name} cannot be used: {reason}") from error
 

@@ -60,8 +60,14 @@ def test_slow_data_are_told_with_what_to_change(recipe, tmp_path, caplog, monkey
     monkeypatch.chdir(tmp_path)
     results = run(recipe, tmp_path / "run", "--waveform_transform=slow:slow", "--mixup_probability=0.5")
     assert results["dry_run_decode_seconds"] > 0.02 > results["dry_run_features_seconds"]
-    workers = int(re.search(r"needs so many cores for them: dataloader_num_workers: (\d+)", caplog.text)[1])
-    assert workers > 1 and "mixup_partner: batch;" in caplog.text and "features_on_device" not in caplog.text
+    workers = int(re.search(r"bottleneck. a process needs dataloader_num_workers: (\d+)", caplog.text)[1])
+    assert workers > 1 and "mixup_partner: batch reads no second clip" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(dry_run, "SLOW_DATA", -1.0)
+    monkeypatch.setattr(dry_run, "_time_worker", lambda *_: (1e-9, 1e-9))
+    run(recipe, tmp_path / "run", "--dataloader_num_workers=1", "--mixup_probability=0")
+    assert "1 workers of a process should do: too few cores, or a slow disk" in caplog.text
+    assert "mixup_partner" not in caplog.text
 
 
 def test_labels_that_no_clip_to_train_on_has_are_named(recipe, tmp_path, caplog):

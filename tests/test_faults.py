@@ -186,6 +186,9 @@ def test_an_empty_volume_is_written_into(tmp_path, monkeypatch):
         (unfinished / "part").mkdir()
         (unfinished / "part" / "a.txt").touch()
     assert [str(path.relative_to(volume)) for path in volume.rglob("*")] == ["part", "part/a.txt"]
+    with pytest.raises(OSError, match="not empty"), new_folder(volume) as unfinished:  # another was faster
+        (unfinished / "part").touch()
+    assert [str(path.relative_to(volume)) for path in volume.rglob("*")] == ["part", "part/a.txt"]
     assert volume.stat().st_ino == number and len(list(tmp_path.iterdir())) == 1
 
 

@@ -134,7 +134,7 @@ def check_new_folder(folder: Path) -> None:
         raise CommandError(f"Expected a new or empty folder to write to, got {folder}, in which this was started.")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CommandError(
-            f"Expected a new or empty folder to write to, but {folder} is there: remove it, or choose another."
+            f"Expected a new or empty folder to write to, but {folder} is there: empty it, or choose another."
         )
 
 

@@ -72,7 +72,8 @@ def run(recipe: PretrainingRecipe) -> dict[str, float]:
             logger.info("The probe, for which all its clips are read each time, is not in the estimate.")
         return results
 
-    if trainer.probe is not None:  # a clip of it that cannot be decoded is found before the hours, and not behind them
+    if trainer.probe is not None and not recipe.training.resume_from_checkpoint:
+        # A clip of it that cannot be decoded is found before the hours, and not behind them.
         found = trainer.probe.measure(trainer.trained_model)
         logger.info("The probe before: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
     results = train(trainer, recipe)

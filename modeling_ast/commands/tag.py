@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         folder, num_new = run(args, files)
     # Where a part is no longer at work, so that the last one knows that it is the last.
     is_well = report_results(folder, files, num_new, args.output_dir, "event")
-    if (hint := folder.why_silent()) is not None:
+    if (num_new or args.events_only) and (hint := folder.why_silent()) is not None:
         print(hint)
     return 0 if is_well else 1
 

@@ -1,5 +1,6 @@
 """Atomic writing: a file or folder is written under another name beside its place, and renamed when it is whole."""
 
+import errno
 import itertools
 import json
 import os
@@ -69,10 +70,10 @@ def folder_written_beside(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def files_written_beside(folder: str | os.PathLike, name: str = "files") -> Iterator[Path]:
-    """Where to write files that join those of a folder when all of them are whole, in a folder of some name."""
+def files_written_beside(folder: str | os.PathLike) -> Iterator[Path]:
+    """Where to write files that join those of a folder when all of them are whole."""
     folder = Path(folder)
-    unfinished = folder / UNFINISHED_FOLDER / name
+    unfinished = folder / UNFINISHED_FOLDER / "files"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
@@ -107,16 +108,20 @@ def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
         OSError: Another process was faster.
     """
     folder = Path(os.path.realpath(folder))
-    if os.path.ismount(folder):
-        with files_written_beside(folder, folder.name or "files") as unfinished:
-            yield unfinished
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-        unfinished = Path(beside) / folder.name
+    is_volume = os.path.ismount(folder)
+    parent = folder if is_volume else folder.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=parent) as beside:
+        unfinished = Path(beside) / (folder.name or "files")
         unfinished.mkdir()
         yield unfinished
-        unfinished.rename(folder)
+        if not is_volume:
+            unfinished.rename(folder)
+            return
+        if os.listdir(folder) != [Path(beside).name]:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(folder))
+        for path in sorted(unfinished.iterdir()):
+            path.rename(folder / path.name)
 
 
 def remove_folder(folder: str | os.PathLike) -> None:

@@ -105,7 +105,8 @@ def learn_from_teachers(trainer: ASTTrainer, targets: TargetsFolder, arguments: 
     if difference := describe_difference(taught, given, "taught", "in this recipe"):
         raise RecipeError(f"{targets.folder} was taught with other views of other clips: {difference}.")
     logger.info(f"Taught by {', '.join(targets.description['teachers'])}: {targets.num_epochs} epoch(s) of views.")
-    trainer.teachers, trainer.num_taught_epochs = targets.tell_teachers(), targets.num_epochs
+    trainer.teachers, trainer.num_taught_epochs = targets.description["teachers"], targets.num_epochs
+    trainer.targets_kept = {key: targets.description.get(key) for key in ("top_k", "precision")}
     if replaced := BadClips(targets.folder / BAD_CLIPS_NAME, 0).read():
         logger.warning(
             f"{len(replaced)} clip(s) could not be decoded when they were taught, and others stood in their place: "

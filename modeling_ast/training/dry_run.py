@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from modeling_ast.training.arguments import ASTTrainingArguments
+from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.faults import Stopped
 from modeling_ast.training.rows import TrainingRows
 from modeling_ast.training.trainer import ASTTrainer
@@ -51,7 +52,7 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset]) -> dict[str, floa
     Returns:
         `dry_run_updates` and `dry_run_evaluations` of the whole run, `dry_run_seconds_per_update`,
         `dry_run_data_share` (of an update's time, waiting for data; in [0, 1]), `dry_run_decode_seconds` and
-        `dry_run_features_seconds` (of a clip, in one process; not of a stream), `dry_run_clips_per_second` of an
+        `dry_run_features_seconds` (of a clip, of one worker; not of a stream), `dry_run_clips_per_second` of an
         evaluation, and `dry_run_hours` of it all.
 
     Raises:
@@ -95,38 +96,52 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset]) -> dict[str, floa
 
 
 def _tell_of_data(trainer: ASTTrainer, watch: "_Stopwatch") -> dict[str, float]:
-    """What a clip takes before the model, in one process, and what to change where that is the bottleneck."""
+    """What a clip takes of a data worker and of the model, and what to change where the former is the bottleneck."""
     if not isinstance(trainer.train_dataset, TrainingRows):
         return {}
-    args, features = trainer.args, trainer.train_features
+    args = trainer.args
     collator = getattr(trainer.train_collator, "collator", trainer.train_collator)  # of what teachers said too
-    pairs = list(islice(iter(trainer.make_sampler()), args.train_batch_size))
-    times = [time.perf_counter()]
-    rows = trainer.train_dataset.__getitems__(pairs)
-    waveforms = features.extractor.to_waveforms(collator.augmented_waveforms(rows))
-    times.append(time.perf_counter())
-    draws = (features.draw(len(each), row["generator"]) for each, row in zip(waveforms, rows))
-    features.compute(waveforms, *zip(*draws))
-    times.append(time.perf_counter())
-    decoding, computing = ((end - start) / len(rows) for start, end in pairwise(times))
+    decoding, rest = _time_worker(trainer, collator)
     clips = trainer.global_batch_size / args.world_size  # of an update, that this process trains on
     step = watch.seconds_per_update * (1 - watch.data_share) / clips
+    what = "what it hands over" if collator.hands_over else "its features"
     logger.info(
-        f"A clip takes {_in_ms(decoding)} to read and decode, {_in_ms(computing)} for its features, and "
-        f"{_in_ms(step)} for the model and what goes to it."
+        f"A clip takes a data worker {_in_ms(decoding)} to read and decode and {_in_ms(rest)} for {what}; the model "
+        f"and what goes to it take {_in_ms(step)}."
     )
     if watch.data_share > SLOW_DATA:
-        of_worker = decoding if collator.hands_over else decoding + computing
-        changes = [f"dataloader_num_workers: {max(1, math.ceil(of_worker / step))}"]
-        if args.device.type != "cpu" and not collator.hands_over:
-            changes.append("features_on_device: true")
+        needed, workers = max(1, math.ceil((decoding + rest) / step)), args.dataloader_num_workers
+        if needed <= workers:
+            changes = [f"{workers} workers of a process should do: too few cores, or a slow disk, keep them back"]
+        else:
+            changes = [f"a process needs dataloader_num_workers: {needed}, with as many cores"]
         if collator.augment.mixup_probability and collator.augment.mixup_partner != "batch":
-            changes.append("mixup_partner: batch")
-        logger.info(
-            f"Data are the bottleneck. To keep up, a process needs so many cores for them: {', '.join(changes)}; or "
-            "clips that are decoded faster, as `modeling-ast pack --format flac` or `wav` makes them at its rate."
+            changes.append("mixup_partner: batch reads no second clip")
+        changes.append(
+            "clips of the recipe's rate, as `modeling-ast pack --format flac` or `wav` makes them, take less"
         )
-    return {"dry_run_decode_seconds": decoding, "dry_run_features_seconds": computing}
+        logger.info(f"Data are the bottleneck. {'; '.join(changes)}.")
+    return {"dry_run_decode_seconds": decoding, "dry_run_features_seconds": rest}
+
+
+def _time_worker(trainer: ASTTrainer, collator: AugmentingCollator) -> tuple[float, float]:
+    """Seconds of a clip until it is decoded, and from there until it is handed over, as workers go: by one thread."""
+    sampler, size = trainer.make_sampler(), trainer.args.train_batch_size
+    last = min(len(sampler) // size - 1, MAX_UPDATES + 1)  # of which no file has just been read, in a long epoch
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for number in (0, max(0, last)):  # the first one prepares what is kept, such as filters
+            pairs = list(islice(iter(sampler), number * size, (number + 1) * size))
+            times = [time.perf_counter()]
+            rows = trainer.train_dataset.__getitems__(pairs)
+            times.append(time.perf_counter())
+            collator.collate(collator.augmented_waveforms(rows), rows)
+            times.append(time.perf_counter())
+    finally:
+        torch.set_num_threads(num_threads)
+    decoding, rest = ((end - start) / len(rows) for start, end in pairwise(times))
+    return decoding, rest
 
 
 def _in_ms(seconds: float) -> str:

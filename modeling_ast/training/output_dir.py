@@ -38,7 +38,7 @@ _RUN_FILES = re.compile(
 _FREE_KEYS = set(
     """
     overwrite_output_dir dry_run max_bad_clips remove_unused_columns ddp_find_unused_parameters
-    global_batch_size per_device_train_batch_size
+    global_batch_size per_device_train_batch_size features_on_device
     """.split()  # the trainer checks the batch of all devices; how it is divided moves the result by rounding alone
 )
 # and of Transformers' these alone, which adds others with every version.

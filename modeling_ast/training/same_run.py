@@ -202,9 +202,10 @@ def _describe_batch(batch: pa.Table) -> Iterator[str]:
     for path in batch["audio.path"].to_pylist():
         yield "/".join((path or "").rsplit("/", 2)[-2:])
     if "audio.bytes" in batch.column_names:
-        sounds = batch["audio.bytes"].filter(pc.is_null(batch["audio.path"]))
-        yield str(pc.binary_length(sounds).to_pylist())
-        yield from (str(zlib.crc32(start or b"")) for start in pc.binary_slice(sounds, 0, _SOUND_START).to_pylist())
+        sounds, has_no_name = batch["audio.bytes"], pc.is_null(batch["audio.path"])
+        starts = pc.binary_slice(sounds, 0, _SOUND_START).filter(has_no_name)
+        yield str(pc.binary_length(sounds).filter(has_no_name).to_pylist())
+        yield from (str(zlib.crc32(start or b"")) for start in starts.to_pylist())
     yield from (str(batch[name].to_pylist()) for name in ("audio.start", "audio.end") if name in batch.column_names)
     if "labels" not in batch.column_names:
         return

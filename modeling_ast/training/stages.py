@@ -131,7 +131,8 @@ def read_data(arguments: Arguments, targets: TargetsFolder | None = None, needs_
         f"{data_args.dataset_name}: {len(splits.label_names) or 'no'} labels, "
         + ", ".join(f"{size} clips for {name}" for name, size in sizes.items())
     )
-    if training_args.do_train and isinstance(splits.train, Dataset) and "labels" in splits.train.column_names:
+    learns_labels = training_args.do_train and needs_labels and targets is None
+    if learns_labels and isinstance(splits.train, Dataset) and "labels" in splits.train.column_names:
         counts = count_clips(splits.train, len(splits.label_names)).of_labels
         if missing := [name for name, count in zip(splits.label_names, counts) if not count]:
             logger.warning(
@@ -209,10 +210,7 @@ def prepare_clips(
         sampling_weights = class_balanced_weights(splits.train, num_labels)
     loss_weights = _find_loss_weights(training_args, splits) if training_args.do_train else None
     multi_label = model_args.problem_type == "multi_label_classification"
-    hands_over = training_args.features_on_device
-    if hands_over is None:
-        hands_over = training_args.device.type == "cuda"
-    how = {"augment": arguments.augment, "seed": training_args.seed, "hands_over": hands_over}
+    how = {"augment": arguments.augment, "seed": training_args.seed, "hands_over": _hands_over(training_args)}
     collator = make_collator(extractor, num_labels, multi_label, **how)
     to_clips = partial(decode, sampling_rate=extractor.sampling_rate, ignore_length=splits.ignore_length)
     for name, rows in splits:
@@ -408,6 +406,15 @@ def _count_clips(splits: AudioSplits, key: str) -> ClipCounts:
             "modeling-ast pack has made, and no other."
         )
     return splits.train_counts
+
+
+def _hands_over(training_args: ASTTrainingArguments) -> bool:
+    """Whether data workers hand over waveforms, in place of features."""
+    if training_args.features_on_device is not None:
+        return training_args.features_on_device
+    # DeepSpeed rounds what it is given to the precision of its weights, and what one process reads for all is tensors.
+    is_plain = not training_args.deepspeed and not training_args.accelerator_config.dispatch_batches
+    return training_args.device.type == "cuda" and is_plain
 
 
 def _bad_clips(arguments: Arguments) -> BadClips:

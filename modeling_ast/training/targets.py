@@ -90,11 +90,6 @@ class TargetsFolder:
     def gives_embeddings(self) -> bool:
         return self.description["top_k"] is None
 
-    def tell_teachers(self) -> list[str]:
-        """All that the targets of a view depend on besides it: the teachers, and how what they say was kept."""
-        kept = ((key, self.description.get(key)) for key in ("top_k", "precision"))
-        return [*self.description["teachers"], *(f"{key} {value}" for key, value in kept if value is not None)]
-
     def files(self, num_epochs: int | None = None) -> list[TargetFile]:
         """All files of so many epochs, of all by default, in the order of positions, whether they are there or not."""
         num_epochs = self.num_epochs if num_epochs is None else num_epochs
@@ -116,6 +111,8 @@ class TargetsFolder:
         path = self.folder / _DESCRIPTION_NAME
         if path.is_file():
             before = TargetsFolder.load_description(path)
+            if "problem_type" in self.description:  # which earlier versions did not write
+                before.setdefault("problem_type", self.description["problem_type"])
             if difference := describe_difference(before, self.description, "was taught before", "is given"):
                 raise DataError(f"{self.folder} holds other targets: {difference}. Choose another --output.")
             if before["epochs"] >= self.num_epochs:

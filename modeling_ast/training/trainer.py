@@ -70,6 +70,7 @@ class ASTTrainer(ResumableTrainer):
         self.clip_seconds = clip_seconds
         self.loss_weights = loss_weights
         self.teachers: list[str] = []  # whose targets these are
+        self.targets_kept: dict[str, Any] = {}  # and how what they say was kept
         self._first_factor = 1.0  # of the optimiser's first group, of the rate of the run
         self.num_taught_epochs: int | None = None  # after which the clips and their draws begin again
         self.adapters = adapters
@@ -126,7 +127,8 @@ class ASTTrainer(ResumableTrainer):
 
     def _progress(self) -> dict[str, Any]:
         """As `ResumableTrainer`'s, and by whom it was taught."""
-        return {**super()._progress(), "teachers": self.teachers, "num_taught_epochs": self.num_taught_epochs}
+        taught = {"teachers": self.teachers, "targets_kept": self.targets_kept}
+        return {**super()._progress(), **taught, "num_taught_epochs": self.num_taught_epochs}
 
     def _restore_progress(self, progress: dict[str, Any]) -> None:
         """As `ResumableTrainer`'s; epochs that were taught meanwhile are left out.
@@ -138,6 +140,10 @@ class ASTTrainer(ResumableTrainer):
         if (before := progress.get("teachers", self.teachers)) != self.teachers:
             began, now = (f"those of {', '.join(each)}" if each else "none" for each in (before, self.teachers))
             raise RecipeError(f"Expected the teacher_targets that the run began with, {began}, got {now}.")
+        if (kept := progress.get("targets_kept", self.targets_kept)) != self.targets_kept:
+            raise RecipeError(
+                f"Expected the teacher_targets that the run began with, of {kept}, got {self.targets_kept}."
+            )
         self.num_taught_epochs = progress.get("num_taught_epochs", self.num_taught_epochs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
