@@ -282,7 +282,7 @@ def compare(clips: dict[str, dict[Run, pandas.Series]], seconds: dict[Run, float
                 "to_first": None if name == first else difference(right, matrices[kind, first]),
                 "to_linear": None if kind == "linear" else difference(right, linear),
                 "folds": right.mean(axis=0).groupby(level="fold", sort=False).mean().to_dict(),
-                "cpu_seconds": np.mean(own) if own else None,
+                "cpu_seconds": np.mean(own) if own else np.nan,
             }
         )
     return pandas.DataFrame(rows)
