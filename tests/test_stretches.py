@@ -421,7 +421,7 @@ def test_a_folder_of_annotated_recordings_is_checked_trained_on_evaluated_and_pa
     assert sum(results["clips"].values()) == len(table) == len({row["path"] for row in table})
     assert any(row["truth"] == "" for row in table) and any("#t=" in row["path"] for row in table)
     (folder / "recipe.yaml").write_text("\n".join(word.removeprefix("--").replace("=", ": ", 1) for word in recipe))
-    with pytest.raises(DataError, match="Expected --format flac or opus for stretches"):
+    with pytest.raises(DataError, match="Expected --format flac, wav or opus for stretches"):
         pack.main([str(folder / "recipe.yaml"), f"--output={folder / 'shards'}"])
     pack.main([str(folder / "recipe.yaml"), f"--output={folder / 'shards'}", "--format=flac"])
     packed = load_splits(str(folder / "shards"), multi_label=True)
