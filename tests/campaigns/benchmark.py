@@ -191,7 +191,7 @@ def data(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     extractor = ASTFeatureExtractor(max_length=args.max_length)
     stock = StockExtractor(max_length=args.max_length)
     supply = {}
-    for kind, name in ((".flac", "FLAC at 16 kHz"), (".ogg", "OGG at 44.1 kHz")):
+    for kind, name in ((".flac", "FLAC at 16 kHz"), (".wav", "WAV at 16 kHz"), (".ogg", "OGG at 44.1 kHz")):
         files = [write_sound(folder / f"{number}{kind}", sound, 10) for number, sound in enumerate(sounds)]
         rows = Dataset.from_dict({"audio": files, "labels": [[0]] * len(files)}).cast_column(
             "audio", Audio(decode=False)
