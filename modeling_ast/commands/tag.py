@@ -73,7 +73,9 @@ def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[TagsFo
         folder = TagsFolder.reopen(args.output_dir)
         folder.find_again(event_options)
         return folder, 0
-    classifier = audio_tagger(args.model, device=args.device or own_device(os.environ))
+    own = {"dtype": args.dtype} if args.dtype else {}
+    device = args.device or ("cpu" if args.dtype == "int8" else own_device(os.environ))
+    classifier = audio_tagger(args.model, device=device, **own)
     try:
         windows = classifier.window_keywords(args.window, args.hop)
         thresholds = check_event_options(classifier, args.function_to_apply, event_options)
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[TagsFo
     settings = {
         "model": args.model,
         "fingerprint": fingerprint_model(classifier.model, classifier.feature_extractor),
-        **{"window": args.window, "hop": args.hop, **scoring, **event_options, "thresholds": thresholds},
+        **{**own, "window": args.window, "hop": args.hop, **scoring, **event_options, "thresholds": thresholds},
         "sampling_rate": classifier.feature_extractor.sampling_rate,
     }
     formats = args.formats or ["jsonl", "csv", *(["audacity"] if with_events else [])]
@@ -115,6 +117,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--hop", type=float, metavar="SECONDS", help="between windows; default: two thirds of the window")
     add("--top_k", type=int, default=5, help="tags a recording; default: %(default)s")
     add("--aggregate", choices=("mean", "max"), default="mean", help="tags from all windows; default: %(default)s")
+    add("--dtype", choices=("float32", "bfloat16", "float16", "int8"), help="default: the weights' own; int8: on CPUs")
     add("--function_to_apply", choices=("softmax", "sigmoid"), help="default: by the model's problem type")
     add("--threshold", type=float, help="score of an event, in one window at least; default: the model's own, or 0.5")
     add("--low_threshold", type=float, help="score up to which an event lasts; default: half the threshold")
@@ -136,8 +139,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
         import modeling_ast.inference.plots  # noqa: F401 - or say at once that matplotlib is missing
     if "parquet" in (args.formats or ()):
         import modeling_ast.inference.parquet_tables  # noqa: F401 - or that pyarrow is
-    environment = {} if args.events_only else os.environ
-    check_bulk_options(args, environment, top_k=1, min_seconds=0, merge_seconds=0)
+    check_bulk_options(args, {} if args.events_only else os.environ, top_k=1, min_seconds=0, merge_seconds=0)
     for name in ("threshold", "low_threshold"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
             raise CommandError(f"Expected {name} between 0 and 1, got {getattr(args, name)}.")

@@ -277,7 +277,7 @@ def _metadata(model: ASTForAudioClassification, extractor: ASTFeatureExtractor, 
 
 
 class FeatureClassifier(nn.Module):
-    """Features (batch, frames, mel bins) to logits (batch, num_labels), as transformers.js calls a graph.
+    """Features (batch, frames, mel bins) to logits (batch, num_labels), as pipelines and transformers.js call a graph.
 
     Args:
         model: In evaluation mode.
@@ -297,9 +297,10 @@ def export_logits_onnx(
     path: str | os.PathLike,
     standard_operators: bool = False,
 ) -> None:
-    """Write a model as a graph in float32 for what computes the features and the scores itself, as transformers.js.
+    """Write a model as a graph in float32 for what computes features and scores itself: a pipeline, transformers.js.
 
-    Input `input_values`, float32 (batch, max_length, num_mel_bins); output `logits`, float32 (batch, num_labels).
+    Input `input_values`, float32 (batch, frames, num_mel_bins) of one patch or more; output `logits`, float32 (batch,
+    num_labels).
 
     Args:
         model: Left as it is.
@@ -319,10 +320,11 @@ def export_logits_onnx(
         classifier,
         (features,),
         dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamic_shapes=({0: torch.export.Dim("batch"), 1: torch.export.Dim("frames", min=extractor.min_length)},),
         input_names=["input_values"],
         output_names=["logits"],
         opset_version=OPSET,
+        verbose=False,
     )
     _save(program, path)
 
