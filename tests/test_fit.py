@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -369,6 +371,7 @@ def test_stretches_are_held_out_where_a_label_is_in_one_recording(here, caplog):
             DataError,
             "no row of .*0.wav from 3.5 s to 4 s, which it does not reach",
         ),
+        (["0.wav,0,1000,a", "1.wav,0,1,b"], [], DataError, "0.wav, which has 3.00 s, got one from 0 s to 1000 s"),
         (["0.wav,0,1,a", "1.wav,0,1,"], ["--problem_type", "single_label_classification"], DataError, "got ''"),
         (["0.wav,0,1,a", "1.wav,0,1,b"], ["--output", "OUT"], CommandError, "Expected a new or empty folder"),
         (["0.wav,0,1,a", "1.wav,0,1,b"], ["--model", "OTHER"], ModelError, "are of another model, or of this one"),
@@ -408,6 +411,31 @@ def test_a_clip_of_which_less_than_half_is_labelled_has_no_row(here):
     ]
     with pytest.raises(DataError, match="0 s to 1 s, which is less than half of its rows"):
         find_examples(store, [*stretches, LabelledStretch(recordings[1], 0, 1)], "list")
+
+
+def test_recordings_that_have_moved_are_known_by_their_names(here, tmp_path, caplog):
+    """The store names them as they were seen from another folder."""
+    expected = run(here)["expected"]
+    caplog.clear()
+    shutil.copytree(here / "recordings", tmp_path / "moved")
+    shutil.copy(here / "store.parquet", tmp_path / "elsewhere.parquet")
+    model = ["--model", str(here / "model")]
+    assert fit.main(["elsewhere.parquet", "moved/labels.csv", *model])["expected"] == expected
+    assert "9 recording(s) are taken for moved ones of the same names" in caplog.text
+    (tmp_path / "moved" / "deep").mkdir()
+    shutil.copy(tmp_path / "moved" / "0.wav", tmp_path / "moved" / "deep" / "0.wav")
+    (tmp_path / "two.csv").write_text("audio,label\nmoved/0.wav,a\nmoved/deep/0.wav,b\n")
+    with pytest.raises(DataError, match="2 of its recordings are not in elsewhere.parquet"):
+        fit.main(["elsewhere.parquet", "two.csv", *model])
+
+
+def test_what_makes_a_model_of_several_labels_and_labels_alike_are_told(here, caplog, capsys):
+    rows = ["0.wav,0,1,bell", "0.wav,1,2,Bell", "1.wav,0,1,siren", "1.wav,1,2,bell", "1.wav,1,2,siren"]
+    caplog.set_level("INFO")
+    (here / "recordings" / "mixed.csv").write_text("\n".join(["audio,start,end,label", *rows]))
+    run(here, labels="recordings/mixed.csv")
+    assert re.search(r"Several labels a clip: 1 of 4 stretches .* such as \S*1.wav from 1 s with 2.", caplog.text)
+    assert "Several labels differ by blanks or case alone: 'Bell' and 'bell'." in capsys.readouterr().out
 
 
 def test_something_else_than_a_store_is_one_sentence(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import write_csv, write_sound
 
+from modeling_ast.data.clips import iterate_clips
 from modeling_ast.data.examination import read_all_folds
 from modeling_ast.data.held_out import make_folds, read_groups
 from modeling_ast.data.labels import DataError
@@ -53,6 +54,29 @@ def test_what_is_drawn_to_validate_divides_no_group(folder, by, fraction):
     assert groups["train"] | groups["validation"] == set(SPEAKERS) and not groups["train"] & groups["validation"]
     assert len(splits.validation) == 4 * len(groups["validation"]) == {0.1: 4, 0.4: 8, 0.8: 16}[fraction]
     assert sorted(splits.validation["labels"]) == sorted(len(groups["validation"]) * [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("fraction", [0.05, 0.15, 0.34])
+def test_what_is_drawn_to_validate_has_a_like_share_of_every_label(tmp_path, fraction, multi_label):
+    """Of recordings with one label each, and clips of them, not all as many: no label is far from the fraction."""
+    rows, counts = [], {"dog": 6, "rain": 6, "clock": 9}
+    for label, count in counts.items():
+        for number in range(count):
+            write_sound(tmp_path / f"{label}_{number}.wav", np.zeros(1600))
+            for place in range(1 + (number + len(label)) % 3):
+                times = {"start": place / 40, "end": place / 40 + 0.05}
+                rows.append({"audio": f"{label}_{number}.wav", **times, "label": label})
+    splits = load_splits(
+        str(write_csv(tmp_path / "clips.csv", rows)), validation_fraction=fraction, multi_label=multi_label
+    )
+    own = {name: set(clip.path for clip in iterate_clips(part)) for name, part in splits}
+    assert not own["train"] & own["validation"] and own["validation"]
+    labels = [label for each in splits.validation["labels"] for label in np.atleast_1d(each)]
+    for number, label in enumerate(splits.label_names):
+        total = sum(row["label"] == label for row in rows)
+        # The largest recording has three clips: half of one may be lacking or be too many.
+        assert abs(labels.count(number) - fraction * total) <= 1.5 + 1e-9
 
 
 def test_the_largest_group_trains(tmp_path):

@@ -1,6 +1,7 @@
 """Predictions as a table, of clips with or without labels, and the page of those that are mistakes."""
 
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -52,6 +53,17 @@ def write_list(path: Path, sounds: Path, labels: list[str], **columns) -> Path:
 
 def run(command, *argv):
     return command.main([str(argument) for argument in argv])
+
+
+def test_recordings_with_label_files_beside_them_are_predicted_whole(sounds, models, tmp_path):
+    """Those with one, with an empty one, and without."""
+    folder = tmp_path / "marked"
+    shutil.copytree(sounds, folder)
+    first, second, *_ = files = sorted(folder.glob("*.wav"))
+    first.with_suffix(".txt").write_text("0.1\t0.2\tbell\n")
+    second.with_suffix(".txt").write_text("")
+    table = run(predict, models[SINGLE], folder, "--output_dir", tmp_path / "out")
+    assert table["path"].tolist() == [str(file) for file in files]
 
 
 def players(page: Path) -> list[tuple[Path, str]]:

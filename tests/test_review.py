@@ -139,6 +139,20 @@ def test_an_answer_is_taken_back_whole_and_a_link_stays_one(tmp_path):
     assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "list.csv").read_text().endswith("\n11.wav,0,3,owl\n")
 
 
+def test_an_answer_is_taken_back_from_a_list_that_a_spreadsheet_has_saved(archive):
+    store, _ = archive
+    review = Review(store, "list.csv")
+    first = review.ask()
+    assert review.answer(first.row, ["dog"]) and review.answer(review.ask().row, ["owl"])
+    list_ = Path("list.csv")
+    list_.write_bytes(list_.read_bytes().replace(b"\n", b"\r\n"))
+    assert review.undo() and [each.labels for each in review.answers.read()] == [("dog",)]
+    list_.write_text(list_.read_text().replace(",dog", ',"dog"'))
+    with pytest.raises(DataError, match="list.csv was changed, and has the last answer in another form: take it back"):
+        review.undo()
+    assert [each.labels for each in review.answers.read()] == [("dog",)] and review.ask().row != first.row
+
+
 def test_what_is_skipped_is_not_in_the_list(archive):
     store, _ = archive
     review = Review(store, "list.csv")

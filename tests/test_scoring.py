@@ -294,6 +294,9 @@ def test_what_cannot_be_scored_is_one_sentence(tagged, tmp_path):
     late = [{"audio": next(iter(truth)), "start": 61, "end": 62, "label": "dog"}]
     with pytest.raises(DataError, match="dog is annotated at 61 s, behind the end at 60 s"):
         score.main([results, str(write_csv(tmp_path / "b.csv", late))])
+    in_milliseconds = [{"audio": next(iter(truth)), "start": 0, "end": 1500, "label": "dog"}]
+    with pytest.raises(DataError, match="dog is annotated up to 1500 s, far behind the end at 60 s"):
+        score.main([results, str(write_csv(tmp_path / "b.csv", in_milliseconds))])
     write_sound(tmp_path / "other.wav", np.zeros(16000))
     rows = [{"audio": "other.wav", "start": 0, "end": 1, "label": "dog"}]
     with pytest.raises(DataError, match="1 annotated recording.s. have no results: .*other.wav"):

@@ -123,6 +123,17 @@ def archive(tmp_path_factory) -> Path:
     return folder
 
 
+def test_a_recording_that_has_moved_does_not_find_itself(archive, tmp_path, monkeypatch, capsys):
+    shutil.copytree(archive / "sounds", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    argv = [str(archive / "store.parquet"), "moved/2.wav", "--end", "0.5", "--top_k", "3", "--model"]
+    shutil.copy(archive / "store.parquet", tmp_path / "elsewhere.parquet")
+    argv[0] = "elsewhere.parquet"
+    matches = command.main([*argv, str(archive / "model")])
+    assert not [match for match in matches if Path(match.path).name == "2.wav" and match.start < 0.5]
+    assert "But 3 of them are not where the store says, such as sounds/" in capsys.readouterr().out
+
+
 @pytest.fixture
 def run(archive, monkeypatch):
     monkeypatch.chdir(archive)

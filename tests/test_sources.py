@@ -680,6 +680,11 @@ BAD_LISTS = {
         "audio,cat,dog\nclips/cat_0.wav,1,0\n",
         "expected a column 'label', got audio, cat, dog. Is there a column a class.*such as 'dog,cat'",
     ),
+    "times, of which a first row looks like a column a class": (
+        "clips.csv",
+        "audio,start,end\nclips/cat_0.wav,0,1\n",
+        "expected a column 'label', got audio, start, end. Name it by label_column_name",
+    ),
     "no first line": ("clips.csv", "clips/cat_0.wav,cat\n", "expected a column 'audio', got clips/cat_0.wav, cat"),
     "lists of NumPy": (
         "clips.csv",

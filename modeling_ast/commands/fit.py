@@ -23,6 +23,7 @@ from typing import Any
 
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import Parser, check_new_folder
+from modeling_ast.data.label_checks import check_spelling
 from modeling_ast.data.labels import plain
 from modeling_ast.data.truth import read_labelled_stretches
 from modeling_ast.inference.embedding_store import EmbeddingStore
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     results = summarize_fit(args.model or store.settings["model"], examples, head, expected)
     counts = plain(describe_counts(results["labels"]))
+    for finding in check_spelling(examples.label_names):
+        print(plain(f"{finding.seen} {finding.mend}"))
     print(f"{len(examples.truth)} labelled stretches in {len(examples.rows)} rows: {counts}.")
     print(f"Fitted in {seconds:.1f} s with C {head.strength:g}. {describe_expectation(results['expected'])}")
     if args.output is not None:

@@ -56,6 +56,11 @@ def main(argv: list[str] | None = None) -> list[Match]:
     output = args.output or Path(f"{args.clip.stem}_matches")
     write_matches(output, store, matches, asked)
     print(f"{output / PAGE_NAME} plays them.")
+    if gone := [match.path for match in matches if not os.path.exists(store.find(match.path))]:
+        print(
+            f"But {len(gone)} of them are not where the store says, such as {plain(gone[0])}: go to the folder from "
+            "which they were embedded, or embed them again."
+        )
     return matches
 
 

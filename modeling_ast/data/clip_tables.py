@@ -1,5 +1,6 @@
 """The clips of a data set as a table, whatever they are read from, and what its splits are called."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from datasets.arrow_writer import ArrowWriter
 
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError
+
+logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 100_000  # of a table, where they are not taken all together
 
@@ -164,7 +167,8 @@ def expect_columns(source: str | Path, found: list[str], needed: list[str], valu
     for column in needed:
         if column not in found:
             hint = ""
-            if sum(value in ("0", "1", 0, 1) for value in values) > 1:
+            others = [value for name, value in zip(found, values) if not _PART.fullmatch(_words(name))]
+            if sum(value in ("0", "1", 0, 1) for value in others) > 1:
                 hint = " Is there a column a class? Write the names of a clip's classes into one, such as 'dog,cat'."
             elif column == "label":  # which nobody has named, and which may not be there
                 hint = " Name it by label_column_name, or read clips without labels by unlabelled: true."
@@ -175,8 +179,19 @@ def expect_columns(source: str | Path, found: list[str], needed: list[str], valu
             raise DataError(f"{source}: the column {column!r} is there {found.count(column)} times.")
 
 
+def _words(name: str) -> str:
+    return re.sub(r"[^a-z]+", "_", name.lower()).strip("_")
+
+
+def hint_at_splits(source: str | Path, found: Iterable[str]) -> None:
+    """Warn of a column that seems to say what is held out, where no key names one."""
+    for key, names in (("split_column_name", ("split", "subset", "partition")), ("fold_column_name", ("fold",))):
+        if own := [name for name in found if name.lower() in names]:
+            logger.warning(f"{source}: the column {own[0]!r} holds nothing out unless {key} names it.")
+
+
 def refuse_parts(source: str | Path, others: Iterable[str]) -> None:
-    if parts := [name for name in others if _PART.fullmatch(re.sub(r"[^a-z]+", "_", name.lower()).strip("_"))]:
+    if parts := [name for name in others if _PART.fullmatch(_words(name))]:
         raise DataError(
             f"{source}: expected whole files, got columns that seem to say which part of a file is the clip "
             f"({', '.join(sorted(parts))}). Name those with seconds by start_column_name and end_column_name or, "

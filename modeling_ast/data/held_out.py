@@ -214,21 +214,44 @@ def _places_in_class(labels: np.ndarray) -> np.ndarray:
 
 def _hold_out_some_groups(rows: Dataset, dataset_name: str, fraction: float) -> dict[str, Dataset]:
     groups = np.array(read_groups(rows), dtype=object)
-    if (num_groups := len(set(groups))) < 2:
+    if len(set(groups)) < 2:
         raise DataError(f"{dataset_name}: expected two groups or more, to hold out one, got {groups[0]} alone.")
-    num_folds = min(num_groups, max(10, round(1 / fraction)))
-    folds = make_folds(groups, _labels_of(rows), num_folds)
-    # The smallest ones, until their share is nearest to the fraction: a single group may have most of the clips.
-    sizes = np.bincount(folds)[1:]
-    smallest = np.argsort(sizes, kind="stable")
-    shares = sizes[smallest].cumsum() / len(rows)
-    is_held_out = np.isin(folds, 1 + smallest[: 1 + np.abs(shares[:-1] - fraction).argmin()])
+    is_held_out = _choose_groups(groups, rows, fraction)
     logger.warning(
         f"{dataset_name} holds out nothing to choose the epoch on: {is_held_out.sum()} of its {len(rows)} training "
         f"clips do not train but validate (validation_fraction), all of {name_some(sort_folds(groups[is_held_out]))}, "
         "since groups are not divided."
     )
     return {"train": filter_rows(rows, ~is_held_out), "validation": filter_rows(rows, is_held_out)}
+
+
+def _choose_groups(groups: np.ndarray, rows: Dataset, fraction: float) -> np.ndarray:
+    """Whether each clip is of groups that have about a fraction of the clips together, and of those of each label.
+
+    One after the other, each the one after which the shares of all clips and of each label are nearest to the fraction
+    (by the sum of the squared differences), until none brings them nearer.
+    """
+    names, codes = np.unique(groups, return_inverse=True)
+    clips, labels = np.arange(len(rows)), np.zeros(len(rows), int)
+    if "labels" in rows.column_names:
+        column = rows.with_format("arrow").select_columns(["labels"])[:]["labels"].combine_chunks()
+        if pa.types.is_nested(column.type):
+            clips, column = np.repeat(clips, column.value_lengths().to_numpy(zero_copy_only=False)), column.flatten()
+        labels = column.to_numpy(zero_copy_only=False)
+    counts = np.zeros((len(names), 2 + max(labels, default=0)), np.float32)  # the last column: of all clips
+    np.add.at(counts, (codes[clips], labels), 1)
+    counts[:, -1] = np.bincount(codes)
+    shares = counts[:, counts.any(axis=0)] / counts.sum(axis=0)[counts.any(axis=0)]
+    lacking, sizes = np.full(shares.shape[1], fraction), (shares**2).sum(axis=1)
+    free = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()  # of equal ones, any
+    chosen = []
+    while len(free) > 1:
+        gains = 2 * shares[free] @ lacking - sizes[free]
+        if chosen and gains.max() <= 0:
+            break
+        chosen.append(free.pop(int(gains.argmax())))
+        lacking -= shares[chosen[-1]]
+    return np.isin(codes, chosen)
 
 
 def expect_files(rows: Dataset, source: str, split: str) -> None:

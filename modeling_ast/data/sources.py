@@ -6,7 +6,7 @@ Columns stay in Arrow from the file to the rows, so that two million clips fit i
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from modeling_ast.data.clip_tables import (
     Table,
     choose_splits,
     expect_columns,
+    hint_at_splits,
     name_splits,
     refuse_parts,
     suffix_of,
@@ -246,11 +247,14 @@ class DataSource:
         if split_names and (are_classes or suffix in LIST_SUFFIXES):
             keys = ", ".join(f"{split}_split_name" for split in split_names)
             raise DataError(f"{name}: {keys} has no effect on lists and on a folder a class.")
-        if (are_classes or suffix in TABLE_SUFFIXES) and is_annotated(path, self.args, found):
+        # Where a model hears whatever is there, labels are not looked at, nor are label files.
+        hears_all = are_classes and self.args.unlabelled and self.model_labels is not None
+        if (are_classes or suffix in TABLE_SUFFIXES) and not hears_all and is_annotated(path, self.args, found):
             table = read_annotated(path, self.args.label_column_name, name, has_labels, found)
             expect_columns(name, table.rows.column_names, list(others))
             return {"train": table}
         if suffix in TABLE_SUFFIXES:
+            self._hint_at_splits(name, list_columns(path))
             times = find_time_columns(list_columns(path), self.args, path)
             columns = [*self._columns(has_labels), *others, *times]
             rows = read_table(path, columns, self.args.audio_dir, max_missing, are_parts=bool(times))
@@ -275,12 +279,17 @@ class DataSource:
             of_split = others if split == "train" else of_groups
             needed = [table.audio_column, *filter(None, [table.label_column]), *of_split]
             expect_columns(name, table.rows.column_names, needed)
+            self._hint_at_splits(name, table.rows.column_names)
             if isinstance(table.rows.features[table.audio_column], Value):  # a path: the file may hold other clips too
                 if times := find_time_columns(table.rows.column_names, self.args, name):
                     tables[split] = read_stretches(table, *times)
                 else:
                     refuse_parts(name, set(table.rows.column_names) - set(needed))
         return tables
+
+    def _hint_at_splits(self, name: str, columns: Iterable[str]) -> None:
+        if not (self.args.unlabelled or self.args.split_column_name or self.args.fold_column_name):
+            hint_at_splits(name, columns)
 
     def _read_labels(self, tables: dict[str, Table]) -> tuple[dict[str, Labels], LabelIndex]:
         """The labels of each split that has some, and their numbers."""

@@ -61,15 +61,24 @@ class AnswersList:
             self._write(new)
         return len(new)
 
-    def remove(self, lines: str) -> None:
-        """Take back what `append` added last of these lines."""
+    def remove(self, lines: str) -> bool:
+        """Take back what `append` added last of these lines; whether they are there, as they were written."""
         self._version = None
-        content = self.path.read_bytes().decode("utf-8", "surrogateescape")
-        at = ("\n" + content).rfind("\n" + lines)  # of a line's start: "1.wav" also ends "11.wav"
-        if at >= 0:  # they may have been removed by hand
-            with written_beside(self.path, durable=True) as unfinished:
-                rest = content[:at] + content[at + len(lines) :]
-                unfinished.write_bytes(rest.encode("utf-8", "surrogateescape"))
+        content = self.path.read_bytes().decode("utf-8", "surrogateescape") if self.path.exists() else ""
+        for end in ("\n", "\r\n", "\r"):  # spreadsheets have their own
+            added = lines.replace("\n", end)
+            at = (end + content).rfind(end + added)  # of a line's start: "1.wav" also ends "11.wav"
+            if at >= 0:
+                with written_beside(self.path, durable=True) as unfinished:
+                    rest = content[:at] + content[at + len(added) :]
+                    unfinished.write_bytes(rest.encode("utf-8", "surrogateescape"))
+                return True
+        return False
+
+    def tells_of(self, audio: str, start: float, end: float) -> bool:
+        """Whether the list has the stretch."""
+        place = self._place(LabelledStretch(audio, start, end, ()))
+        return any(self._place(each) == place for each in self.read())
 
     def _write(self, stretches: Sequence[LabelledStretch]) -> str:
         if wrong := next((label for each in stretches for label in each.labels if "," in label), None):

@@ -89,7 +89,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, problem_type: str) -
     if slope(lowest) <= 0:
         raise ValueError(
             "Expected validation clips of which some are classified wrong, but the smaller the temperature the "
-            "better: there is none to find. Take more clips, and such that the model was not trained on."
+            "better: there is none to find. Take more clips, and such that the model was not trained on, or leave the "
+            "scores as they are (--no_temperature)."
         )
     if slope(highest) >= 0:
         raise ValueError(

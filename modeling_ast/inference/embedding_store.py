@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +81,26 @@ class EmbeddingStore:
             for index, name in enumerate(self.names):
                 found.setdefault(places(name), order[borders[index] : borders[index + 1]])
         return found
+
+    def find_moved(self, paths: Iterable[str]) -> dict[str, int]:
+        """Numbers of the recordings that some others seem to be, which have their names and are no longer there.
+
+        Args:
+            paths: Of recordings that the table does not have; those whose names are not theirs alone are left out.
+        """
+        gone = [number for number, name in enumerate(self.names) if not os.path.exists(self.find(name))]
+        own, theirs = {}, {}
+        for number in gone:
+            own.setdefault(os.path.basename(self.names[number]), []).append(number)
+        for path in paths:
+            theirs.setdefault(os.path.basename(path), []).append(path)
+        pairs = [(theirs[name], own[name]) for name in theirs.keys() & own.keys()]
+        return {path[0]: number[0] for path, number in pairs if len(path) == len(number) == 1}
+
+    def rows_of(self, number: int) -> np.ndarray:
+        """The rows of a recording in the order of time."""
+        rows = np.flatnonzero(self.recordings == number)
+        return rows[np.argsort(self.starts[rows], kind="stable")]
 
     def blocks(self, groups: Sequence[int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """The vectors, block by block: number of the first row, and float32 (rows, size).

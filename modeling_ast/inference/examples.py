@@ -75,12 +75,22 @@ def find_examples(
     counts = {len(each.labels) for each in stretches}
     if problem_type is None:
         problem_type = "single_label_classification" if counts == {1} else "multi_label_classification"
+        if others := [each for each in stretches if len(each.labels) != 1]:
+            logger.info(
+                f"Several labels a clip: {len(others)} of {len(stretches)} stretches have several or none, such as "
+                f"{plain(others[0].audio)} from {others[0].start:g} s with {len(others[0].labels)}."
+            )
     if problem_type == "single_label_classification" and counts != {1}:
         raise DataError(f"{source}: expected one label a stretch with {problem_type}, got {max(counts - {1})} of one.")
     if not label_names or len({each.labels for each in stretches}) == 1:
         got = f"{label_names[0]} alone" if label_names else "none"
         raise DataError(f"{source}: expected two labels, or stretches with one and without (label empty), got {got}.")
-    if missing := sorted({each.audio for each in stretches} - known.keys()):
+    missing = sorted({each.audio for each in stretches} - known.keys())
+    if moved := store.find_moved(missing):
+        names = name_some(sorted(moved))
+        logger.warning(f"{len(moved)} recording(s) are taken for moved ones of the same names: {names}.")
+        known |= {path: store.rows_of(number) for path, number in moved.items()}
+    if missing := [path for path in missing if path not in moved]:
         raise DataError(
             f"{source}: {len(missing)} of its recordings are not in {store.path}, such as {plain(missing[0])}. Embed "
             "them too."
@@ -104,6 +114,11 @@ def _rows_of(
     """The rows that belong to a stretch, and whether it is one of them as it is."""
     starts, ends = store.starts[rows], store.ends[rows]
     end = min(stretch.end, ends.max())
+    if stretch.start < end and 2 * (end - stretch.start) < stretch.end - stretch.start < np.inf:
+        raise DataError(
+            f"{source}: expected stretches of {plain(stretch.audio)}, which has {ends.max():.2f} s, got one from "
+            f"{stretch.start:g} s to {stretch.end:g} s."
+        )
     is_row = (np.abs(starts - stretch.start) < 1e-3) & (np.abs(ends - end) < 1e-3)
     if is_row.any():
         return rows[is_row], True

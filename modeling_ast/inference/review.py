@@ -158,14 +158,21 @@ class Review:
             return True
 
     def undo(self, visitor: str = "") -> bool:
-        """Take back a visitor's last answer, and ask the same again; whether there was one."""
+        """Take back a visitor's last answer, and ask the same again; whether there was one.
+
+        Raises:
+            DataError: The list tells of it, but no longer as it was written.
+        """
         with self._lock:
             if not self._history.get(visitor):
                 return False
-            self._release(visitor)
             place, question, lines = self._history[visitor].pop()
-            if lines:
-                self.answers.remove(lines)
+            stretch = question.audio, question.start, question.end
+            if lines and not self.answers.remove(lines) and self.answers.tells_of(*stretch):
+                raise DataError(
+                    f"{self.answers.path} was changed, and has the last answer in another form: take it back there."
+                )
+            self._release(visitor)
             self._open[visitor] = place, question
             return True
 

@@ -128,7 +128,10 @@ class ReviewPage:
         return self.label(shown, words.partition(" ")[2], request)
 
     def undo(self, shown: str, request: gr.Request) -> list[Any]:
-        is_undone = self.review.undo(request.session_hash)
+        try:
+            is_undone = self.review.undo(request.session_hash)
+        except (DataError, OSError) as error:
+            return self.show(request.session_hash, str(error), is_error=True)
         return self.show(request.session_hash, "Taken back." if is_undone else "Nothing to take back.")
 
     def fit(self, shown: str, request: gr.Request) -> list[Any]:

@@ -112,6 +112,8 @@ def _to_events(path: str, annotations: Sequence[tuple[float, float, str]], secon
     for start, end, label in sorted(annotations):
         if start >= seconds:
             raise DataError(f"{path}: {label} is annotated at {start:g} s, behind the end at {seconds:g} s.")
+        if 2 * (min(end, seconds) - start) < end - start < math.inf:
+            raise DataError(f"{path}: {label} is annotated up to {end:g} s, far behind the end at {seconds:g} s.")
         own = events.setdefault(label, [])
         if own and start < own[-1].end:
             start, end = own[-1].start, max(end, own.pop().end)

@@ -57,7 +57,8 @@ def search(
     ranked = _ask_index(store, vector) if approximate else _compare_all(store, vector)
     matches, taken = [], {}
     if asked is not None:
-        taken |= {number: [(asked.start, asked.end)] for number in _numbers_of(store, asked.audio)}
+        numbers = _numbers_of(store, asked.audio) or store.find_moved([asked.audio]).values()
+        taken |= {number: [(asked.start, asked.end)] for number in numbers}
     for row, similarity in ranked:
         number, start, end = int(store.recordings[row]), float(store.starts[row]), float(store.ends[row])
         if all(end <= first or last <= start for first, last in taken.get(number, ())):
