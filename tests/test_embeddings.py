@@ -576,6 +576,36 @@ def test_clips_may_have_several_labels_and_no_name(folder, tmp_path):
     assert {tuple(row["labels"]) for row in rows} == {("siren", "bell, struck"), ("bell, struck",)}
 
 
+def test_sounds_in_a_table_are_known_by_what_they_are(embedder, folder, tmp_path, capsys):
+    """Another table in the place of the first one, with other sounds under the same names."""
+    (tmp_path / "recipe.yaml").write_text(f"dataset_name: {tmp_path / 'clips.parquet'}\n")
+    options = ["--recipe", tmp_path / "recipe.yaml", "--model", folder, "--split", "train"]
+    for number in range(2):
+        clips = [generate_clip("bell", torch.Generator().manual_seed(seed)).numpy() for seed in (0, 1 + number)]
+        contents = []
+        for clip in clips:
+            soundfile.write(tmp_path / "clip.wav", clip, RATE)
+            contents.append({"bytes": (tmp_path / "clip.wav").read_bytes(), "path": f"{len(contents)}.wav"})
+        rows = Dataset.from_dict({"audio": contents + 2 * contents[:1], "label": ["a", "b", "a", "a"]})
+        rows.to_parquet(str(tmp_path / "clips.parquet"))
+        capsys.readouterr()
+        assert run(*options, "--output", tmp_path / "emb.parquet", "--validation_fraction", 0.25) == 0
+        table = pq.read_table(tmp_path / "emb.parquet")
+        paths, vectors = table["path"].to_pylist(), np.array(table["embedding"].to_pylist())
+        assert "1.wav" in paths
+        close(vectors[paths.index("1.wav")][None], embedder(tmp_path / "clip.wav").vectors)
+    assert "3 recording(s), 1 of them now" in capsys.readouterr().out
+
+
+def test_recordings_that_are_not_named_now_are_told_to_be_left_out(folder, many, caplog):
+    options = ["--model", folder, "--output", "emb.parquet"]
+    run(many, *options)
+    assert "not named now" not in caplog.text
+    run(f"{many}/03.wav", *options)
+    assert "11 recording(s) that were embedded before are not named now, and not in the table." in caplog.text
+    assert len(pq.read_table("emb.parquet")) == 1
+
+
 def test_a_linear_model_on_the_embeddings_tells_two_sounds_apart(embedder):
     """Even on those of a random network: they hold what was heard."""
     generator = torch.Generator().manual_seed(0)

@@ -446,48 +446,50 @@ def test_data_file_that_goes_within_an_epoch_is_named(recipe, undisturbed, tmp_p
 
 @pytest.fixture(scope="module")
 def bad_clips(recipe, tmp_path_factory) -> Path:
-    """The recipe, with three training clips of the sixteen that cannot be decoded, in three ways."""
+    """The recipe, with four training clips of the sixteen that cannot be used, in four ways."""
     folder = tmp_path_factory.mktemp("bad") / "data"
     shutil.copytree(recipe.parent, folder)
     (folder / "train-3.wav").unlink()
     (folder / "train-7.wav").write_bytes(b"RIFF no sound")
     (folder / "train-11.wav").write_bytes((folder / "train-11.wav").read_bytes()[:500])
+    soundfile.write(folder / "train-13.wav", np.zeros(399), 16000)
     text = recipe.read_text().replace(str(recipe.parent.resolve()), str(folder.resolve()))
     (folder / "recipe.yaml").write_text(text)
     return folder / "recipe.yaml"
 
 
 BAD = {"train-3.wav": "no such file", "train-7.wav": "cannot be decoded", "train-11.wav": "truncated"}
+BAD |= {"train-13.wav": "expected at least 25 ms of sound, got 399 samples"}
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("padding", ["max_length", pytest.param("longest", marks=pytest.mark.slow)])
 def test_bad_clip_is_replaced_counted_and_named(bad_clips, tmp_path, caplog, workers, padding):
-    argv = [f"--dataloader_num_workers={workers}", "--max_bad_clips=3", "--linear_baseline=true"]
+    argv = [f"--dataloader_num_workers={workers}", "--max_bad_clips=4", "--linear_baseline=true"]
     results = run(bad_clips, tmp_path / "run", *argv, f"--padding={padding}")
     with open(tmp_path / "run" / "bad_clips.csv", newline="") as file:
         named = {Path(row["audio"]).name: row["reason"] for row in csv.DictReader(file)}
     assert named.keys() == BAD.keys() and all(words in named[name] for name, words in BAD.items())
-    assert results["train_bad_clips"] == 3
-    assert "3 training clip(s) could not be decoded" in caplog.text and "bad_clips.csv names them" in caplog.text
+    assert results["train_bad_clips"] == 4
+    assert "4 training clip(s) could not be decoded" in caplog.text and "bad_clips.csv names them" in caplog.text
     assert math.isfinite(results["train_loss"])
 
 
 @pytest.mark.slow
 def test_bad_clip_is_replaced_by_the_same_one_however_many_read(bad_clips, tmp_path):
     for workers in (0, 2):
-        run(bad_clips, tmp_path / str(workers), "--max_bad_clips=3", f"--dataloader_num_workers={workers}")
+        run(bad_clips, tmp_path / str(workers), "--max_bad_clips=4", f"--dataloader_num_workers={workers}")
     assert (tmp_path / "0" / "model.safetensors").read_bytes() == (tmp_path / "2" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
 def test_bad_clip_beyond_the_limit_stops_the_run_which_goes_on_with_another_limit(bad_clips, tmp_path):
     argv = [bad_clips, tmp_path / "run", "--mixup_probability=0"]
-    status, said = ending(*argv, "--max_bad_clips=2")
+    status, said = ending(*argv, "--max_bad_clips=3")
     assert status == 2 and "\n" not in said
-    assert said.startswith("error: 3 training clips cannot be decoded, which is more than max_bad_clips 2")
+    assert said.startswith("error: 4 training clips cannot be decoded, which is more than max_bad_clips 3")
     assert str(tmp_path / "run" / "bad_clips.csv") in said
-    assert run(*argv, "--max_bad_clips=5")["train_bad_clips"] == 3
+    assert run(*argv, "--max_bad_clips=5")["train_bad_clips"] == 4
     with pytest.raises(RecipeError, match=r"Expected max_bad_clips in \[0, inf\), got -1"):
         run(*argv, "--max_bad_clips=-1")
 
@@ -497,7 +499,7 @@ def test_bad_clip_that_is_held_out_ends_the_run_by_its_name(bad_clips, tmp_path)
     sound = clip.read_bytes()
     clip.write_bytes(b"")
     try:
-        status, said = ending(bad_clips, tmp_path / "run", "--max_bad_clips=3")
+        status, said = ending(bad_clips, tmp_path / "run", "--max_bad_clips=4")
     finally:
         clip.write_bytes(sound)
     assert status == 2 and said.startswith(f"error: {clip}")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from conftest import make_tiny_config
 from datasets import ClassLabel, List, load_dataset
 from helpers import another_process, contents, decoded, end_of, write_csv, write_sound
 
@@ -145,6 +146,21 @@ def test_clips_of_other_kinds_become_mono_of_the_recipes_rate(tmp_path, format):
     samples, rate = soundfile.read(io.BytesIO(content), dtype="float32")
     assert rate == 24000 and soundfile.info(io.BytesIO(content)).format == format.upper()
     torch.testing.assert_close(torch.from_numpy(samples), expected, atol=2**-16, rtol=0)
+
+
+def test_the_rate_is_that_of_the_model_that_the_recipe_starts_from(tmp_path):
+    settings, model = write_classes(tmp_path / "data"), tmp_path / "model"
+    make_tiny_config().save_pretrained(model)
+    ASTFeatureExtractor(sampling_rate=8000, num_mel_bins=32, max_length=64).save_pretrained(model)
+    keys = {**settings, "model_name_or_path": str(model)}
+    for format, rate in (("wav", 8000), ("original", 16000)):
+        run(tmp_path, keys, "--output", tmp_path / format, "--format", format)
+        rows = load(settings, dataset_name=str(tmp_path / format)).train
+        assert {soundfile.info(io.BytesIO(row["audio"]["bytes"])).samplerate for row in rows} == {rate}
+    keys["model_name_or_path"] = str(tmp_path / "nowhere")
+    with pytest.raises((RecipeError, OSError), match="nowhere"):
+        run(tmp_path, keys, "--output", tmp_path / "none", "--format", "wav")
+    run(tmp_path, keys, "--output", tmp_path / "none", "--format", "wav", "--sampling_rate", 16000)
 
 
 def test_opus_sounds_alike_and_is_as_long(tmp_path):

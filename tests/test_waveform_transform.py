@@ -44,6 +44,12 @@ def halve(waveform, sampling_rate):
 def double(waveform, sampling_rate):
     return np.concatenate([waveform, waveform])
 
+def to_pcm(waveform, sampling_rate):
+    return (waveform * 32768).round().clip(-32768, 32767).astype(np.int16)
+
+def give_whole_numbers(waveform, sampling_rate):
+    return (waveform * 32768).astype(np.int64)
+
 def fail(waveform, sampling_rate):
     return waveform[None]["speed"]
 
@@ -119,6 +125,11 @@ def test_what_it_returns_may_have_another_length(function, expected):
     torch.testing.assert_close(features(rows, function), alone, atol=1e-4, rtol=0)
 
 
+def test_integers_are_pcm():
+    rows = make_rows(8000, 801)
+    torch.testing.assert_close(features(rows, "to_pcm"), features(rows, "nothing"), atol=0.05, rtol=0)
+
+
 def test_its_draws_are_the_clips_own_and_leave_all_other_generators_alone():
     rows, found = make_rows(*[8000] * 4), []
     for seed in (0, 1):
@@ -161,8 +172,9 @@ def test_a_data_worker_that_is_not_forked_gets_the_function_by_its_name():
     [
         (
             "fail",
-            r"^waveform_transform own_sounds:fail has failed on 0.wav \(IndexError in .*own_sounds.py, line 27: on",
+            r"^waveform_transform own_sounds:fail has failed on 0.wav \(IndexError in .*own_sounds.py, line 33: on",
         ),
+        ("give_whole_numbers", "has failed on 0.wav .*PCM of type uint8, int8, int16 or int32, got torch.int64"),
         ("give_two", r"own_sounds:give_two to return a waveform, .* got the shape \(2, 800\) for 0.wav.$"),
         ("give_none", r"own_sounds:give_none to return .* got the shape \(\) for 0.wav"),
         ("give_nothing", r"own_sounds:give_nothing to return .* got the shape \(0,\) for 0.wav"),
@@ -173,7 +185,8 @@ def test_a_data_worker_that_is_not_forked_gets_the_function_by_its_name():
 def test_what_it_does_wrong_is_one_sentence_that_names_it_and_the_clip(function, words):
     with pytest.raises(RecipeError, match=words) as found:
         features(make_rows(800), function)
-    assert isinstance(found.value.__cause__, IndexError if function == "fail" else None.__class__)
+    causes = {"fail": IndexError, "give_whole_numbers": ValueError}
+    assert isinstance(found.value.__cause__, causes.get(function, None.__class__))
 
 
 def write_recipe(folder, function: str):

@@ -4,7 +4,7 @@
         [--push_to_hub ME/NAME [--private]] [--key value ...]
 
 All splits are packed, training clips in a shuffled order. Sounds stay the bytes that they are, or become FLAC or
-WAV (16 bits) or Opus, in mono at the recipe's `sampling_rate`. Each clip is decoded once: up to `max_bad_clips`
+WAV (16 bits) or Opus, in mono at the rate that the recipe's model takes. Each clip is decoded: up to `max_bad_clips`
 training clips that cannot be are left out and named in bad_clips.csv. Columns without sounds are kept, and labels have
 their names. The same command goes on where it was stopped. Folds are packed together, so that any of them can be held
 out. What comes of it is read by the same recipe with another `dataset_name`: the folder, or where it was copied to.
@@ -23,10 +23,11 @@ from modeling_ast.data.locks import claimed, still_written
 from modeling_ast.data.packing import CARD_NAME, FORMATS, PackedSplit, Packing, pack_splits
 from modeling_ast.data.recipes import DataArguments, RecipeError, parse_data_arguments
 from modeling_ast.data.splits import read_splits
+from modeling_ast.training.building import recipe_sampling_rate
 
 GOES_ON = "The same command goes on from here."
 # Keys of the recipe that have an effect here, besides those that say where the rows come from.
-KEYS = {"sampling_rate", "problem_type", "max_bad_clips"}
+KEYS = {"model_name_or_path", "sampling_rate", "problem_type", "max_bad_clips"}
 # Keys of a recipe that shards have no use for, and that are refused beside them.
 NOT_OF_SHARDS = (
     *("audio_dir", "validation_file", "test_file", "dataset_config_name"),
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     model_args, data_args, _ = parse_data_arguments(args.recipe, keys, "packing", KEYS)
     if data_args.streaming:
         raise RecipeError("Expected streaming: false; all clips are shuffled, which a stream does not hold.")
-    packing = to_packing(args, model_args.sampling_rate)
+    packing = to_packing(args, None if args.format == "original" else recipe_sampling_rate(model_args))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with claimed(args.output, CommandError(still_written(args.output, "--output"))):
         splits = read_splits(data_args, model_args.problem_type == "multi_label_classification", keep_columns=True)

@@ -16,6 +16,7 @@ from datasets import Dataset
 
 from modeling_ast.audio import AudioError
 from modeling_ast.data.clips import Clip
+from modeling_ast.fbank import frame_length
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class DecodeAudio:
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         """
         Raises:
-            AudioError: A clip cannot be decoded, or more of them than are allowed for.
+            AudioError: A clip cannot be decoded or is shorter than 25 ms, or more of them than are allowed for.
         """
         decoded = [self.decode_row(dict(zip(rows, values))) for values in zip(*rows.values())]
         names = ("waveform", *(["labels"] if "labels" in rows else []), "path")
@@ -135,6 +136,11 @@ class DecodeAudio:
         labels = {"labels": row["labels"]} if "labels" in row else {}
         try:
             waveform = clip.load(self.sampling_rate, self.ignore_length, choose)
+            if len(waveform) < frame_length(self.sampling_rate):
+                raise AudioError(
+                    f"{clip.name or 'a clip'}: expected at least 25 ms of sound, got {len(waveform)} samples at "
+                    f"{self.sampling_rate} Hz."
+                )
         except AudioError as error:
             if self.bad_clips is None:
                 raise

@@ -1,8 +1,10 @@
 """Embeddings of many recordings, files or the clips of a data set: a journal of them, and one table at the end."""
 
+import logging
 import os
+import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from modeling_ast.inference.results_folder import UNDIVIDED, ResultsFolder
 from modeling_ast.inference.sound_files import SoundFile, stamp_of
 from modeling_ast.inference.timeline import is_number
 
+logger = logging.getLogger(__name__)
+
+END_BYTES = 2**16  # of a sound in a table that are looked at, so that not all of a large one need be read
 # What can be written of a recording beside its vectors.
 _COLUMN_TYPES = {
     "path": pa.string(),
@@ -71,12 +76,12 @@ class Clips(Dataset):
         own = ("labels" if multi_label else "label",) if self.label_names else ()
         self.columns = ("path", "split", *own)
         numbers = (number for rows in chosen.values() for number in range(len(rows)))
-        clips = list(iterate_clips(self.rows))
+        clips, stamps = list(iterate_clips(self.rows)), _stamps(self.rows)
         self.paths = pa.array([clip.path for clip in clips])
         self.begins = np.array([clip.start or 0.0 for clip in clips])
         self.files = [
-            SoundFile(f"{split} {number}, {clip.name or ''}", "", stamp_of(clip.path) if clip.path else [0, 0])
-            for split, number, clip in zip(self.splits.tolist(), numbers, clips, strict=True)
+            SoundFile(f"{split} {number}, {clip.name or ''}", "", stamp)
+            for split, number, clip, stamp in zip(self.splits.tolist(), numbers, clips, stamps, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -99,6 +104,18 @@ class Clips(Dataset):
     def begin(self, index: int) -> float:
         """Second of its recording at which a clip begins."""
         return float(self.begins[index])
+
+
+def _stamps(rows: datasets.Dataset) -> Iterator[list[int]]:
+    """By which sounds are known again: as files are; of those in a table, by the length and a CRC-32 of their ends."""
+    for batch in rows.select_columns(["audio"]).with_format("arrow").iter(100):
+        for chunk in batch["audio"].chunks:
+            for content, path in zip(chunk.field("bytes"), chunk.field("path").to_pylist()):
+                if content.is_valid:
+                    ends = memoryview(content.as_buffer())
+                    yield [len(ends), zlib.crc32(ends[-END_BYTES:], zlib.crc32(ends[:END_BYTES]))]
+                else:
+                    yield stamp_of(path) if path else [0, 0]
 
 
 class EmbeddingsFolder(ResultsFolder):
@@ -166,6 +183,8 @@ class EmbeddingsFolder(ResultsFolder):
         usable = [index for index, file in enumerate(files) if not self.entries[file.path].has_error]
         if not usable:
             raise AudioError("Expected recordings that can be used, got none: no table is written.")
+        if others := len(self.entries.keys() - {file.path for file in files}):
+            logger.warning(f"{others} recording(s) that were embedded before are not named now, and not in the table.")
         lines = self.journal.lines(files[index].path for index in usable)
         rows = (
             {**self.recordings.describe(index), "start": begin + start, "end": begin + end, "embedding": vector}

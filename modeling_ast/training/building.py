@@ -151,6 +151,21 @@ def _initial_deviation(width: int) -> float:
     return width**-0.5
 
 
+def recipe_sampling_rate(arguments: ModelArguments) -> int:
+    """In Hz, of the waveforms that a recipe's model takes.
+
+    Raises:
+        RecipeError: The recipe does not say it, and nor does what it starts from.
+    """
+    try:
+        return arguments.sampling_rate or build_feature_extractor(arguments, ASTConfig()).sampling_rate
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"sampling_rate is needed, since {arguments.model_name_or_path} does not tell its own: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
 def build_feature_extractor(arguments: ModelArguments, config: ASTConfig) -> ASTFeatureExtractor:
     """The feature extractor that belongs to the model: its length and mel bins, the arguments' statistics and padding.
 

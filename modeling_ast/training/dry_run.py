@@ -117,9 +117,12 @@ def _tell_of_data(trainer: ASTTrainer, watch: "_Stopwatch") -> dict[str, float]:
             changes = [f"a process needs dataloader_num_workers: {needed}, with as many cores"]
         if collator.augment.mixup_probability and collator.augment.mixup_partner != "batch":
             changes.append("mixup_partner: batch reads no second clip")
-        changes.append(
-            "clips of the recipe's rate, as `modeling-ast pack --format flac` or `wav` makes them, take less"
-        )
+        if decoding > rest:
+            changes.append("clips that `modeling-ast pack --format flac` or `wav` writes are decoded sooner")
+        elif not collator.hands_over and args.device.type != "cpu":
+            changes.append("features_on_device: true leaves the features to the GPU")
+        elif collator.augment.max_noise:
+            changes.append("max_noise: 0 draws no noise, a number for each value of the features")
         logger.info(f"Data are the bottleneck. {'; '.join(changes)}.")
     return {"dry_run_decode_seconds": decoding, "dry_run_features_seconds": rest}
 
@@ -200,7 +203,7 @@ class _Stopwatch(TrainerCallback):
 def _evaluations(trainer: ASTTrainer) -> int:
     """While a run trains."""
     args, updates = trainer.args, trainer.state.max_steps
-    on_start = bool(args.eval_on_start)
+    on_start = int(bool(args.eval_on_start))
     if args.eval_strategy == "steps":
         return on_start + updates // trainer.state.eval_steps
     if args.eval_strategy != "epoch":

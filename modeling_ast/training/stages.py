@@ -410,11 +410,13 @@ def _count_clips(splits: AudioSplits, key: str) -> ClipCounts:
 
 def _hands_over(training_args: ASTTrainingArguments) -> bool:
     """Whether data workers hand over waveforms, in place of features."""
-    if training_args.features_on_device is not None:
-        return training_args.features_on_device
     # DeepSpeed rounds what it is given to the precision of its weights, and what one process reads for all is tensors.
-    is_plain = not training_args.deepspeed and not training_args.accelerator_config.dispatch_batches
-    return training_args.device.type == "cuda" and is_plain
+    is_plain = not training_args.deepspeed_plugin and not training_args.accelerator_config.dispatch_batches
+    if training_args.features_on_device is None:
+        return training_args.device.type == "cuda" and is_plain
+    if training_args.features_on_device and not is_plain:
+        raise RecipeError("features_on_device does not go together with DeepSpeed or dispatch_batches: leave it out.")
+    return training_args.features_on_device
 
 
 def _bad_clips(arguments: Arguments) -> BadClips:

@@ -11,6 +11,7 @@ import torch
 from modeling_ast import ASTFeatureExtractor
 from modeling_ast.data.functions import describe_fault, import_function
 from modeling_ast.data.recipes import RecipeError
+from modeling_ast.samples import to_float32, to_native
 
 KEY = "waveform_transform"
 
@@ -43,7 +44,10 @@ class WaveformTransform:
         try:
             with _seeded(int(torch.randint(2**32, (), generator=generator))):
                 changed = function(row["waveform"].numpy().copy(), self.extractor.sampling_rate)
-            found = np.array(changed, dtype=np.float32)
+            found = np.array(changed)
+            if found.dtype.kind in "iu":  # PCM
+                found = to_float32(torch.from_numpy(to_native(found)), "a waveform").numpy()
+            found = np.array(found, dtype=np.float32)
         except Exception as error:
             raise RecipeError(f"{KEY} {self.name} has failed on {clip} ({describe_fault(error)}).") from error
         minimum = self.extractor.frame_length
