@@ -243,6 +243,13 @@ def test_command_line_is_refused_in_the_same_way(recipe, argv, words):
         parse(recipe(""), *argv)
 
 
+def test_features_are_left_to_data_workers_where_batches_become_others_on_their_way(recipe):
+    argv = ["--accelerator_config", '{"dispatch_batches": true}']
+    with pytest.raises(RecipeError, match="features_on_device does not go together with DeepSpeed and dispatch_batch"):
+        parse(recipe("features_on_device: true\n"), *argv)
+    parse(recipe("features_on_device: false\n"), *argv)
+
+
 @pytest.mark.parametrize("missing", ["dataset_name", "output_dir"])
 def test_what_every_run_needs_is_asked_for(missing):
     given = {"dataset_name": "synthetic", "output_dir": "somewhere"}

@@ -16,8 +16,8 @@ def refuse_unusable_keys(arguments: Arguments) -> None:
 
     Raises:
         RecipeError: Adapters of random weights, keys that need labels beside clips without, a weight
-            of clips with a label where each has one, mixup whose partners are
-            not at hand, or keys that need to know all clips of a stream in advance.
+            of clips with a label where each has one, mixup whose partners are not at hand, features on a device that
+            gets other batches, or keys that need to know all clips of a stream in advance.
     """
     data_args, training_args = arguments.data, arguments.training
     _check_stream(data_args, training_args)
@@ -31,8 +31,15 @@ def refuse_unusable_keys(arguments: Arguments) -> None:
         raise RecipeError(
             "pos_weight has no effect with one label a clip, of which class_weights: balanced weighs the labels."
         )
+    if training_args.features_on_device and changes_batches(training_args):
+        raise RecipeError("features_on_device does not go together with DeepSpeed and dispatch_batches: leave it out.")
     if arguments.augment.mixup_probability and training_args.do_train:
         _check_partners(arguments)
+
+
+def changes_batches(training_args: ASTTrainingArguments) -> bool:
+    """Whether batches become others on their way: DeepSpeed rounds them, and one process reads tensors for all."""
+    return bool(training_args.deepspeed_plugin or training_args.accelerator_config.dispatch_batches)
 
 
 def _check_partners(arguments: Arguments) -> None:

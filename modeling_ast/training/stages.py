@@ -35,6 +35,7 @@ from modeling_ast.training.arguments import Arguments, ASTTrainingArguments, par
 from modeling_ast.training.baseline import check_classes
 from modeling_ast.training.building import build_model_and_extractor, check_reporters
 from modeling_ast.training.collator import AugmentingCollator
+from modeling_ast.training.combinations import changes_batches
 from modeling_ast.training.distillation import EmbeddingTrainer, learn_from_teachers
 from modeling_ast.training.dry_run import nothing_written
 from modeling_ast.training.output_dir import (
@@ -410,13 +411,9 @@ def _count_clips(splits: AudioSplits, key: str) -> ClipCounts:
 
 def _hands_over(training_args: ASTTrainingArguments) -> bool:
     """Whether data workers hand over waveforms, in place of features."""
-    # DeepSpeed rounds what it is given to the precision of its weights, and what one process reads for all is tensors.
-    is_plain = not training_args.deepspeed_plugin and not training_args.accelerator_config.dispatch_batches
-    if training_args.features_on_device is None:
-        return training_args.device.type == "cuda" and is_plain
-    if training_args.features_on_device and not is_plain:
-        raise RecipeError("features_on_device does not go together with DeepSpeed or dispatch_batches: leave it out.")
-    return training_args.features_on_device
+    if training_args.features_on_device is not None:
+        return training_args.features_on_device
+    return training_args.device.type == "cuda" and not changes_batches(training_args)
 
 
 def _bad_clips(arguments: Arguments) -> BadClips:
