@@ -619,17 +619,6 @@ def test_recipe_that_is_not_there_ends_in_one_line_and_exit_code_2(tmp_path):
     assert process.stdout == ""
 
 
-@pytest.mark.slow
-def test_torchaudio_that_cannot_be_loaded_is_one_sentence(tmp_path):
-    """What PyPI's torchaudio does beside a torch built for another CUDA."""
-    (tmp_path / "torchaudio").mkdir()
-    (tmp_path / "torchaudio" / "__init__.py").write_text("raise RuntimeError('built for CUDA 99')\n")
-    process = in_a_fresh_process(SCRIPT, DEMO, first=str(tmp_path))
-    assert process.returncode == 2
-    (line,) = process.stderr.splitlines()
-    assert "torchaudio" in line and "cannot be loaded with torch" in line and "pip install" in line
-
-
 # Slow
 
 

@@ -73,9 +73,10 @@ def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[TagsFo
         folder = TagsFolder.reopen(args.output_dir)
         folder.find_again(event_options)
         return folder, 0
-    own = {"dtype": args.dtype} if args.dtype else {}
     device = args.device or ("cpu" if args.dtype == "int8" else own_device(os.environ))
-    classifier = audio_tagger(args.model, device=device, **own)
+    classifier = audio_tagger(args.model, device=device)
+    fingerprint = fingerprint_model(classifier.model, classifier.feature_extractor)
+    classifier.compute_in(args.dtype)
     try:
         windows = classifier.window_keywords(args.window, args.hop)
         thresholds = check_event_options(classifier, args.function_to_apply, event_options)
@@ -89,9 +90,8 @@ def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[TagsFo
     scoring = {name: getattr(args, name) for name in ("top_k", "function_to_apply", "aggregate")}
     reading = {name: getattr(args, name) for name in ("ignore_length", "batch_size", "num_workers")}
     settings = {
-        "model": args.model,
-        "fingerprint": fingerprint_model(classifier.model, classifier.feature_extractor),
-        **{**own, "window": args.window, "hop": args.hop, **scoring, **event_options, "thresholds": thresholds},
+        **{"model": args.model, "fingerprint": fingerprint, **({"dtype": args.dtype} if args.dtype else {})},
+        **{"window": args.window, "hop": args.hop, **scoring, **event_options, "thresholds": thresholds},
         "sampling_rate": classifier.feature_extractor.sampling_rate,
     }
     formats = args.formats or ["jsonl", "csv", *(["audacity"] if with_events else [])]

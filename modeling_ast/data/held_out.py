@@ -238,20 +238,21 @@ def _choose_groups(groups: np.ndarray, rows: Dataset, fraction: float) -> np.nda
         if pa.types.is_nested(column.type):
             clips, column = np.repeat(clips, column.value_lengths().to_numpy(zero_copy_only=False)), column.flatten()
         labels = column.to_numpy(zero_copy_only=False)
-    counts = np.zeros((len(names), 2 + max(labels, default=0)), np.float32)  # the last column: of all clips
+    counts = np.zeros((len(names), 2 + labels.max(initial=0)), np.float32)  # the last column: of all clips
     np.add.at(counts, (codes[clips], labels), 1)
     counts[:, -1] = np.bincount(codes)
-    shares = counts[:, counts.any(axis=0)] / counts.sum(axis=0)[counts.any(axis=0)]
-    lacking, sizes = np.full(shares.shape[1], fraction), (shares**2).sum(axis=1)
-    free = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).tolist()  # of equal ones, any
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0)).numpy()  # of equal ones, any
+    shares = counts[order][:, counts.any(axis=0)] / counts.sum(axis=0)[counts.any(axis=0)]
+    lacking, costs = np.full(shares.shape[1], fraction, np.float32), (shares**2).sum(axis=1)
     chosen = []
-    while len(free) > 1:
-        gains = 2 * shares[free] @ lacking - sizes[free]
-        if chosen and gains.max() <= 0:
+    while len(chosen) < len(names) - 1:
+        gains = 2 * shares @ lacking - costs
+        best = int(gains.argmax())
+        if chosen and gains[best] <= 0:
             break
-        chosen.append(free.pop(int(gains.argmax())))
-        lacking -= shares[chosen[-1]]
-    return np.isin(codes, chosen)
+        chosen.append(best)
+        lacking, costs[best] = lacking - shares[best], np.inf
+    return np.isin(codes, order[chosen])
 
 
 def expect_files(rows: Dataset, source: str, split: str) -> None:

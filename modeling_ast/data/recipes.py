@@ -134,8 +134,9 @@ class DataArguments(StretchArguments):
     max_bad_clips: int = field(
         default=0,
         metadata={
-            "help": "Training clips that may turn out not to be decodable: so many are replaced by others (a stream "
-            "goes on without them) and named in bad_clips.csv. One more ends the run; held-out clips always do."
+            "help": "Training clips that may turn out not to be decodable, or to be shorter than 25 ms: so many are "
+            "replaced by others (a stream goes on without them) and named in bad_clips.csv. One more ends the run; "
+            "held-out clips always do."
         },
     )
     ignore_length: bool = field(

@@ -6,7 +6,7 @@ Columns stay in Arrow from the file to the rows, so that two million clips fit i
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -181,6 +181,11 @@ class DataSource:
         held_out_by = self.args.fold_column_name or self.args.split_column_name
         of_dataset = self.max_missing, self.args.dataset_config_name, self.args.split_names
         tables = self._read(self.name, self.labelled, list(filter(None, [held_out_by])), *of_dataset)
+        is_held_out = self.files or held_out_by or self.args.has_groups or tables.keys() != {"train"}
+        if not (is_held_out or self.args.unlabelled):
+            path = Path(self.name).expanduser()
+            is_list = suffix_of(path) in TABLE_SUFFIXES and path.is_file() and not is_annotated(path, self.args)
+            hint_at_splits(self.name, list_columns(path) if is_list else tables["train"].rows.column_names)
         for split, name in self.files.items():
             tables[split] = self._read_instead(name, split, split in tables)
         has_own_names = self._columns(has_labels=True) != ["audio", "label"]
@@ -254,7 +259,6 @@ class DataSource:
             expect_columns(name, table.rows.column_names, list(others))
             return {"train": table}
         if suffix in TABLE_SUFFIXES:
-            self._hint_at_splits(name, list_columns(path))
             times = find_time_columns(list_columns(path), self.args, path)
             columns = [*self._columns(has_labels), *others, *times]
             rows = read_table(path, columns, self.args.audio_dir, max_missing, are_parts=bool(times))
@@ -279,17 +283,12 @@ class DataSource:
             of_split = others if split == "train" else of_groups
             needed = [table.audio_column, *filter(None, [table.label_column]), *of_split]
             expect_columns(name, table.rows.column_names, needed)
-            self._hint_at_splits(name, table.rows.column_names)
             if isinstance(table.rows.features[table.audio_column], Value):  # a path: the file may hold other clips too
                 if times := find_time_columns(table.rows.column_names, self.args, name):
                     tables[split] = read_stretches(table, *times)
                 else:
                     refuse_parts(name, set(table.rows.column_names) - set(needed))
         return tables
-
-    def _hint_at_splits(self, name: str, columns: Iterable[str]) -> None:
-        if not (self.args.unlabelled or self.args.split_column_name or self.args.fold_column_name):
-            hint_at_splits(name, columns)
 
     def _read_labels(self, tables: dict[str, Table]) -> tuple[dict[str, Labels], LabelIndex]:
         """The labels of each split that has some, and their numbers."""

@@ -88,14 +88,14 @@ class EmbeddingStore:
         Args:
             paths: Of recordings that the table does not have; those whose names are not theirs alone are left out.
         """
-        gone = [number for number, name in enumerate(self.names) if not os.path.exists(self.find(name))]
-        own, theirs = {}, {}
-        for number in gone:
-            own.setdefault(os.path.basename(self.names[number]), []).append(number)
+        by_name: dict[str, tuple[list[str], list[int]]] = {}
         for path in paths:
-            theirs.setdefault(os.path.basename(path), []).append(path)
-        pairs = [(theirs[name], own[name]) for name in theirs.keys() & own.keys()]
-        return {path[0]: number[0] for path, number in pairs if len(path) == len(number) == 1}
+            by_name.setdefault(os.path.basename(path), ([], []))[0].append(path)
+        for number, name in enumerate(self.names) if by_name else ():
+            alike = by_name.get(os.path.basename(name))
+            if alike is not None and not os.path.exists(self.find(name)):
+                alike[1].append(number)
+        return {path[0]: number[0] for path, number in by_name.values() if len(path) == len(number) == 1}
 
     def rows_of(self, number: int) -> np.ndarray:
         """The rows of a recording in the order of time."""

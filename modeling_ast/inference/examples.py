@@ -114,7 +114,8 @@ def _rows_of(
     """The rows that belong to a stretch, and whether it is one of them as it is."""
     starts, ends = store.starts[rows], store.ends[rows]
     end = min(stretch.end, ends.max())
-    if stretch.start < end and 2 * (end - stretch.start) < stretch.end - stretch.start < np.inf:
+    # Rows of a whole recording begin with it, and end with it.
+    if not starts.min() and stretch.start < end and 2 * (end - stretch.start) < stretch.end - stretch.start < np.inf:
         raise DataError(
             f"{source}: expected stretches of {plain(stretch.audio)}, which has {ends.max():.2f} s, got one from "
             f"{stretch.start:g} s to {stretch.end:g} s."

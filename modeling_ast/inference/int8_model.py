@@ -21,12 +21,12 @@ class Int8ForAudioClassification(nn.Module):
     """What a pipeline asks of a model, computed on the CPU by a graph of 8-bit weights (see `quantize_onnx`).
 
     Args:
-        model: Kept, so that results can be told to be its own.
+        model: Left as it is, on the CPU.
         extractor: Of the model.
 
     Raises:
-        ModelError: A model that calls sounds unknown, by vectors that the graph does not give; and as from
-            `export_logits_onnx`.
+        ModelError: A model on another device, or one that calls sounds unknown, by vectors that the graph does not
+            give; and as from `export_logits_onnx`.
         ImportError: onnx, onnxscript or onnxruntime is not installed.
     """
 
@@ -35,9 +35,11 @@ class Int8ForAudioClassification(nn.Module):
     def __init__(self, model: ASTForAudioClassification, extractor: ASTFeatureExtractor):
         super().__init__()
         require_onnx()
-        self.exact, self.config, self.adapt_geometry = model, model.config, model.adapt_geometry
+        self.config = model.config
+        if model.device.type != "cpu":
+            raise ModelError(f"Expected a model on the CPU for int8, got device {model.device}.")
         if can_be_unknown(model.config):
-            raise ModelError("expected a model without unknown_threshold for int8, which knows labels alone.")
+            raise ModelError("Expected a model without unknown_threshold for int8, which knows labels alone.")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
         with TemporaryDirectory() as folder:
             exact, graph = Path(folder, "exact.onnx"), Path(folder, "int8.onnx")

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from numbers import Integral
 from typing import Any
@@ -22,7 +22,7 @@ from modeling_ast.inference.recordings import Recording, read_recording, recordi
 from modeling_ast.inference.tags import choose_tags
 from modeling_ast.inference.timeline import Timeline, is_number
 from modeling_ast.inference.windows import Window, WindowCutter, WindowDataset, collate_windows, is_indexed
-from modeling_ast.loading import ModelError, as_model_error, check_mel_bins, load_model
+from modeling_ast.loading import check_mel_bins, load_model
 
 _WINDOW_KEYS = ("chunk_length_s", "stride_length_s", "padding", "on_error", "ignore_length")
 _LOADING_KEYS = ("revision", "token", "dtype", "device_map", "trust_remote_code", "local_files_only")
@@ -124,6 +124,22 @@ class ASTAudioClassificationPipeline(ChunkPipeline):
         if isinstance(inputs, (list, KeyDataset)) and not len(inputs):  # Transformers would look at the first one
             return [] if isinstance(inputs, list) else iter(())
         return super().__call__(inputs, **kwargs)
+
+    def compute_in(self, dtype: str | None) -> None:
+        """Go on in another precision.
+
+        Args:
+            dtype: "float32", "bfloat16" or "float16"; "int8", which is `Int8ForAudioClassification`; `None` for none.
+
+        Raises:
+            ModelError, ImportError: As from there.
+        """
+        if dtype == "int8":
+            from modeling_ast.inference.int8_model import Int8ForAudioClassification
+
+            self.model = Int8ForAudioClassification(self.model, self.feature_extractor)
+        elif dtype is not None:
+            self.model.to(getattr(torch, dtype))
 
     def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
         for key, value in kwargs.items():
@@ -356,34 +372,20 @@ def audio_tagger(model: str | os.PathLike[str], **kwargs: Any) -> ASTAudioClassi
 
     Args:
         model: Folder or Hub repository of an AST.
-        **kwargs: Keywords of `transformers.pipeline` (`device`, `dtype`, ...) and of the pipeline; `dtype="int8"` is
-            `Int8ForAudioClassification`. Code that the folder or repository brings runs with `trust_remote_code=True`
-            alone; nobody is asked.
+        **kwargs: Keywords of `transformers.pipeline` (`device`, `dtype`, ...) and of the pipeline. Code that the
+            folder or repository brings runs with `trust_remote_code=True` alone; nobody is asked.
 
     Raises:
-        ModelError: As from `load_model` and `Int8ForAudioClassification`.
+        ModelError: As from `load_model`.
         TypeError, ValueError: As from the pipeline.
-        ImportError: onnx, onnxscript or onnxruntime, which int8 needs, is not installed.
     """
-    convert = None
-    if kwargs.get("dtype") == "int8":
-        from modeling_ast.inference.int8_model import Int8ForAudioClassification as convert
-
-        if (device := kwargs.get("device")) not in (None, -1, "cpu", torch.device("cpu")):
-            raise ModelError(f"{model} cannot be used: expected the CPU for int8, got device {device}.")
-        kwargs |= {"dtype": torch.float32, "device": "cpu"}
     return make_pipeline(
-        "audio-classification", model, ASTForAudioClassification, ASTAudioClassificationPipeline, kwargs, convert
+        "audio-classification", model, ASTForAudioClassification, ASTAudioClassificationPipeline, kwargs
     )
 
 
 def make_pipeline(
-    task: str,
-    name: str | os.PathLike,
-    model_class: type,
-    pipeline_class: type,
-    keywords: dict[str, Any],
-    convert: Callable | None = None,
+    task: str, name: str | os.PathLike, model_class: type, pipeline_class: type, keywords: dict[str, Any]
 ) -> Any:
     """A pipeline of a model that `load_model` has checked, which Transformers' own way of loading one does not.
 
@@ -393,16 +395,12 @@ def make_pipeline(
         model_class: `ASTForAudioClassification` or `ASTModel`.
         pipeline_class: Of this package.
         keywords: Of `transformers.pipeline` and of the pipeline.
-        convert: Model and feature extractor to what the pipeline calls as its model; `None` takes the model.
 
     Raises:
         ModelError, TypeError, ValueError: As from `load_model` and from the pipeline.
     """
     loading = {key: keywords.pop(key) for key in _LOADING_KEYS if key in keywords} | keywords.pop("model_kwargs", {})
     model, extractor = load_model(name, model_class, **loading)
-    if convert is not None:
-        with as_model_error(name):
-            model = convert(model, extractor)
     keywords = {"feature_extractor": extractor, **keywords}
     is_trusted = bool(loading.get("trust_remote_code"))  # of another feature extractor that is named, too
     return pipeline(task, model, pipeline_class=pipeline_class, trust_remote_code=is_trusted, **keywords)

@@ -166,12 +166,13 @@ class Review:
         with self._lock:
             if not self._history.get(visitor):
                 return False
-            place, question, lines = self._history[visitor].pop()
+            place, question, lines = self._history[visitor][-1]
             stretch = question.audio, question.start, question.end
             if lines and not self.answers.remove(lines) and self.answers.tells_of(*stretch):
                 raise DataError(
                     f"{self.answers.path} was changed, and has the last answer in another form: take it back there."
                 )
+            self._history[visitor].pop()
             self._release(visitor)
             self._open[visitor] = place, question
             return True

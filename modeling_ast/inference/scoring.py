@@ -173,32 +173,3 @@ def match_events(
                 overlaps[i, j] = both / (max(true.end, other.end) - min(true.start, other.start))
     overlaps[overlaps < min_overlap] = 0
     return [(int(i), int(j)) for i, j in zip(*linear_sum_assignment(-overlaps)) if overlaps[i, j] > 0]
-
-
-def event_scores(
-    truth: Sequence[Event], found: Sequence[Event], min_overlap: float = 0.5, labels_must_agree: bool = True
-) -> dict[str, float]:
-    """Precision, recall and F1 of events, in [0, 1], and the median error of the onsets of those found, in seconds.
-
-    Args:
-        truth: What there is.
-        found: What was found.
-        min_overlap: As in `match_events`.
-        labels_must_agree: As in `match_events`.
-
-    Returns:
-        `precision` (0 where nothing was found), `recall`, `f1`, and `onset_error` (NaN where nothing is right).
-
-    Raises:
-        ValueError: There is nothing to find.
-    """
-    if not truth:
-        raise ValueError("Expected at least one true event, got none.")
-    pairs = match_events(truth, found, min_overlap, labels_must_agree)
-    errors = [abs(found[j].start - truth[i].start) for i, j in pairs]
-    return {
-        "precision": len(pairs) / len(found) if found else 0.0,
-        "recall": len(pairs) / len(truth),
-        "f1": 2 * len(pairs) / (len(truth) + len(found)),
-        "onset_error": float(np.median(errors)) if errors else float("nan"),
-    }

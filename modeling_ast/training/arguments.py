@@ -173,7 +173,8 @@ class ASTTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Whether data workers hand over waveforms, of which the features are computed where the model is, "
-            "with the same draws; if unset, on a GPU of NVIDIA or AMD. Elsewhere workers compute them."
+            "with the same draws; if unset, on a GPU of NVIDIA or AMD. Elsewhere, and with DeepSpeed or "
+            "dispatch_batches, workers compute them."
         },
     )
     decoupled_weight_decay: bool = field(

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from modeling_ast.training.arguments import ASTTrainingArguments
 from modeling_ast.training.collator import AugmentingCollator
+from modeling_ast.training.combinations import changes_batches
 from modeling_ast.training.faults import Stopped
 from modeling_ast.training.rows import TrainingRows
 from modeling_ast.training.trainer import ASTTrainer
@@ -119,7 +120,7 @@ def _tell_of_data(trainer: ASTTrainer, watch: "_Stopwatch") -> dict[str, float]:
             changes.append("mixup_partner: batch reads no second clip")
         if decoding > rest:
             changes.append("clips that `modeling-ast pack --format flac` or `wav` writes are decoded sooner")
-        elif not collator.hands_over and args.device.type != "cpu":
+        elif not (collator.hands_over or args.device.type == "cpu" or changes_batches(args)):
             changes.append("features_on_device: true leaves the features to the GPU")
         elif collator.augment.max_noise:
             changes.append("max_noise: 0 draws no noise, a number for each value of the features")

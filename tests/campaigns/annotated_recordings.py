@@ -14,13 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_ast.resampling import require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
-
 import soundfile
 import torch
 from prepare_events import read_manifest

@@ -29,14 +29,6 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-from modeling_ast.audio import AudioError, load_waveform, read_samples
-from modeling_ast.resampling import require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
-
 import numpy as np
 import torch
 from comparison import (
@@ -83,6 +75,7 @@ from transformers.models.audio_spectrogram_transformer import ASTFeatureExtracto
 from transformers.models.audio_spectrogram_transformer import ASTForAudioClassification as StockModel
 
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast.audio import AudioError, load_waveform, read_samples
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import decode

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from splicing import frame_levels, sounding_frames
 
 from modeling_ast.fbank import frame_length, frame_shift
-from modeling_ast.inference.scoring import event_scores
+from modeling_ast.inference.scoring import match_events
 from modeling_ast.inference.timeline import Event
 
 
@@ -59,3 +60,32 @@ def best_energy_gate(
     """
     gates = [(level, energy_gate(waveform, sampling_rate, level, **lengths)) for level in thresholds_db]
     return max(gates, key=lambda gate: event_scores(truth, gate[1], labels_must_agree=False)["f1"])
+
+
+def event_scores(
+    truth: Sequence[Event], found: Sequence[Event], min_overlap: float = 0.5, labels_must_agree: bool = True
+) -> dict[str, float]:
+    """Precision, recall and F1 of events, in [0, 1], and the median error of the onsets of those found, in seconds.
+
+    Args:
+        truth: What there is.
+        found: What was found.
+        min_overlap: As in `match_events`.
+        labels_must_agree: As in `match_events`.
+
+    Returns:
+        `precision` (0 where nothing was found), `recall`, `f1`, and `onset_error` (NaN where nothing is right).
+
+    Raises:
+        ValueError: There is nothing to find.
+    """
+    if not truth:
+        raise ValueError("Expected at least one true event, got none.")
+    pairs = match_events(truth, found, min_overlap, labels_must_agree)
+    errors = [abs(found[j].start - truth[i].start) for i, j in pairs]
+    return {
+        "precision": len(pairs) / len(found) if found else 0.0,
+        "recall": len(pairs) / len(truth),
+        "f1": 2 * len(pairs) / (len(truth) + len(found)),
+        "onset_error": float(np.median(errors)) if errors else float("nan"),
+    }

@@ -9,20 +9,12 @@ folder gets the recording, the true and the found events as Audacity labels, a p
 
 import argparse
 import json
-import sys
 from pathlib import Path
-
-from modeling_ast.resampling import require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
 
 import numpy as np
 import soundfile
 import torch
-from energy_gate import best_energy_gate
+from energy_gate import best_energy_gate, event_scores
 from splicing import BACKGROUND, sounding_part, splice
 
 from modeling_ast.data.classifiers import label_order
@@ -32,7 +24,6 @@ from modeling_ast.data.splits import read_splits
 from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline, audio_tagger
 from modeling_ast.inference.plots import plot_timeline
-from modeling_ast.inference.scoring import event_scores
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels
 
 GATE_LEVELS_DB = range(-70, -10)

@@ -11,14 +11,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from modeling_ast.audio import AudioError
-from modeling_ast.resampling import require_torchaudio
-
-try:
-    require_torchaudio()  # before Transformers fails on a torchaudio that cannot be loaded, without naming it
-except ImportError as error:
-    sys.exit(str(error))
-
 import pandas
 import soundfile
 import torch
@@ -26,6 +18,7 @@ from splicing import BACKGROUND, background_noise, set_level, sounding_part
 from tqdm.auto import tqdm
 
 from modeling_ast import load_waveform
+from modeling_ast.audio import AudioError
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError, read_rows
 from modeling_ast.data.prepare import summarize, write_manifest
@@ -74,7 +67,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "manifest", type=Path, help="CSV file with the columns audio and label, as prepare_data.py makes"
+        "manifest", type=Path, help="CSV file with the columns audio and label, as `modeling-ast prepare` writes"
     )
     parser.add_argument("--clips_dir", type=Path, required=True, help="folder for the clips")
     parser.add_argument("--output", type=Path, required=True, help="manifest of the clips")

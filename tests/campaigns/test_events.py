@@ -9,7 +9,7 @@ import soundfile
 import torch
 from annotated_recordings import main as annotated_recordings
 from conftest import make_tiny_config, random_model
-from energy_gate import best_energy_gate, energy_gate
+from energy_gate import best_energy_gate, energy_gate, event_scores
 from evaluate_events import main as evaluate_events
 from prepare_events import main as prepare_events
 from splicing import background_noise, frame_levels, set_level, sounding_part, splice
@@ -19,7 +19,7 @@ from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.data.sources import load_splits
 from modeling_ast.data.synthetic import generate_clip
-from modeling_ast.inference.scoring import event_scores, match_events
+from modeling_ast.inference.scoring import match_events
 from modeling_ast.inference.timeline import Event
 from modeling_ast.loading import ModelError
 from modeling_ast.training.arguments import parse_arguments
