@@ -79,6 +79,22 @@ def test_what_is_drawn_to_validate_has_a_like_share_of_every_label(tmp_path, fra
         assert abs(labels.count(number) - fraction * total) <= 1.5 + 1e-9
 
 
+@pytest.mark.parametrize(
+    "column, key", [("Split", "split_column_name"), ("subset", "split_column_name"), ("fold", "fold_column_name")]
+)
+def test_a_column_that_seems_to_hold_out_and_that_no_key_names_is_told(folder, caplog, column, key):
+    clips = list_clips(folder, **{column: "train"})
+    load_splits(str(clips))
+    assert f"clips.csv: the column {column!r} holds nothing out unless {key} names it." in caplog.text
+    caplog.clear()
+    load_splits(str(clips), group_column_name="speaker")
+    other = folder / "other.csv"
+    other.write_bytes(clips.read_bytes())
+    load_splits(str(clips), validation_file=str(other))
+    load_splits(str(clips), unlabelled=True)
+    assert "holds nothing out" not in caplog.text
+
+
 def test_the_largest_group_trains(tmp_path):
     """Of sixty clips of one speaker and four of each of nine, about a tenth validates."""
     for number in range(60 + 9 * 4):
