@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.inference import event_calibration
 from modeling_ast.inference.psds import SCENARIOS, PSDSettings, polyphonic_score
-from modeling_ast.inference.scored_recordings import _Places, _to_events
+from modeling_ast.inference.scored_recordings import _places, _to_events
 from modeling_ast.inference.scoring import (
     Counts,
     count_by_collars,
@@ -254,10 +255,11 @@ def test_some_recordings_and_labels_are_scored_alone(tagged, tmp_path, caplog):
 def test_a_recording_of_the_same_name_in_another_folder_is_another(tagged):
     folder, truth = tagged
     (name,) = [name for name in truth if name.endswith("1.wav")]
-    places = _Places([name], [name, "elsewhere/1.wav"])
-    assert places.find(name) == name and places.find("elsewhere/1.wav") is None
-    assert _Places([name], ["elsewhere/1.wav"]).find("elsewhere/1.wav") == name
-    assert _Places(["elsewhere/1.wav"], [name]).find(name) is None  # it is where it was
+    here, elsewhere = os.path.realpath(name), os.path.realpath("elsewhere/1.wav")
+    assert _places([name], [name, "elsewhere/1.wav"]) == {here: name}
+    assert _places([name], ["elsewhere/1.wav"]) == {here: name, elsewhere: name}
+    assert _places(["elsewhere/1.wav"], [name]) == {elsewhere: "elsewhere/1.wav"}  # the other is where it was
+    assert _places([name], ["elsewhere/1.wav", "beside/1.wav"]) == {here: name}  # which of both it was none can tell
 
 
 def test_annotations_of_a_label_that_overlap_are_one_event():

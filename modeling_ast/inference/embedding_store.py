@@ -14,6 +14,7 @@ from modeling_ast import ASTFeatureExtractor, ASTModel
 from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.labels import DataError
 from modeling_ast.inference.parquet_tables import SETTINGS_KEY
+from modeling_ast.inference.sound_files import match_moved
 from modeling_ast.loading import ModelError, load_model
 
 _WINDOW_KEYS = ("chunk_length_s", "stride_length_s")
@@ -83,19 +84,8 @@ class EmbeddingStore:
         return found
 
     def find_moved(self, paths: Iterable[str]) -> dict[str, int]:
-        """Numbers of the recordings that some others seem to be, which have their names and are no longer there.
-
-        Args:
-            paths: Of recordings that the table does not have; those whose names are not theirs alone are left out.
-        """
-        by_name: dict[str, tuple[list[str], list[int]]] = {}
-        for path in paths:
-            by_name.setdefault(os.path.basename(path), ([], []))[0].append(path)
-        for number, name in enumerate(self.names) if by_name else ():
-            alike = by_name.get(os.path.basename(name))
-            if alike is not None and not os.path.exists(self.find(name)):
-                alike[1].append(number)
-        return {path[0]: number[0] for path, number in by_name.values() if len(path) == len(number) == 1}
+        """Numbers of the recordings that some seem to be which the table does not have, as `match_moved` tells."""
+        return match_moved(paths, self.names, lambda name: os.path.exists(self.find(name)))
 
     def rows_of(self, number: int) -> np.ndarray:
         """The rows of a recording in the order of time."""

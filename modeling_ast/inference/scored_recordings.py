@@ -22,6 +22,7 @@ from modeling_ast.inference.scoring import (
     match_events,
     summarize,
 )
+from modeling_ast.inference.sound_files import match_moved
 from modeling_ast.inference.tags_folder import TagsFolder
 from modeling_ast.inference.timeline import Event, Timeline
 
@@ -69,9 +70,9 @@ def read_scored(folder: TagsFolder, truth: Annotations) -> list[ScoredRecording]
     """
     if folder.settings.get("thresholds") is None:
         raise DataError(f"{folder.path}: expected results with events, got those of a regression model.")
-    places, scored, passed_over = _Places(truth, folder.entries), {}, []
+    places, scored, passed_over = _places(truth, list(folder.entries)), {}, []
     for line, timeline in folder.results():
-        if (path := places.find(line["path"])) is None:
+        if (path := places.get(os.path.realpath(line["path"]))) is None:
             passed_over.append(line["path"])
             continue
         if path in scored:
@@ -87,23 +88,12 @@ def read_scored(folder: TagsFolder, truth: Annotations) -> list[ScoredRecording]
     return list(scored.values())
 
 
-class _Places:
-    """Annotated recordings, by their paths or, of those that are not among the results by theirs, by their names."""
-
-    def __init__(self, paths: Iterable[str], of_results: Iterable[str]):
-        self.by_path = {os.path.realpath(path): path for path in paths}
-        self.by_name = {}
-        for real in self.by_path.keys() - set(map(os.path.realpath, of_results)):
-            path = self.by_path[real]
-            self.by_name.setdefault(os.path.basename(path), []).append(path)
-
-    def find(self, path: str) -> str | None:
-        if (found := self.by_path.get(os.path.realpath(path))) is not None:
-            return found
-        if os.path.exists(path):
-            return None
-        alike = self.by_name.get(os.path.basename(path), [])
-        return alike[0] if len(alike) == 1 else None
+def _places(annotated: Iterable[str], tagged: Sequence[str]) -> dict[str, str]:
+    """Annotated recordings by where they are, and by where they were when they were tagged."""
+    places, known = {os.path.realpath(path): path for path in annotated}, set(map(os.path.realpath, tagged))
+    missing = [path for real, path in places.items() if real not in known]
+    moved = match_moved(missing, tagged, os.path.exists)
+    return places | {os.path.realpath(tagged[number]): path for path, number in moved.items()}
 
 
 def _to_events(path: str, annotations: Sequence[tuple[float, float, str]], seconds: float) -> list[Event]:

@@ -1,7 +1,7 @@
 """The sound files of a run over many: those that are named, in folders, or in lists."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,24 @@ class SoundFile:
     path: str
     place: str
     stamp: list[int]
+
+
+def match_moved(paths: Iterable[str], others: Sequence[str], is_there: Callable[[str], bool]) -> dict[str, int]:
+    """Numbers of recordings that some seem to be under other paths: those of the same name that are no longer there.
+
+    Args:
+        paths: Of the recordings in question; those whose names are not theirs alone, on either side, are left out.
+        others: Where they may have been.
+        is_there: Whether one of `others` still is.
+    """
+    by_name: dict[str, tuple[list[str], list[int]]] = {}
+    for path in paths:
+        by_name.setdefault(os.path.basename(path), ([], []))[0].append(path)
+    for number, other in enumerate(others) if by_name else ():
+        alike = by_name.get(os.path.basename(other))
+        if alike is not None and not is_there(other):
+            alike[1].append(number)
+    return {path[0]: number[0] for path, number in by_name.values() if len(path) == len(number) == 1}
 
 
 def find_files(sources: Iterable[str | os.PathLike], output_dir: str | os.PathLike) -> list[SoundFile]:
