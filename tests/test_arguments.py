@@ -221,6 +221,7 @@ def test_early_stopping_that_has_nothing_to_go_by_is_refused(make, settings, wor
             "adamw_torch with decoupled_weight_decay false, got sgd",
         ),
         ({"remove_unused_columns": True}, "remove_unused_columns must stay false"),
+        ({"eval_on_start": True}, "eval_on_start must stay false: results.csv has lines of trained epochs"),
         ({"do_predict": True}, "do_predict must stay false: every held-out split"),
         ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint must stay false: SIGTERM and Ctrl-C save"),
         ({"save_on_each_node": True}, "save_on_each_node must stay false: all machines share output_dir"),
@@ -311,6 +312,7 @@ def test_numbers_of_the_other_blocks_lie_within_theirs(settings):
         {"weight_average_start": 1},
         {"ema_decay": 0.999},
         {"weight_average_start": 5, "weight_average_end": 5, "num_train_epochs": 5},
+        {"weight_average_start": 5, "max_steps": 1000},  # as many epochs as these are
         {"weight_average_start": 100, "weight_average_steps": 7},
         {"weight_average_start": 100, "weight_average_end": 105, "weight_average_steps": 7, "max_steps": 105},
         {"decoupled_weight_decay": False, "optim": "adamw_torch_fused"},

@@ -43,7 +43,12 @@ def test_the_average_loads_like_any_model(tmp_path, folders):
 
 def test_what_cannot_be_averaged_is_refused(tmp_path, folders):
     random_model(make_tiny_config(hidden_size=64)).save_pretrained(tmp_path / "wider")
+    save_checkpoint(tmp_path / "louder", random_model(make_tiny_config()), mean=-4.0)
     for arguments, words in (
+        (
+            [folders[0], tmp_path / "louder"],
+            "louder cannot be used: expected features with mean -7.0, as of the first",
+        ),
         ([folders[0], tmp_path / "wider"], "in the first model and"),
         ([tmp_path / "nothing"], "nothing"),
     ):

@@ -217,6 +217,8 @@ def test_average_of_half_precision_checkpoints_is_their_mean(folders, tmp_path):
         ({"num_mel_bins": 48}, "expected models with num_mel_bins 32, as the first, but it has 48"),
         ({"time_stride": 9}, "expected models with time_stride 10, as the first, but it has 9"),
         ({"frequency_stride": 11}, "expected models with frequency_stride 10, as the first, but it has 11"),
+        ({"num_attention_heads": 2}, "expected models with num_attention_heads 4, as the first, but it has 2"),
+        ({"hidden_act": "relu"}, "expected models with hidden_act gelu, as the first, but it has relu"),
         ({"num_labels": 4}, "the same labels in the same order, but it has others"),
         ({"id2label": dict(enumerate("edcba"))}, "the same labels in the same order, but it has others"),
     ],

@@ -464,6 +464,8 @@ def test_intervals_are_those_of_the_same_decisions_and_of_a_mean(trained, calibr
     spread = stats.t.ppf(0.975, len(losses) - 1) * losses.std(ddof=1) / len(losses) ** 0.5
     assert width == pytest.approx(2 * spread, rel=0.15) and measured["nll_low"] < measured["nll"]
     assert not any(key.startswith("ece_") for key in measured)
+    chosen_by = results["validation"]["after"]  # which flatter it, and say nothing of others
+    assert "nll_low" in results["validation"]["before"] and not any(key.endswith("_low") for key in chosen_by)
     low, high = measured["accuracy_low"], measured["accuracy_high"]
     assert f"{measured['accuracy']:.4f} ({low:.4f} to {high:.4f})" in (out / "README.md").read_text()
 
@@ -579,7 +581,7 @@ def test_the_folder_lies_beside_the_models_and_brings_card_recipe_and_licence(tr
     text = (out / "README.md").read_text()
     assert "\n# model_calibrated\n\nMy words." in text and 'model="model_calibrated"' in text
     assert f"a temperature of {results['temperature']:.4f}" in text and "10 of 10 labels have a threshold" in text
-    row = f"| validation (40) | after | {results['validation']['after']['nll']:.4f} ("
+    row = f"| validation (40) | after | {results['validation']['after']['nll']:.4f} |"
     assert row in text and row in capsys.readouterr().out
     with open(out / "README.md", "a") as file:
         file.write("\n## Limits\n\nMine.\n")

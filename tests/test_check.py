@@ -700,6 +700,14 @@ def test_finds_a_label_that_goes_along_with_all_and_clips_without_any(data, exam
     assert "speech is among the labels of" in dominating["seen"]
 
 
+def test_a_recipe_that_pre_trains_is_read_without_labels(tmp_path, clean_folder, examine):
+    (tmp_path / "sounds").mkdir()
+    for path in clean_folder.rglob("train_*.wav"):
+        shutil.copy(path, tmp_path / "sounds" / f"{path.parent.name}_{path.name}")
+    status, findings, _ = examine(tmp_path / "sounds", "--mask_ratio=0.5")
+    assert status == 0 and findings == []
+
+
 # Refusals
 
 

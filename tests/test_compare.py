@@ -127,13 +127,18 @@ def test_several_labels_a_clip_are_compared_as_they_were_decided(tmp_path):
             "Expected one truth of a clip, got 'rain; heavy' and 'dog' of 0.wav",
         ),
         (lambda table: table.assign(truth="cat"), "Expected labels of the table, .* got 'cat'"),
+        (
+            lambda table: table.assign(group=table["path"]),
+            "Expected one group of a clip, got 'one' and '0.wav' of 0.wav: evaluate both by the same groups",
+        ),
+        (lambda table: table[:0], "b.csv: expected predictions of clips, got none"),
         (lambda table: table.assign(path=""), "expected a path of every clip"),
         (lambda table: pandas.concat([table, table]), "expected every clip once, got 0.wav twice"),
         (lambda table: table[["path"]], "expected columns path, truth, prediction and p_LABEL, got path"),
     ],
 )
 def test_predictions_that_cannot_be_compared_are_one_sentence(tmp_path, right, damage, words):
-    paths = [write(tmp_path / f"{name}.csv", right[0]) for name in "ab"]
+    paths = [write(tmp_path / f"{name}.csv", right[0], group=["one"] * len(right[0])) for name in "ab"]
     damage(pandas.read_csv(paths[1], keep_default_na=False)).to_csv(paths[1], index=False)
     with pytest.raises(DataError, match=words):
         run(*paths)

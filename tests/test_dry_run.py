@@ -55,11 +55,11 @@ def test_dry_run_counts_what_the_run_does(recipe, tmp_path, caplog):
 def test_slow_data_are_told_with_what_to_change(recipe, tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
     (tmp_path / "slow.py").write_text(
-        "import time\ndef slow(waveform, rate):\n    time.sleep(0.006)\n    return waveform\n"
+        "import time\ndef slow(waveform, rate):\n    time.sleep(0.03)\n    return waveform\n"
     )
     monkeypatch.chdir(tmp_path)
     results = run(recipe, tmp_path / "run", "--waveform_transform=slow:slow", "--mixup_probability=0.5")
-    assert results["dry_run_decode_seconds"] > 0.006 > results["dry_run_features_seconds"]
+    assert results["dry_run_decode_seconds"] > 0.03 > results["dry_run_features_seconds"]
     workers = int(re.search(r"bottleneck. a process needs dataloader_num_workers: (\d+)", caplog.text)[1])
     assert workers > 1 and "mixup_partner: batch reads no second clip" in caplog.text
     caplog.clear()
@@ -139,10 +139,6 @@ def test_signal_ends_a_dry_run(recipe, tmp_path, monkeypatch):
 def test_runs_of_few_updates_have_a_length(recipe, tmp_path, max_steps):
     results = run(recipe, tmp_path / "run", f"--max_steps={max_steps}")
     assert results["dry_run_updates"] == max_steps and results["dry_run_seconds_per_update"] > 0
-
-
-def test_an_evaluation_before_the_first_update_is_counted(recipe, tmp_path):
-    assert run(recipe, tmp_path / "run", "--eval_on_start=true")["dry_run_evaluations"] == 9
 
 
 @pytest.mark.slow

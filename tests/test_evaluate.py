@@ -322,6 +322,17 @@ def test_clips_that_trained_the_model_are_said_to_flatter_it(sounds, tmp_path, c
     assert f"was trained on {clips}: on clips that trained it any model is better" in caplog.text
 
 
+def test_a_fold_that_trained_the_model_is_no_held_out_one(sounds, tmp_path):
+    model, clips = save_model(tmp_path / "model"), write_list(tmp_path, sounds)
+    rows = read_csv(clips)
+    write_csv(clips, [{**row, "fold": number % 2 + 1} for number, row in enumerate(rows)])
+    (model / "recipe.yaml").write_text(f"dataset_name: {clips}\neval_fold: '2'\n")
+    folds = ["--fold_column_name=fold", "--split", "validation", "--output_dir", tmp_path / "out"]
+    with pytest.raises(DataError, match="Expected eval_fold 2, without which .*model was trained, got 1"):
+        run(model, clips, *folds, "--eval_fold=1")
+    assert run(model, clips, *folds, "--eval_fold=2")["clips"] == {"validation": 3}
+
+
 def test_data_that_a_recipe_names_from_another_folder_are_known_again(tmp_path, monkeypatch):
     (tmp_path / "er").mkdir()
     clips, other = tmp_path / "er" / "clips.csv", tmp_path / "clips.csv"
@@ -348,6 +359,7 @@ def test_data_that_a_recipe_names_from_another_folder_are_known_again(tmp_path, 
         (["--nonsense=1"], "No effect on an evaluation: nonsense"),
         (["--label_column_name=kind"], "expected a column 'kind'"),
         (["--output_dir={clips}"], "Expected output_dir to be a folder, got the file"),
+        (["--output_dir={clips}/below"], "Expected an output_dir that can be written, got .*below .Not a directory"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_sentence(model, sounds, tmp_path, options, words):

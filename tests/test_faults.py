@@ -771,6 +771,7 @@ def saved(recipe, tmp_path_factory) -> Path:
         (["--hidden_dropout_prob=0.3", "--random_crop"], {"hidden_dropout_prob", "random_crop"}),
         (["--gain_db=3", "--waveform_transform=math:sqrt"], {"gain_db", "waveform_transform"}),
         (["--dataset_name=z", "--freeze_backbone"], {"dataset_name", "freeze_backbone"}),
+        (["--window_seconds=5", "--background=keep"], {"window_seconds", "background"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -783,6 +784,37 @@ def test_keys_of_transformers_that_move_the_result_are_keys_of_it():
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
     own_names = {name for block in Arguments.__annotations__.values() for name in block.__annotations__}
     assert output_dir._MOVING_KEYS <= names and output_dir._FREE_KEYS <= own_names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_run_goes_on_with_the_clips_that_it_began_with_alone(tmp_path, split):
+    recipe, clips = campaign.write_recipe(tmp_path / "data"), tmp_path / "data" / "clips.csv"
+    run(recipe, tmp_path / "run", "--max_steps=4")
+    lines = clips.read_text().splitlines()
+    clips.write_text("\n".join([*lines, next(line for line in lines if f",{split}," in line)]))
+    status, said = ending(recipe, tmp_path / "run", "--max_steps=6")
+    purpose = {"train": "to train on", "validation": "to evaluate on"}[split]
+    assert status == 2 and f"Expected the clips {purpose} that the run began with, " in said and ", got " in said
+    clips.write_text("\n".join(lines))
+    run(recipe, tmp_path / "run", "--max_steps=6")
+
+
+@pytest.mark.slow
+def test_a_run_that_found_a_smaller_batch_goes_on_with_it(recipe, tmp_path, monkeypatch):
+    argv = ["--global_batch_size=null", "--per_device_train_batch_size=8", "--auto_find_batch_size=true"]
+    original = ASTTrainer.training_step
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        if len(inputs["labels"]) > 4:
+            raise RuntimeError("CUDA out of memory.")
+        return original(self, model, inputs, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ASTTrainer, "training_step", training_step)
+        run(recipe, tmp_path, *argv, "--max_steps=4")
+    run(recipe, tmp_path, *argv, "--max_steps=6")
+    assert TrainerState.load_from_json(tmp_path / "trainer_state.json").train_batch_size == 4
 
 
 def test_checkpoint_without_its_optimiser_is_not_continued_from(recipe, tmp_path):

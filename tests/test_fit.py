@@ -256,10 +256,36 @@ def test_a_stretch_that_is_a_row_has_the_say_in_it(here):
     own = examples.stretches < len(stretches)
     assert store.starts[examples.rows[own]].tolist() == list(kinds)
     assert (examples.targets[own] == examples.truth[:-1]).all()
-    said = dict(zip(examples.rows[own].tolist(), examples.targets[own].tolist()))
-    of_long = dict(zip(examples.rows[~own].tolist(), examples.targets[~own].tolist()))
-    assert {row: of_long[row] for row in said if row in of_long}.items() <= said.items()
-    assert len(of_long.keys() & said.keys()) == 4 and [True, False] in of_long.values()
+    assert not set(examples.rows[own]) & set(examples.rows[~own]) and (~own).sum() == 3
+    assert (examples.targets[~own] == [True, False]).all()
+
+
+def test_a_row_has_one_label_where_a_stretch_has_one(here):
+    store, audio = EmbeddingStore(here / "store.parquet"), str(here / "recordings" / "0.wav")
+    stretches = [LabelledStretch(audio, 0, 2, ("dog",)), LabelledStretch(audio, 0.5, 1, ("cat",))]
+    examples = find_examples(store, stretches, "labels", "single_label_classification")
+    (place,) = np.flatnonzero(examples.rows == 2)  # from 0.5 s on
+    assert examples.targets[place].tolist() == [True, False] and (examples.targets.sum(axis=0) == [1, 7]).all()
+    covered = LabelledStretch(audio, 0.5, 1.01, ("dog",))  # longer than a row, and the only row of it is answered
+    examples = find_examples(store, [*stretches[1:], covered, LabelledStretch(audio, 2, 3, ("dog",))], "labels")
+    assert examples.truth.sum(axis=0).tolist() == [1, 2] and len(examples.groups) == 3
+
+
+def test_what_is_true_of_a_stretch_is_what_most_of_its_rows_have(here):
+    """As annotations that overlap have it, whose labels all hold where they are."""
+    store, audio = EmbeddingStore(here / "store.parquet"), str(here / "recordings" / "0.wav")
+    kinds = [(0, 1, "owl"), (0, 3, "rain"), (2.4, 2.5, "cat")]
+    stretches = [LabelledStretch(audio, start, end, (label,)) for start, end, label in kinds]
+    examples = find_examples(store, stretches, "labels", "multi_label_classification")
+    assert examples.label_names == ["cat", "owl", "rain"]
+    assert examples.truth.tolist() == [[False, True, True], [False, False, True], [True, False, True]]
+
+
+def test_the_same_labels_in_another_order_tell_nothing_apart(here):
+    audio = str(here / "recordings" / "0.wav")
+    stretches = [LabelledStretch(audio, 0, 1, ("a", "b")), LabelledStretch(audio, 1, 2, ("b", "a"))]
+    with pytest.raises(DataError, match="expected two labels, or stretches with one and without"):
+        find_examples(EmbeddingStore(here / "store.parquet"), stretches, "labels")
 
 
 def test_a_list_says_labels_and_groups(tmp_path):

@@ -201,6 +201,8 @@ def test_one_command_runs_all_folds_and_what_is_finished_is_not_run_again(fold_r
     for fold in (1, 2):
         recipe = (out / f"fold_{fold}" / "recipe.yaml").read_text()
         assert f"eval_fold: '{fold}'\n" in recipe and "learning_rate: 0.001" in recipe
+    with pytest.raises(CommandError, match="Fold 1 failed"):  # which is another recipe's
+        run_folds.main([str(fold_recipe), "--learning_rate", "1e-2"])
 
 
 @pytest.mark.parametrize("option", [["--folds", "1"], ["--accelerate_config", "x"], ["--learning_rate", "1"]])

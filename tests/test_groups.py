@@ -113,6 +113,13 @@ def test_a_group_is_held_out_by_its_name_of_all_that_a_folder_holds(folder, capl
     assert len(splits.train) == 16 and "1 clips of test are taken together" in caplog.text
 
 
+def test_numbers_with_zeros_before_them_are_names_of_groups(tmp_path):
+    for number in range(6):
+        write_sound(tmp_path / ("one", "two")[number % 2] / f"03-01-0{number // 2 + 1}.wav", np.zeros(400))
+    splits = load_splits(str(tmp_path), group_pattern=r"-(\d+)\.wav", eval_fold="02")
+    assert groups_of(splits) == {"train": {"01", "03"}, "validation": {"02"}}
+
+
 def test_folds_of_groups_hold_out_every_clip_once(folder):
     source = str(list_clips(folder))
     held_out = [

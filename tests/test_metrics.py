@@ -27,7 +27,7 @@ from modeling_ast.data.metrics import (
     positive_labels,
     roc_auc,
     to_probabilities,
-    write_per_class_csv,
+    write_figures,
 )
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.baseline import check_classes, linear_baseline
@@ -282,7 +282,7 @@ def test_per_class_table_holds_each_class(tmp_path):
     assert rows[1]["AP"] == pytest.approx(counted_average_precision(scores[:, 1], labels[:, 1]))
     assert rows[1]["AUC"] == pytest.approx(counted_auc(scores[:, 1], labels[:, 1]))
     assert (rows[2]["AP"], rows[2]["AUC"], rows[4]["AP"], rows[4]["AUC"]) == (None, None, 1.0, None)
-    write_per_class_csv(rows, tmp_path / "per_class.csv")
+    write_figures(tmp_path / "per_class.csv", rows)
     with open(tmp_path / "per_class.csv", newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert list(table[0]) == ["label", "AP", "AUC", "positives"]

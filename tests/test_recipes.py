@@ -248,6 +248,8 @@ def test_features_are_left_to_data_workers_where_batches_become_others_on_their_
     with pytest.raises(RecipeError, match="features_on_device does not go together with DeepSpeed and dispatch_batch"):
         parse(recipe("features_on_device: true\n"), *argv)
     parse(recipe("features_on_device: false\n"), *argv)
+    with pytest.raises(RecipeError, match="dispatch_batches puts batches together, which have other lengths"):
+        parse(recipe("padding: longest\n"), *argv)
 
 
 @pytest.mark.parametrize("missing", ["dataset_name", "output_dir"])

@@ -94,6 +94,7 @@ def test_each_order_asks_for_what_it_says(archive, order):
     if order == "uncertain":
         doubts = np.abs(review._probabilities - 0.5).min(axis=1)
         assert doubts[question.row] <= np.quantile(doubts, 0.06)
+        assert abs(question.probability - 0.5) == pytest.approx(doubts[question.row])  # of the label that is in doubt
 
 
 def test_answers_are_on_the_disk_before_the_next_question(archive):
@@ -225,6 +226,19 @@ def test_what_is_labelled_elsewhere_is_added_once(tmp_path):
     assert (tmp_path / "list.csv").read_text().splitlines()[2:] == ["b.wav,0,,", "b.wav,1.5,2,dog", "b.wav,1.5,2,owl"]
     with pytest.raises(DataError, match="commas stand between labels in it, and are in none, got 'dog, far'"):
         answers.append(a, 1, 2, ["dog, far"])
+    for wrong in ("-1", "['x']", "[1]"):  # of which a list could be read no more
+        with pytest.raises(DataError, match="Expected labels that are words, got"):
+            answers.append(a, 1, 2, [wrong])
+
+
+@pytest.mark.parametrize(
+    "content", ["audio,start,end,label\nKäuzchen.wav,0,1,owl\n".encode("cp1252"), b"\xef\xbb\xbf"]
+)
+def test_a_list_that_no_rows_can_be_added_to_is_refused_at_the_start(tmp_path, content):
+    (tmp_path / "list.csv").write_bytes(content)
+    with pytest.raises(DataError, match="expected a list in UTF-8 with commas and the columns audio, .*, got another"):
+        AnswersList(tmp_path / "list.csv")
+    assert (tmp_path / "list.csv").read_bytes() == content
 
 
 # The page
@@ -462,9 +476,12 @@ def test_a_review_begins_with_what_is_labelled_elsewhere(few_recordings, monkeyp
 
 def test_a_list_that_another_review_writes_to_is_left_alone(few_recordings, monkeypatch):
     monkeypatch.chdir(few_recordings)
+    Path("mine.csv").touch()
+    Path("link.csv").symlink_to("mine.csv")
     with another_process(claimed, few_recordings, None, "_review_mine.csv"):
-        with pytest.raises(DataError, match="Another run is writing to mine.csv .*another LABELS"):
-            command.main(["store.parquet", "mine.csv"])
+        for name in ("mine.csv", "link.csv"):
+            with pytest.raises(DataError, match=f"Another run is writing to {name} .*another LABELS"):
+                command.main(["store.parquet", name])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -19,9 +20,10 @@ from modeling_ast.commands.command_options import CommandError
 from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.recipes import RecipeError
+from modeling_ast.data.truth import read_truth
 from modeling_ast.inference import event_calibration
 from modeling_ast.inference.psds import SCENARIOS, PSDSettings, polyphonic_score
-from modeling_ast.inference.scored_recordings import _places, _to_events
+from modeling_ast.inference.scored_recordings import ScoredRecording, _places, _to_events, choose_labels
 from modeling_ast.inference.scoring import (
     Counts,
     count_by_collars,
@@ -260,6 +262,26 @@ def test_a_recording_of_the_same_name_in_another_folder_is_another(tagged):
     assert _places([name], ["elsewhere/1.wav"]) == {here: name, elsewhere: name}
     assert _places(["elsewhere/1.wav"], [name]) == {elsewhere: "elsewhere/1.wav"}  # the other is where it was
     assert _places([name], ["elsewhere/1.wav", "beside/1.wav"]) == {here: name}  # which of both it was none can tell
+
+
+def test_cells_with_a_label_that_has_a_comma_get_a_hint():
+    timeline = SimpleNamespace(label_names=["Domestic animals, pets", "Rain"])
+    recording = ScoredRecording("a.wav", events(("Domestic animals", 0, 1), ("pets", 0, 1)), [], timeline)
+    with pytest.raises(
+        DataError, match="Expected labels of the model, .* divided at commas, unless --label_separator"
+    ):
+        choose_labels([recording], None)
+
+
+def test_a_recording_with_two_names_is_one(tmp_path):
+    write_sound(tmp_path / "a.wav", np.zeros(16000))
+    (tmp_path / "alias.wav").symlink_to("a.wav")
+    rows = [
+        {"audio": name, "start": start, "end": start + 0.5, "label": "dog"}
+        for name, start in (("a.wav", 0), ("alias.wav", 0.5))
+    ]
+    ((path, found),) = read_truth(str(write_csv(tmp_path / "list.csv", rows))).items()
+    assert path.endswith("a.wav") and [each[:2] for each in found] == [(0, 0.5), (0.5, 1)]
 
 
 def test_annotations_of_a_label_that_overlap_are_one_event():

@@ -16,6 +16,7 @@ from modeling_ast import AudioError
 from modeling_ast.commands import command_faults, embed
 from modeling_ast.commands import search as command
 from modeling_ast.commands.command_options import CommandError
+from modeling_ast.data.labels import DataError
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference import parquet_tables
 from modeling_ast.inference.embedding_store import EmbeddingStore
@@ -150,6 +151,17 @@ def test_a_clip_finds_its_like_with_their_times(archive, run, tmp_path, capsys):
     assert list(rows[0]) == ["audio", "start", "end", "similarity"] and len(rows) == 3
     assert (tmp_path / "out" / rows[0]["audio"]).resolve() == archive / "sounds" / "2.wav"
     assert [float(row["start"]) for row in rows] == [match.start for match in matches]
+
+
+def test_a_table_that_was_labelled_is_not_replaced(run, tmp_path):
+    run("sounds/2.wav", "--end", 0.5, "--top_k", 3, "--output", tmp_path)
+    run("sounds/3.wav", "--end", 0.5, "--top_k", 3, "--output", tmp_path)  # as long as it is our own
+    table = tmp_path / "matches.csv"
+    head, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([f"{head},label", *(f"{row},owl" for row in rows)]))
+    with pytest.raises(DataError, match="has columns of your own, which a new search would replace"):
+        run("sounds/2.wav", "--end", 0.5, "--output", tmp_path)
+    assert "owl" in table.read_text()
 
 
 def test_what_is_looked_for_is_no_find(run, archive, tmp_path):

@@ -326,6 +326,7 @@ def test_classes_are_balanced_where_packed_shards_count_their_labels(tmp_path, f
     packed, of_table = load_streamed_splits(str(tmp_path / "packed")), load_splits(str(tmp_path / "packed")).train
     hiss = of_table["labels"][:].count(0)
     assert (packed.train_counts.clips, list(packed.train_counts.of_labels)) == (4, [hiss, 4 - hiss])
+    assert load_streamed_splits(str(tmp_path / "packed"), max_train_samples=2).train_counts is None  # of other clips
     packed = load_streamed_splits(str(tmp_path / "packed"), label_file=str(table))
     assert (packed.train_counts.clips, list(packed.train_counts.of_labels)) == (4, [0, 4 - hiss, hiss])
     assert 0 <= run(tmp_path, dataset_name=tmp_path / "packed", **settings)["validation_accuracy"] <= 1

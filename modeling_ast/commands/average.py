@@ -2,18 +2,16 @@
 
     modeling-ast average outputs/run/checkpoint-100 outputs/run/checkpoint-200 --output_dir AVERAGE
 
-The result is a folder that loads like any model, with the feature extractor of the first. (A run averages its epochs
+The result is a folder that loads like any model, with their feature extractor. (A run averages its epochs
 itself with `weight_average_start`, and needs no checkpoints for it.)
 """
 
 from pathlib import Path
 
-from modeling_ast import ASTFeatureExtractor
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import Parser, check_new_folder
 from modeling_ast.data.files import files_written_beside
-from modeling_ast.loading import as_model_error
-from modeling_ast.training.averaging import average_checkpoints
+from modeling_ast.training.averaging import average_checkpoints, common_extractor
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,9 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write, which must not be there yet")
     args = parser.parse_args(argv)
     check_new_folder(args.output_dir)
-    with as_model_error(args.folders[0]):
-        extractor = ASTFeatureExtractor.from_pretrained(args.folders[0])
-    model = average_checkpoints(args.folders)
+    model, extractor = average_checkpoints(args.folders), common_extractor(args.folders)
     with files_written_beside(args.output_dir) as unfinished:
         model.save_pretrained(unfinished)
         extractor.save_pretrained(unfinished)

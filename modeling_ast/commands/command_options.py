@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,33 @@ def add_ignore_length(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read files whose headers announce more sound than they hold, or less, as far as they go",
     )
+
+
+def parse_clips_options(doc: str, argv: Sequence[str] | None, kind: str) -> tuple[argparse.Namespace, list[str]]:
+    """The command line of a command that runs a model over clips: its own options, and keys of data.
+
+    Args:
+        doc: Of the command.
+        argv: Without the program.
+        kind: Folder of the results in `outputs`.
+
+    Raises:
+        CommandError: A file where a folder is to be.
+    """
+    from modeling_ast.data.clip_tables import SPLITS
+
+    parser = Parser(doc)
+    parser.add_argument("model", metavar="MODEL", help="folder or name on the Hub")
+    parser.add_argument("data", metavar="DATA", help="folder, list, Parquet, name on the Hub, or recipe (.yaml)")
+    parser.add_argument("--split", choices=SPLITS, help="of the data; default: all clips")
+    parser.add_argument(
+        "--output_dir", type=Path, help=f"default: a folder in outputs/{kind}, called after model and data"
+    )
+    args, keys = parser.parse_known_args(argv)
+    if args.output_dir is not None and args.output_dir.is_file():
+        raise CommandError(f"Expected output_dir to be a folder, got the file {args.output_dir}.")
+    args.recipe = args.data if Path(args.data).suffix in (".yaml", ".yml") else None
+    return args, keys if args.recipe else [f"--dataset_name={args.data}", *keys]
 
 
 def add_bulk_options(parser: argparse.ArgumentParser) -> None:
@@ -70,45 +97,6 @@ def check_bulk_options(args: argparse.Namespace, environment: Mapping[str, str],
 def add_device(parser: argparse.ArgumentParser) -> None:
     """The option of commands that run a model where they are told to."""
     parser.add_argument("--device", type=device, help="such as cpu or cuda:1; default: a GPU where there is one")
-
-
-def add_page_options(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that open a page: where, and to whom."""
-    parser.add_argument("--port", type=int, default=7860, help="default: %(default)s")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 opens the page to the network; default: %(default)s"
-    )
-    parser.add_argument(
-        "--auth", metavar="USER:PASSWORD", help="only they can open the page; or a file with one such line for each"
-    )
-
-
-def check_port(args: argparse.Namespace) -> None:
-    """Check the port of `add_page_options`.
-
-    Raises:
-        CommandError: There is no such port.
-    """
-    if not 1 <= args.port <= 65535:
-        raise CommandError(f"Expected port from 1 to 65535, got {args.port}.")
-
-
-def port_taken(args: argparse.Namespace) -> str:
-    """What to tell where the page cannot be opened."""
-    return f"{args.host}:{args.port} cannot be opened; --port chooses another."
-
-
-def read_accounts(auth: str) -> list[tuple[str, str]]:
-    """Users and passwords, from a file or from the command line, where other users of the machine can read them.
-
-    Raises:
-        CommandError: A line without both.
-    """
-    lines = Path(auth).read_text(encoding="utf-8").split("\n") if Path(auth).is_file() else [auth]
-    accounts = [line.strip().partition(":") for line in lines if line.strip()]
-    if not accounts or not all(user and password for user, _, password in accounts):
-        raise CommandError("Expected auth to be USER:PASSWORD, or a file with such lines; got something else.")
-    return [(user, password) for user, _, password in accounts]
 
 
 def check_least(args: argparse.Namespace, **least: float) -> None:

@@ -8,7 +8,7 @@ All of its clips are evaluated unless a split is named. Labels are the model's. 
 evaluated without them with `--leave_out_unknown_labels true`: of one label a clip without their clips, of several
 labels a clip without these labels alone.
 
-OUT gets `evaluation.json` (metrics with their 95 % intervals, also of each label and group), `per_class.csv`, and
+OUT gets `evaluation.json` (metrics with their 95 % intervals, figures of each label and group), `per_class.csv`, and
 `predictions.csv`, a row a clip: path, split, truth, prediction, score, and the probability of every label. The rows
 that are mistakes are in `mistakes.csv`, the most confident first, and on `mistakes.html`, a page that plays them where
 they are, without a network. Intervals are a bootstrap's over clips or, with `--group_column_name` or
@@ -18,7 +18,6 @@ Of a model that calls some sounds unknown (calibrate --unknown) the metrics are 
 added are the share that is refused and the accuracy of the others, and to the table a column `unknown` of 0 and 1.
 """
 
-import argparse
 import logging
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,15 @@ from typing import Any
 from datasets import concatenate_datasets
 
 from modeling_ast.commands.command_line import run_command
-from modeling_ast.commands.command_options import CommandError, Parser
+from modeling_ast.commands.command_options import parse_clips_options
 from modeling_ast.data.classifiers import load_classifier
-from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.intervals import as_pairs, metric_intervals
+from modeling_ast.data.labels import DataError
+from modeling_ast.data.locks import check_writable
 from modeling_ast.data.metrics import compute_metrics, positive_labels, to_probabilities
 from modeling_ast.data.predictions import decide, group_figures, list_clips
 from modeling_ast.data.recipes import parse_data_arguments
-from modeling_ast.data.splits import read_evaluation_splits, was_trained_on
+from modeling_ast.data.splits import check_fold, read_evaluation_splits, was_trained_on
 from modeling_ast.data.unknown import UNKNOWN, can_be_unknown
 from modeling_ast.inference.evaluation_folder import (
     MAX_SHOWN,
@@ -71,14 +71,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             or a sound file that cannot be used, or a model whose scores are not finite.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args, keys = parse_command_line(argv)
+    args, keys = parse_clips_options(__doc__, argv, "evaluation")
     model, extractor = load_classifier(args.model, "single_label_classification")  # as in pipelines
     problem_type, label_names = model.config.problem_type, list(model.config.id2label.values())
     multi_label = problem_type == "multi_label_classification"
 
-    recipe = args.data if Path(args.data).suffix in (".yaml", ".yml") else None
-    keys = keys if recipe else [f"--dataset_name={args.data}", *keys]
-    _, data_args, batch_args = parse_data_arguments(recipe, keys, "an evaluation", KEYS, WITHOUT)
+    _, data_args, batch_args = parse_data_arguments(args.recipe, keys, "an evaluation", KEYS, WITHOUT)
+    output_dir = args.output_dir or default_folder("evaluation", args.model, data_args.dataset_name, args.split)
+    check_writable(output_dir, DataError)
+    if args.split not in (None, "train"):
+        check_fold(args.model, data_args)
     splits = read_evaluation_splits(data_args, multi_label, label_names)
     chosen = choose_rows(splits, args.split, data_args.dataset_name)
     if not chosen.keys().isdisjoint(("train", "all")) and was_trained_on(args.model, data_args.dataset_name):
@@ -112,25 +114,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     if groups is not None:
         results["groups"] = group_figures(groups, decisions, positive_labels(probabilities, labels))
-    output_dir = args.output_dir or default_folder("evaluation", args.model, data_args.dataset_name, args.split)
     write_evaluation(output_dir, results, clips, rows, probabilities, decisions, labels)
     report(results, output_dir)
     return results
-
-
-def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """This command's own arguments, and keys of a recipe."""
-    parser = Parser(__doc__)
-    parser.add_argument("model", metavar="MODEL", help="folder or name on the Hub")
-    parser.add_argument("data", metavar="DATA", help="folder, list, Parquet, name on the Hub, or recipe (.yaml)")
-    parser.add_argument("--split", choices=SPLITS, help="of the data; default: all clips")
-    parser.add_argument(
-        "--output_dir", type=Path, help="default: a folder in outputs/evaluation, called after model and data"
-    )
-    args, keys = parser.parse_known_args(argv)
-    if args.output_dir is not None and args.output_dir.is_file():
-        raise CommandError(f"Expected output_dir to be a folder, got the file {args.output_dir}.")
-    return args, keys
 
 
 def report(results: dict[str, Any], output_dir: Path) -> None:

@@ -27,10 +27,11 @@ from psutil import NoSuchProcess, Process
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import CommandError, Parser
 from modeling_ast.data.held_out import sort_folds
-from modeling_ast.data.recipes import RecipeError
+from modeling_ast.data.recipes import RECIPE_NAME, RecipeError
 from modeling_ast.data.sources import read_folds
 from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.folds import describe_summary, save_summary
+from modeling_ast.training.output_dir import recipe_differences
 
 GOES_ON = "The same command goes on where it stopped."
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
@@ -66,11 +67,11 @@ def main(argv: list[str] | None = None) -> dict | None:
     launcher = [*LAUNCHER, *(["--config_file", arguments.accelerate_config] if arguments.accelerate_config else [])]
     for fold in folds:
         folder = output_dir / f"fold_{fold}"
-        if (folder / "all_results.json").is_file() and not is_new:
+        own = [f"--eval_fold={fold}", f"--output_dir={folder}"]
+        if not is_new and is_finished(folder, [recipe, *keys, *own]):
             print(f"Fold {fold} is finished: {folder}.", flush=True)
             continue
         print(f"Fold {fold}: {folder}.", flush=True)
-        own = [f"--eval_fold={fold}", f"--output_dir={folder}"]
         if not is_new:
             own.append("--resume_from_checkpoint=true")
         if status := launch([*launcher, *TRAINING, recipe, *keys, *own]):
@@ -95,6 +96,13 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     if arguments.source.is_dir() and (keys or arguments.folds or arguments.accelerate_config):
         raise CommandError(f"Expected --metric alone with the folder of runs {arguments.source}; a recipe trains.")
     return arguments, keys
+
+
+def is_finished(folder: Path, argv: list[str]) -> bool:
+    """Whether a fold's run has ended, and is this recipe's: another one's the training refuses, or makes longer."""
+    if not all((folder / name).is_file() for name in ("all_results.json", RECIPE_NAME)):
+        return False
+    return not recipe_differences(folder / RECIPE_NAME, parse_arguments(argv))
 
 
 def launch(command: list[str]) -> int:

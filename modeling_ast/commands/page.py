@@ -13,16 +13,8 @@ import os
 from pathlib import Path
 
 from modeling_ast.commands.command_line import run_command
-from modeling_ast.commands.command_options import (
-    CommandError,
-    Parser,
-    add_device,
-    add_page_options,
-    check_least,
-    check_port,
-    port_taken,
-    read_accounts,
-)
+from modeling_ast.commands.command_options import CommandError, Parser, add_device, check_least
+from modeling_ast.commands.command_page_options import add_page_options, check_port, port_taken, read_accounts
 from modeling_ast.data.labels import plain
 from modeling_ast.inference import page_server  # first: what it needs beyond all others is told
 from modeling_ast.inference.page import Tagger, find_examples, write_examples

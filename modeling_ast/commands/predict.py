@@ -12,7 +12,6 @@ between), score, the highest probability, and the probability of every label. A 
 unknown (calibrate --unknown) adds a column `unknown` of 0 and 1; the prediction is the best label in any case.
 """
 
-import argparse
 import logging
 from collections import Counter
 from pathlib import Path
@@ -22,10 +21,10 @@ import pandas
 from datasets import concatenate_datasets
 
 from modeling_ast.commands.command_line import run_command
-from modeling_ast.commands.command_options import CommandError, Parser
+from modeling_ast.commands.command_options import parse_clips_options
 from modeling_ast.data.classifiers import load_classifier
-from modeling_ast.data.clip_tables import SPLITS
-from modeling_ast.data.labels import plain
+from modeling_ast.data.labels import DataError, plain
+from modeling_ast.data.locks import check_writable
 from modeling_ast.data.metrics import check_finite, to_probabilities
 from modeling_ast.data.predictions import PREDICTIONS_NAME, decide, list_clips, write_predictions
 from modeling_ast.data.recipes import parse_data_arguments
@@ -59,13 +58,13 @@ def main(argv: list[str] | None = None) -> pandas.DataFrame:
             or a sound file that cannot be used, or a model whose scores are not finite.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    args, keys = parse_command_line(argv)
+    args, keys = parse_clips_options(__doc__, argv, "predictions")
     model, extractor = load_classifier(args.model, "single_label_classification")  # as in pipelines
     problem_type, label_names = model.config.problem_type, list(model.config.id2label.values())
 
-    recipe = args.data if Path(args.data).suffix in (".yaml", ".yml") else None
-    keys = keys if recipe else [f"--dataset_name={args.data}", *keys]
-    _, data_args, batch_args = parse_data_arguments(recipe, keys, "a prediction", KEYS, WITHOUT | OF_LABELS)
+    _, data_args, batch_args = parse_data_arguments(args.recipe, keys, "a prediction", KEYS, WITHOUT | OF_LABELS)
+    output_dir = args.output_dir or default_folder("predictions", args.model, data_args.dataset_name, args.split)
+    check_writable(output_dir, DataError)
     splits = read_prediction_splits(data_args, label_names)
     chosen = choose_rows(splits, args.split, data_args.dataset_name)
     rows = concatenate_datasets(list(chosen.values()))
@@ -77,26 +76,10 @@ def main(argv: list[str] | None = None) -> pandas.DataFrame:
     clips = list_clips(chosen)
     if (is_unknown := find_unknown(model, vectors)) is not None:
         clips[UNKNOWN] = is_unknown.astype(int)
-    output_dir = args.output_dir or default_folder("predictions", args.model, data_args.dataset_name, args.split)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_predictions(output_dir / PREDICTIONS_NAME, clips, probabilities, decisions, None, label_names)
     report(decisions, label_names, output_dir / PREDICTIONS_NAME)
     return clips.join(pandas.DataFrame(probabilities, columns=[f"p_{name}" for name in label_names]))
-
-
-def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """This command's own arguments, and keys of a recipe."""
-    parser = Parser(__doc__)
-    parser.add_argument("model", metavar="MODEL", help="folder or name on the Hub")
-    parser.add_argument("data", metavar="DATA", help="folder, list, Parquet, name on the Hub, or recipe (.yaml)")
-    parser.add_argument("--split", choices=SPLITS, help="of the data; default: all clips")
-    parser.add_argument(
-        "--output_dir", type=Path, help="default: a folder in outputs/predictions, called after model and data"
-    )
-    args, keys = parser.parse_known_args(argv)
-    if args.output_dir is not None and args.output_dir.is_file():
-        raise CommandError(f"Expected output_dir to be a folder, got the file {args.output_dir}.")
-    return args, keys
 
 
 def report(decisions: np.ndarray, label_names: list[str], table: Path) -> None:

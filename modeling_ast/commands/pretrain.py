@@ -28,7 +28,7 @@ from modeling_ast.inference.figures import may_fail
 from modeling_ast.inference.result_plots import plot_pretraining_curves
 from modeling_ast.training.dry_run import dry_run
 from modeling_ast.training.faults import GOES_ON as GOES_ON  # read by `run_command`
-from modeling_ast.training.output_dir import AVERAGE_FOLDER
+from modeling_ast.training.output_dir import AVERAGE_FOLDER, checkpoint_to_go_on_from
 from modeling_ast.training.pretraining import build_for_pretraining, make_pretrainer
 from modeling_ast.training.pretraining_arguments import PretrainingRecipe, parse_pretraining_arguments
 from modeling_ast.training.results import RESULTS_NAME
@@ -72,7 +72,7 @@ def run(recipe: PretrainingRecipe) -> dict[str, float]:
             logger.info("The probe, for which all its clips are read each time, is not in the estimate.")
         return results
 
-    if trainer.probe is not None and not recipe.training.resume_from_checkpoint:
+    if trainer.probe is not None and not decided_by_main(lambda: checkpoint_to_go_on_from(recipe.training)):
         # A clip of it that cannot be decoded is found before the hours, and not behind them.
         found = trainer.probe.measure(trainer.trained_model)
         logger.info("The probe before: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))

@@ -15,18 +15,12 @@ elsewhere, and this machine alone can open the page, unless --host says otherwis
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from modeling_ast.commands.command_line import run_command
-from modeling_ast.commands.command_options import (
-    CommandError,
-    Parser,
-    add_page_options,
-    check_least,
-    check_port,
-    port_taken,
-    read_accounts,
-)
+from modeling_ast.commands.command_options import CommandError, Parser, check_least
+from modeling_ast.commands.command_page_options import add_page_options, check_port, port_taken, read_accounts
 from modeling_ast.data.labels import DataError, plain
 from modeling_ast.data.locks import claimed, still_written
 from modeling_ast.data.truth import read_labelled_stretches
@@ -56,12 +50,15 @@ def main(argv: list[str] | None = None) -> None:
     store.expect_pooled()
     model, extractor = store.load_model(args.model)
     refusal = DataError(still_written(args.labels, "LABELS"))
-    with working_folder() as folder, claimed(args.labels.absolute().parent, refusal, f"_review_{args.labels.name}"):
+    labels = args.labels.resolve()  # which links may lead to
+    with working_folder() as folder, claimed(labels.parent, refusal, f"_review_{labels.name}"):
         os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
         if args.annotations is not None:
             stretches = read_labelled_stretches(args.annotations, keys, args.multi_label)
-            recordings = store.rows_by_recording()
-            own = [each for each in stretches if each.audio in recordings]
+            recordings = {path: path for path in store.rows_by_recording()}
+            moved = store.find_moved({each.audio for each in stretches} - recordings.keys())
+            recordings |= {path: store.find(store.names[number]) for path, number in moved.items()}
+            own = [replace(each, audio=recordings[each.audio]) for each in stretches if each.audio in recordings]
             count = AnswersList(args.labels).extend(own)
             print(f"{count} stretches of {plain(args.annotations)} were added to {plain(str(args.labels))}.")
             if without := len(stretches) - len(own):

@@ -115,7 +115,7 @@ def hold_out_group(rows: Mapping[str, Dataset], eval_fold: str, num_folds: int |
     pooled = concatenate_datasets(list(rows.values()))
     names = np.array(read_groups(pooled), dtype=object)
     folds = names if num_folds is None else make_folds(names, _labels_of(pooled), num_folds).astype(str).astype(object)
-    held_out = _fold_name(eval_fold)
+    held_out = eval_fold if eval_fold in set(folds) else _fold_name(eval_fold)  # names of a pattern are as they are
     if held_out not in set(folds):
         raise DataError(f"Expected eval_fold to be one of {name_some(sort_folds(folds))}, got {eval_fold}.")
     if (folds == held_out).all():

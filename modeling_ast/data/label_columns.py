@@ -53,6 +53,11 @@ def label_name(value: Any, names: list[str] | None) -> str | None:
     return composed(names[value]) if 0 <= value < len(names) else None
 
 
+def is_name(text: str) -> bool:
+    """Whether a cell with it is the name of one label, and neither none nor a list of some."""
+    return label_name(text, None) is not None and not _LIST.fullmatch(text)
+
+
 def read_labels(table: Table, separator: str, multi_label: bool) -> Labels:
     written = values = table.column(table.label_column)
     is_text = pa.types.is_string(written.type) or pa.types.is_large_string(written.type)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
@@ -88,3 +89,17 @@ def made_for_now(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             for each in made:  # the deepest first
                 each.rmdir()
+
+
+def check_writable(folder: Path, error: type[Exception]) -> None:
+    """Find out that results cannot be written before hours have gone by; what has to be made for that goes again.
+
+    Args:
+        folder: Of the results.
+        error: What is raised where it cannot be written.
+    """
+    try:
+        with made_for_now(folder), tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as found:
+        raise error(f"Expected an output_dir that can be written, got {folder} ({found.strerror}).") from found

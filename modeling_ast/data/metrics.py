@@ -5,7 +5,7 @@ of one label. `labels` are class indices (clips,) or multi-hot (clips, num_label
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pandas
 from scipy.special import ndtri
 from transformers.utils import logging
 
+from modeling_ast.data.files import written_beside
 from modeling_ast.data.scores import score_function, to_scores
 
 logger = logging.get_logger(__name__)
@@ -249,9 +250,10 @@ def per_class_metrics(
     ]
 
 
-def write_per_class_csv(rows: list[dict[str, Any]], path: str | os.PathLike) -> None:
-    """What `per_class_metrics` gives, as a table with a header; empty where a value cannot be told."""
-    pandas.DataFrame(rows).to_csv(path, index=False, lineterminator="\r\n")
+def write_figures(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Figures of labels, a row each, as a table with a header; empty where one cannot be told."""
+    with written_beside(path) as unfinished:
+        pandas.DataFrame(rows).to_csv(unfinished, index=False, lineterminator="\r\n")
 
 
 def _per_class(metric: Callable, scores: np.ndarray, positives: np.ndarray, is_defined: np.ndarray) -> np.ndarray:

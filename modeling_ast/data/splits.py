@@ -170,6 +170,21 @@ def was_trained_on(model: str, dataset_name: str) -> bool:
     return Path(asked).parts[-len(end) :] == tuple(end)
 
 
+def check_fold(model: str, data_args: DataArguments) -> None:
+    """Look whether the fold that is to be held out was held out from a model that the same data trained.
+
+    Raises:
+        DataError: The model's recipe held out another one.
+    """
+    path = Path(model) / RECIPE_NAME
+    own = read_settings(path).get("eval_fold") if path.is_file() else None
+    if own and data_args.eval_fold and own != data_args.eval_fold and was_trained_on(model, data_args.dataset_name):
+        raise DataError(
+            f"Expected eval_fold {own}, without which {model} was trained, got {data_args.eval_fold}, whose clips "
+            "trained it."
+        )
+
+
 def read_held_out(model: str, data_args: DataArguments, multi_label: bool, alone: str = "test") -> AudioSplits:
     """What a trained model is evaluated on: the clips that the data hold out, or all, where they hold out none.
 
@@ -185,8 +200,9 @@ def read_held_out(model: str, data_args: DataArguments, multi_label: bool, alone
     Raises:
         ModelError: Not a trained AST in Transformers' layout.
         RecipeError: A stream.
-        DataError: As from `DataSource`.
+        DataError: As from `DataSource` and `check_fold`.
     """
+    check_fold(model, data_args)
     splits = read_evaluation_splits(data_args, multi_label, read_label_names(model))
     enough = ("validation", "test") if alone == "test" else (alone,)
     if splits.train is None or any(getattr(splits, name) is not None for name in enough):

@@ -106,6 +106,8 @@ def load_streamed_splits(
         train = IterableDataset.from_generator(_read_in_order, train.features, {"rows": train})
     elif train.num_shards < FEW_SHARDS:
         train = _divide_files(train, source)
+    if data_args.max_train_samples is not None:
+        counts = None  # which are of all clips
     if counts is not None:
         counts = _number_counts(counts, names or [], index)
     version = versions["train"] and f"{versions['train']} {data_args.max_train_samples}"

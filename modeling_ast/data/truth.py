@@ -105,6 +105,7 @@ def read_truth(name: str, keys: Sequence[str] = ()) -> Annotations:
     """
     source = _open(name, keys, KEYS, multi_label=True)
     truth: Annotations = {}
+    names: dict[str, str] = {}  # a recording may have several, by links
     for table in source._read(source.name, SPLITS).values():
         if table.stretches is None:
             raise DataError(
@@ -112,7 +113,7 @@ def read_truth(name: str, keys: Sequence[str] = ()) -> Annotations:
                 "Audacity or Raven beside recordings, got whole files."
             )
         for path, start, end, labels in _labelled_rows(_with_unmarked(table), source.args, multi_label=True):
-            events = truth.setdefault(path, [])
+            events = truth.setdefault(names.setdefault(os.path.realpath(path), path), [])
             events += [event for label in labels if (event := (start, end, label)) not in events]
     return truth
 

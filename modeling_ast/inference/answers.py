@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from modeling_ast.data.files import written_beside
+from modeling_ast.data.label_columns import is_name
 from modeling_ast.data.labels import DataError, plain
 from modeling_ast.data.truth import LabelledStretch, read_labelled_stretches
 
@@ -83,6 +84,8 @@ class AnswersList:
     def _write(self, stretches: Sequence[LabelledStretch]) -> str:
         if wrong := next((label for each in stretches for label in each.labels if "," in label), None):
             raise DataError(f"{self.path}: commas stand between labels in it, and are in none, got {plain(wrong)!r}.")
+        if wrong := next((label for each in stretches for label in each.labels if not is_name(label)), None):
+            raise DataError(f"Expected labels that are words, got {plain(wrong)!r}.")
         self._version = None
         self._read_columns()
         lines = self._format(
@@ -107,13 +110,16 @@ class AnswersList:
     def _read_columns(self) -> None:
         """Of the list as it is now, which somebody may have written anew in another form."""
         if self._has_rows_or_header():
-            with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as file:
-                self._columns = [name.strip() for name in next(csv.reader(file))]
-            if missing := set(COLUMNS) - set(self._columns):
+            try:
+                text = self.path.read_bytes().decode("utf-8-sig")
+                self._columns = [name.strip() for name in next(csv.reader(io.StringIO(text, newline="")), [])]
+                if missing := set(COLUMNS) - set(self._columns):
+                    raise ValueError(f"no column {min(missing)}")
+            except ValueError as error:  # of other letters too
                 raise DataError(
                     f"{self.path}: expected a list in UTF-8 with commas and the columns {', '.join(COLUMNS)}, which "
-                    f"answers can be added to, got none called {min(missing)}."
-                )
+                    f"answers can be added to, got another ({error})."
+                ) from error
 
     def _has_rows_or_header(self) -> bool:
         return self.path.exists() and self.path.stat().st_size > 0

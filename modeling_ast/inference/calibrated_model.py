@@ -35,7 +35,8 @@ After training, on {clips} validation clips:
 {steps}
 
 The metrics further up are those of before. NLL is the negative log-likelihood, ECE the expected calibration error (15
-bins). In brackets are intervals of 95 %, over clips or groups of them. {f1}
+bins). In brackets are intervals of 95 %, over clips or groups of them; the validation clips, which chose what comes
+after, flatter it, and have none. {f1}
 
 {table}
 """

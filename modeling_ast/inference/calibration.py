@@ -310,7 +310,8 @@ def measure_splits(
         groups: Of the clips of a split, as for `metric_intervals`.
 
     Returns:
-        Metrics by split, with the ends of their intervals; and of the last split, which is the one to report, what
+        Metrics by split, with the ends of their intervals, but on the validation clips, which chose it, of what comes
+        after; and of the last split, which is the one to report, what
         `plot_reliability` draws.
     """
     results = {}
@@ -324,7 +325,8 @@ def measure_splits(
                 **_measure_decisions(probabilities, labels, problem_type, thresholds),
             }
             given = probabilities, labels, problem_type, thresholds, groups.get(split)
-            results[split][when] |= _find_ends(results[split][when], scaled, *given)
+            if (split, when) != ("validation", "after"):  # whose clips have chosen it
+                results[split][when] |= _find_ends(results[split][when], scaled, *given)
             curves[f"{split}, {when}"] = reliability(probabilities, labels, problem_type)
     return results, curves
 

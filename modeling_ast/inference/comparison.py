@@ -84,6 +84,8 @@ def compare(first: Sequence[Path], second: Sequence[Path]) -> Comparison:
             f"{sorted(set(names) ^ set(others))[0]!r} in one alone."
         )
     common = tables[0].index.intersection(tables[1].index, sort=False)
+    if empty := next((paths for table, paths in zip(tables, (first, second)) if table.empty), None):
+        raise DataError(f"{empty[0]}: expected predictions of clips, got none.")
     if common.empty:
         raise DataError(f"Expected clips that both predicted, got none: {first[0]} and {second[0]} have other paths.")
     alone = len(tables[0]) - len(common), len(tables[1]) - len(common)
@@ -96,7 +98,14 @@ def compare(first: Sequence[Path], second: Sequence[Path]) -> Comparison:
             f"of {common[row]}."
         )
     decisions = [named_labels(table["prediction"], names) for table in tables]
-    groups = next((table["group"].to_numpy() for table in tables if "group" in table), None)
+    grouped = [table["group"].to_numpy() for table in tables if "group" in table]
+    if len(grouped) == 2 and (differs := grouped[0] != grouped[1]).any():
+        row = int(differs.argmax())
+        raise DataError(
+            f"Expected one group of a clip, got {grouped[0][row]!r} and {grouped[1][row]!r} of {common[row]}: "
+            "evaluate both by the same groups."
+        )
+    groups = grouped[0] if grouped else None
     models = [(probabilities_of(table, names), named) for table, named in zip(tables, decisions)]
     right = [(named == positives).all(axis=1) for named in decisions]
     clips = tables[0].reset_index()[["path", "truth"]]

@@ -10,9 +10,9 @@ import pandas
 from datasets import Dataset
 
 from modeling_ast.data.files import write_json
+from modeling_ast.data.metrics import write_figures
 from modeling_ast.data.predictions import PREDICTIONS_NAME, write_predictions
 from modeling_ast.inference.mistakes import write_mistakes
-from modeling_ast.inference.predictions import write_class_figures
 
 EVALUATION_NAME, CLASSES_NAME = "evaluation.json", "per_class.csv"
 MAX_SHOWN = 50  # labels or groups; of more the table is in the file alone
@@ -62,7 +62,7 @@ def write_evaluation(
     names = [each["label"] for each in results["labels"]]
     arrays = probabilities, decisions, labels, names
     write_predictions(folder / PREDICTIONS_NAME, clips, *arrays)
-    write_class_figures(folder / CLASSES_NAME, results["labels"])
+    write_figures(folder / CLASSES_NAME, results["labels"])
     title = f"{_short(results['model'])} on {_short(results['dataset'])}"
     summary = [*metric_lines(results), *filter(None, [group_line(results)])]
     write_mistakes(folder, clips, rows, *arrays, results["problem_type"], title, summary)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,7 +22,8 @@ class Examples:
         rows: In the store, int64 (rows,).
         stretches: Of each row the stretch that it lies in, int64 (rows,).
         targets: Which row has which label, booleans (rows, num_labels).
-        truth: Which stretch has which label, booleans (stretches, num_labels).
+        truth: Which stretch has which label, booleans (stretches, num_labels): where a clip may have several, those
+            of at least half of its rows, also by other stretches.
         groups: Of each stretch what is held out together, integers (stretches,).
         problem_type: "single_label_classification" or "multi_label_classification".
     """
@@ -58,8 +59,9 @@ def find_examples(
 ) -> Examples:
     """Look up labelled stretches in a store.
 
-    A stretch that is a row, as the answers of a review are, is that row alone, and no other stretch has a say in it.
-    Else a row belongs to a stretch if it has at least half of it, or the stretch half of the row.
+    A stretch that is a row, as the answers of a review are, is that row alone, and no other stretch has a say in it;
+    one whose rows are all such is left out. Else a row belongs to a stretch if it has at least half of it, or the
+    stretch half of the row.
 
     Args:
         store: Of the recordings.
@@ -82,7 +84,7 @@ def find_examples(
             )
     if problem_type == "single_label_classification" and counts != {1}:
         raise DataError(f"{source}: expected one label a stretch with {problem_type}, got {max(counts - {1})} of one.")
-    if not label_names or len({each.labels for each in stretches}) == 1:
+    if not tells_apart(stretches):
         got = f"{label_names[0]} alone" if label_names else "none"
         raise DataError(f"{source}: expected two labels, or stretches with one and without (label empty), got {got}.")
     missing = sorted({each.audio for each in stretches} - known.keys())
@@ -99,13 +101,22 @@ def find_examples(
     truth = np.array([[name in each.labels for name in label_names] for each in stretches])
     owners = np.repeat(np.arange(len(found)), [len(rows) for rows, _ in found])
     rows, groups = np.concatenate([rows for rows, _ in found]), _group(stretches, truth, label_names)
-    targets = truth[owners]
-    if problem_type == "multi_label_classification":  # of a row that stretches share, those of all of them
-        union, is_whole = np.zeros((rows.max() + 1, len(label_names)), bool), np.array([is_row for _, is_row in found])
-        has_say = is_whole[owners] | ~np.isin(rows, rows[is_whole[owners]])
-        np.logical_or.at(union, rows[has_say], targets[has_say])
-        targets = union[rows]
-    return Examples(label_names, rows, owners, targets, truth, groups, problem_type)
+    is_answer = np.array([is_row for _, is_row in found])[owners]
+    has_say = is_answer | ~np.isin(rows, rows[is_answer])
+    kept, owners = np.unique(owners[has_say], return_inverse=True)
+    rows, truth, groups = rows[has_say], truth[kept], groups[kept]
+    examples = Examples(label_names, rows, owners, truth[owners], truth, groups, problem_type)
+    if problem_type == "single_label_classification":
+        return examples
+    union = np.zeros((rows.max() + 1, len(label_names)), bool)  # of a row that stretches share, the labels of all
+    np.logical_or.at(union, rows, examples.targets)
+    examples = replace(examples, targets=union[rows])
+    return replace(examples, truth=examples.average(examples.targets) > 0.5 - 1e-9)
+
+
+def tells_apart(stretches: Sequence[LabelledStretch]) -> bool:
+    """Whether some have other labels than others."""
+    return len({frozenset(each.labels) for each in stretches}) > 1
 
 
 def _rows_of(

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_ast.data.files import written_beside
+from modeling_ast.data.labels import DataError, read_rows
 from modeling_ast.inference.embedding_store import EmbeddingStore
 from modeling_ast.inference.search import Match, Stretch
 from modeling_ast.inference.sound_pages import as_text, player, to_clock, write_page
 
 TABLE_NAME, PAGE_NAME = "matches.csv", "index.html"
+_COLUMNS = ("audio", "start", "end", "similarity")
 
 
 def write_matches(output: Path, store: EmbeddingStore, matches: Sequence[Match], asked: Stretch) -> None:
@@ -24,15 +26,21 @@ def write_matches(output: Path, store: EmbeddingStore, matches: Sequence[Match],
         store: That was searched.
         matches: The best first.
         asked: What was looked for.
+
+    Raises:
+        DataError: A table with further columns is there, such as one that was labelled.
     """
     output.mkdir(parents=True, exist_ok=True)
+    table = output / TABLE_NAME
+    if table.is_file() and tuple(next(iter(read_rows(table)), (0, _COLUMNS))[1]) != _COLUMNS:
+        raise DataError(f"{table} has columns of your own, which a new search would replace: choose another --output.")
     found = [os.path.relpath(store.find(match.path), output.resolve()) for match in matches]
     with (
-        written_beside(output / TABLE_NAME) as unfinished,
+        written_beside(table) as unfinished,
         open(unfinished, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(("audio", "start", "end", "similarity"))
+        writer.writerow(_COLUMNS)
         for path, match in zip(found, matches):
             writer.writerow((path, f"{match.start:.10g}", f"{match.end:.10g}", f"{match.similarity:.4f}"))
     items = [

@@ -1,7 +1,6 @@
 """Predictions for the clips of a data set, and figures of each label where they are known."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +17,6 @@ from modeling_ast.data.classifiers import label_order
 from modeling_ast.data.clip_tables import AudioSplits
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import decode
-from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError, plain
 from modeling_ast.data.metrics import multi_hot, per_class_metrics, positive_labels
 from modeling_ast.data.processes import gather_values, own_share, together
@@ -172,9 +170,3 @@ def class_table(rows: Sequence[Mapping[str, Any]]) -> str:
     table = pandas.DataFrame(rows).astype(dict.fromkeys(CLASS_COLUMNS[3:], float))  # also where all are `None`
     table = table.set_index("label").rename(index=plain).rename_axis(None)
     return table.to_string(float_format="{:.4g}".format, na_rep="")
-
-
-def write_class_figures(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """What `class_figures` gives as a CSV table; empty where a value cannot be told."""
-    with written_beside(path) as unfinished:
-        pandas.DataFrame(rows).to_csv(unfinished, index=False, lineterminator="\r\n")

@@ -15,7 +15,7 @@ from modeling_ast.data.labels import DataError, read_rows
 from modeling_ast.data.scores import score_function, to_scores
 from modeling_ast.inference.answers import AnswersList
 from modeling_ast.inference.embedding_store import EmbeddingStore
-from modeling_ast.inference.examples import Examples, find_examples
+from modeling_ast.inference.examples import Examples, find_examples, tells_apart
 from modeling_ast.inference.linear_heads import Expectation, LinearHead, choose_head, normalize
 
 # Of a larger store so many rows are drawn: each answer looks at all of them.
@@ -186,7 +186,7 @@ class Review:
     def fit(self) -> bool:
         """Fit a head on all answers, and note what to expect; whether there is enough to tell apart."""
         stretches = self.answers.read()
-        if len({each.labels for each in stretches}) < 2:
+        if not tells_apart(stretches):
             return False
         with self._lock:
             examples = find_examples(self.store, stretches, str(self.answers.path), self.problem_type)
@@ -206,7 +206,11 @@ class Review:
         proposal = probability = None
         if self._probabilities is not None:
             column = self._probabilities[place]
-            label = self._scarcest() if order == "likely" else int(column.argmax())
+            label = int(column.argmax())
+            if order == "likely":
+                label = self._scarcest()
+            elif order == "uncertain" and self.problem_type == "multi_label_classification":
+                label = int(np.abs(column - 0.5).argmin())  # for which it was chosen
             proposal, probability = self.examples.label_names[label], float(column[label])
         audio = self._paths[self.store.recordings[row]]
         stretch = audio, float(self.store.starts[row]), float(self.store.ends[row])

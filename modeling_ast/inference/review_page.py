@@ -125,7 +125,7 @@ class ReviewPage:
 
     def press(self, shown: str, words: str, request: gr.Request) -> list[Any]:
         """Of the button of a label, which shows its number and its name."""
-        return self.label(shown, words.partition(" ")[2], request)
+        return self.say(shown, [self.review.label_names[int(words.partition(" ")[0]) - 1]], request)
 
     def undo(self, shown: str, request: gr.Request) -> list[Any]:
         try:
@@ -152,7 +152,7 @@ class ReviewPage:
     def _fit(self) -> str:
         try:
             is_fitted = self.review.fit()
-        except DataError as error:  # a list that somebody changed
+        except (DataError, OSError) as error:  # a list that somebody changed, a folder that cannot be written
             return str(error)
         if not is_fitted:
             return "Nothing to fit yet: two labels, or one and stretches without it, tell something apart."
@@ -160,7 +160,7 @@ class ReviewPage:
             return "Fitted. What to expect is told once each label is in two recordings."
         point = self.review.curve[-1]
         ends = "" if point["low"] is None else f" ({point['low']:.2f} to {point['high']:.2f})"
-        return f"Fitted: expect {point['metric']} {point['value']:.2f}{ends}."
+        return f"Fitted: expect {point['metric']} {point['value']:.2f}{ends} on stretches chosen like these."
 
     def show(self, visitor: str, words: str = "", is_error: bool = False) -> list[Any]:
         """What the page shows: question, status, curve, the buttons of labels, and an empty field."""

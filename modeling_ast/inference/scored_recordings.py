@@ -28,6 +28,8 @@ from modeling_ast.inference.timeline import Event, Timeline
 
 logger = logging.getLogger(__name__)
 
+_COMMAS = " Cells of labels are divided at commas, unless --label_separator says otherwise."
+
 
 @dataclass(frozen=True)
 class ScoredRecording:
@@ -125,7 +127,7 @@ def choose_labels(recordings: Sequence[ScoredRecording], wanted: Sequence[str] |
     if unknown := [label for label in labels if known and label not in known]:
         raise DataError(
             f"Expected labels of the model, got {name_some(unknown)}. Write them as the model does, or leave them out "
-            "by --labels."
+            f"by --labels.{_COMMAS if any(',' in label for label in known) else ''}"
         )
     if strange := [label for label in labels if label not in annotated | found | known]:
         raise DataError(f"Expected labels that are annotated or found, got {name_some(strange)}.")

@@ -52,6 +52,7 @@ _ONLY_VALUES = {
     "dataloader_in_order": (True, "a resumed run goes on in the order of the draws"),
     "do_predict": (False, "every held-out split is evaluated, and nothing else predicted"),
     "train_sampling_strategy": ("random", "class_balanced_sampling chooses the other order"),
+    "eval_on_start": (False, "results.csv has lines of trained epochs, and a resumed run would add one more"),
     "prediction_loss_only": (False, "all held-out clips are scored"),
     "batch_eval_metrics": (False, "the metrics are of all held-out clips together"),
     "eval_do_concat_batches": (True, "the metrics are of all held-out clips together"),
@@ -325,7 +326,8 @@ class ASTTrainingArguments(TrainingArguments):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} has no effect without weight_average_start.")
             return
-        total = self.num_train_epochs if steps is None else self.max_steps if self.max_steps > 0 else math.inf
+        is_told = (steps is None) == (self.max_steps <= 0)  # else the length is told in the other of both
+        total = (self.num_train_epochs if steps is None else self.max_steps) if is_told else math.inf
         last = total if end is None else end
         if not 1 <= start <= last <= total:
             raise ValueError(

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -11,12 +12,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from modeling_ast import ASTConfig, ASTForAudioClassification
+from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.loading import as_model_error, load_trained
 from modeling_ast.modeling_ast import GEOMETRY_KEYS
 
 logger = logging.getLogger(__name__)
 
+# What makes another model of the same weights, and features that it was not trained on.
+_SHAPELESS_KEYS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "head_layer_norm_eps")
+_FEATURE_KEYS = ("feature_extractor_type", "sampling_rate", "mean", "std", "padding", "do_normalize")
 _SHARE_OF_BEGINNING = 0.05  # of an exponential average, from which on it is told
 
 
@@ -113,7 +117,7 @@ def average_checkpoints(folders: Sequence[str | Path]) -> ASTForAudioClassificat
 
     Raises:
         ValueError: No folder.
-        ModelError: A folder without a model, or one of other sizes, lengths, mel bins, strides or labels.
+        ModelError: A folder without a model, or one of another network, geometry, problem type or labels.
     """
     average = RunningAverage()
     model = None
@@ -133,10 +137,33 @@ def average_checkpoints(folders: Sequence[str | Path]) -> ASTForAudioClassificat
     return model
 
 
+def common_extractor(folders: Sequence[str | Path]) -> ASTFeatureExtractor:
+    """The feature extractor that all of some saved models have.
+
+    Raises:
+        ModelError: A folder without one, or one whose features are others.
+    """
+    first = None
+    for folder in folders:
+        with as_model_error(folder):
+            each = ASTFeatureExtractor.from_pretrained(folder)
+            first = first or each
+            _check_features(each.to_dict(), first.to_dict())
+    return first
+
+
+def _check_features(extractor: dict[str, Any], first: dict[str, Any]) -> None:
+    for key in _FEATURE_KEYS:
+        if extractor.get(key) != first.get(key):
+            raise ValueError(
+                f"expected features with {key} {first.get(key)}, as of the first, but it has {extractor.get(key)}."
+            )
+
+
 def _check_alike(config: ASTConfig, first: ASTConfig) -> None:
     if config.id2label != first.id2label:
         raise ValueError("expected models with the same labels in the same order, but it has others than the first.")
-    for key in (*GEOMETRY_KEYS, "problem_type"):
+    for key in (*GEOMETRY_KEYS, "problem_type", *_SHAPELESS_KEYS):
         if getattr(config, key) != getattr(first, key):
             raise ValueError(
                 f"expected models with {key} {getattr(first, key)}, as the first, but it has {getattr(config, key)}."

@@ -13,6 +13,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ from modeling_ast.training.losses import TrainingLosses
 from modeling_ast.training.output_dir import AVERAGE_FOLDER, last_whole_checkpoint, remove_old_checkpoints
 from modeling_ast.training.results import RESULTS_NAME, RunRecord
 from modeling_ast.training.rows import TrainingStream
-from modeling_ast.training.sharding import check_strategy, check_whole_files, save_whole_models
+from modeling_ast.training.same_run import compare_with_beginning, describe_training_clips
+from modeling_ast.training.sharding import check_optimizer, check_strategy, check_whole_files, save_whole_models
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,11 @@ class ResumableTrainer(Trainer):
     @property
     def is_sharded(self) -> bool:
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    @cached_property
+    def clips(self) -> dict[str, str]:
+        """Which they are, as a checkpoint tells it."""
+        return describe_training_clips(self)
 
     @property
     def trained_model(self) -> PreTrainedModel:
@@ -116,13 +123,19 @@ class ResumableTrainer(Trainer):
 
     def _progress(self) -> dict[str, Any]:
         """What a checkpoint keeps beyond the Trainer's own, in one file."""
-        progress = {"last_rate": self.last_rate, "global_batch_size": self.global_batch_size, **self.losses.state()}
+        progress = {"last_rate": self.last_rate, "global_batch_size": self.global_batch_size, "clips": self.clips}
+        progress |= self.losses.state()
         if isinstance(self.train_dataset, TrainingStream):
             progress["stream"] = self.train_dataset.state()
         return progress
 
     def _restore_progress(self, progress: dict[str, Any]) -> None:
-        """Go on with what `_progress` gave."""
+        """Go on with what `_progress` gave.
+
+        Raises:
+            RecipeError: The run began with other clips.
+        """
+        compare_with_beginning(self.clips, progress.get("clips", {}))
         self.losses.load_state(progress)
         self.last_rate = progress["last_rate"]
         if isinstance(self.train_dataset, TrainingStream):
@@ -260,7 +273,7 @@ class ResumableTrainer(Trainer):
         self.state = state
         return metrics
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
         """As the Trainer's own, which SIGTERM and Ctrl-C end after the update that they meet, with a checkpoint.
 
         Raises:
@@ -280,16 +293,16 @@ class ResumableTrainer(Trainer):
             if self._stops_early is not None:
                 self.remove_callback(self._stops_early)
 
-    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs):
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = decided_by_main(lambda: last_whole_checkpoint(self.args.output_dir))
+    def _train(self, resume_from_checkpoint: str | None, **kwargs):
         if resume_from_checkpoint:
             with together(), self._loading(resume_from_checkpoint):
-                TrainerState.load_from_json(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)
+                state = TrainerState.load_from_json(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)
+                if self.args.auto_find_batch_size:  # the one that it has found
+                    self._train_batch_size = state.train_batch_size
                 check_strategy(Path(resume_from_checkpoint), self.accelerator)
                 check_whole_files(Path(resume_from_checkpoint), self.accelerator, self.model)
                 self._load_progress(Path(resume_from_checkpoint))
-                self._check_optimizer(Path(resume_from_checkpoint))
+                check_optimizer(Path(resume_from_checkpoint))
         self._resumed_from = resume_from_checkpoint or None
         if self.args.should_save:  # what `load_end` goes by
             (Path(self.args.output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
@@ -337,15 +350,6 @@ class ResumableTrainer(Trainer):
                 self.record.load_state(checkpoint)
             if (checkpoint / _AVERAGE_NAME).is_file():
                 self.average.load(checkpoint / _AVERAGE_NAME)
-
-    @staticmethod
-    def _check_optimizer(checkpoint: Path) -> None:
-        """Without its state, Transformers' own begins with a new one, and says nothing."""
-        if not [*checkpoint.glob("optimizer*"), *checkpoint.glob("global_step*")]:  # the latter DeepSpeed's
-            raise RecipeError(
-                f"{checkpoint} cannot be continued from: it holds no state of the optimiser, as one that "
-                "save_only_model true has saved. Start a new run from it by model_name_or_path."
-            )
 
     @contextmanager
     def _loading(self, checkpoint: str | Path | None) -> Iterator[None]:

@@ -33,6 +33,8 @@ def refuse_unusable_keys(arguments: Arguments) -> None:
         )
     if training_args.features_on_device and changes_batches(training_args):
         raise RecipeError("features_on_device does not go together with DeepSpeed and dispatch_batches: leave it out.")
+    if training_args.accelerator_config.dispatch_batches and arguments.model.padding == "longest":
+        raise RecipeError("dispatch_batches puts batches together, which have other lengths with padding longest.")
     if arguments.augment.mixup_probability and training_args.do_train:
         _check_partners(arguments)
 

@@ -11,7 +11,6 @@ from modeling_ast.data.labels import name_some
 from modeling_ast.data.processes import together
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.arguments import Arguments
-from modeling_ast.training.body import BodyTrainer
 from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.targets import TargetsFolder, describe_difference
 from modeling_ast.training.teaching import views_of
@@ -46,15 +45,6 @@ class TaughtCollator:
             own = F.one_hot(own, labels.shape[1]) if own.ndim == 1 else own
             labels = weight * own + (1 - weight) * labels
         return {**batch, "labels": labels}
-
-
-class EmbeddingTrainer(BodyTrainer):
-    """A trainer of a model whose head, a norm and a linear layer on its pooled output, predicts embeddings.
-
-    The loss is the squared error of standardised embeddings: each of their numbers counts alike, whatever its scale
-    and mean are, where a cosine would be near 1 for all clips if the numbers have a large mean in common, as those
-    behind a rectifier do.
-    """
 
 
 @together()

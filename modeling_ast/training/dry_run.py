@@ -204,14 +204,13 @@ class _Stopwatch(TrainerCallback):
 def _evaluations(trainer: ASTTrainer) -> int:
     """While a run trains."""
     args, updates = trainer.args, trainer.state.max_steps
-    on_start = int(bool(args.eval_on_start))
     if args.eval_strategy == "steps":
-        return on_start + updates // trainer.state.eval_steps
+        return updates // trainer.state.eval_steps
     if args.eval_strategy != "epoch":
-        return on_start
+        return 0
     # A stream does not tell how long an epoch is.
     epoch = len(trainer.train_sampler) // trainer.global_batch_size if hasattr(trainer, "train_sampler") else updates
-    return on_start + math.ceil(updates / epoch)
+    return math.ceil(updates / epoch)
 
 
 def _evaluation_rate(trainer: ASTTrainer, rows: Dataset) -> float:

@@ -1,9 +1,11 @@
 """The folder of a run: whether it is free, may be continued or replaced, and which files in it are the run's."""
 
 import dataclasses
+import inspect
 import logging
 import re
 import tempfile
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_ast.data.clip_tables import SPLITS
 from modeling_ast.data.files import remove_folder, remove_unfinished, written_beside
+from modeling_ast.data.locks import check_writable, still_written
 from modeling_ast.data.locks import claimed as claimed_folder
-from modeling_ast.data.locks import made_for_now, still_written
 from modeling_ast.data.recipes import RECIPE_NAME, RecipeError, read_settings
 from modeling_ast.training.adapters import ADAPTER_FOLDER
-from modeling_ast.training.arguments import Arguments
+from modeling_ast.training.arguments import Arguments, ASTTrainingArguments
 from modeling_ast.training.saved_recipes import save_recipe
 
 logger = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ _MOVING_KEYS = set(
     optim optim_args optim_target_modules weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
     label_smoothing_factor neftune_noise_alpha
     bf16 fp16 tf32 bf16_full_eval fp16_full_eval
-    eval_strategy eval_steps eval_delay eval_on_start
+    eval_strategy eval_steps eval_delay
     load_best_model_at_end metric_for_best_model greater_is_better
     accelerator_config parallelism_config fsdp fsdp_config deepspeed
     """.split()
@@ -74,7 +76,7 @@ def check_output_dir(output_dir: Path, arguments: Arguments) -> None:
     if not training_args.do_train:
         return
     if training_args.should_save:
-        _check_writable(output_dir)
+        check_writable(output_dir, RecipeError)  # before the data is read and the model is made
     if not (output_dir / RECIPE_NAME).is_file() or (training_args.overwrite_output_dir and not checkpoint):
         return
     differences = recipe_differences(output_dir / RECIPE_NAME, arguments)
@@ -116,7 +118,7 @@ def recipe_differences(recipe: Path, arguments: Arguments) -> dict[str, tuple[An
     """
     saved, given = read_settings(recipe), _settings(arguments)
     differences = {}
-    own_keys = {name for block in arguments for name in type(block).__annotations__}
+    own_keys = {name for block in arguments for kind in type(block).__mro__ for name in _own_keys(kind)}
     for key in sorted((saved.keys() | given.keys()) & (own_keys - _FREE_KEYS | _MOVING_KEYS)):
         before, now = (settings.get(key, _default(key, arguments)) for settings in (saved, given))
         if before != now:
@@ -147,6 +149,12 @@ def last_whole_checkpoint(folder: str | Path) -> str | None:
     whole = [path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
     whole = [path for path in whole if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", path.name)]
     return str(max(whole, key=checkpoint_step)) if whole else None
+
+
+def checkpoint_to_go_on_from(training_args: ASTTrainingArguments) -> str | None:
+    """The one that the recipe names; with `true` the newest of the run, if it has one."""
+    resume = training_args.resume_from_checkpoint
+    return last_whole_checkpoint(training_args.output_dir) if resume is True else resume
 
 
 def checkpoint_step(folder: str | Path) -> int:
@@ -181,22 +189,16 @@ def _remove_run(output_dir: Path) -> None:
             path.unlink()
 
 
-def _check_writable(output_dir: Path) -> None:
-    """Before the data is read and the model is made, which takes its time."""
-    try:
-        with made_for_now(output_dir), tempfile.TemporaryFile(dir=output_dir):
-            pass
-    except OSError as error:
-        raise RecipeError(
-            f"Expected an output_dir that can be written, got {output_dir} ({error.strerror})."
-        ) from error
-
-
 def _settings(arguments: Arguments) -> dict[str, str | list[str]]:
     """As a saved recipe has them, since it is one that they are compared with."""
     with tempfile.TemporaryDirectory() as folder:
         save_recipe(arguments, Path(folder) / RECIPE_NAME)
         return read_settings(Path(folder) / RECIPE_NAME)
+
+
+def _own_keys(kind: type) -> Iterable[str]:
+    """Those that a block's class of this package names itself."""
+    return inspect.get_annotations(kind) if kind.__module__.partition(".")[0] == __package__.partition(".")[0] else ()
 
 
 def _default(key: str, arguments: Arguments) -> str | None:

@@ -92,7 +92,21 @@ def parse_pretraining_arguments(argv: Sequence[str]) -> PretrainingRecipe:
         for each in dataclasses.fields(block):
             if each.name in _WITHOUT_EFFECT and getattr(block, each.name) != each.default:
                 raise RecipeError(f"{each.name} has no effect on a pre-training: leave it out.")
-    try:  # what does not go with clips without labels is refused, as groups of which labels make folds
-        return arguments._replace(data=dataclasses.replace(arguments.data, unlabelled=True))
+    return without_labels(arguments)
+
+
+def pretrains(recipe: PretrainingRecipe) -> bool:
+    """Whether a recipe says anything of pre-training."""
+    return recipe.pretraining != PretrainingArguments()
+
+
+def without_labels(recipe: PretrainingRecipe) -> PretrainingRecipe:
+    """A recipe that reads its clips without labels.
+
+    Raises:
+        RecipeError: A key that does not go with these, as groups of which labels make folds.
+    """
+    try:
+        return recipe._replace(data=dataclasses.replace(recipe.data, unlabelled=True))
     except ValueError as error:
         raise RecipeError(str(error)) from error

@@ -16,10 +16,12 @@ import pyarrow.compute as pc
 import torch
 import transformers
 from datasets import Dataset, IterableDataset
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 
 import modeling_ast
 from modeling_ast.data.clip_tables import AudioSplits
+from modeling_ast.data.locks import made_for_now
 from modeling_ast.data.processes import (
     decided_by_main,
     gather_values,
@@ -30,7 +32,7 @@ from modeling_ast.data.processes import (
 )
 from modeling_ast.data.recipes import RecipeError
 from modeling_ast.training.arguments import Arguments
-from modeling_ast.training.output_dir import last_whole_checkpoint, made_for_now
+from modeling_ast.training.output_dir import checkpoint_to_go_on_from
 
 # Where a process may have its own: the name of a shared folder, how it reads its clips, and what it shows.
 _OWN_KEYS = set(
@@ -58,7 +60,7 @@ def compare_processes(arguments: Arguments) -> None:
     if training_args.do_train and not training_args.dry_run:
         _check_shared(Path(training_args.output_dir))
         with together():
-            checkpoint = _describe_checkpoint(training_args.resume_from_checkpoint, training_args.output_dir)
+            checkpoint = _describe_checkpoint(checkpoint_to_go_on_from(training_args))
         _compare({"the checkpoint to go on from": checkpoint})
 
 
@@ -84,6 +86,30 @@ def compare_models(fingerprint: Callable[[], str]) -> None:
     """
     if is_one_of_several():
         _compare({"the model": fingerprint()[:12]})
+
+
+def describe_training_clips(trainer: Trainer) -> dict[str, str]:
+    """Those of a trainer's tables that move a run, by what they are for, as `describe_rows` describes them."""
+    found = {"to train on": trainer.train_dataset}
+    if trainer.args.eval_strategy != "no":
+        found["to evaluate on"] = trainer.eval_dataset
+    tables = {purpose: getattr(rows, "rows", rows) for purpose, rows in found.items()}
+    tables = {purpose: rows for purpose, rows in tables.items() if isinstance(rows, Dataset)}
+    return {purpose: describe_rows(rows) for purpose, rows in tables.items() if "audio" in rows.column_names}
+
+
+def compare_with_beginning(clips: Mapping[str, str], of_beginning: Mapping[str, str]) -> None:
+    """Compare what `describe_training_clips` gives with what it gave when a run began.
+
+    Raises:
+        RecipeError: They are others, of which the updates and positions of the run would be others.
+    """
+    for purpose, before in of_beginning.items():
+        if (now := clips.get(purpose, "none")) != before:
+            raise RecipeError(
+                f"Expected the clips {purpose} that the run began with, {before}, got {now}. Give it those again, or "
+                "begin another run, with the weights of this one as model_name_or_path."
+            )
 
 
 def find_difference(names: Sequence[str], facts: Sequence[Mapping[str, str]]) -> str | None:
@@ -174,8 +200,7 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else str(getattr(value, "value", value))
 
 
-def _describe_checkpoint(resume: str | bool | None, output_dir: str) -> str:
-    checkpoint = last_whole_checkpoint(output_dir) if resume is True else resume
+def _describe_checkpoint(checkpoint: str | None) -> str:
     if not checkpoint:
         return "none"
     state = Path(checkpoint) / TRAINER_STATE_NAME

@@ -91,15 +91,12 @@ def _class_weights(counts: np.ndarray) -> np.ndarray:
     return 1000 / (counts + 0.01)
 
 
-def read_clip_seconds(
-    rows: Dataset, allow_bad: bool = False, num_workers: int = 16, ignore_length: bool = False
-) -> torch.Tensor:
+def read_clip_seconds(rows: Dataset, allow_bad: bool = False, ignore_length: bool = False) -> torch.Tensor:
     """Length of each clip in seconds, by the headers of the sound files.
 
     Args:
         rows: With a column `audio` as `load_splits` gives it, not decoded.
         allow_bad: Whether a clip that cannot be read has a length of 0: another one will take its place.
-        num_workers: Files that are read at once.
         ignore_length: As for `load_waveform`.
 
     Returns:
@@ -117,7 +114,7 @@ def read_clip_seconds(
                 return 0.0
             raise
 
-    with ThreadPool(num_workers) as pool:
+    with ThreadPool(16) as pool:
         seconds = pool.imap(read, range(len(rows)), chunksize=16)
         seconds = list(tqdm(seconds, desc="Lengths of the clips", total=len(rows)))
     return torch.tensor(seconds, dtype=torch.float64)

@@ -74,6 +74,19 @@ def check_whole_files(checkpoint: Path, accelerator: Accelerator, model: nn.Modu
         model.load_state_dict(weights)
 
 
+def check_optimizer(checkpoint: Path) -> None:
+    """Without the optimiser's state, Transformers' own begins with a new one, and says nothing.
+
+    Raises:
+        RecipeError: It is not there.
+    """
+    if not [*checkpoint.glob("optimizer*"), *checkpoint.glob("global_step*")]:  # the latter DeepSpeed's
+        raise RecipeError(
+            f"{checkpoint} cannot be continued from: it holds no state of the optimiser, as one that save_only_model "
+            "true has saved. Start a new run from it by model_name_or_path."
+        )
+
+
 def save_whole_models(accelerator: Accelerator) -> None:
     """From here on `Trainer.save_model` saves one file, in place of none where checkpoints are of shards."""
     if _strategy(accelerator) == _SHARDED:

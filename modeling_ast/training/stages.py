@@ -15,7 +15,6 @@ from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.clip_tables import AudioSplits, ClipCounts
 from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import BAD_CLIPS_NAME, BadClips, DecodeAudio, decode
-from modeling_ast.data.files import written_beside
 from modeling_ast.data.intervals import Interval, as_ends, metric_intervals
 from modeling_ast.data.labels import name_some
 from modeling_ast.data.loss_weights import (
@@ -24,7 +23,7 @@ from modeling_ast.data.loss_weights import (
     balanced_class_weights,
     balanced_pos_weight,
 )
-from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_per_class_csv
+from modeling_ast.data.metrics import compute_metrics, per_class_metrics, to_probabilities, write_figures
 from modeling_ast.data.predictions import decide, list_clips, write_predictions
 from modeling_ast.data.processes import decided_by_main, together
 from modeling_ast.data.recipes import RECIPE_NAME, RecipeError
@@ -33,16 +32,17 @@ from modeling_ast.loading import is_ast
 from modeling_ast.training.adapters import add_adapters
 from modeling_ast.training.arguments import Arguments, ASTTrainingArguments, parse_arguments
 from modeling_ast.training.baseline import check_classes
+from modeling_ast.training.body import BodyTrainer
 from modeling_ast.training.building import build_model_and_extractor, check_reporters
 from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.combinations import changes_batches
-from modeling_ast.training.distillation import EmbeddingTrainer, learn_from_teachers
+from modeling_ast.training.distillation import learn_from_teachers
 from modeling_ast.training.dry_run import nothing_written
 from modeling_ast.training.output_dir import (
     EVALUATION_FOLDER,
     check_output_dir,
+    checkpoint_to_go_on_from,
     claimed,
-    last_whole_checkpoint,
     prepare_output_dir,
 )
 from modeling_ast.training.results import EpochRecord, RunRecord
@@ -271,9 +271,9 @@ def make_trainer(
     if training and args.do_train and args.lora_rank:
         keys = (args.lora_rank, args.lora_alpha, args.lora_targets)
         training["adapters"] = add_adapters(model, *keys, start if is_ast(start) else None)
-    predicts_embeddings = targets is not None and targets.gives_embeddings
+    predicts_embeddings = targets is not None and targets.gives_embeddings  # by a head that is thrown away
     try:
-        trainer = (EmbeddingTrainer if predicts_embeddings else ASTTrainer)(
+        trainer = (BodyTrainer if predicts_embeddings else ASTTrainer)(
             model=model,
             args=args,
             eval_dataset=splits.test if splits.validation is None else splits.validation,
@@ -360,15 +360,14 @@ def evaluate(
             table = folder / f"predictions_{name}.csv"
             write_predictions(table, clips, probabilities, decisions, labels, splits.label_names)
             classes = per_class_metrics(probabilities, labels, splits.label_names)
-            with written_beside(folder / f"per_class_{name}.csv") as unfinished:
-                write_per_class_csv(classes, unfinished)
+            write_figures(folder / f"per_class_{name}.csv", classes)
             draw(name, folder, probabilities, labels, classes, intervals)
     return results
 
 
 def _train_or_go_on(trainer: ASTTrainer) -> dict[str, float]:
     output_dir, resume = Path(trainer.args.output_dir), trainer.args.resume_from_checkpoint
-    checkpoint = decided_by_main(lambda: last_whole_checkpoint(output_dir)) if resume is True else resume
+    checkpoint = decided_by_main(lambda: checkpoint_to_go_on_from(trainer.args))
     if resume is True and (metrics := trainer.load_end()) is not None:
         logger.info(f"{output_dir} holds the trained model: what is left is its evaluation.")
         return metrics
@@ -404,7 +403,7 @@ def _count_clips(splits: AudioSplits, key: str) -> ClipCounts:
     if splits.train_counts is None:
         raise RecipeError(
             f"{key} needs to know how many clips of each label there are, which a stream of shards tells that "
-            "modeling-ast pack has made, and no other."
+            "modeling-ast pack has made, where all of it is read (no max_train_samples), and no other."
         )
     return splits.train_counts
 
