@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from conftest import make_tiny_config, random_model
+from helpers import write_sound
 
 from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.commands import export as export_script
@@ -27,6 +28,7 @@ from modeling_ast.inference.agreement import (
     graph_function,
     int8_warnings,
     model_function,
+    read_clips,
 )
 from modeling_ast.inference.export import check_for_transformers_js, export_logits_onnx, export_onnx
 from modeling_ast.inference.quantization import quantize_onnx
@@ -571,6 +573,13 @@ def test_script_compares_on_the_sound_files_given(exported, stub_export, tmp_pat
     assert results["fp32"]["largest_difference"] < 1e-5
     assert "Compared on 2 sound files, 1 thread(s)" in capsys.readouterr().out
     assert (tmp_path / "out" / "ast.onnx").is_file()
+
+
+def test_sound_files_are_compared_in_batches_of_two_lengths_where_a_graph_takes_them(tmp_path):
+    paths = [write_sound(tmp_path / f"{number}.wav", np.zeros(8000 + number)) for number in range(3)]
+    batches = [[len(clip) for clip in batch] for batch in read_clips(paths, ASTFeatureExtractor(), True)]
+    assert batches == [[8000, 8001], [8002]]
+    assert [len(batch) for batch in read_clips(paths, ASTFeatureExtractor(), False)] == [1, 1, 1]
 
 
 def test_checks_that_cannot_be_made_are_errors(exported, stub_export, tmp_path):

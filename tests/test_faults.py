@@ -802,8 +802,9 @@ def test_a_run_goes_on_with_the_clips_that_it_began_with_alone(tmp_path, split):
 
 @pytest.mark.slow
 def test_a_run_that_found_a_smaller_batch_goes_on_with_it(recipe, tmp_path, monkeypatch):
-    argv = ["--global_batch_size=null", "--per_device_train_batch_size=8", "--auto_find_batch_size=true"]
-    original = ASTTrainer.training_step
+    own = tmp_path / "recipe.yaml"
+    own.write_text(recipe.read_text().replace("global_batch_size: 4", "per_device_train_batch_size: 8"))
+    argv, original = [own, tmp_path / "run", "--auto_find_batch_size=true"], ASTTrainer.training_step
 
     def training_step(self, model, inputs, *args, **kwargs):
         if len(inputs["labels"]) > 4:
@@ -812,9 +813,9 @@ def test_a_run_that_found_a_smaller_batch_goes_on_with_it(recipe, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(ASTTrainer, "training_step", training_step)
-        run(recipe, tmp_path, *argv, "--max_steps=4")
-    run(recipe, tmp_path, *argv, "--max_steps=6")
-    assert TrainerState.load_from_json(tmp_path / "trainer_state.json").train_batch_size == 4
+        run(*argv, "--max_steps=4")
+    run(*argv, "--max_steps=6")
+    assert TrainerState.load_from_json(tmp_path / "run" / "trainer_state.json").train_batch_size == 4
 
 
 def test_checkpoint_without_its_optimiser_is_not_continued_from(recipe, tmp_path):

@@ -29,6 +29,7 @@ from PIL import Image
 
 from modeling_ast import ASTFeatureExtractor, AudioError, load_waveform
 from modeling_ast.commands.command_options import CommandError
+from modeling_ast.commands.command_page_options import read_accounts
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference import page as app
@@ -304,14 +305,17 @@ def test_as_many_are_served_at_once_as_is_said(tagger, sound):
 
 
 def test_accounts_stand_in_a_file_or_on_the_command_line(tmp_path):
-    assert demo_app.read_accounts("me:sec:ret") == [("me", "sec:ret")]
+    assert read_accounts("me:sec:ret") == [("me", "sec:ret")]
     (tmp_path / "accounts").write_text("me:secret\n\n you:other \r\n")
-    assert demo_app.read_accounts(str(tmp_path / "accounts")) == [("me", "secret"), ("you", "other")]
+    assert read_accounts(str(tmp_path / "accounts")) == [("me", "secret"), ("you", "other")]
     (tmp_path / "accounts").write_text("me:secret\nyou\n")
     for nothing in ("secret", ":secret", "me:", str(tmp_path / "accounts")):
         with pytest.raises(CommandError, match="Expected auth to be USER:PASSWORD") as caught:
-            demo_app.read_accounts(nothing)
+            read_accounts(nothing)
         assert "secret" not in str(caught.value)
+    (tmp_path / "accounts").write_bytes("käte:secret".encode("cp1252"))
+    with pytest.raises(CommandError, match="Expected auth to be a file in UTF-8 that can be read"):
+        read_accounts(str(tmp_path / "accounts"))
 
 
 def ask_guard(guard: PageGuard, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:

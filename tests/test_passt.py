@@ -28,6 +28,7 @@ from modeling_ast.inference.embeddings import audio_embedder
 from modeling_ast.inference.ensemble import load_member
 from modeling_ast.inference.export import export_onnx
 from modeling_ast.inference.pipeline import audio_tagger
+from modeling_ast.inference.plots import _pool_spectrogram
 from modeling_ast.training.building import build_model_and_extractor
 from modeling_ast.training.publishing import gather, load_folder
 
@@ -311,6 +312,16 @@ def test_a_passt_is_trained_evaluated_and_tags_as_any_model(folder, tmp_path):
         (tmp_path / "sounds" / kind).mkdir(parents=True)
         write_sound(tmp_path / "sounds" / kind / "0.wav", noise(16000))
     assert evaluate([str(tmp_path / "out"), str(tmp_path / "sounds")])["clips"] == {"all": 2}
+
+
+@pytest.mark.parametrize("extractor_class", [ASTFeatureExtractor, PaSSTFeatureExtractor])
+def test_the_spectrogram_of_a_picture_does_not_depend_on_the_pieces(extractor_class):
+    extractor = extractor_class()
+    whole = noise(3 * RATE + 123)
+    pieces = whole.split([1000, 5, 40000, len(whole) - 41005])
+    (expected,) = extractor.fbank([whole])
+    found = _pool_spectrogram(pieces, extractor, len(whole))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 # Its own code

@@ -914,6 +914,27 @@ def test_events_are_found_again_as_by_hearing_again(recordings, tmp_path, opened
     capsys.readouterr()
 
 
+def test_what_is_not_given_stays_where_events_are_found_again(recordings, tmp_path, capsys):
+    model, out = save_model(tmp_path / "model"), tmp_path / "out"
+    tag(recordings / "street.wav", "--model", model, "--output_dir", out, "--ignore", "rest", "--min_seconds", 0.25)
+    settings = lambda: json.loads((out / "settings.json").read_text())  # noqa: E731
+    tag("--events_only", "--output_dir", out, "--threshold", 0.3)
+    assert [settings()[name] for name in ("threshold", "min_seconds", "ignore")] == [0.3, 0.25, ["rest"]]
+    tag("--events_only", "--output_dir", out, "--ignore", "--min_seconds", 0)
+    assert [settings()[name] for name in ("threshold", "min_seconds", "ignore")] == [0.3, 0, []]
+
+
+@pytest.mark.slow
+def test_a_recording_that_is_gone_costs_its_picture_alone(recordings, tmp_path, caplog):
+    model, out, own = save_model(tmp_path / "model"), tmp_path / "out", tmp_path / "own"
+    shutil.copytree(recordings, own)
+    tag(own, "--model", model, "--output_dir", out, "--formats", "csv", "png")
+    (own / "street.wav").unlink()
+    tag("--events_only", "--output_dir", out, "--threshold", 0.9)
+    assert "street.wav" in caplog.text and "Its picture is the one of before." in caplog.text
+    assert json.loads((out / "settings.json").read_text())["threshold"] == 0.9
+
+
 def test_one_timeline_at_a_time_is_held_while_events_are_found_again(model, tmp_path, monkeypatch):
     for number in range(6):
         write_sound(tmp_path / "many" / f"{number}.wav", 0.5, number)

@@ -5,7 +5,8 @@
 
 A row is a recording, a window of it, or a patch of time (`--level`), with path, start and end in seconds; of the clips
 of a recipe split and label too. Its vector is what a classifier sees, or with `--readout rows`, longer and richer, the
-mean and deviation over time of each row of patches in some layers (`--layers`, from 0, which is before the first).
+mean and deviation over time of each row of patches in some layers (`--layers`, from 0, which is before the first): of
+a recording that a model pads, with the padding.
 
 FILE.journal, a folder beside the table, gets a line a recording once it is done, and the table is made of it at the
 end: the same command again goes on where it was stopped, with what is new or changed alone, also divided otherwise.

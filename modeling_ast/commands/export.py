@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     padding = args.padding or extractor.padding
     seconds = extractor.num_samples(extractor.max_length) / extractor.sampling_rate
     logger.info(f"Clips are padded by {padding}; the model takes {extractor.max_length} frames, {seconds:.2f} s.")
-    batches = read_clips(paths, extractor) if paths else generate_clips(extractor, args.with_lengths)
+    own = extractor, args.with_lengths
+    batches = read_clips(paths, *own) if paths else generate_clips(*own)
     if args.transformers_js:
         check_for_transformers_js(model, extractor, padding)
         outputs = {name: args.output / "onnx" / file for name, file in TRANSFORMERS_JS_FILES.items()}

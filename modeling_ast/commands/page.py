@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import CommandError, Parser, add_device, check_least
-from modeling_ast.commands.command_page_options import add_page_options, check_port, port_taken, read_accounts
+from modeling_ast.commands.command_page_options import add_page_options, check_page_options, port_taken
 from modeling_ast.data.labels import plain
 from modeling_ast.inference import page_server  # first: what it needs beyond all others is told
 from modeling_ast.inference.page import Tagger, find_examples, write_examples
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
                 page,
                 args.host,
                 args.port,
-                args.auth and read_accounts(args.auth),
+                args.auth,
                 folder / "uploads",
                 args.max_megabytes,
                 args.max_total_megabytes,
@@ -83,7 +83,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     )
     add_device(parser)
     args = parser.parse_args(argv)
-    check_port(args)
+    check_page_options(args)
     if not args.max_minutes > 0:
         raise CommandError(f"Expected max_minutes above 0, got {args.max_minutes:g}.")
     check_least(args, max_megabytes=1, max_at_once=1)

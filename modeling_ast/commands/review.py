@@ -20,7 +20,7 @@ from pathlib import Path
 
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import CommandError, Parser, check_least
-from modeling_ast.commands.command_page_options import add_page_options, check_port, port_taken, read_accounts
+from modeling_ast.commands.command_page_options import add_page_options, check_page_options, port_taken
 from modeling_ast.data.labels import DataError, plain
 from modeling_ast.data.locks import claimed, still_written
 from modeling_ast.data.truth import read_labelled_stretches
@@ -79,9 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             # Nothing can be uploaded.
             page = build_review_page(actions, plain(args.labels.name))
-            serve(
-                page, args.host, args.port, args.auth and read_accounts(args.auth), folder / "uploads", 1, 1, CSS, HEAD
-            )
+            serve(page, args.host, args.port, args.auth, folder / "uploads", 1, 1, CSS, HEAD)
         except OSError as error:
             raise CommandError(port_taken(args)) from error
 
@@ -111,7 +109,7 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
         raise CommandError(f"Unknown: {' '.join(keys)}. Keys of data go with --annotations.")
     if wrong := next((name for name in args.label_names if "," in name), None):
         raise CommandError(f"Expected names of labels without commas, which stand between them, got {wrong!r}.")
-    check_port(args)
+    check_page_options(args)
     check_least(args, fit_every=1)
     if not args.labels.absolute().parent.is_dir() or args.labels.suffix != ".csv":
         raise CommandError(f"Expected a list that ends in .csv, in a folder that exists, got {args.labels}.")

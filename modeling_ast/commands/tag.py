@@ -11,8 +11,8 @@ file `timelines/` (scores over time, CSV), `audacity/` (labels to import), and `
 In a line of `results.jsonl`, `place` is what the file's own results are called in these folders, without the suffix,
 and `stamp` its size in bytes and time of change in nanoseconds, by which it is known again.
 
-The second command finds events anew in the saved timelines, with other thresholds, lengths and gaps. The same command
-again goes on where it was stopped, with new and changed files alone, also divided otherwise.
+The second command finds events anew in the saved timelines, with other thresholds, lengths and gaps; what is not given
+stays (`--ignore` alone: none). The first one again goes on where it was stopped, with new and changed files alone.
 
 Under accelerate launch or torchrun each process takes its share of the files and a GPU of its own; --part K/N is one
 of N shares, which a SLURM job array fills in. Who is last writes the tables; until then it is said what is missing.
@@ -38,7 +38,7 @@ from modeling_ast.inference.sound_files import SoundFile, find_files
 from modeling_ast.inference.tagging import check_event_options, tag_files
 from modeling_ast.inference.tags_folder import FORMATS, TagsFolder
 
-EVENT_OPTIONS = ("threshold", "low_threshold", "min_seconds", "merge_seconds", "ignore")
+EVENT_OPTIONS = {"threshold": None, "low_threshold": None, "min_seconds": 0.0, "merge_seconds": 0.0, "ignore": []}
 GOES_ON = "The same command goes on from here."
 
 
@@ -68,20 +68,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[TagsFolder, int]:
     """Do what the command line says, up to the tables, and return the results and how many files were tagged now."""
-    event_options = {name: getattr(args, name) for name in EVENT_OPTIONS}
+    given = {name: getattr(args, name) for name in EVENT_OPTIONS if getattr(args, name) is not None}
     if args.events_only:
         folder = TagsFolder.reopen(args.output_dir)
-        folder.find_again(event_options)
+        folder.find_again({name: folder.settings[name] for name in EVENT_OPTIONS} | given)
         return folder, 0
+    event_options = EVENT_OPTIONS | given
     device = args.device or ("cpu" if args.dtype == "int8" else own_device(os.environ))
     classifier = audio_tagger(args.model, device=device)
     fingerprint = fingerprint_model(classifier.model, classifier.feature_extractor)
-    classifier.compute_in(args.dtype)
     try:
         windows = classifier.window_keywords(args.window, args.hop)
         thresholds = check_event_options(classifier, args.function_to_apply, event_options)
     except ValueError as error:
         raise CommandError(str(error)) from error
+    classifier.compute_in(args.dtype)
     with_events = thresholds is not None
     if not with_events:
         print(f"{args.model} is a regression model: it gives numbers over time, and no events.", file=sys.stderr)
@@ -121,17 +122,16 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--function_to_apply", choices=("softmax", "sigmoid"), help="default: by the model's problem type")
     add("--threshold", type=float, help="score of an event, in one window at least; default: the model's own, or 0.5")
     add("--low_threshold", type=float, help="score up to which an event lasts; default: half the threshold")
-    add("--min_seconds", type=float, default=0.0, help="length of the shortest event; default: %(default)s")
-    add("--merge_seconds", type=float, default=0.0, help="gaps that events bridge; default: %(default)s")
-    add("--ignore", nargs="+", default=[], metavar="LABEL", help="labels without events, such as a background")
+    add("--min_seconds", type=float, help="length of the shortest event; default: 0")
+    add("--merge_seconds", type=float, help="gaps that events bridge; default: 0")
+    add("--ignore", nargs="*", metavar="LABEL", help="labels without events, such as a background")
     add("--formats", nargs="+", choices=FORMATS, help="default: jsonl csv audacity; jsonl in any case")
     add_bulk_options(parser)
     add("--events_only", action="store_true", help="find events anew in the saved timelines, without the model")
     args = parser.parse_args(argv)
     if args.events_only:
-        used = {*EVENT_OPTIONS, "events_only", "output_dir"}
         given = [name for name, value in vars(args).items() if value not in (parser.get_default(name), [])]
-        if idle := [name for name in given if name not in used]:
+        if idle := [name for name in given if name not in {*EVENT_OPTIONS, "events_only", "output_dir"}]:
             raise CommandError(f"No effect with --events_only, which runs no model: {', '.join(idle)}.")
     elif not args.sources or args.model is None:
         raise CommandError("Expected recordings and --model, or --events_only.")

@@ -168,17 +168,25 @@ def _relative_speed(results: Mapping[str, Mapping[str, float]], name: str) -> fl
     return results[name]["clips_per_second"] / results["fp32"]["clips_per_second"]
 
 
-def read_clips(paths: Iterable[Path], extractor: ASTFeatureExtractor) -> Iterator[list[np.ndarray]]:
-    """Sound files, each a batch of its own, to compare on.
+def read_clips(
+    paths: Iterable[Path], extractor: ASTFeatureExtractor, with_lengths: bool
+) -> Iterator[list[np.ndarray]]:
+    """Sound files, each a batch of its own, to compare on; with lengths in batches of two.
 
     Raises:
         AudioError: A file that cannot be read, or is shorter than a frame.
     """
+    clips = []
     for path in tqdm(paths, desc="Comparing"):
         waveform = load_waveform(path, extractor.sampling_rate).numpy()
         if len(waveform) < extractor.frame_length:
             raise AudioError(f"{path}: expected at least 25 ms of sound, got {len(waveform)} samples.")
-        yield [waveform]
+        clips.append(waveform)
+        if len(clips) == 1 + with_lengths:
+            yield clips
+            clips = []
+    if clips:
+        yield clips
 
 
 def generate_clips(extractor: ASTFeatureExtractor, with_lengths: bool) -> Iterator[list[np.ndarray]]:

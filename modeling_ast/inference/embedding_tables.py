@@ -156,7 +156,13 @@ class EmbeddingsFolder(ResultsFolder):
         super().__init__(journal_folder(self.output), settings, overwrite, part)
 
     def add(self, file: SoundFile, embeddings: Embeddings) -> None:
-        """Write the vectors of a recording."""
+        """Write the vectors of a recording.
+
+        Raises:
+            AudioError: They are not finite.
+        """
+        if not np.isfinite(embeddings.vectors).all():  # which no distance is told of
+            raise AudioError(f"{file.path}: the model's vectors are not finite.")
         starts, ends = embeddings.starts.tolist(), embeddings.ends.tolist()
         vectors = b64encode(embeddings.vectors.astype("<f4")).decode("ascii")
         line = {"path": file.path, "seconds": ends[-1], "starts": starts, "ends": ends}

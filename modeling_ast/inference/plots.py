@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -125,19 +126,26 @@ def _pool_spectrogram(
     waveform: Iterable[torch.Tensor], extractor: ASTFeatureExtractor, num_samples: int
 ) -> torch.Tensor:
     """Log-mel spectrogram of pieces, (columns, mel bins)."""
-    num_frames = extractor.num_frames(num_samples)
+    num_frames, shift = extractor.num_frames(num_samples), extractor.frame_shift
     num_columns = min(num_frames, MAX_COLUMNS)
     sums, counts = torch.zeros(num_columns, extractor.num_mel_bins), torch.zeros(num_columns, 1)
-    kept, first = torch.zeros(0), 0  # samples from the start of the next frame on, and its number
-    for part in (part for piece in waveform for part in piece.split(10 * extractor.sampling_rate)):
-        kept = torch.cat((kept, part))
-        count = min(extractor.num_frames(len(kept)), num_frames - first)
-        if count > 0:
-            (frames,) = extractor.fbank([kept], count)  # (count, mel bins)
-            columns = torch.arange(first, first + count) * num_columns // num_frames
-            sums.index_add_(0, columns, frames.exp())
-            counts.index_add_(0, columns, torch.ones(count, 1))
-            kept, first = kept[count * extractor.frame_shift :], first + count
+    before = -extractor.first_sample  # by so much a frame reaches to the left of its place
+    context = before and before // shift + 2  # frames that are computed again, since their left is known
+    kept, begin, first = torch.zeros(0), 0, 0  # samples from a frame on, its number, and that of the next one
+    for part in chain((part for piece in waveform for part in piece.split(10 * extractor.sampling_rate)), [None]):
+        if part is None:
+            last = begin + extractor.num_frames(len(kept))
+        else:
+            kept = torch.cat((kept, part))
+            last = begin + (len(kept) + before - extractor.frame_length) // shift + 1  # that lie within it
+        last = min(last, num_frames)
+        if last > first:
+            (frames,) = extractor.fbank([kept], last - begin)  # (frames, mel bins)
+            columns = torch.arange(first, last) * num_columns // num_frames
+            sums.index_add_(0, columns, frames[first - begin :].exp())
+            counts.index_add_(0, columns, torch.ones(last - first, 1))
+            skipped = max(0, last - context - begin)
+            kept, begin, first = kept[skipped * shift :], begin + skipped, last
     return (sums / counts).log()
 
 

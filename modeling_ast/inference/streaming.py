@@ -15,6 +15,8 @@ from modeling_ast.resampling import StreamResampler
 class StreamTagger:
     """A recording that is still arriving, from a microphone or a socket, tagged as the pipeline tags it as a file.
 
+    The scores of all windows are kept for `finish`: of 527 labels 2 kB each.
+
     Args:
         classifier: The pipeline.
         sampling_rate: Of what arrives, in Hz; `None` means the model's.

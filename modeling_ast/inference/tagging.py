@@ -30,7 +30,7 @@ def check_event_options(
         ValueError: Options that contradict each other or the model.
     """
     if classifier.model.config.problem_type == "regression" and function_to_apply is None:
-        if given := [name for name, value in options.items() if value]:
+        if given := [name for name, value in options.items() if value or (value == 0 and "threshold" in name)]:
             name = classifier.model.name_or_path
             raise ValueError(f"No effect on {name}, a regression model, which gives no events: {given[0]}.")
         return None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from modeling_ast import ASTFeatureExtractor
+from modeling_ast import ASTFeatureExtractor, AudioError
 from modeling_ast.data.files import written_beside
 from modeling_ast.data.labels import DataError, plain
 from modeling_ast.data.parts import Part
@@ -19,6 +20,8 @@ from modeling_ast.inference.results_folder import UNDIVIDED, ResultsFolder, in_f
 from modeling_ast.inference.sound_files import SoundFile
 from modeling_ast.inference.timeline import Event, Timeline, audacity_labels, is_number, read_timeline
 from modeling_ast.loading import as_model_error
+
+logger = logging.getLogger(__name__)
 
 # What a line lists of a recording, and what each row of a list says.
 _LISTS = {"tags": ("label", "score"), "events": ("label", "start", "end", "score")}
@@ -162,7 +165,6 @@ class TagsFolder(ResultsFolder):
 
         Raises:
             DataError: Results without events or timelines, or options that cannot work.
-            AudioError: A recording that cannot be read any longer, which a picture needs.
             ModelError: A model that is not there any longer, whose feature extractor a picture needs.
         """
         settings = parse(self.settings_path.read_bytes()) or {}
@@ -175,14 +177,17 @@ class TagsFolder(ResultsFolder):
             extractor = self._load_extractor()
         # The lines, with all that can go wrong in options and timelines, come first, and then what is made of them.
         self.journal.replace(self._with_events(settings, options))
+        write_text(self.settings_path, json.dumps({**settings, **options}, indent=2, allow_nan=False) + "\n")
+        self.settings |= options
+        self.write_tables()
         for line in self.journal.lines() if {"audacity", "png"} & set(self.formats) else ():
             if "error" not in line:
                 timeline = self._read_timeline(line["place"], settings) if extractor else None
                 events = [Event(**row) for row in line["events"]]
-                self._write_events(line["path"], line["place"], timeline, events, extractor, ignore_length=True)
-        write_text(self.settings_path, json.dumps({**settings, **options}, indent=2, allow_nan=False) + "\n")
-        self.settings |= options
-        self.write_tables()
+                try:
+                    self._write_events(line["path"], line["place"], timeline, events, extractor, ignore_length=True)
+                except AudioError as error:
+                    logger.warning(f"{plain(str(error))} Its picture is the one of before.")
 
     def results(self) -> Iterator[tuple[dict[str, Any], Timeline | None]]:
         """The line of each recording that could be tagged, by path, and its timeline where those are kept.
