@@ -19,7 +19,7 @@ from modeling_ast.modeling_ast import GEOMETRY_KEYS
 logger = logging.getLogger(__name__)
 
 # What makes another model of the same weights, and features that it was not trained on.
-_SHAPELESS_KEYS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "head_layer_norm_eps")
+_SHAPELESS_KEYS = ("num_attention_heads", "hidden_act")
 _FEATURE_KEYS = ("feature_extractor_type", "sampling_rate", "mean", "std", "padding", "do_normalize")
 _SHARE_OF_BEGINNING = 0.05  # of an exponential average, from which on it is told
 
