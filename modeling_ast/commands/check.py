@@ -6,9 +6,8 @@ Listens to every clip once and looks at the files (readable, long enough), sampl
 silence, lengths against `max_length`, labels and their order against the model's, mean and std against the
 recipe's, masks, sampling weights, clips that stand in two splits or folds, and groups (voices, places) that go
 along with a label, or are on both sides of a split. Findings stand in the order in which to mend them. Other keys are
-those of training (with one of `pretrain` no labels are read); `--dataloader_num_workers` processes listen. Of a
-stream it takes the first `--max_train_samples`. Exit status: 0 without errors or warnings (notes tell
-true facts that do no harm), 1 with warnings, 2 with errors.
+those of training (with one of `pretrain` no labels are read); `--dataloader_num_workers` processes listen. A stream's
+first `--max_train_samples` count. Exit status: 0 with notes at most, which do no harm, 1 with warnings, 2 with errors.
 """
 
 import argparse
@@ -31,9 +30,9 @@ from modeling_ast.data.clips import has_stretches
 from modeling_ast.data.examination import LEVELS, ClipSummary, Examination, Finding, in_order, read_all_folds
 from modeling_ast.data.files import write_json
 from modeling_ast.data.splits import read_tables
-from modeling_ast.training.arguments import Arguments, parse_arguments
+from modeling_ast.training.arguments import Arguments
 from modeling_ast.training.building import build_model_and_extractor
-from modeling_ast.training.pretraining_arguments import PretrainingRecipe, pretrains, without_labels
+from modeling_ast.training.pretraining_arguments import parse_any_recipe
 from modeling_ast.training.sampling import class_balanced_weights
 
 NUM_EXAMPLES = 3
@@ -52,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         CommandError, RecipeError, DataError: Options, keys, a model or a data set that cannot be used at all.
     """
     options, recipe_argv = parse_options(argv)
-    arguments = parse_arguments(recipe_argv, PretrainingRecipe)  # which has the keys of all recipes
-    arguments = without_labels(arguments) if pretrains(arguments) else arguments
+    arguments = parse_any_recipe(recipe_argv)
     model_args, data_args, training_args = arguments.model, arguments.data, arguments.training
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     splits = read_tables(data_args, model_args.problem_type == "multi_label_classification")

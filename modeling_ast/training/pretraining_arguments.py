@@ -92,21 +92,21 @@ def parse_pretraining_arguments(argv: Sequence[str]) -> PretrainingRecipe:
         for each in dataclasses.fields(block):
             if each.name in _WITHOUT_EFFECT and getattr(block, each.name) != each.default:
                 raise RecipeError(f"{each.name} has no effect on a pre-training: leave it out.")
-    return without_labels(arguments)
+    return _without_labels(arguments)
 
 
-def pretrains(recipe: PretrainingRecipe) -> bool:
-    """Whether a recipe says anything of pre-training."""
-    return recipe.pretraining != PretrainingArguments()
-
-
-def without_labels(recipe: PretrainingRecipe) -> PretrainingRecipe:
-    """A recipe that reads its clips without labels.
+def parse_any_recipe(argv: Sequence[str]) -> PretrainingRecipe:
+    """`[RECIPE] [--key value ...]` of any kind, without labels where it says anything of pre-training.
 
     Raises:
-        RecipeError: A key that does not go with these, as groups of which labels make folds.
+        RecipeError: As from `parse_arguments`, or a key that does not go with clips without labels.
     """
-    try:
+    recipe = parse_arguments(argv, PretrainingRecipe)  # which has the keys of all recipes
+    return recipe if recipe.pretraining == PretrainingArguments() else _without_labels(recipe)
+
+
+def _without_labels(recipe: PretrainingRecipe) -> PretrainingRecipe:
+    try:  # groups of which labels make folds do not go with these
         return recipe._replace(data=dataclasses.replace(recipe.data, unlabelled=True))
     except ValueError as error:
         raise RecipeError(str(error)) from error
