@@ -174,6 +174,16 @@ def test_folds_that_cannot_be_run_are_one_sentence(fold_recipe, launched, argv, 
     assert launched == []
 
 
+def test_clips_are_dealt_into_folds_where_nothing_names_them(fold_recipe, launched):
+    fold_recipe.write_text(
+        fold_recipe.read_text().replace("eval_fold: 1\n", "").replace("fold_column_name: fold\n", "")
+    )
+    with pytest.raises(RecipeError, match="Expected num_folds, fold_column_name, .* got none"):
+        run_folds.main([str(fold_recipe)])
+    run_folds.main([str(fold_recipe), "--num_folds=3"])
+    assert [(run["eval_fold"], run["num_folds"]) for run in launched] == [("1", "3"), ("2", "3"), ("3", "3")]
+
+
 def test_groups_are_left_out_one_at_a_time_or_some_at_a_time(fold_recipe, launched):
     fold_recipe.write_text(
         fold_recipe.read_text().replace("eval_fold: 1\n", "").replace("fold_column_name: fold\n", "")

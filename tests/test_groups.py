@@ -137,6 +137,39 @@ def test_clips_with_several_labels_have_folds_of_like_sizes(folder):
     assert len(splits.validation) == 4 and len(groups_of(splits)["validation"]) == 1
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_without_groups_clips_are_dealt_into_folds(folder, multi_label):
+    """Each is held out once, drawn anew by nothing, and of one label a clip each fold has a like share of both."""
+    (folder / "testing_list.txt").write_text("one/anna_nohash_0.wav\n")
+    held_out, shares = [], []
+    for fold in "1234":
+        splits = load_splits(str(folder), num_folds=4, eval_fold=fold, multi_label=multi_label)
+        again = load_splits(str(folder), num_folds=4, eval_fold=fold, multi_label=multi_label)
+        own = {name: [clip.path for clip in iterate_clips(part)] for name, part in splits}
+        assert own == {name: [clip.path for clip in iterate_clips(part)] for name, part in again}
+        assert len(own["train"]) == 15 and not set(own["train"]) & set(own["validation"])
+        held_out += own["validation"]
+        shares.append(np.mean(np.ravel(splits.validation["labels"])))
+    assert len(set(held_out)) == len(held_out) == 20 and len(own) == 2
+    assert multi_label or set(shares) <= {0.4, 0.6}
+    assert len({Path(path).name.split("_")[0] for path in own["validation"]}) > 1  # not in the order of their names
+
+
+def test_stretches_of_a_recording_are_in_one_fold(tmp_path):
+    rows = []
+    for number in range(9):
+        write_sound(tmp_path / f"{number}.wav", np.zeros(8000))
+        for place in range(3):
+            rows.append(
+                {"audio": f"{number}.wav", "start": place / 8, "end": place / 8 + 0.1, "label": "ab"[place % 2]}
+            )
+    source = str(write_csv(tmp_path / "clips.csv", rows))
+    own = [load_splits(source, num_folds=3, eval_fold=fold) for fold in "123"]
+    held_out = [{clip.path for clip in iterate_clips(splits.validation)} for splits in own]
+    assert [len(paths) for paths in held_out] == [3, 3, 3] and len(set.union(*held_out)) == 9
+    assert all(len(splits.validation) == 9 for splits in own)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_folds_divide_no_group_and_share_out_the_labels(seed):
     rng = np.random.default_rng(seed)
@@ -188,7 +221,12 @@ def test_check_takes_groups_for_folds(folder):
             "two groups or more, to hold out one, got nohash alone",
         ),
         ({"group_pattern": "(nohash)"}, "expected two groups or more, to hold out one, got nohash alone"),
-        ({"group_pattern": PATTERN, "eval_fold": "1", "num_folds": 6}, "Expected 6 groups or more for .*, got 5"),
+        (
+            {"group_pattern": PATTERN, "eval_fold": "1", "num_folds": 6},
+            "Expected 6 clips or groups, or more, .*, got 5",
+        ),
+        ({"eval_fold": "1", "num_folds": 21}, "Expected 21 clips or groups, or more, .*, got 20"),
+        ({"eval_fold": "4", "num_folds": 3}, "eval_fold to be one of 1, 2, 3, got 4"),
         ({"group_pattern": PATTERN, "num_folds": 2}, "Expected eval_fold with num_folds"),
     ],
 )
@@ -203,9 +241,13 @@ def test_groups_that_cannot_be_used_are_one_sentence(folder, settings, words):
         (["--group_pattern=a", "--group_column_name=b"], "Expected group_column_name or group_pattern, got both"),
         (["--group_pattern=(a"], "Expected group_pattern to be a regular expression, got missing"),
         (["--group_pattern=(a)(b)"], "Expected one pair of brackets in group_pattern, .* got 2"),
-        (["--num_folds=3"], "num_folds puts groups into folds"),
+        (
+            ["--num_folds=3", "--unlabelled=true", "--eval_fold=1"],
+            "without num_folds, or leave out groups or unlabelled",
+        ),
+        (["--num_folds=3", "--streaming=true"], "num_folds has no effect on a stream"),
         (["--num_folds=1", "--group_pattern=a"], r"num_folds in \[2, inf\), got 1"),
-        (["--num_folds=3", "--group_pattern=a", "--fold_column_name=fold"], "and no fold_column_name"),
+        (["--num_folds=3", "--fold_column_name=fold"], "num_folds makes folds, and fold_column_name names them"),
         (["--group_pattern=a", "--unlabelled=true"], "Of clips without labels a group is held out by its name alone"),
         (["--group_pattern=a", "--streaming=true"], "group_pattern has no effect on a stream"),
     ],

@@ -877,7 +877,7 @@ CSV_NAMES = {"audio_column_name": "audio", "label_column_name": "label"}
         (
             table_of(),
             {**GOOD, "eval_fold": 1},
-            "Expected fold_column_name, group.* with eval_fold, got eval_fold alone",
+            "Expected fold_column_name, num_folds, group.* with eval_fold, got eval_fold alone",
         ),
         (
             table_of(),

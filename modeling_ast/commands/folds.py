@@ -5,8 +5,9 @@
 
 Each fold is held out in turn: `accelerate launch -m modeling_ast.commands.train` with `--eval_fold`, which the recipe
 need not name, into `fold_NAME` below its `output_dir`. Folds are those of `fold_column_name`, or groups such as
-speakers (`group_column_name`, `group_pattern`): each alone, or some at a time with `--num_folds K`. What is finished
-is not run again, and what was interrupted goes on; so several machines can each take some of the folds.
+speakers (`group_column_name`, `group_pattern`): each alone, or some at a time with `--num_folds K`, which without
+groups deals the clips into K folds. What is finished is not run again, and what was interrupted goes on; so several
+machines can each take some of the folds.
 
 Of a folder with such runs it is the summary alone: the metric of each fold, mean and deviation, at the epoch with the
 best mean (the paper's way, and optimistic: the same clips choose and report) and at the last epoch, from each
@@ -26,9 +27,8 @@ from psutil import NoSuchProcess, Process
 
 from modeling_ast.commands.command_line import run_command
 from modeling_ast.commands.command_options import CommandError, Parser
-from modeling_ast.data.held_out import sort_folds
 from modeling_ast.data.recipes import RECIPE_NAME, RecipeError
-from modeling_ast.data.sources import read_folds
+from modeling_ast.data.sources import list_folds
 from modeling_ast.training.arguments import parse_arguments
 from modeling_ast.training.folds import describe_summary, save_summary
 from modeling_ast.training.output_dir import recipe_differences
@@ -54,12 +54,13 @@ def main(argv: list[str] | None = None) -> dict | None:
         return summarize(arguments.source, arguments.metric or "accuracy")
     recipe = str(arguments.source)
     _, data_args, _, training_args = parse_arguments([recipe, *keys, "--do_train=false"])
-    if data_args.fold_column_name is None and not data_args.has_groups:
-        raise RecipeError(f"Expected fold_column_name, group_column_name or group_pattern in {recipe}, got none.")
+    if data_args.fold_column_name is None and not data_args.makes_folds:
+        raise RecipeError(
+            f"Expected num_folds, fold_column_name, group_column_name or group_pattern in {recipe}, got none."
+        )
     if any(key.partition("=")[0] == "--eval_fold" for key in keys):
         raise RecipeError("Expected the folds to hold out as --folds, got --eval_fold.")
-    of_data = map(str, range(1, data_args.num_folds + 1)) if data_args.num_folds else read_folds(data_args)[1]
-    folds = arguments.folds or sort_folds(of_data)
+    folds = arguments.folds or list_folds(data_args)
     if wrong := [fold for fold in folds if not re.fullmatch(r"[^/\\\0]+", fold)]:
         raise RecipeError(f"Expected folds whose names can be folders', got {wrong[0]!r}.")
     output_dir, is_new = Path(training_args.output_dir), training_args.overwrite_output_dir

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from modeling_ast.data.clip_tables import SPLIT_ALIASES, SPLITS, Table, filter_rows, find_distinct
 from modeling_ast.data.clips import has_stretches, iterate_clips
@@ -107,13 +107,13 @@ def _find_in_names(paths: Iterable[str], table: Table, pattern: re.Pattern) -> l
     return groups
 
 
-def hold_out_group(rows: Mapping[str, Dataset], eval_fold: str, num_folds: int | None) -> dict[str, Dataset]:
-    """A group, or a fold of groups, of all clips together; what held out some of them before does no more."""
+def hold_out_made_fold(rows: Mapping[str, Dataset], eval_fold: str, num_folds: int | None) -> dict[str, Dataset]:
+    """A group, or a fold of groups or of clips, of all clips together; what held out some before does no more."""
     if len(rows) > 1:
         sizes = " and ".join(f"{len(part)} clips of {split}" for split, part in rows.items())
         logger.warning(f"{sizes} are taken together, to hold out {eval_fold} of all of them.")
     pooled = concatenate_datasets(list(rows.values()))
-    names = np.array(read_groups(pooled), dtype=object)
+    names = _find_undivided(pooled)
     folds = names if num_folds is None else make_folds(names, _labels_of(pooled), num_folds).astype(str).astype(object)
     held_out = eval_fold if eval_fold in set(folds) else _fold_name(eval_fold)  # names of a pattern are as they are
     if held_out not in set(folds):
@@ -130,11 +130,20 @@ def read_groups(rows: Dataset) -> list[str] | None:
     return rows.with_format("arrow").select_columns([GROUP_COLUMN])[:][GROUP_COLUMN].to_pylist()
 
 
+def _find_undivided(rows: Dataset) -> np.ndarray:
+    """What no draw divides, of each clip: its group, or else of stretches the recording, of others the clip itself."""
+    if (groups := read_groups(rows)) is not None:
+        return np.array(groups, dtype=object)
+    if has_stretches(rows):
+        return np.array([clip.path or "" for clip in iterate_clips(rows)], dtype=object)
+    return np.arange(len(rows)).astype(str).astype(object)
+
+
 def make_folds(groups: np.ndarray, labels: np.ndarray | None, num_folds: int) -> np.ndarray:
     """The fold of each clip, from 1 on: of like sizes and none of them with a part of a group.
 
     Args:
-        groups: Of the clips, (clips,).
+        groups: Of the clips, (clips,). Where each has one to itself, they are shuffled first, always alike.
         labels: Class indices (clips,), of which each fold gets a like share as far as groups allow it; `None` of
             clips with several labels or without, where the sizes alone are alike.
         num_folds: How many.
@@ -143,14 +152,18 @@ def make_folds(groups: np.ndarray, labels: np.ndarray | None, num_folds: int) ->
         DataError: Fewer groups than folds.
     """
     if (num_groups := len(set(groups))) < num_folds:
-        raise DataError(f"Expected {num_folds} groups or more for as many folds, got {num_groups}.")
+        raise DataError(f"Expected {num_folds} clips or groups, or more, for as many folds, got {num_groups}.")
     # A class with fewer clips than folds cannot be shared out, which scikit-learn warns of, or refuses for all.
     is_stratified = labels is not None and np.unique(labels, return_counts=True)[1].max() >= num_folds
-    splitter = (StratifiedGroupKFold if is_stratified else GroupKFold)(num_folds)
+    is_alone = num_groups == len(groups)
+    if is_alone:
+        splitter = (StratifiedKFold if is_stratified else KFold)(num_folds, shuffle=True, random_state=0)
+    else:
+        splitter = (StratifiedGroupKFold if is_stratified else GroupKFold)(num_folds)
     folds = np.zeros(len(groups), int)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")
-        for number, (_, held_out) in enumerate(splitter.split(folds, labels, groups), start=1):
+        for number, (_, held_out) in enumerate(splitter.split(folds, labels, None if is_alone else groups), start=1):
             folds[held_out] = number
     return folds
 
@@ -182,12 +195,8 @@ def refuse_divided_groups(rows: Mapping[str, Dataset], source: str) -> None:
 def hold_out_some(rows: Dataset, dataset_name: str, fraction: float) -> dict[str, Dataset]:
     """A share of the clips, drawn at random, of one label a clip a like share of every label; with about so many some
     groups, where there are groups, or recordings, of stretches."""
-    if GROUP_COLUMN in rows.column_names:
+    if GROUP_COLUMN in rows.column_names or has_stretches(rows):
         return _hold_out_some_groups(rows, dataset_name, fraction)
-    if has_stretches(rows):  # of which those of a recording are a group
-        groups = [clip.path or "" for clip in iterate_clips(rows)]
-        parts = _hold_out_some_groups(rows.add_column(GROUP_COLUMN, groups), dataset_name, fraction)
-        return {split: part.remove_columns(GROUP_COLUMN) for split, part in parts.items()}
     count = math.ceil(fraction * len(rows))
     if count == len(rows):
         raise DataError(f"{dataset_name}: too few clips to hold some out, got {count}.")
@@ -213,7 +222,7 @@ def _places_in_class(labels: np.ndarray) -> np.ndarray:
 
 
 def _hold_out_some_groups(rows: Dataset, dataset_name: str, fraction: float) -> dict[str, Dataset]:
-    groups = np.array(read_groups(rows), dtype=object)
+    groups = _find_undivided(rows)
     if len(set(groups)) < 2:
         raise DataError(f"{dataset_name}: expected two groups or more, to hold out one, got {groups[0]} alone.")
     is_held_out = _choose_groups(groups, rows, fraction)

@@ -97,8 +97,8 @@ class DataArguments(StretchArguments):
     eval_fold: str | None = field(
         default=None,
         metadata={
-            "help": "What to hold out: a fold, needed with fold_column_name; of groups one, or with num_folds the "
-            "number of a fold. modeling-ast folds gives each."
+            "help": "What to hold out: a fold, needed with fold_column_name; with num_folds its number; a group. "
+            "modeling-ast folds gives each."
         },
     )
     group_column_name: str | None = field(
@@ -112,7 +112,11 @@ class DataArguments(StretchArguments):
         },
     )
     num_folds: int | None = field(
-        default=None, metadata={"help": "Put the groups into so many folds, each with a like share of every label."}
+        default=None,
+        metadata={
+            "help": "Deal the clips into so many folds, or the groups where there are some, or the recordings of "
+            "stretches; each fold has a like share of every label."
+        },
     )
     split_column_name: str | None = field(
         default=None, metadata={"help": "Column that says train, validation or test."}
@@ -171,7 +175,7 @@ class DataArguments(StretchArguments):
             raise ValueError(f"Expected splits of their own to train, choose and report on, got {self.split_names}.")
         not_for_streams = (
             *("audio_dir", "fold_column_name", "split_column_name", "validation_file", "test_file"),
-            *("linear_baseline", "leave_out_unknown_labels", "group_column_name", "group_pattern"),
+            *("linear_baseline", "leave_out_unknown_labels", "group_column_name", "group_pattern", "num_folds"),
             *self.given_stretch_keys,
         )
         for name in not_for_streams if self.streaming else ():
@@ -195,12 +199,9 @@ class DataArguments(StretchArguments):
                     "Expected one pair of brackets in group_pattern, around the group, or none, got "
                     f"{num_brackets}: write others as (?:...)."
                 )
-        if self.num_folds is not None and (not self.has_groups or self.fold_column_name is not None):
-            raise ValueError(
-                "num_folds puts groups into folds: leave it out, or give group_column_name or group_pattern, and no "
-                "fold_column_name."
-            )
-        if self.unlabelled and self.has_groups and (self.eval_fold is None or self.num_folds is not None):
+        if self.num_folds is not None and self.fold_column_name is not None:
+            raise ValueError("num_folds makes folds, and fold_column_name names them: expected one of them, got both.")
+        if self.unlabelled and (self.num_folds is not None or self.has_groups and self.eval_fold is None):
             raise ValueError(
                 "Of clips without labels a group is held out by its name alone: give it as eval_fold, without "
                 "num_folds, or leave out groups or unlabelled."
@@ -212,9 +213,9 @@ class DataArguments(StretchArguments):
         return self.group_column_name is not None or self.group_pattern is not None
 
     @property
-    def holds_out_groups(self) -> bool:
-        """Whether the folds are made of groups, and not given by a column."""
-        return self.has_groups and self.fold_column_name is None
+    def makes_folds(self) -> bool:
+        """Whether the folds are made here, of groups or of clips, and not given by a column."""
+        return (self.has_groups or self.num_folds is not None) and self.fold_column_name is None
 
     @property
     def split_names(self) -> dict[str, str]:

@@ -35,10 +35,11 @@ from modeling_ast.data.held_out import (
     expect_files,
     find_folds,
     hold_out_fold,
-    hold_out_group,
+    hold_out_made_fold,
     hold_out_some,
     read_groups,
     refuse_divided_groups,
+    sort_folds,
     split_by_column,
 )
 from modeling_ast.data.label_columns import (
@@ -131,7 +132,7 @@ class DataSource:
         rows = add_stretches(rows, tables)
         if self.args.has_groups:
             rows = {split: self._add_groups(part, tables[split]) for split, part in rows.items()}
-        rows = self._hold_out(rows, tables) if "train" in tables or self.args.holds_out_groups else rows
+        rows = self._hold_out(rows, tables) if "train" in tables or self.args.makes_folds else rows
         rows = self._choose(rows)
         if self.args.has_groups and self.model_labels is None:
             refuse_divided_groups(rows, self.name)
@@ -151,9 +152,10 @@ class DataSource:
         lists = [name for name in (self.name, *self.files.values()) if suffix_of(name) in LIST_SUFFIXES]
         if self.args.audio_dir is not None and not lists:
             raise DataError(f"Expected a list ({', '.join(LIST_SUFFIXES)}) with audio_dir, got {self.name}.")
-        if self.args.eval_fold is not None and self.args.fold_column_name is None and not self.args.has_groups:
+        if self.args.eval_fold is not None and self.args.fold_column_name is None and not self.args.makes_folds:
             raise DataError(
-                "Expected fold_column_name, group_column_name or group_pattern with eval_fold, got eval_fold alone."
+                "Expected fold_column_name, num_folds, group_column_name or group_pattern with eval_fold, got "
+                "eval_fold alone."
             )
         if self.args.num_folds is not None and self.args.eval_fold is None:
             raise DataError(
@@ -181,7 +183,7 @@ class DataSource:
         held_out_by = self.args.fold_column_name or self.args.split_column_name
         of_dataset = self.max_missing, self.args.dataset_config_name, self.args.split_names
         tables = self._read(self.name, self.labelled, list(filter(None, [held_out_by])), *of_dataset)
-        is_held_out = self.files or held_out_by or self.args.has_groups or tables.keys() != {"train"}
+        is_held_out = self.files or held_out_by or self.args.makes_folds or tables.keys() != {"train"}
         if not (is_held_out or self.args.unlabelled):
             path = Path(self.name).expanduser()
             is_list = suffix_of(path) in TABLE_SUFFIXES and path.is_file() and not is_annotated(path, self.args)
@@ -315,11 +317,11 @@ class DataSource:
     def _hold_out(self, rows: dict[str, Dataset], tables: dict[str, Table]) -> dict[str, Dataset]:
         """The splits by a fold or a column, where there is one; what files hold stays."""
         args, of_files = self.args, {split: rows[split] for split in self.files}
-        if args.eval_fold is not None and args.holds_out_groups:
+        if args.eval_fold is not None and args.makes_folds:
             own = {split: part for split, part in rows.items() if split not in of_files}
             if self.keep_columns:
                 return {"train": concatenate_datasets(list(own.values()))} | of_files
-            return hold_out_group(own, args.eval_fold, args.num_folds) | of_files
+            return hold_out_made_fold(own, args.eval_fold, args.num_folds) | of_files
         if args.eval_fold is not None and not self.keep_columns:
             return (
                 rows | hold_out_fold(rows["train"], tables["train"], args.fold_column_name, args.eval_fold) | of_files
@@ -381,7 +383,8 @@ def load_splits(dataset_name: str, **settings: Any) -> AudioSplits:
 
 
 def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
-    """The clips of a data set, as rows with `audio`, and the fold of each; where groups make the folds, its group.
+    """The clips of a data set that has a column of folds, or groups, as rows with `audio`, and the fold of each, or
+    where groups make the folds, its group.
 
     Raises:
         DataError: No such data set or column, or a cell, or a file's name, without a fold or a group.
@@ -389,16 +392,27 @@ def read_folds(data_args: DataArguments) -> tuple[Dataset, list[str]]:
     source = DataSource(data_args)
     of_dataset = sys.maxsize, data_args.dataset_config_name, data_args.split_names
     tables = source._read(data_args.dataset_name, (), list(filter(None, [data_args.fold_column_name])), *of_dataset)
-    tables = tables if data_args.holds_out_groups else {"train": tables["train"]}
+    tables = tables if data_args.makes_folds else {"train": tables["train"]}
     for split, table in tables.items():
         if table.stretches is not None:
             tables[split], _ = cut_stretches(table, None, data_args, multi_label=True, allow_bad=True)
     rows = add_stretches({split: to_rows(table) for split, table in tables.items()}, tables)
-    if data_args.holds_out_groups:
+    if data_args.makes_folds:
         pooled = concatenate_datasets([source._add_groups(part, tables[split]) for split, part in rows.items()])
         return pooled, read_groups(pooled)
     folds, codes = find_folds(tables["train"], data_args.fold_column_name)
     return rows["train"], [folds[code] for code in codes]
+
+
+def list_folds(data_args: DataArguments) -> list[str]:
+    """The folds, or groups, to hold out in turn, each once, numbers by their size.
+
+    Raises:
+        DataError: As from `read_folds`.
+    """
+    if data_args.num_folds is not None:
+        return [str(number) for number in range(1, data_args.num_folds + 1)]
+    return sort_folds(read_folds(data_args)[1])
 
 
 def _load_dataset(

@@ -91,7 +91,7 @@ def read_prediction_splits(data_args: DataArguments, model_labels: Sequence[str]
         DataError: As from `DataSource`.
     """
     changes = {"unlabelled": True, "linear_baseline": False, "leave_out_unknown_labels": False, "label_file": None}
-    if data_args.has_groups:  # which tell nothing of clips without labels
+    if data_args.has_groups or data_args.makes_folds:  # which tell nothing of clips without labels
         changes |= dict.fromkeys(("group_column_name", "group_pattern", "num_folds"))
         changes |= {} if data_args.fold_column_name else {"eval_fold": None}
     return _read_for_model(dataclasses.replace(data_args, **changes), True, model_labels)

@@ -5,7 +5,8 @@
 A variant is a name and keys that win over the recipe's; `key=null` takes one out, and {fold} and {seed} stand for the
 run's, as in model_name_or_path=outputs/pretrained/{fold}. The first variant is the one that others are compared with.
 Further keys hold for all of them. With a fold_column_name each fold is held out in turn, with groups (of speakers, by
---group_pattern) each group, and the last epoch is reported; other data have a test split.
+--group_pattern) each group, with --num_folds each of so many, and the last epoch is reported; other data have a test
+split.
 
 Each run is kept in DIR/VARIANT/FOLD_SEED, and the same command goes on where it was stopped, also with more variants,
 folds or seeds. Runs are in turn in this process (OMP_NUM_THREADS=1 gives it one thread). The table has accuracies in
@@ -36,12 +37,11 @@ from transformers import set_seed
 from modeling_ast.commands import embed, evaluate, train
 from modeling_ast.data.decoding import decode
 from modeling_ast.data.files import written_beside
-from modeling_ast.data.held_out import sort_folds
 from modeling_ast.data.intervals import mean_interval
 from modeling_ast.data.metrics import multi_hot
 from modeling_ast.data.predictions import PREDICTIONS_NAME
 from modeling_ast.data.recipes import RecipeError, read_settings
-from modeling_ast.data.sources import read_folds
+from modeling_ast.data.sources import list_folds
 from modeling_ast.data.splits import read_splits
 from modeling_ast.training.arguments import Arguments, parse_arguments
 from modeling_ast.training.baseline import predict_linearly, summarise
@@ -79,11 +79,11 @@ def main(argv: list[str] | None = None) -> pandas.DataFrame:
         base |= SHORT_RUN | {"num_train_epochs": str(args.epochs)} | dict.fromkeys(NOT_IN_SHORT_RUNS, "null")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     folds = [None]
-    if not base.keys().isdisjoint(("fold_column_name", "group_column_name", "group_pattern")):
+    if not base.keys().isdisjoint(("fold_column_name", "group_column_name", "group_pattern", "num_folds")):
         # What is held out must not choose the epoch that it reports.
         base |= {"load_best_model_at_end": "null", "early_stopping_patience": "null"}
         arguments = read_arguments(base | {"do_train": "false"}, args.output_dir)
-        folds = args.folds or sort_folds(read_folds(arguments.data)[1])
+        folds = args.folds or list_folds(arguments.data)
     clips: dict[str, dict[Run, pandas.Series]] = {}
     seconds: dict[Run, float] = {}
     for seed in args.seeds:
