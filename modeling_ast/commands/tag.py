@@ -17,13 +17,11 @@ stays (`--ignore` alone: none). The first one again goes on where it was stopped
 Under accelerate launch or torchrun each process takes its share of the files and a GPU of its own; --part K/N is one
 of N shares, which a SLURM job array fills in. Who is last writes the tables; until then it is said what is missing.
 
-Exit status: 0; 1 if some files cannot be used (a launcher's processes leave that to the last one, since they would end
-one another), 2 if nothing can be done.
+Exit status: 0; 1 if some files cannot be used (of a launcher's processes, the last one's), 2 if nothing can be done.
 """
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from modeling_ast.commands.command_line import run_command
@@ -32,11 +30,12 @@ from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import still_written
 from modeling_ast.data.parts import claimed_part, own_device
+from modeling_ast.inference.budget import find_plan, plan
 from modeling_ast.inference.bulk import report_results
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.sound_files import SoundFile, find_files
-from modeling_ast.inference.tagging import check_event_options, tag_files
-from modeling_ast.inference.tags_folder import FORMATS, TagsFolder
+from modeling_ast.inference.tagging import check_event_options, choose_formats, tag_files
+from modeling_ast.inference.tags_folder import FORMATS, TagsFolder, import_for
 
 EVENT_OPTIONS = {"threshold": None, "low_threshold": None, "min_seconds": 0.0, "merge_seconds": 0.0, "ignore": []}
 GOES_ON = "The same command goes on from here."
@@ -78,16 +77,15 @@ def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[TagsFo
     classifier = audio_tagger(args.model, device=device)
     fingerprint = fingerprint_model(classifier.model, classifier.feature_extractor)
     try:
+        if args.budget is not None:
+            saved = None if args.overwrite else find_plan(args.output_dir)
+            args.dtype, args.hop = saved or plan(classifier, args.window, args.budget, args.batch_size)
         windows = classifier.window_keywords(args.window, args.hop)
         thresholds = check_event_options(classifier, args.function_to_apply, event_options)
+        formats = choose_formats(args.model, args.formats, with_events=thresholds is not None)
     except ValueError as error:
         raise CommandError(str(error)) from error
     classifier.compute_in(args.dtype)
-    with_events = thresholds is not None
-    if not with_events:
-        print(f"{args.model} is a regression model: it gives numbers over time, and no events.", file=sys.stderr)
-        if "audacity" in (args.formats or ()):
-            raise CommandError(f"No effect on {args.model}, which gives no events: formats audacity.")
     scoring = {name: getattr(args, name) for name in ("top_k", "function_to_apply", "aggregate")}
     reading = {name: getattr(args, name) for name in ("ignore_length", "batch_size", "num_workers")}
     settings = {
@@ -95,10 +93,10 @@ def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[TagsFo
         **{"window": args.window, "hop": args.hop, **scoring, **event_options, "thresholds": thresholds},
         "sampling_rate": classifier.feature_extractor.sampling_rate,
     }
-    formats = args.formats or ["jsonl", "csv", *(["audacity"] if with_events else [])]
     folder = TagsFolder(args.output_dir, settings, formats, args.overwrite, args.part)
     options = {**windows, **scoring, **reading}
-    return folder, tag_files(classifier, folder, files, event_options if with_events else None, args.retry, **options)
+    events = None if thresholds is None else event_options
+    return folder, tag_files(classifier, folder, files, events, args.retry, **options)
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
@@ -116,6 +114,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     add("--output_dir", required=True, type=Path, help="of the results")
     add("--window", type=float, metavar="SECONDS", help="of a window; default: what the model was made for")
     add("--hop", type=float, metavar="SECONDS", help="between windows; default: two thirds of the window")
+    add("--budget", type=float, metavar="SECONDS", help="of computing a second of sound: chooses --hop and --dtype")
     add("--top_k", type=int, default=5, help="tags a recording; default: %(default)s")
     add("--aggregate", choices=("mean", "max"), default="mean", help="tags from all windows; default: %(default)s")
     add("--dtype", choices=("float32", "bfloat16", "float16", "int8"), help="default: the weights' own; int8: on CPUs")
@@ -135,11 +134,11 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
             raise CommandError(f"No effect with --events_only, which runs no model: {', '.join(idle)}.")
     elif not args.sources or args.model is None:
         raise CommandError("Expected recordings and --model, or --events_only.")
-    if "png" in (args.formats or ()):
-        import modeling_ast.inference.plots  # noqa: F401 - or say at once that matplotlib is missing
-    if "parquet" in (args.formats or ()):
-        import modeling_ast.inference.parquet_tables  # noqa: F401 - or that pyarrow is
-    check_bulk_options(args, {} if args.events_only else os.environ, top_k=1, min_seconds=0, merge_seconds=0)
+    import_for(args.formats or ())
+    least = {"top_k": 1, "min_seconds": 0, "merge_seconds": 0, "budget": 1e-6}
+    check_bulk_options(args, {} if args.events_only else os.environ, **least)
+    if args.budget is not None and (args.hop is not None or args.dtype or args.part.count > 1):
+        raise CommandError("Expected --budget without --hop and --dtype, which it chooses for one process alone.")
     for name in ("threshold", "low_threshold"):
         if getattr(args, name) is not None and not 0 <= getattr(args, name) <= 1:
             raise CommandError(f"Expected {name} between 0 and 1, got {getattr(args, name)}.")

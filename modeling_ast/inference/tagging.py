@@ -1,5 +1,6 @@
 """Tags of many recordings: what the pipeline says of each goes into a folder of results."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,25 @@ def check_event_options(
     timeline = classifier.postprocess([window], function_to_apply=function_to_apply, return_timeline=True)["timeline"]
     timeline.find_events(**options)
     return timeline.thresholds
+
+
+def choose_formats(model: str, given: Sequence[str] | None, with_events: bool) -> Sequence[str]:
+    """The formats of results, those that are given or the usual ones.
+
+    Args:
+        model: As the user calls it.
+        given: Some of `FORMATS`, or none.
+        with_events: Whether it gives events.
+
+    Raises:
+        ValueError: Labels of events, of a model that gives none.
+    """
+    if with_events:
+        return given or ["jsonl", "csv", "audacity"]
+    print(f"{model} is a regression model: it gives numbers over time, and no events.", file=sys.stderr)
+    if "audacity" in (given or ()):
+        raise ValueError(f"No effect on {model}, which gives no events: formats audacity.")
+    return given or ["jsonl", "csv"]
 
 
 def tag_files(

@@ -31,6 +31,14 @@ _FOLDERS = {"csv": ("timelines", ".csv"), "audacity": ("audacity", ".txt"), "png
 FORMATS = ("jsonl", "parquet", *_FOLDERS)
 
 
+def import_for(formats: Sequence[str]) -> None:
+    """Import what formats are written with, or say at once, by an ImportError, that it is missing."""
+    if "png" in formats:
+        import modeling_ast.inference.plots  # noqa: F401 - matplotlib
+    if "parquet" in formats:
+        import modeling_ast.inference.parquet_tables  # noqa: F401 - pyarrow
+
+
 class TagsFolder(ResultsFolder):
     """Results of tagging in a folder.
 
@@ -73,8 +81,7 @@ class TagsFolder(ResultsFolder):
         self._parquet = Path(path) / "tags.parquet"
         # A table that is there is kept up with the lines, from which it can be had at any time.
         self._has_parquet = "parquet" in formats or (self._parquet.exists() and not overwrite)
-        if self._has_parquet:
-            import modeling_ast.inference.parquet_tables  # noqa: F401 - or say at once that pyarrow is missing
+        import_for(["parquet"] if self._has_parquet else [])
         self._inside = {}  # whether a folder, its links followed, lies in that of its format
         super().__init__(path, {**settings, "formats": self.formats}, overwrite, part)
 
