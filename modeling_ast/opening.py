@@ -138,8 +138,9 @@ def _check_length(file, sound: Sound | None, name: str) -> None:
     Raises:
         AudioError: It is more than a slip of some bytes.
     """
-    # libsndfile takes the last whole page of an OGG file for its end, and says so in its log only.
-    if re.search(r"^Ogg ?: (Last page lacks|Junk after)", file.extra_info, re.MULTILINE):
+    # libsndfile takes the last whole page of an OGG file for its end, and says in its log only that a part of another
+    # follows. That the last page lacks the mark of the end is no fault: some programs that cut or record leave it out.
+    if re.search(r"^Ogg ?: Junk after", file.extra_info, re.MULTILINE):
         raise AudioError(f"{name}: truncated, the file ends before the audio that it declares. {IGNORE_LENGTH}")
     seconds = file.frames / file.samplerate
     if sound is not None and sound.is_wrong and seconds > 0:

@@ -123,6 +123,13 @@ def mend_ogg(content: bytes) -> bytes:
     return bytes(content)
 
 
+def without_end(content: bytes) -> bytes:
+    """An OGG file whose last page does not say that it is the last, as some programs write it."""
+    place = content.rindex(b"OggS") + 5
+    assert content[place] & 4
+    return mend_ogg(content[:place] + bytes([content[place] & ~4]) + content[place + 1 :])
+
+
 def ogg_of_another_codec(header: bytes) -> bytes:
     """The first page of a stream names its codec."""
     page = b"OggS\0\x02" + bytes(8) + b"\x01\0\0\0" + bytes(8) + b"\x01" + bytes([len(header)]) + header
@@ -248,6 +255,7 @@ DECODED = [
     ("silence.flac", encode(np.zeros(LENGTH), format="FLAC"), LENGTH),
     ("silence.ogg", encode(np.zeros(LENGTH), format="OGG"), LENGTH),
     ("silence.mp3", encode(np.zeros(LENGTH), format="MP3"), LENGTH),
+    ("no_last_page.ogg", without_end(OGG), LENGTH),
     ("clipping.wav", encode(np.sign(sound())), LENGTH),
     ("clipping.mp3", encode(np.sign(sound()), format="MP3"), LENGTH),
     ("integers_as_floats.wav", encode(2**31 * np.sign(sound()), subtype="FLOAT"), LENGTH),
