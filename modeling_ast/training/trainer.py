@@ -24,6 +24,7 @@ from modeling_ast.training.augment import smooth_labels
 from modeling_ast.training.checkpoints import ResumableTrainer, ends_epoch
 from modeling_ast.training.faults import saving
 from modeling_ast.training.features import AugmentedFeatures
+from modeling_ast.training.kept_batches import KeptBatches, as_it_is, bytes_a_process
 from modeling_ast.training.losses import weighted_loss
 from modeling_ast.training.rates import rate_factors, split_groups
 from modeling_ast.training.rows import TrainingStream, collate_with_place
@@ -74,6 +75,7 @@ class ASTTrainer(ResumableTrainer):
         self._first_factor = 1.0  # of the optimiser's first group, of the rate of the run
         self.num_taught_epochs: int | None = None  # after which the clips and their draws begin again
         self.adapters = adapters
+        self._kept_loader: DataLoader | None = None  # of what is evaluated on again and again
         if adapters is not None and self.is_sharded:
             raise RecipeError("lora_rank cannot be used with FSDP or DeepSpeed: leave them out, or lora_rank.")
         self.add_callback(_EpochCallback(self))
@@ -93,6 +95,27 @@ class ASTTrainer(ResumableTrainer):
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """As the Trainer's own; what is evaluated on while it trains is decoded once, as far as it fits into memory.
+
+        The Trainer's own gives with persistent workers the clips that it gave first, whatever it is asked for.
+        """
+        args, rows, collator = self.args, eval_dataset, self.data_collator
+        is_kept = rows is self.eval_dataset and (self.is_in_train or self._kept_loader is not None)
+        if is_kept and self._kept_loader is not None:
+            return self._kept_loader
+        persistent = args.dataloader_persistent_workers
+        args.dataloader_persistent_workers = is_kept and args.dataloader_num_workers > 0
+        if is_kept:
+            num_readers = self.args.world_size * max(1, args.dataloader_num_workers)
+            rows, self.data_collator = KeptBatches(rows, collator, bytes_a_process(num_readers)), as_it_is
+        try:
+            loader = super().get_eval_dataloader(rows)
+        finally:
+            args.dataloader_persistent_workers, self.data_collator = persistent, collator
+        self._kept_loader = loader if is_kept else None
+        return loader
 
     def _get_dataloader(self, *args, **kwargs) -> DataLoader:
         """Without pinned memory on a CPU, of which torch would warn."""
