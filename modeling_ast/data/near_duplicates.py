@@ -4,8 +4,11 @@ Each clip keeps its spectrum in 20 bands below the upper three eighths of the me
 first 5 seconds. The nearest clips by the 200 ms around their loudest moments are compared as a whole, at every shift
 up to 120 ms. The correlation of any two of FSDD's 2,000 clips was at most 0.977, of ESC-10's 400 at most 0.90; that of
 a clip with itself at 0.3 of the gain, 50 ms earlier or later, or as an MP3, at least 0.985. Of 60 of each that were
-planted so, 60, 59, 60 and 60 were found in FSDD, 60, 60, 60 and 56 in ESC-10, and nothing else. What was changed in
-all ways at once is missed at times, and so are tones and hums, which are like themselves at any shift.
+planted so, 60, 59, 60 and 60 were found in FSDD, 60, 60, 60 and 56 in ESC-10, and nothing else. In recordings that
+chose nothing (Debian's packages; 1,500 of speech, 1,500 of effects, instruments and words), 59, 60, 60 and 59 were
+found, and all; beside them 3 and 45 pairs, which are alike, too (47 of these waveforms correlate above 0.95, the last
+at 0.94). What was changed in all ways at once is missed at times, and so are tones and hums, which are like themselves
+at any shift.
 """
 
 from collections.abc import Iterator, Sequence
