@@ -7,7 +7,8 @@ RECIPE names the clips, of which MODEL must not have seen the classes; keys of i
 are drawn from, its test clips (or else those that it validates on) are told the accuracy of. Of each draw:
 
     fit: the head of modeling-ast fit, and whether the interval that it tells holds what the test clips say
-    fine-tuned: MODEL trained on the same clips by RECIPE, for --epochs (its learning rate and batch can be given)
+    fine-tuned: MODEL trained on the same clips by RECIPE, with cross entropy and a warm-up of 20 updates, for --epochs
+        (its learning rate and batch can be given)
     linear: logistic regression on mean and deviation of the features
 
 Then a review is simulated, on the training clips, by an annotator who knows their labels: how many answers it takes,
@@ -53,6 +54,7 @@ NOT_IN_A_DRAW = (
     *("num_mel_bins", "initializer_range", "audio_column_name", "label_column_name", "max_train_samples"),
 )
 SHORT = {"eval_strategy": "no", "save_strategy": "no", "lr_scheduler_type": "cosine", "split_column_name": "split"}
+SHORT |= {"problem_type": SINGLE, "warmup_steps": 20}  # of some hundred updates
 ENOUGH = 0.9  # of the accuracy that all labels give
 
 
