@@ -328,7 +328,7 @@ def test_a_fold_that_trained_the_model_is_no_held_out_one(sounds, tmp_path):
     write_csv(clips, [{**row, "fold": number % 2 + 1} for number, row in enumerate(rows)])
     (model / "recipe.yaml").write_text(f"dataset_name: {clips}\neval_fold: '2'\n")
     folds = ["--fold_column_name=fold", "--split", "validation", "--output_dir", tmp_path / "out"]
-    with pytest.raises(DataError, match="Expected eval_fold 2, without which .*model was trained, got 1"):
+    with pytest.raises(DataError, match="Expected eval_fold 2, with which .*model was trained, got 1"):
         run(model, clips, *folds, "--eval_fold=1")
     assert run(model, clips, *folds, "--eval_fold=2")["clips"] == {"validation": 3}
 

@@ -243,7 +243,7 @@ def test_groups_that_cannot_be_used_are_one_sentence(folder, settings, words):
         (["--group_pattern=(a)(b)"], "Expected one pair of brackets in group_pattern, .* got 2"),
         (
             ["--num_folds=3", "--unlabelled=true", "--eval_fold=1"],
-            "without num_folds, or leave out groups or unlabelled",
+            "leave out num_folds, groups or unlabelled",
         ),
         (["--num_folds=3", "--streaming=true"], "num_folds has no effect on a stream"),
         (["--num_folds=1", "--group_pattern=a"], r"num_folds in \[2, inf\), got 1"),

@@ -30,7 +30,7 @@ from modeling_ast.data.fingerprint import fingerprint_model
 from modeling_ast.data.labels import DataError
 from modeling_ast.data.locks import still_written
 from modeling_ast.data.parts import claimed_part, own_device
-from modeling_ast.inference.budget import find_plan, plan
+from modeling_ast.inference.budget import find_plan, make_plan
 from modeling_ast.inference.bulk import report_results
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.inference.sound_files import SoundFile, find_files
@@ -73,13 +73,14 @@ def run(args: argparse.Namespace, files: list[SoundFile] | None) -> tuple[TagsFo
         folder.find_again({name: folder.settings[name] for name in EVENT_OPTIONS} | given)
         return folder, 0
     event_options = EVENT_OPTIONS | given
-    device = args.device or ("cpu" if args.dtype == "int8" else own_device(os.environ))
+    saved = find_plan(args.output_dir) if args.budget is not None and not args.overwrite else None
+    dtype = saved.dtype if saved else args.dtype
+    device = args.device or ("cpu" if dtype == "int8" else own_device(os.environ))
     classifier = audio_tagger(args.model, device=device)
     fingerprint = fingerprint_model(classifier.model, classifier.feature_extractor)
     try:
         if args.budget is not None:
-            saved = None if args.overwrite else find_plan(args.output_dir)
-            args.dtype, args.hop = saved or plan(classifier, args.window, args.budget, args.batch_size)
+            args.dtype, args.hop = saved or make_plan(classifier, args.window, args.budget, args.batch_size)
         windows = classifier.window_keywords(args.window, args.hop)
         thresholds = check_event_options(classifier, args.function_to_apply, event_options)
         formats = choose_formats(args.model, args.formats, with_events=thresholds is not None)

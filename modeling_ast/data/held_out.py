@@ -131,19 +131,19 @@ def read_groups(rows: Dataset) -> list[str] | None:
 
 
 def _find_undivided(rows: Dataset) -> np.ndarray:
-    """What no draw divides, of each clip: its group, or else of stretches the recording, of others the clip itself."""
-    if (groups := read_groups(rows)) is not None:
-        return np.array(groups, dtype=object)
-    if has_stretches(rows):
-        return np.array([clip.path or "" for clip in iterate_clips(rows)], dtype=object)
-    return np.arange(len(rows)).astype(str).astype(object)
+    """What no draw divides, of each clip: its group, or else its file, which is a recording where it is a stretch."""
+    groups = read_groups(rows)
+    if groups is None:
+        groups = [clip.path or str(row) for row, clip in enumerate(iterate_clips(rows))]
+    return np.array(groups, dtype=object)
 
 
 def make_folds(groups: np.ndarray, labels: np.ndarray | None, num_folds: int) -> np.ndarray:
     """The fold of each clip, from 1 on: of like sizes and none of them with a part of a group.
 
     Args:
-        groups: Of the clips, (clips,). Where each has one to itself, they are shuffled first, always alike.
+        groups: Of the clips, (clips,). Where each has one to itself, they are shuffled, in the order of their names
+            always alike.
         labels: Class indices (clips,), of which each fold gets a like share as far as groups allow it; `None` of
             clips with several labels or without, where the sizes alone are alike.
         num_folds: How many.
@@ -160,11 +160,12 @@ def make_folds(groups: np.ndarray, labels: np.ndarray | None, num_folds: int) ->
         splitter = (StratifiedKFold if is_stratified else KFold)(num_folds, shuffle=True, random_state=0)
     else:
         splitter = (StratifiedGroupKFold if is_stratified else GroupKFold)(num_folds)
-    folds = np.zeros(len(groups), int)
+    folds, order = np.zeros(len(groups), int), np.argsort(groups) if is_alone else np.arange(len(groups))
+    labels = None if labels is None else labels[order]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")
         for number, (_, held_out) in enumerate(splitter.split(folds, labels, None if is_alone else groups), start=1):
-            folds[held_out] = number
+            folds[order[held_out]] = number
     return folds
 
 

@@ -115,7 +115,7 @@ class DataArguments(StretchArguments):
         default=None,
         metadata={
             "help": "Deal the clips into so many folds, or the groups where there are some, or the recordings of "
-            "stretches; each fold has a like share of every label."
+            "stretches; of one label a clip each fold has a like share of every label."
         },
     )
     split_column_name: str | None = field(
@@ -203,8 +203,8 @@ class DataArguments(StretchArguments):
             raise ValueError("num_folds makes folds, and fold_column_name names them: expected one of them, got both.")
         if self.unlabelled and (self.num_folds is not None or self.has_groups and self.eval_fold is None):
             raise ValueError(
-                "Of clips without labels a group is held out by its name alone: give it as eval_fold, without "
-                "num_folds, or leave out groups or unlabelled."
+                "Of clips without labels a group is held out by its name alone, as eval_fold: leave out num_folds, "
+                "groups or unlabelled, or give it."
             )
 
     @property

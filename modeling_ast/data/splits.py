@@ -91,7 +91,7 @@ def read_prediction_splits(data_args: DataArguments, model_labels: Sequence[str]
         DataError: As from `DataSource`.
     """
     changes = {"unlabelled": True, "linear_baseline": False, "leave_out_unknown_labels": False, "label_file": None}
-    if data_args.has_groups or data_args.makes_folds:  # which tell nothing of clips without labels
+    if data_args.has_groups or data_args.num_folds is not None:  # which tell nothing of clips without labels
         changes |= dict.fromkeys(("group_column_name", "group_pattern", "num_folds"))
         changes |= {} if data_args.fold_column_name else {"eval_fold": None}
     return _read_for_model(dataclasses.replace(data_args, **changes), True, model_labels)
@@ -177,12 +177,16 @@ def check_fold(model: str, data_args: DataArguments) -> None:
         DataError: The model's recipe held out another one.
     """
     path = Path(model) / RECIPE_NAME
-    own = read_settings(path).get("eval_fold") if path.is_file() else None
-    if own and data_args.eval_fold and own != data_args.eval_fold and was_trained_on(model, data_args.dataset_name):
-        raise DataError(
-            f"Expected eval_fold {own}, without which {model} was trained, got {data_args.eval_fold}, whose clips "
-            "trained it."
-        )
+    recipe = read_settings(path) if path.is_file() else {}
+    if not recipe.get("eval_fold") or not data_args.eval_fold or not was_trained_on(model, data_args.dataset_name):
+        return
+    for name in ("eval_fold", "num_folds"):
+        own, asked = recipe.get(name), getattr(data_args, name)
+        if str(own or "") != str(asked or ""):
+            raise DataError(
+                f"Expected {name} {own or 'none'}, with which {model} was trained, got {asked or 'none'}, by which "
+                "clips that trained it may be held out."
+            )
 
 
 def read_held_out(model: str, data_args: DataArguments, multi_label: bool, alone: str = "test") -> AudioSplits:

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import math
 import statistics
 import sys
@@ -13,7 +14,6 @@ import torch
 
 from modeling_ast.data.unknown import can_be_unknown
 from modeling_ast.inference.pipeline import ASTAudioClassificationPipeline
-from modeling_ast.inference.tags_folder import TagsFolder
 
 ROUNDS = 3
 SHORTEST_HOP = 0.1  # of a window: timelines gain nothing from nearer ones
@@ -30,26 +30,32 @@ class Plan(NamedTuple):
     dtype: str | None
     hop: float | None
 
+    def __str__(self) -> str:
+        hop = "the usual hop" if self.hop is None else f"--hop {self.hop:g}"
+        return f"--dtype {self.dtype} and {hop}" if self.dtype else hop
+
 
 def find_plan(path: Path) -> Plan | None:
-    """What the results in a folder were computed by, to go on with; `None` where there are none.
-
-    Raises:
-        DataError: Something else in the place of results.
-    """
-    if not (path / "settings.json").exists():
+    """What the results in a folder were begun with, to go on with; `None` where there are none."""
+    try:
+        settings = json.loads((path / "settings.json").read_bytes())
+        plan = Plan(settings.get("dtype"), settings["hop"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):  # which `TagsFolder` tells of
         return None
-    settings = TagsFolder.reopen(path, read_only=True).settings
-    return Plan(settings.get("dtype"), settings["hop"])
+    print(f"{path} was begun with {plan}, and goes on so, whatever the budget.", file=sys.stderr)
+    return plan
 
 
-def plan(classifier: ASTAudioClassificationPipeline, window: float | None, budget: float, batch_size: int = 1) -> Plan:
+def make_plan(
+    classifier: ASTAudioClassificationPipeline, window: float | None, budget: float, batch_size: int = 1
+) -> Plan:
     """Measure a model on this machine, with its threads, choose, and say what was chosen.
 
     The weights' own precision is kept if it affords the usual hop of two thirds of a window; else the first of
     bfloat16, where the processor computes it, and 8 bits, on CPUs with onnxruntime, that does. The hop is then as
     short as the budget affords, from a tenth of a window up. Where none affords the usual hop, the fastest gets a
-    longer one, up to a window. What is measured is noise to scores; reading files is not in it.
+    longer one, up to a window. What is measured is noise to scores, in a long recording: neither reading is in it nor
+    the window at the end of each file.
 
     Args:
         classifier: Left as it is.
@@ -58,8 +64,10 @@ def plan(classifier: ASTAudioClassificationPipeline, window: float | None, budge
         batch_size: Windows at a time.
 
     Raises:
-        ValueError: Not even the fastest keeps to the budget with windows one after the other.
+        ValueError: Not even the fastest keeps to the budget with windows one after the other; or a window that
+            cannot be.
     """
+    classifier.window_keywords(window)
     cutter = classifier.window_cutter(window)
     seconds = cutter.length / classifier.feature_extractor.sampling_rate
     measured: dict[str | None, float] = {}
@@ -76,17 +84,18 @@ def plan(classifier: ASTAudioClassificationPipeline, window: float | None, budge
             f"which {dtype or 'the model'} needs on this machine without overlapping windows, got {budget:g}."
         )
     hop = min(seconds, round(math.ceil(hop * 100) / 100, 2))  # as somebody would give it
-    given = f"--dtype {dtype} --hop {hop:g}" if dtype else f"--hop {hop:g}"
-    print(
-        f"Within a budget of {budget:g} s a second of sound: {given}, {measured[dtype] / hop:.3g} s.", file=sys.stderr
-    )
-    return Plan(dtype, hop)
+    plan, cost = Plan(dtype, hop), measured[dtype] / hop
+    print(f"Within a budget of {budget:g} s a second of sound: {plan}, {cost:.3g} s.", file=sys.stderr)
+    return plan
 
 
 def faster_dtypes(classifier: ASTAudioClassificationPipeline) -> list[str]:
     """What may be faster than the weights' own precision on this device, the nearest to it first."""
     is_cpu = classifier.model.device.type == "cpu"
-    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported() if is_cpu else torch.cuda.is_bf16_supported()
+    if is_cpu:
+        has_bfloat16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:
+        has_bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     found = ["bfloat16"] if has_bfloat16 and classifier.model.dtype == torch.float32 else []
     has_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
     if is_cpu and has_onnx and not can_be_unknown(classifier.model.config):

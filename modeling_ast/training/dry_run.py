@@ -88,7 +88,8 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset]) -> dict[str, floa
         results |= {"dry_run_evaluations": evaluations, "dry_run_clips_per_second": rate}
         logger.info(
             f"{evaluations} evaluation(s) while it trains and those at its end, of {clips} clips in all at {rate:.3g} "
-            f"clips/s: about {_shown(clips / rate)}. Together about {_shown(seconds)}."
+            f"clips/s: {_shown(clips / rate)} at most, of clips that are decoded each time. Together about "
+            f"{_shown(seconds)}."
         )
     if torch.cuda.is_available():
         logger.info(f"The GPU's memory was used up to {torch.cuda.max_memory_allocated() / 1e9:.1f} GB.")

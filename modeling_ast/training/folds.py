@@ -8,6 +8,7 @@ import numpy as np
 import pandas
 
 from modeling_ast.data.files import write_json
+from modeling_ast.data.held_out import sort_folds
 from modeling_ast.data.labels import DataError
 from modeling_ast.training.results import RESULTS_NAME
 
@@ -22,7 +23,8 @@ def save_summary(output_dir: str | Path, metric: str = "accuracy") -> dict:
         DataError: No runs, or runs that do not belong together.
     """
     output_dir = Path(output_dir)
-    folders = sorted(output_dir.glob("fold_*"), key=lambda folder: (len(folder.name), folder.name))
+    names = sort_folds(folder.name.removeprefix("fold_") for folder in output_dir.glob("fold_*"))
+    folders = [output_dir / f"fold_{name}" for name in names]
     if not folders:
         raise DataError(f"{output_dir}: expected folders fold_1, fold_2, ... in it, found none.")
     summary = {**summarize_folds(folders, metric), "folders": [folder.name for folder in folders]}

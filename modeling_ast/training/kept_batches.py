@@ -1,44 +1,32 @@
-"""Batches of held-out clips, which come again after every epoch: decoded once, as far as they fit into memory."""
+"""Batches of held-out clips, which come again after every epoch: decoded once, where they fit into memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import psutil
 import torch
+from torch.utils.data import DataLoader
 
-MAX_BYTES = 2 * 2**30  # of all processes together: 4,000 clips of 10 s
+MAX_BYTES = 2**30  # of all processes together: 2,000 clips of 10 s
 MAX_SHARE = 0.125  # of the memory that is free
 
 
 class KeptBatches(torch.utils.data.Dataset):
-    """Rows as batches of what a collator makes of them, kept by the process that made them.
-
-    A loader asks for the same indices in the same order each time, and so does each worker of it that stays.
-    What no longer fits is made anew.
+    """Batches in memory, by the indices of their clips.
 
     Args:
-        rows: Of the clips, decoded when they are asked for.
-        collator: Makes a batch of tensors of some rows.
-        max_bytes: That a process may keep.
+        batches: As a collator makes them.
+        num_clips: Of all processes.
     """
 
-    def __init__(self, rows: Sequence[dict[str, Any]], collator: Callable, max_bytes: int):
-        self.rows, self.collator, self.max_bytes = rows, collator, max_bytes
-        self.num_bytes, self._batches = 0, {}
+    def __init__(self, batches: dict[tuple[int, ...], dict[str, torch.Tensor]], num_clips: int):
+        self.batches, self.num_clips = batches, num_clips
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.num_clips
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """A batch, as the loader's collator gets it, which has nothing left to do."""
-        batch = self._batches.get(tuple(indices))
-        if batch is None:
-            batch = self.collator(self.rows.__getitems__(indices))
-            num_bytes = sum(values.nbytes for values in batch.values())
-            if self.num_bytes + num_bytes <= self.max_bytes:
-                self.num_bytes += num_bytes
-                self._batches[tuple(indices)] = batch
-        return {name: values.clone() for name, values in batch.items()}  # a worker's go to memory that is shared
+        return self.batches[tuple(indices)]
 
 
 def as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -46,6 +34,31 @@ def as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return batch
 
 
-def bytes_a_process(num_processes: int) -> int:
-    """What each may keep of some processes that read held-out clips, as if all were on this machine."""
-    return int(min(MAX_BYTES, MAX_SHARE * psutil.virtual_memory().available) / num_processes)
+def read_batches(
+    rows: Sequence[dict[str, Any]],
+    sampler: Iterable[list[int]],
+    collator: Callable,
+    num_workers: int,
+    start_method: str | None,
+    num_processes: int,
+) -> KeptBatches | None:
+    """Read all batches of this process, if they fit into its part of the memory; `None` if not.
+
+    Args:
+        rows: Decoded when they are asked for.
+        sampler: Of the indices of each batch.
+        collator: Makes a batch of rows.
+        num_workers: Processes that read; 0 is this one.
+        start_method: Of these processes.
+        num_processes: That keep as many, as if all were on this machine.
+    """
+    max_bytes = min(MAX_BYTES, MAX_SHARE * psutil.virtual_memory().available) / num_processes
+    order, kept, num_bytes = list(sampler), {}, 0
+    # With a generator of its own, so that reading draws nothing from the one of the training.
+    options = {"num_workers": num_workers, "generator": torch.Generator(), "multiprocessing_context": start_method}
+    for indices, batch in zip(order, DataLoader(rows, batch_sampler=order, collate_fn=collator, **options)):
+        num_bytes += sum(values.nbytes for values in batch.values())
+        if num_bytes / (len(kept) + 1) * len(order) > max_bytes:
+            return None
+        kept[tuple(indices)] = batch
+    return KeptBatches(kept, len(rows))

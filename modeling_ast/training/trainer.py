@@ -3,7 +3,8 @@
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from modeling_ast.training.augment import smooth_labels
 from modeling_ast.training.checkpoints import ResumableTrainer, ends_epoch
 from modeling_ast.training.faults import saving
 from modeling_ast.training.features import AugmentedFeatures
-from modeling_ast.training.kept_batches import KeptBatches, as_it_is, bytes_a_process
+from modeling_ast.training.kept_batches import KeptBatches, as_it_is, read_batches
 from modeling_ast.training.losses import weighted_loss
 from modeling_ast.training.rates import rate_factors, split_groups
 from modeling_ast.training.rows import TrainingStream, collate_with_place
@@ -75,7 +76,7 @@ class ASTTrainer(ResumableTrainer):
         self._first_factor = 1.0  # of the optimiser's first group, of the rate of the run
         self.num_taught_epochs: int | None = None  # after which the clips and their draws begin again
         self.adapters = adapters
-        self._kept_loader: DataLoader | None = None  # of what is evaluated on again and again
+        self._kept_batches: KeptBatches | bool | None = None  # of `eval_dataset`; `False` where they do not fit
         if adapters is not None and self.is_sharded:
             raise RecipeError("lora_rank cannot be used with FSDP or DeepSpeed: leave them out, or lora_rank.")
         self.add_callback(_EpochCallback(self))
@@ -87,44 +88,38 @@ class ASTTrainer(ResumableTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """As the Trainer's own, with the collator of training."""
-        collator, self.data_collator = self.data_collator, self.train_collator
+        collator = self.train_collator
         if isinstance(self.train_dataset, TrainingStream):
             self.train_dataset.divide(self.args.world_size * max(1, self.args.dataloader_num_workers))
-            self.data_collator = partial(collate_with_place, collator=self.train_collator)
-        try:
+            collator = partial(collate_with_place, collator=self.train_collator)
+        with changed(self, data_collator=collator):
             return super().get_train_dataloader()
-        finally:
-            self.data_collator = collator
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """As the Trainer's own; what is evaluated on while it trains is decoded once, as far as it fits into memory.
+        """As the Trainer's own; what is evaluated on while it trains is read once, where it fits into memory."""
+        loader = self._evaluation_loader(eval_dataset)
+        if eval_dataset is not self.eval_dataset or self.args.accelerator_config.dispatch_batches:
+            return loader
+        if self._kept_batches is None and self.is_in_train:
+            args, own = self.args, (loader.batch_sampler, self.data_collator)
+            readers = args.dataloader_num_workers, args.dataloader_multiprocessing_context
+            self._kept_batches = read_batches(eval_dataset, *own, *readers, args.world_size) or False
+        if not self._kept_batches:
+            return loader
+        without = dict.fromkeys(("dataloader_prefetch_factor", "dataloader_multiprocessing_context"))
+        with changed(self, data_collator=as_it_is), changed(self.args, dataloader_num_workers=0, **without):
+            return self._evaluation_loader(self._kept_batches)
 
-        The Trainer's own gives with persistent workers the clips that it gave first, whatever it is asked for.
-        """
-        args, rows, collator = self.args, eval_dataset, self.data_collator
-        is_kept = rows is self.eval_dataset and (self.is_in_train or self._kept_loader is not None)
-        if is_kept and self._kept_loader is not None:
-            return self._kept_loader
-        persistent = args.dataloader_persistent_workers
-        args.dataloader_persistent_workers = is_kept and args.dataloader_num_workers > 0
-        if is_kept:
-            num_readers = self.args.world_size * max(1, args.dataloader_num_workers)
-            rows, self.data_collator = KeptBatches(rows, collator, bytes_a_process(num_readers)), as_it_is
-        try:
-            loader = super().get_eval_dataloader(rows)
-        finally:
-            args.dataloader_persistent_workers, self.data_collator = persistent, collator
-        self._kept_loader = loader if is_kept else None
-        return loader
+    def _evaluation_loader(self, rows: Any) -> DataLoader:
+        """The Trainer's own, which with persistent workers would give the clips that it gave first, of any rows."""
+        with changed(self.args, dataloader_persistent_workers=False):
+            return super().get_eval_dataloader(rows)
 
     def _get_dataloader(self, *args, **kwargs) -> DataLoader:
         """Without pinned memory on a CPU, of which torch would warn."""
-        pinned = self.args.dataloader_pin_memory
-        self.args.dataloader_pin_memory = pinned and self.args.device.type != "cpu"
-        try:
+        pinned = self.args.dataloader_pin_memory and self.args.device.type != "cpu"
+        with changed(self.args, dataloader_pin_memory=pinned):
             return super()._get_dataloader(*args, **kwargs)
-        finally:
-            self.args.dataloader_pin_memory = pinned
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler:
         """An order of our own, which is the same for any number of processes, but for a stream."""
@@ -324,6 +319,19 @@ class ASTTrainer(ResumableTrainer):
                 type(self.model)(self.model.config).load_state_dict(load_file(path), assign=True)
             self.adapters.unload()
         super().load_trained(path)
+
+
+@contextmanager
+def changed(owner: Any, **values: Any) -> Iterator[None]:
+    """With other values of some attributes, for a while."""
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 class _EpochCallback(TrainerCallback):

@@ -6,7 +6,8 @@ A RUN is a folder of a training with its recipe, as modeling-ast train or tests/
 clips are those that the recipe holds out, all at the model's own length. After a layer the patches stay that the two
 special tokens attend to most in it, mean over heads (EViT: Liang et al., "Not All Patches are What You Need", 2022).
 Of the others nothing stays, or one token that is their mean by that attention (fused). Wider strides are of the same
-weights, as from_pretrained adapts them. --others are runs that were trained with other strides or sizes.
+weights, as from_pretrained adapts them. --others are runs that were trained with other strides or sizes, on features
+of the same shape.
 
 In the table: how many clips are named rightly over all runs, and the time of a forward pass of 8 clips as a share of
 the whole model's, in turn with it, a median of --rounds.
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> pandas.DataFrame:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--others", nargs="*", type=Path, default=[])
-    parser.add_argument("--after", type=int, nargs="+", default=[1, 2], help="layers")
+    parser.add_argument("--after", type=int, nargs="+", default=[1, 2], help="layers, but for the last")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.9, 0.8, 0.7, 0.5, 0.35, 0.25])
     parser.add_argument(
         "--strides", type=int, nargs="+", default=[10, 12, 16, 24], help="over time, of the same weights"
@@ -51,13 +52,14 @@ def main(argv: list[str] | None = None) -> pandas.DataFrame:
             model, features, labels = read_run(run)
             ways = dict(list_ways(run, model, args.after, args.rates, args.strides))
             rows += measure(ways, model, features, labels, args.rounds)
-            print(f"{run}: {len(labels)} clips, {100 * rows[-len(ways)]['right']:.1f} % right", flush=True)
+            print(f"{run}: {len(labels)} clips, {rows[-len(ways)]['right']} right", flush=True)
         for run in args.others:
             model, features, labels = read_run(run)
             whole = load_model(find_model(args.runs[0]))[0]
             rows += measure({name_of(model.config): plain(model)}, whole, features, labels, args.rounds)
     table = pandas.DataFrame(rows).groupby("way", sort=False)[["right", "clips", "time"]]
-    table = table.agg({"right": "mean", "clips": "sum", "time": "median"})
+    table = table.agg({"right": "sum", "clips": "sum", "time": "median"})
+    table["right"] /= table["clips"]
     print("| | clips | right | time |\n|---|---|---|---|")
     for way, row in table.iterrows():
         print(f"| {way} | {row['clips']:.0f} | {100 * row['right']:.1f} % | {row['time']:.2f} |")
@@ -143,7 +145,7 @@ def measure(
     for way, forward in ways.items():
         found = torch.cat([forward(part) for part in features.split(BATCH)]).argmax(dim=1).numpy()
         shares = [seconds(forward, batch) / seconds(plain(whole), batch) for _ in range(rounds)]
-        right = float((found == labels).mean())
+        right = int((found == labels).sum())
         rows.append({"way": way, "right": right, "clips": len(labels), "time": statistics.median(shares)})
     return rows
 
