@@ -93,7 +93,9 @@ def parse_command_line(argv: list[str] | None) -> tuple[argparse.Namespace, list
     parser.add_argument(
         "--label_names", nargs="+", default=[], metavar="NAME", help="to begin with; others as they come"
     )
-    parser.add_argument("--order", choices=ORDERS, default="mixed", help="what is asked first; default: %(default)s")
+    parser.add_argument(
+        "--order", choices=ORDERS, default="uncertain", help="what is asked first; default: %(default)s"
+    )
     parser.add_argument("--fit_every", type=int, default=10, help="answers; default: %(default)s")
     parser.add_argument(
         "--problem_type",
