@@ -97,17 +97,17 @@ class ASTTrainer(ResumableTrainer):
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """As the Trainer's own; what is evaluated on while it trains is read once, where it fits into memory."""
-        loader = self._evaluation_loader(eval_dataset)
-        if eval_dataset is not self.eval_dataset or self.args.accelerator_config.dispatch_batches:
-            return loader
-        if self._kept_batches is None and self.is_in_train:
-            args, own = self.args, (loader.batch_sampler, self.data_collator)
+        args, comes_again = self.args, eval_dataset is self.eval_dataset
+        if comes_again and self._kept_batches is None and self.is_in_train:
+            own = self._evaluation_loader(eval_dataset).batch_sampler, self.data_collator
             readers = args.dataloader_num_workers, args.dataloader_multiprocessing_context
-            self._kept_batches = read_batches(eval_dataset, *own, *readers, args.world_size) or False
-        if not self._kept_batches:
-            return loader
+            is_dispatched = args.accelerator_config.dispatch_batches  # by the first process, which reads for all
+            kept = None if is_dispatched else read_batches(eval_dataset, *own, *readers, args.world_size)
+            self._kept_batches = kept or False
+        if not (comes_again and self._kept_batches):
+            return self._evaluation_loader(eval_dataset)
         without = dict.fromkeys(("dataloader_prefetch_factor", "dataloader_multiprocessing_context"))
-        with changed(self, data_collator=as_it_is), changed(self.args, dataloader_num_workers=0, **without):
+        with changed(self, data_collator=as_it_is), changed(args, dataloader_num_workers=0, **without):
             return self._evaluation_loader(self._kept_batches)
 
     def _evaluation_loader(self, rows: Any) -> DataLoader:
