@@ -170,6 +170,25 @@ def test_stretches_of_a_recording_are_in_one_fold(tmp_path):
     assert all(len(splits.validation) == 9 for splits in own)
 
 
+def test_dealt_folds_depend_on_names_alone():
+    names, labels = np.array([f"{number}.wav" for number in range(40)], dtype=object), np.arange(40) % 3
+    order = np.random.default_rng(0).permutation(40)
+    for each in (labels, None):
+        folds = make_folds(names, each, 4)
+        np.testing.assert_array_equal(make_folds(names[order], each if each is None else each[order], 4), folds[order])
+
+
+def test_a_file_that_is_listed_twice_is_in_one_fold(folder):
+    source = list_clips(folder)
+    source.write_text(source.read_text() + source.read_text().splitlines()[1] + "\n")
+    for fold in "123":
+        parts = [
+            {clip.path for clip in iterate_clips(part)}
+            for _, part in load_splits(str(source), num_folds=3, eval_fold=fold)
+        ]
+        assert not parts[0] & parts[1]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_folds_divide_no_group_and_share_out_the_labels(seed):
     rng = np.random.default_rng(seed)

@@ -142,8 +142,8 @@ def make_folds(groups: np.ndarray, labels: np.ndarray | None, num_folds: int) ->
     """The fold of each clip, from 1 on: of like sizes and none of them with a part of a group.
 
     Args:
-        groups: Of the clips, (clips,). Where each has one to itself, they are shuffled, in the order of their names
-            always alike.
+        groups: Of the clips, (clips,). Where each has one to itself, they are shuffled, always alike, whatever
+            order they come in.
         labels: Class indices (clips,), of which each fold gets a like share as far as groups allow it; `None` of
             clips with several labels or without, where the sizes alone are alike.
         num_folds: How many.
