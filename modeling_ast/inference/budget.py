@@ -40,9 +40,9 @@ def find_plan(path: Path) -> Plan | None:
     try:
         settings = json.loads((path / "settings.json").read_bytes())
         plan = Plan(settings.get("dtype"), settings["hop"])
+        print(f"{path} was begun with {plan}, and goes on so, whatever the budget.", file=sys.stderr)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):  # which `TagsFolder` tells of
         return None
-    print(f"{path} was begun with {plan}, and goes on so, whatever the budget.", file=sys.stderr)
     return plan
 
 
