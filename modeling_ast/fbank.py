@@ -9,7 +9,7 @@ matters: pre-emphasis of the waveform instead of each frame moves quiet bins by 
 
 What makes it fast, largest gain first: the power as the squares of the real and the imaginary part, where a magnitude
 would take a root that is then squared; a few frames at a time, which stay in the processor's cache; no products with
-the zeros of the filters.
+the zeros of the filters; no records for gradients that nobody asks for.
 """
 
 import math
@@ -18,6 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
 FRAME_LENGTH_MS = 25.0
@@ -177,7 +178,13 @@ def log_mel(
         if device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return of_block(frames)
         num_blocks = math.ceil(math.prod(frames.shape[:-1]) * num_fft / BLOCK_SAMPLES)
-        return torch.cat([of_block(block) for block in frames.chunk(max(1, num_blocks), dim=-2)], dim=-2)
+        with torch.inference_mode(not _is_differentiated(frames)):
+            blocks = [of_block(block) for block in frames.chunk(max(1, num_blocks), dim=-2)]
+        return torch.cat(blocks, dim=-2)  # outside of the mode: a tensor like any other
+
+
+def _is_differentiated(tensor: torch.Tensor) -> bool:
+    return tensor.requires_grad or forward_ad.unpack_dual(tensor).tangent is not None
 
 
 # In place below where the tensor is the function's own, and without names for what is done with, so that its memory,

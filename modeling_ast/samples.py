@@ -1,5 +1,6 @@
 """Arrays, tensors and lists of samples to clips of float32."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,6 +107,6 @@ def to_waveform(clip: Any, which: str, least: int, sampling_rate: int) -> torch.
             f"{waveform.numel()} for {which}."
         )
     lowest, highest = torch.aminmax(waveform.detach())  # both are NaN where a sample is
-    if not (lowest.isfinite() and highest.isfinite()):
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ValueError(f"Expected finite samples, but {which} holds NaN or infinite ones.")
     return waveform

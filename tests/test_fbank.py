@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch.autograd import forward_ad
 
 import modeling_ast.fbank
 from modeling_ast import ASTFeatureExtractor, load_waveform
@@ -84,6 +85,22 @@ def test_gradient_is_that_of_the_formula(small_blocks):
         gradients.append(leaf.grad)
     assert gradients[0].abs().sum() > 0
     torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-8)
+
+
+def test_forward_derivative_is_that_of_the_formula(small_blocks):
+    waveform, direction = noise(4000).double(), noise(4000, seed=1).double()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(waveform, direction)
+        slopes = [forward_ad.unpack_dual(function(dual, 16000, 40)).tangent for function in (fbank, plain_fbank)]
+    assert slopes[0].abs().sum() > 0
+    torch.testing.assert_close(*slopes, rtol=1e-8, atol=1e-8)
+
+
+def test_features_without_a_gradient_can_be_trained_on(small_blocks):
+    features = fbank(noise(4000))
+    layer = torch.nn.Linear(128, 1)
+    layer(features).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, features.sum(dim=0, keepdim=True))
 
 
 def test_second_derivative_exists(small_blocks):
