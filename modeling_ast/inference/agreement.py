@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.audio import AudioError, load_waveform
 from modeling_ast.data.scores import score_function, to_scores
+from modeling_ast.inference.export import open_graph
 from modeling_ast.inference.timeline import DEFAULT_THRESHOLD
 
 # How far scores of the graph may be from the model's.
@@ -39,7 +40,7 @@ def model_function(
 
 def graph_function(path: str | os.PathLike, num_threads: int) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
     """The same by a graph; clips of different lengths in one batch need one that was exported with lengths."""
-    session = _open(path, num_threads)
+    session = open_graph(path, num_threads)
 
     def run(clips: Sequence[np.ndarray]) -> np.ndarray:
         lengths = np.array([len(clip) for clip in clips])
@@ -55,7 +56,7 @@ def logits_function(
     path: str | os.PathLike, extractor: ASTFeatureExtractor, num_threads: int
 ) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
     """The same by a graph of `export_logits_onnx`, between the feature extractor and a softmax."""
-    session = _open(path, num_threads)
+    session = open_graph(path, num_threads)
 
     def run(clips: Sequence[np.ndarray]) -> np.ndarray:
         rate = extractor.sampling_rate
@@ -64,14 +65,6 @@ def logits_function(
         return to_scores(logits, "softmax")
 
     return run
-
-
-def _open(path: str | os.PathLike, num_threads: int):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def agreement_measure(config: ASTConfig) -> tuple[str, Callable[[np.ndarray, np.ndarray], float]] | None:

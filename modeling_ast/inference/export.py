@@ -414,3 +414,15 @@ def require_onnx() -> None:
         raise ImportError(
             f"The export needs onnx, onnxscript and onnxruntime ({error}): pip install 'modeling_ast[onnx]'"
         ) from error
+
+
+def open_graph(graph: str | os.PathLike | bytes, num_threads: int):
+    """An onnxruntime session that computes a graph, a file or its bytes, on so many threads of the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    # Its threads wait for work by spinning, for a while after each run too, where they take the cores from torch:
+    # features of the next clip, and the next model, then take up to twice as long.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from modeling_ast import ASTFeatureExtractor, ASTForAudioClassification
 from modeling_ast.data.unknown import can_be_unknown
-from modeling_ast.inference.export import export_logits_onnx, require_onnx
+from modeling_ast.inference.export import export_logits_onnx, open_graph, require_onnx
 from modeling_ast.inference.quantization import quantize_onnx
 from modeling_ast.loading import ModelError
 
@@ -56,11 +56,7 @@ class Int8ForAudioClassification(nn.Module):
             attention_mask: (batch, frames), 1 on each clip's own frames, which come first.
         """
         if self.session is None:
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            self.session = onnxruntime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
+            self.session = open_graph(self.graph, torch.get_num_threads())
         lengths = attention_mask.sum(dim=1).tolist()
         clips = [values[None, :length].numpy() for values, length in zip(input_values, lengths)]
         logits = [self.session.run(["logits"], {"input_values": clip})[0] for clip in clips]
