@@ -43,9 +43,6 @@ from comparison import (
     generate_sounds,
     inference,
     int8,
-    logits_of,
-    make_clip,
-    make_spectrograms,
     short_clips,
     skipped,
     spread,
@@ -55,7 +52,6 @@ from comparison import (
 from datasets import Audio, Dataset
 from measuring import (
     BenchmarkError,
-    LayerProducts,
     Row,
     check_agreement,
     describe_machine,
@@ -68,13 +64,14 @@ from measuring import (
     threads,
     time_in_turn,
 )
+from on_gpu import gpu
 from sklearn.metrics import average_precision_score
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from training_steps import PATCHOUT_COLUMNS, PATCHOUT_ROWS, training
 from transformers.models.audio_spectrogram_transformer import ASTFeatureExtractor as StockExtractor
-from transformers.models.audio_spectrogram_transformer import ASTForAudioClassification as StockModel
 
-from modeling_ast import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+from modeling_ast import ASTConfig, ASTFeatureExtractor
 from modeling_ast.audio import AudioError, load_waveform, read_samples
 from modeling_ast.configuration_ast import SIZES
 from modeling_ast.data.collating import ASTDataCollator
@@ -84,9 +81,6 @@ from modeling_ast.training.arguments import AugmentArguments
 from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.rows import TrainingRows
 
-NUM_TRAIN_CLIPS = 1_953_082  # AudioSet's, of 10 s: configs/audioset_full.yaml
-# How far a loss and a gradient may be from stock's, and logits of a GPU, which rounds in another order.
-STEP_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 # All of AudioSet's recipe (configs/audioset_full.yaml) and of Speech Commands': mixup, crop, masks, noise and roll.
 AUGMENTATION = {"mixup_probability": 0.5, "random_crop": True, "freq_mask_bins": 48, "time_mask_frames": 192}
 AUGMENTATION |= {"max_noise": 0.1, "roll_frames": 10}
@@ -97,83 +91,9 @@ HANDED_OVER = {
 }
 # Of one H100 (SXM, dense bf16). Source: NVIDIA's data sheet.
 H100_OPERATIONS_PER_SECOND = 989e12
-# The share of its rate that training is to reach, workers, and the patchout of PaSST for 10 s: 4 rows, 40 columns.
-# Source: Koutini et al., "Efficient Training of Audio Transformers with Patchout", Interspeech 2022.
-TRAINING_SHARE, NUM_WORKERS, PATCHOUT_ROWS, PATCHOUT_COLUMNS = 0.45, 8, 4, 40
+# The share of its rate that training is to reach, and workers.
+TRAINING_SHARE, NUM_WORKERS = 0.45, 8
 ALLOWED_FALL = 0.15
-
-
-class TrainingStep:
-    """One update by AdamW: of the same batch again and again, as nothing but its time is of interest.
-
-    Args:
-        model: Ours or stock.
-        inputs: Spectrograms (batch, frames, mel bins), on the model's device.
-        dtype: bfloat16 computes under autocast, with weights and gradients in float32.
-    """
-
-    def __init__(self, model: torch.nn.Module, inputs: torch.Tensor, dtype: torch.dtype):
-        self.model, self.inputs, self.dtype = model.train(), inputs, dtype
-        self.labels = torch.arange(len(inputs), device=inputs.device)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-        # The first parameter: its gradient comes through all layers.
-        self.first = model.get_parameter("audio_spectrogram_transformer.embeddings.patch_embeddings.projection.bias")
-
-    def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss before the update, and the gradient of the first parameter."""
-        self.optimizer.zero_grad()
-        with torch.autocast(self.inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            loss = self.model(self.inputs, labels=self.labels).loss
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach(), self.first.grad.clone()
-
-
-def training(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    inputs, work = make_spectrograms(args, args.train_batch_size), f"step, {args.size}, {args.max_length} frames, "
-    operations = len(inputs) * count_stock(folder, args.max_length, backward=True)
-    for name in args.dtypes:
-        dtype, what = DTYPES[name], f"{name}, batch {len(inputs)}"
-        ours = ASTForAudioClassification.from_pretrained(folder)
-        sides = {"ours": ours, "stock": StockModel.from_pretrained(folder)}
-        if patchout := patchout_keys(ours.config):
-            sides["patchout"] = ASTForAudioClassification.from_pretrained(folder, **patchout)
-        sides = {side: TrainingStep(model, inputs, dtype) for side, model in sides.items()}
-        bare = LayerProducts(ours.config, len(inputs) * ours.config.num_tokens, dtype)
-        check = agreement(["ours"], STEP_TOLERANCES[dtype])
-        seconds = time_in_turn({**sides, "products": bare}, args.rounds, check)
-        share = operations / bare.operations * seconds["products"] / seconds["ours"]
-        yield Row("training", work + what, seconds["ours"], seconds["stock"], "s", 1.2, share, None, "products")
-        if patchout:
-            note = ", ".join(["the other side is ours without", *(f"{key} {n}" for key, n in patchout.items())])
-            yield Row("training", f"{work}{what}, patchout", seconds["patchout"], seconds["ours"], goal=2.7, note=note)
-        else:
-            yield skipped("training", f"{work}{what}, patchout", "no row or column of patches can be left out")
-        del sides, ours
-        try:
-            peaks = [in_new_process(training_memory, side, args, folder, dtype) for side in ("ours", "stock")]
-        except OSError as error:
-            yield skipped("training", f"{work}{what}, memory", str(error))
-            continue
-        note = "peak of a process of its own over what its imports take"
-        yield Row("training", f"{work}{what}, memory", *peaks, unit="MB", goal=1.0, note=note)
-
-
-def patchout_keys(config: ASTConfig) -> dict[str, int]:
-    """PaSST's share of rows and columns, on this grid; empty where it is too small for any."""
-    rows = config.num_frequency_patches * PATCHOUT_ROWS // 12
-    columns = config.num_time_patches * PATCHOUT_COLUMNS // 101
-    return {"patchout_rows": rows, "patchout_columns": columns} if rows and columns else {}
-
-
-def training_memory(side: str, args: argparse.Namespace, folder: Path, dtype: torch.dtype) -> float:
-    """Megabytes that model, gradients, optimiser and activations of one side take at the most, over two steps."""
-    before = resident_bytes()
-    with threads(args.num_threads):
-        model = {"ours": ASTForAudioClassification, "stock": StockModel}[side].from_pretrained(folder)
-        step = TrainingStep(model, make_spectrograms(args, args.train_batch_size), dtype)
-        step(), step()  # the optimiser's own tensors are there from the first one on
-    return (resident_bytes(peak=True) - before) / 1e6
 
 
 def data(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
@@ -312,88 +232,6 @@ def startup(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     work, share = f"import, load {args.size}, first clip", seconds["bare"] / seconds["ours"]
     limit = "importing torch and reading the weights"
     yield Row("startup", work, seconds["ours"], seconds["stock"], "s", 1.0, share, None, limit)
-
-
-def gpu(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    if torch.cuda.is_available():
-        yield from on_device(args, folder, torch.device("cuda"), torch.bfloat16)
-    else:
-        yield skipped("gpu", "features, inference and training on a GPU", "no CUDA device")
-
-
-def on_device(
-    args: argparse.Namespace, folder: Path, device: torch.device, dtype: torch.dtype, largest_batch: int = 1024
-) -> Iterator[Row]:
-    """The same on a GPU, each side at the batch that suits it best."""
-    extractor, stock_extractor = ASTFeatureExtractor.from_pretrained(folder), StockExtractor.from_pretrained(folder)
-    clips = [make_clip(10, seed) for seed in range(min(32, largest_batch))]
-    on_it = torch.from_numpy(np.stack(clips)).to(device)
-    sides = {"ours": lambda: extractor(on_it, sampling_rate=RATE, return_tensors="pt")["input_values"]}
-    sides["stock"] = lambda: stock_extractor(clips, sampling_rate=RATE, return_tensors="pt")["input_values"]
-    seconds = time_in_turn(sides, args.rounds, agreement(["ours"], 1e-2))  # its transform rounds otherwise
-    note = "stock's is on the CPU"
-    yield Row("gpu", f"features of {len(clips)} clips of 10 s", seconds["ours"], seconds["stock"], note=note)
-
-    config = ASTConfig.from_pretrained(folder)
-    patchout = patchout_keys(config)
-
-    def build(side: str) -> torch.nn.Module:
-        kind = StockModel if side == "stock" else ASTForAudioClassification
-        keys = patchout if side.startswith("patchout") else {}
-        model = kind.from_pretrained(folder, **keys).to(device)
-        if side.endswith("compiled"):
-            model.compile(dynamic=False)
-        return model
-
-    def forward(side: str, batch_size: int) -> Callable:
-        return logits_of(build(side).to(dtype).eval(), make_spectrograms(args, batch_size).to(device, dtype))
-
-    def step(side: str, batch_size: int) -> Callable:
-        return TrainingStep(build(side), make_spectrograms(args, batch_size).to(device), dtype)
-
-    what = f"{args.size}, {args.max_length} frames, {str(dtype).removeprefix('torch.')}"
-    for work, make, share_goal in (("inference", forward, 0.5), ("training step", step, 0.45)):
-        is_training = make is step
-        operations = count_stock(folder, args.max_length, backward=is_training)
-        tolerance = STEP_TOLERANCES[dtype]
-        agreement(["ours"], tolerance)({side: make(side, 2)() for side in ("ours", "stock")})
-        kinds = ["ours", "patchout"] if is_training and patchout else ["ours"]
-        batches = {side: best_batch(partial(make, side), largest_batch) for side in [*kinds, "stock"]}
-        batches |= {f"{side}, compiled": batches[side] for side in kinds}
-        torch._dynamo.reset()
-        bare = LayerProducts(config, batches["ours"] * config.num_tokens, dtype, device)
-        sides = {side: make(side, size) for side, size in batches.items()}
-        check = agreement(["ours, compiled"], tolerance, reference="ours")  # at the same batch
-        seconds = time_in_turn({**sides, "products": bare}, args.rounds, check)
-        rates = {side: size / seconds[side] for side, size in batches.items()}
-        stock = rates.pop("stock")
-        for side, rate in rates.items():
-            name = f"{work}, {what}, {side}"
-            note = f"batch {batches[side]}, stock's {batches['stock']}"
-            if side.startswith("patchout"):
-                yield Row("gpu", name, rate, stock, "clips/s", goal=3.0, note=note)
-            else:
-                share = operations * rate / (bare.operations / seconds["products"])
-                yield Row("gpu", name, rate, stock, "clips/s", None, share, share_goal, "products", note)
-            if is_training:
-                hours = (NUM_TRAIN_CLIPS / number / 3600 for number in (rate, stock))
-                note = f"derived, of {NUM_TRAIN_CLIPS} clips"
-                yield Row("gpu", f"one epoch of AudioSet, {what}, {side}", *hours, unit="h", note=note)
-
-
-def best_batch(make: Callable[[int], Callable], largest: int) -> int:
-    """The batch size that gives the most clips a second; doubled for as long as that brings 2 % and fits."""
-    best, best_rate, size = 1, 0.0, min(4, largest)
-    while size <= largest:
-        try:
-            rate = size / time_in_turn({"side": make(size)}, rounds=3)["side"]
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            break
-        if rate < 1.02 * best_rate:
-            break
-        best, best_rate, size = size, rate, 2 * size
-    return best
 
 
 SECTIONS = {

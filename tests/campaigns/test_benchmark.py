@@ -8,9 +8,11 @@ import sys
 import benchmark
 import comparison
 import measuring
+import on_gpu
 import pytest
 import soundfile
 import torch
+import training_steps
 from conftest import make_tiny_config, random_model
 from measuring import BenchmarkError, Row
 from torch.utils.flop_counter import FlopCounterMode
@@ -129,7 +131,7 @@ def test_the_gpu_section_runs_on_any_device(tmp_path):
     config = ASTConfig.from_size("tiny224", max_length=128, num_hidden_layers=1, head_layer_norm_eps=None)
     random_model(config).save_pretrained(tmp_path)
     ASTFeatureExtractor(max_length=128).save_pretrained(tmp_path)
-    rows = list(benchmark.on_device(args, tmp_path, torch.device("cpu"), torch.float32, largest_batch=2))
+    rows = list(on_gpu.on_device(args, tmp_path, torch.device("cpu"), torch.float32, largest_batch=2))
     work = " ".join(row.work for row in rows)
     assert "inference" in work and "training step" in work and "ours, compiled" in work and "patchout" in work
     assert all(row.ratio > 0 for row in rows)
@@ -353,8 +355,8 @@ def test_unusable_options_are_one_sentence(options):
 
 
 def test_patchout_is_that_of_passt():
-    assert benchmark.patchout_keys(ASTConfig()) == {"patchout_rows": 4, "patchout_columns": 40}
-    assert benchmark.patchout_keys(make_tiny_config()) == {}
+    assert training_steps.patchout_keys(ASTConfig()) == {"patchout_rows": 4, "patchout_columns": 40}
+    assert training_steps.patchout_keys(make_tiny_config()) == {}
 
 
 def test_without_recordings_or_rounds_nothing_is_measured(tmp_path):
