@@ -184,7 +184,9 @@ def log_mel(
 
 
 def _is_differentiated(tensor: torch.Tensor) -> bool:
-    return tensor.requires_grad or forward_ad.unpack_dual(tensor).tangent is not None
+    """Or may be: of a tensor within vmap it is not known."""
+    is_followed = tensor.requires_grad or forward_ad.unpack_dual(tensor).tangent is not None
+    return is_followed or torch._C._are_functorch_transforms_active()
 
 
 # In place below where the tensor is the function's own, and without names for what is done with, so that its memory,

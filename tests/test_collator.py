@@ -425,7 +425,8 @@ def test_waveforms_that_are_handed_over_become_the_features_of_a_worker(kind, le
     handed_over = collate(rows, augment, extractor=extractor, hands_over=True)
     assert "input_values" not in handed_over and torch.equal(handed_over["labels"], expected["labels"])
     # Each tensor is a file of its own for who gets it of a worker; of a clip that is not heard nothing goes.
-    assert [name for name, value in handed_over.items() if torch.is_tensor(value)] == ["waveforms", "noise", "labels"]
+    tensors = {"waveforms", "sources", "masked_bins", "noise", "labels", *expected} - {"input_values"}
+    assert {name for name, value in handed_over.items() if torch.is_tensor(value)} == tensors
     assert handed_over["waveforms"].shape[1] <= max(extractor.num_samples(64), 400)
     there = {name: each.to(device) if torch.is_tensor(each) else each for name, each in handed_over.items()}
     found = AugmentedFeatures(extractor, augment).compute_handed_over(there)

@@ -44,7 +44,8 @@ def test_dry_run_counts_what_the_run_does(recipe, tmp_path, caplog):
     assert results["dry_run_updates"] == 16 and results["dry_run_evaluations"] == 8  # four epochs of 4, every 2
     assert 0 <= results["dry_run_data_share"] <= 1
     assert results["dry_run_decode_seconds"] > 0 and results["dry_run_features_seconds"] > 0
-    assert "to read and decode" in caplog.text
+    assert "to read and decode" in caplog.text and "to get to the device" not in caplog.text
+    assert results["dry_run_step_seconds"] > 0 == results["dry_run_transfer_seconds"]
     training = 16 * results["dry_run_seconds_per_update"]
     evaluating = (8 * 8 + 2 * (8 + 8)) / results["dry_run_clips_per_second"]  # the averaged model too
     assert results["dry_run_hours"] * 3600 == pytest.approx(training + evaluating, rel=1e-6)
@@ -62,12 +63,34 @@ def test_slow_data_are_told_with_what_to_change(recipe, tmp_path, caplog, monkey
     assert results["dry_run_decode_seconds"] > 0.03 > results["dry_run_features_seconds"]
     workers = int(re.search(r"bottleneck. a process needs dataloader_num_workers: (\d+)", caplog.text)[1])
     assert workers > 1 and "mixup_partner: batch reads no second clip" in caplog.text
+    assert "The slowest of them, with 0 worker(s), is reading and decoding" in caplog.text
     caplog.clear()
     monkeypatch.setattr(dry_run, "SLOW_DATA", -1.0)
-    monkeypatch.setattr(dry_run, "_time_worker", lambda *_: (1e-9, 1e-9))
+    monkeypatch.setattr(dry_run, "_time_worker", lambda *_: (1e-9, 1e-9, {}))
     run(recipe, tmp_path / "run", "--dataloader_num_workers=1", "--mixup_probability=0")
     assert "1 workers of a process should do: too few cores, or a slow disk" in caplog.text
     assert "mixup_partner" not in caplog.text
+
+
+def test_features_where_the_model_is_are_told_apart(recipe, tmp_path, caplog):
+    caplog.set_level("INFO")
+    results = run(recipe, tmp_path / "run", "--features_on_device=true")
+    told = r"ms for what it hands over, [\d.e-]+ ms for its features there; and the model [\d.e-]+ ms"
+    assert re.search(told, caplog.text)
+    update = 4 * (results["dry_run_device_features_seconds"] + results["dry_run_step_seconds"])
+    shared = 1 - results["dry_run_data_share"]
+    assert update == pytest.approx(shared * results["dry_run_seconds_per_update"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("noise", "is_told"), [(0.1, True), (0.0, False)])
+def test_a_slow_way_to_the_device_is_told_with_what_to_change(recipe, tmp_path, caplog, monkeypatch, noise, is_told):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(dry_run, "SLOW_DATA", 1.0)
+    monkeypatch.setattr(dry_run, "_time_device", lambda *_: (10.0, 0.0))  # as no CPU takes
+    run(recipe, tmp_path / "run", "--features_on_device=true", f"--max_noise={noise}")
+    assert "The slowest of them, with 0 worker(s), is the way to the device: 1e+04 ms a clip" in caplog.text
+    assert "The way to the device keeps it waiting. accelerator_config" in caplog.text
+    assert ("max_noise: 0 takes no noise along" in caplog.text) is is_told
 
 
 def test_labels_that_no_clip_to_train_on_has_are_named(recipe, tmp_path, caplog):

@@ -96,6 +96,14 @@ def test_forward_derivative_is_that_of_the_formula(small_blocks):
     torch.testing.assert_close(*slopes, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradient_through_vmap_is_that_of_autograd(small_blocks):
+    waveforms = noise(2, 1000).double().requires_grad_()
+    (expected,) = torch.autograd.grad(fbank(waveforms, 16000, 40).sum(), waveforms)
+    found = torch.func.grad(lambda waves: torch.func.vmap(lambda wave: fbank(wave, 16000, 40))(waves).sum())
+    torch.testing.assert_close(found(waveforms.detach()), expected, rtol=1e-8, atol=1e-8)
+
+
 def test_features_without_a_gradient_can_be_trained_on(small_blocks):
     features = fbank(noise(4000))
     layer = torch.nn.Linear(128, 1)

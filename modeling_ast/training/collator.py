@@ -106,9 +106,9 @@ class AugmentingCollator(ASTDataCollator):
     ) -> tuple[dict[str, Any], list[SpectrogramDraws]]:
         """Features of waveforms, or what is handed over in their place, and what was drawn for their spectrograms."""
         waveforms = self.extractor.to_waveforms(waveforms)
-        draws, noises = zip(*(self.features.draw(len(each), row["generator"]) for each, row in zip(waveforms, rows)))
+        draws = [self.features.draw(len(each), row["generator"]) for each, row in zip(waveforms, rows)]
         make = self.features.hand_over if self.hands_over else self.features.compute
-        return make(waveforms, draws, noises), list(draws)
+        return make(waveforms, draws), draws
 
     def augmented_waveforms(self, rows: list[dict[str, Any]]) -> list[torch.Tensor]:
         """Waveforms of a training batch as its features are computed of, before they are cut."""

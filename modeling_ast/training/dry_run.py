@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from itertools import islice, pairwise
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
@@ -52,9 +54,10 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset]) -> dict[str, floa
 
     Returns:
         `dry_run_updates` and `dry_run_evaluations` of the whole run, `dry_run_seconds_per_update`,
-        `dry_run_data_share` (of an update's time, waiting for data; in [0, 1]), `dry_run_decode_seconds` and
-        `dry_run_features_seconds` (of a clip, of one worker; not of a stream), `dry_run_clips_per_second` of an
-        evaluation, and `dry_run_hours` of it all.
+        `dry_run_data_share` (of an update's time, waiting for data; in [0, 1]), seconds of a clip that is no stream's
+        (of one worker `dry_run_decode_seconds` and `dry_run_features_seconds`, then `dry_run_transfer_seconds`,
+        `dry_run_device_features_seconds` and `dry_run_step_seconds`), `dry_run_clips_per_second` of an evaluation, and
+        `dry_run_hours` of it all.
 
     Raises:
         AudioError, DivergedError: As in the run.
@@ -98,21 +101,29 @@ def dry_run(trainer: ASTTrainer, held_out: dict[str, Dataset]) -> dict[str, floa
 
 
 def _tell_of_data(trainer: ASTTrainer, watch: "_Stopwatch") -> dict[str, float]:
-    """What a clip takes of a data worker and of the model, and what to change where the former is the bottleneck."""
+    """What a clip takes at each stage, which is the slowest, and what to change where that is not the model."""
     if not isinstance(trainer.train_dataset, TrainingRows):
         return {}
     args = trainer.args
     collator = getattr(trainer.train_collator, "collator", trainer.train_collator)  # of what teachers said too
-    decoding, rest = _time_worker(trainer, collator)
     clips = trainer.global_batch_size / args.world_size  # of an update, that this process trains on
-    step = watch.seconds_per_update * (1 - watch.data_share) / clips
-    what = "what it hands over" if collator.hands_over else "its features"
-    logger.info(
-        f"A clip takes a data worker {_in_ms(decoding)} to read and decode and {_in_ms(rest)} for {what}; the model "
-        f"and what goes to it take {_in_ms(step)}."
-    )
-    if watch.data_share > SLOW_DATA:
-        needed, workers = max(1, math.ceil((decoding + rest) / step)), args.dataloader_num_workers
+    decoding, rest, batch = _time_worker(trainer, collator)
+    transfer, on_device = _time_device(trainer, batch)
+    step = watch.seconds_per_update * (1 - watch.data_share) / clips - on_device
+    what, workers = "what it hands over" if collator.hands_over else "its features", args.dataloader_num_workers
+    told = [f"a data worker {_in_ms(decoding)} to read and decode and {_in_ms(rest)} for {what}"]
+    told += [f"{_in_ms(transfer)} to get to the device"] if args.device.type != "cpu" else []
+    told += [f"{_in_ms(on_device)} for its features there"] if collator.hands_over else []
+    logger.info(f"A clip takes {', '.join(told)}; and the model {_in_ms(step)}.")
+    stages = {"reading and decoding": decoding, what: rest}
+    stages = {name: seconds / max(1, workers) for name, seconds in stages.items()}
+    stages |= {"the way to the device": transfer, "features on the device": on_device, "the model": step}
+    slowest = max(stages, key=stages.get)
+    logger.info(f"The slowest of them, with {workers} worker(s), is {slowest}: {_in_ms(stages[slowest])} a clip.")
+    # What loads data also takes a batch to the device.
+    waited = watch.data_share - transfer * clips / watch.seconds_per_update
+    if waited > SLOW_DATA:
+        needed = max(1, math.ceil((decoding + rest) / (transfer + on_device + step)))
         if needed <= workers:
             changes = [f"{workers} workers of a process should do: too few cores, or a slow disk, keep them back"]
         else:
@@ -126,11 +137,19 @@ def _tell_of_data(trainer: ASTTrainer, watch: "_Stopwatch") -> dict[str, float]:
         elif collator.augment.max_noise:
             changes.append("max_noise: 0 draws no noise, a number for each value of the features")
         logger.info(f"Data are the bottleneck. {'; '.join(changes)}.")
-    return {"dry_run_decode_seconds": decoding, "dry_run_features_seconds": rest}
+    elif transfer > SLOW_DATA * step:
+        changes = ['accelerator_config: {"non_blocking": true} lets the device work meanwhile']
+        changes += [] if args.dataloader_pin_memory else ["dataloader_pin_memory: true makes it shorter"]
+        changes += ["max_noise: 0 takes no noise along"] if collator.augment.max_noise and collator.hands_over else []
+        logger.info(f"The way to the device keeps it waiting. {'; '.join(changes)}.")
+    seconds = {"decode": decoding, "features": rest, "transfer": transfer, "device_features": on_device, "step": step}
+    return {f"dry_run_{name}_seconds": each for name, each in seconds.items()}
 
 
-def _time_worker(trainer: ASTTrainer, collator: AugmentingCollator) -> tuple[float, float]:
-    """Seconds of a clip until it is decoded, and from there until it is handed over, as workers go: by one thread."""
+def _time_worker(trainer: ASTTrainer, collator: AugmentingCollator) -> tuple[float, float, dict[str, Any]]:
+    """Seconds of a clip until it is decoded, and from there until it is handed over, as workers go, by one thread; and
+    what is handed over.
+    """
     sampler, size = trainer.make_sampler(), trainer.args.train_batch_size
     last = min(len(sampler) // size - 1, MAX_UPDATES + 1)  # of which no file has just been read, in a long epoch
     num_threads = torch.get_num_threads()
@@ -141,12 +160,34 @@ def _time_worker(trainer: ASTTrainer, collator: AugmentingCollator) -> tuple[flo
             times = [time.perf_counter()]
             rows = trainer.train_dataset.__getitems__(pairs)
             times.append(time.perf_counter())
-            collator.collate(collator.augmented_waveforms(rows), rows)
+            batch, _ = collator.collate(collator.augmented_waveforms(rows), rows)
             times.append(time.perf_counter())
     finally:
         torch.set_num_threads(num_threads)
     decoding, rest = ((end - start) / len(rows) for start, end in pairwise(times))
-    return decoding, rest
+    return decoding, rest, batch
+
+
+def _time_device(trainer: ASTTrainer, batch: dict[str, Any]) -> tuple[float, float]:
+    """Seconds of a clip on its way to the device, and for the features that are computed there."""
+    args, clips = trainer.args, trainer.args.train_batch_size
+    if args.dataloader_pin_memory and args.device.type == "cuda":
+        batch = {name: each.pin_memory() if torch.is_tensor(each) else each for name, each in batch.items()}
+    for _ in range(2):  # the first one allocates
+        times = [_now()]
+        there = send_to_device(batch, args.device)
+        times.append(_now())
+        if "waveforms" in there:
+            trainer.train_features.compute_handed_over(there)
+        times.append(_now())
+    transfer, features = ((end - start) / clips for start, end in pairwise(times))
+    return (0.0 if args.device.type == "cpu" else transfer), (features if "waveforms" in there else 0.0)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():  # a GPU works on behind the call
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _in_ms(seconds: float) -> str:
@@ -179,9 +220,7 @@ class _Stopwatch(TrainerCallback):
         self.waited += time.perf_counter() - self.ended
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ended = time.perf_counter()
+        self.ended = _now()
         self.updates += 1
         if (number := self.trainer.stop_request.agreed(self.trainer.accelerator)) is not None:
             raise Stopped(number)

@@ -49,7 +49,7 @@ class MaskingCollator(AugmentingCollator):
             `ASTForMaskedPretraining`.
         """
         batch, draws = self.collate(self.augmented_waveforms(rows), rows)
-        frames, masks = [each.length for each in draws], (self.mask_ratio, self.mask_clones)
+        frames, masks = [len(each.sources) for each in draws], (self.mask_ratio, self.mask_clones)
         kept = draw_kept(self.config, frames, max(frames), *masks, [row["generator"] for row in rows])
         return {**batch, "kept": kept}
 

@@ -172,7 +172,7 @@ class ASTTrainer(ResumableTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """As the Trainer's own, also of waveforms, by the size of their features."""
         if "waveforms" in inputs:
-            shape = len(inputs["draws"]), max(each.length for each in inputs["draws"]), self.model.config.num_mel_bins
+            shape = *inputs["sources"].shape, self.model.config.num_mel_bins
             inputs = {"input_values": torch.empty(shape, device="meta")}
         return super().floating_point_ops(inputs)
 

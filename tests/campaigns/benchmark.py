@@ -273,8 +273,10 @@ def main(argv: list[str] | None = None) -> int:
             for row in SECTIONS[section](args, folder):
                 rows.append(row)
                 progress.write(" | ".join(filter(None, row.cells())), file=sys.stdout)
+                if earlier is None:  # whatever comes, this row is there
+                    write_report(args, argv, machine, rows, time.perf_counter() - start)
     if earlier is None:
-        write_report(args, argv, machine, rows, time.perf_counter() - start)
+        print(f"Wrote benchmark.md and benchmark.json in {args.output_dir}.")
         return 0
     fallen, missing = fallen_rows(rows, earlier, ALLOWED_FALL)
     print(*(f"not compared: {sentence}" for sentence in missing), sep="\n", end="\n" if missing else "")
@@ -300,7 +302,6 @@ def write_report(
     table = f"{markdown_table(rows)}\n{about}\n\n    {command}\n"
     (args.output_dir / "benchmark.md").write_text(table, encoding="utf-8")
     (args.output_dir / "benchmark.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"Wrote benchmark.md and benchmark.json in {args.output_dir}.")
 
 
 def report_row(row: Row) -> dict:

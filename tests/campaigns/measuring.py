@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -48,12 +49,17 @@ def check_agreement(outputs: Mapping[str, Any], reference: str, tolerance: float
                 f"Expected {name} to give what {reference} gives, of shape {tuple(expected.shape)}, got "
                 f"{tuple(found.shape)}. Nothing was timed."
             )
-        difference = ((found - expected).abs().max() / expected.abs().max()).item()
+        difference = relative_difference(found, expected)
         if not difference <= tolerance:  # nor NaN
             raise BenchmarkError(
                 f"Expected {name} to give what {reference} gives, to {tolerance:g} of the largest value, got a "
                 f"difference of {difference:.2g}. Nothing was timed."
             )
+
+
+def relative_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest, as a share of the largest absolute value that was expected."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
 def time_in_turn(
@@ -143,10 +149,10 @@ class LayerProducts:
 
     def __init__(self, config: Any, tokens: int, dtype: torch.dtype, device: torch.device | str = "cpu"):
         width, wide = config.hidden_size, config.intermediate_size
-        make = torch.Generator().manual_seed(0)
+        make = partial(torch.randn, generator=torch.Generator(device).manual_seed(0), device=device)
         shapes = [(width, width)] * 4 + [(wide, width), (width, wide)]
-        self.weights = [torch.randn(shape, generator=make).to(device, dtype) for shape in shapes]
-        self.inputs = {size: torch.randn(tokens, size, generator=make).to(device, dtype) for size in (width, wide)}
+        self.weights = [make(shape).to(dtype) for shape in shapes]
+        self.inputs = {size: make(tokens, size).to(dtype) for size in (width, wide)}
         self.operations = 2 * tokens * sum(weight.numel() for weight in self.weights)
 
     @torch.inference_mode()

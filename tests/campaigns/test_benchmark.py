@@ -126,15 +126,20 @@ def test_without_a_gpu_its_section_says_so(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_gpu_section_runs_on_any_device(tmp_path):
-    args = argparse.Namespace(size="tiny224", max_length=128, rounds=1)
+def test_the_gpu_section_runs_on_any_device(tmp_path, monkeypatch):
+    args = argparse.Namespace(size="tiny224", max_length=128, rounds=1, num_files=2)
     config = ASTConfig.from_size("tiny224", max_length=128, num_hidden_layers=1, head_layer_norm_eps=None)
     random_model(config).save_pretrained(tmp_path)
     ASTFeatureExtractor(max_length=128).save_pretrained(tmp_path)
-    rows = list(on_gpu.on_device(args, tmp_path, torch.device("cpu"), torch.float32, largest_batch=2))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = list(on_gpu.on_device(args, tmp_path, torch.device("cpu"), torch.float32, 2, num_packed_clips=8))
     work = " ".join(row.work for row in rows)
     assert "inference" in work and "training step" in work and "ours, compiled" in work and "patchout" in work
-    assert all(row.ratio > 0 for row in rows)
+    assert all(row.ratio > 0 for row in rows if row.stock is not None)
+    by_work = {row.work.split(",")[0]: row for row in rows}
+    assert by_work["features in fp32"].ours == by_work["logits in fp32"].ours == 0  # of a CPU from a CPU
+    assert by_work["graphs of 6 lengths"].ours <= 2
+    assert by_work["whole training from shards of WAV"].ours > 0
     epoch = next(row for row in rows if row.unit == "h")
     step = next(row for row in rows if row.work.startswith("training step"))
     assert epoch.ours == pytest.approx(1_953_082 / step.ours / 3600)

@@ -29,7 +29,7 @@ class TrainingStep:
 
     def __init__(self, model: torch.nn.Module, inputs: torch.Tensor, dtype: torch.dtype):
         self.model, self.inputs, self.dtype = model.train(), inputs, dtype
-        self.labels = torch.arange(len(inputs), device=inputs.device)
+        self.labels = torch.arange(len(inputs), device=inputs.device) % model.config.num_labels
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         # The first parameter: its gradient comes through all layers.
         self.first = model.get_parameter("audio_spectrogram_transformer.embeddings.patch_embeddings.projection.bias")
