@@ -14,6 +14,7 @@ the zeros of the filters; no records for gradients that nobody asks for.
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -178,7 +179,7 @@ def log_mel(
         if device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return of_block(frames)
         num_blocks = math.ceil(math.prod(frames.shape[:-1]) * num_fft / BLOCK_SAMPLES)
-        with torch.inference_mode(not _is_differentiated(frames)):
+        with nullcontext() if _is_differentiated(frames) else torch.inference_mode():
             blocks = [of_block(block) for block in frames.chunk(max(1, num_blocks), dim=-2)]
         return torch.cat(blocks, dim=-2)  # outside of the mode: a tensor like any other
 

@@ -19,7 +19,15 @@ from modeling_ast.data.collating import ASTDataCollator
 from modeling_ast.data.decoding import BadClips, DecodeAudio
 from modeling_ast.training import collator as collator_module
 from modeling_ast.training.arguments import ASTTrainingArguments, AugmentArguments
-from modeling_ast.training.augment import clip_generator, draw_mask, draw_mixing_weight, draw_shift, mix, roll
+from modeling_ast.training.augment import (
+    clip_generator,
+    draw_mask,
+    draw_mixing_weight,
+    draw_noise,
+    draw_shift,
+    mix,
+    roll,
+)
 from modeling_ast.training.collator import AugmentingCollator
 from modeling_ast.training.features import AugmentedFeatures
 from modeling_ast.training.rows import TrainingRows, cut
@@ -434,6 +442,46 @@ def test_waveforms_that_are_handed_over_become_the_features_of_a_worker(kind, le
     for name, tensor in expected.items():
         assert found[name].device.type == device and found[name].dtype == tensor.dtype
         torch.testing.assert_close(found[name].cpu(), tensor, atol=1e-5, rtol=0)
+
+
+def one_by_one(waveform, generator, extractor, augment) -> torch.Tensor:
+    """A clip's features, step by step: masked, normalised, rolled, and noise on it."""
+    (spectrogram,) = extractor.fbank([waveform], extractor.max_length)
+    length = extractor.max_length
+    if extractor.padding == "longest":
+        length = min(length, max(len(spectrogram), extractor.min_length))
+    (full,) = extractor.fit_length([spectrogram], length, "max_length")
+    share, fill = length / extractor.max_length, torch.tensor(extractor.padding_value)
+    for _ in range(augment.num_freq_masks):
+        full[:, draw_mask(extractor.num_mel_bins, augment.freq_mask_bins, generator)] = fill
+    for _ in range(augment.num_time_masks):
+        full[draw_mask(length, round(share * augment.time_mask_frames), generator)] = fill
+    if extractor.do_normalize:
+        full, fill = extractor.normalize(full), extractor.normalize(fill)
+    original = augment.original_noise_and_roll
+    shift = draw_shift(round(share * augment.roll_frames), generator)
+    full = roll(full, shift, len(spectrogram), fill.item(), original)
+    noise = draw_noise(full.shape, augment.max_noise, generator, original)
+    return full if noise is None else full + noise
+
+
+@pytest.mark.parametrize("original", [False, True], ids=["ours", "original"])
+@pytest.mark.parametrize("max_noise", [0.0, 0.1])
+@pytest.mark.parametrize("lengths", [(9000,), (9000, 9000), (1300, 9000, 40000)], ids=["one", "alike", "several"])
+@pytest.mark.parametrize("kind", [*KINDS, "other padding"])
+def test_a_batch_is_what_its_clips_are_step_by_step(kind, lengths, max_noise, original):
+    kinds = KINDS | {"other padding": ASTFeatureExtractor(num_mel_bins=32, max_length=64, padding_value=1.5)}
+    extractor, rows = kinds[kind], make_rows(*lengths, first_position=3)
+    settings = {"num_time_masks": 2, "num_freq_masks": 2, "max_noise": max_noise, "mixup_probability": 0.0}
+    augment = replace(EVERYTHING, **settings, random_crop=False, original_noise_and_roll=original)
+    found = features(rows, augment, extractor=extractor)
+    fill = torch.tensor(extractor.padding_value)
+    fill = extractor.normalize(fill) if extractor.do_normalize else fill
+    for row, own in zip(rows, found):
+        generator = clip_generator(0, row["position"])
+        expected = one_by_one(centred(row["waveform"]), generator, extractor, augment)
+        torch.testing.assert_close(own[: len(expected)], expected, atol=1e-5, rtol=0)
+        assert (own[len(expected) :] == fill).all()
 
 
 # Masks

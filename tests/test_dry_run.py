@@ -77,6 +77,7 @@ def test_features_where_the_model_is_are_told_apart(recipe, tmp_path, caplog):
     results = run(recipe, tmp_path / "run", "--features_on_device=true")
     told = r"ms for what it hands over, [\d.e-]+ ms for its features there; and the model [\d.e-]+ ms"
     assert re.search(told, caplog.text)
+    assert results["dry_run_device_features_seconds"] > 0 and results["dry_run_step_seconds"] > 0
     update = 4 * (results["dry_run_device_features_seconds"] + results["dry_run_step_seconds"])
     shared = 1 - results["dry_run_data_share"]
     assert update == pytest.approx(shared * results["dry_run_seconds_per_update"], rel=1e-6)
@@ -88,9 +89,19 @@ def test_a_slow_way_to_the_device_is_told_with_what_to_change(recipe, tmp_path, 
     monkeypatch.setattr(dry_run, "SLOW_DATA", 1.0)
     monkeypatch.setattr(dry_run, "_time_device", lambda *_: (10.0, 0.0))  # as no CPU takes
     run(recipe, tmp_path / "run", "--features_on_device=true", f"--max_noise={noise}")
-    assert "The slowest of them, with 0 worker(s), is the way to the device: 1e+04 ms a clip" in caplog.text
+    assert "The slowest of them, with 0 worker(s), is the way to the device." in caplog.text
     assert "The way to the device keeps it waiting. accelerator_config" in caplog.text
     assert ("max_noise: 0 takes no noise along" in caplog.text) is is_told
+
+
+@pytest.mark.parametrize(("step", "slowest"), [(0.006, "reading and decoding"), (0.009, "the model")])
+def test_a_worker_does_one_after_the_other(recipe, tmp_path, caplog, monkeypatch, step, slowest):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(dry_run, "_time_worker", lambda *_: (0.0045, 0.0035, {}))
+    monkeypatch.setattr(dry_run._Stopwatch, "seconds_per_update", 4 * step)
+    monkeypatch.setattr(dry_run._Stopwatch, "data_share", 0.0)
+    run(recipe, tmp_path / "run", "--dataloader_num_workers=1")
+    assert f"The slowest of them, with 1 worker(s), is {slowest}." in caplog.text
 
 
 def test_labels_that_no_clip_to_train_on_has_are_named(recipe, tmp_path, caplog):

@@ -85,7 +85,8 @@ def make_plan(
         )
     hop = min(seconds, round(math.ceil(hop * 100) / 100, 2))  # as somebody would give it
     plan, cost = Plan(dtype, hop), measured[dtype] / hop
-    print(f"Within a budget of {budget:g} s a second of sound: {plan}, {cost:.3g} s.", file=sys.stderr)
+    speed = f"{cost:.3g} s, {1 / cost:.3g} times real time"
+    print(f"Within a budget of {budget:g} s a second of sound: {plan}, {speed}.", file=sys.stderr)
     return plan
 
 

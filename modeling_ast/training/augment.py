@@ -156,10 +156,10 @@ def roll(
     instead, so that its beginning does not end up behind its padding.
 
     Args:
-        spectrogram: Normalised tensor of shape (all frames, mel bins).
+        spectrogram: Tensor of shape (all frames, ...): of mel bins, or of what stands for a frame.
         shift: Frames; 0 leaves all as it is.
         frames: How many frames are the clip's; the rest is padding.
-        padding: What padding holds after normalisation.
+        padding: What padding holds.
         original: Whether all frames go round, padding included, as in the original.
     """
     if shift == 0:

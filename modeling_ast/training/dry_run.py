@@ -3,6 +3,7 @@
 import logging
 import math
 import signal
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,19 +110,20 @@ def _tell_of_data(trainer: ASTTrainer, watch: "_Stopwatch") -> dict[str, float]:
     clips = trainer.global_batch_size / args.world_size  # of an update, that this process trains on
     decoding, rest, batch = _time_worker(trainer, collator)
     transfer, on_device = _time_device(trainer, batch)
-    step = watch.seconds_per_update * (1 - watch.data_share) / clips - on_device
+    step = max(watch.seconds_per_update * (1 - watch.data_share) / clips - on_device, 1e-9)
     what, workers = "what it hands over" if collator.hands_over else "its features", args.dataloader_num_workers
     told = [f"a data worker {_in_ms(decoding)} to read and decode and {_in_ms(rest)} for {what}"]
     told += [f"{_in_ms(transfer)} to get to the device"] if args.device.type != "cpu" else []
     told += [f"{_in_ms(on_device)} for its features there"] if collator.hands_over else []
     logger.info(f"A clip takes {', '.join(told)}; and the model {_in_ms(step)}.")
-    stages = {"reading and decoding": decoding, what: rest}
-    stages = {name: seconds / max(1, workers) for name, seconds in stages.items()}
-    stages |= {"the way to the device": transfer, "features on the device": on_device, "the model": step}
-    slowest = max(stages, key=stages.get)
-    logger.info(f"The slowest of them, with {workers} worker(s), is {slowest}: {_in_ms(stages[slowest])} a clip.")
-    # What loads data also takes a batch to the device.
-    waited = watch.data_share - transfer * clips / watch.seconds_per_update
+    of_worker = {"reading and decoding": decoding, what: rest}
+    of_device = {"the way to the device": transfer, "features on the device": on_device, "the model": step}
+    is_worker = sum(of_worker.values()) / max(1, workers) > sum(of_device.values())  # workers go on meanwhile
+    slowest = max(stages := of_worker if is_worker else of_device, key=stages.get)
+    logger.info(f"The slowest of them, with {workers} worker(s), is {slowest}.")
+    # What loads data also takes a batch to the device, and waits until it is there.
+    is_async = trainer.args.accelerator_config.non_blocking
+    waited = watch.data_share - (0 if is_async else transfer * clips / watch.seconds_per_update)
     if waited > SLOW_DATA:
         needed = max(1, math.ceil((decoding + rest) / (transfer + on_device + step)))
         if needed <= workers:
@@ -138,10 +140,11 @@ def _tell_of_data(trainer: ASTTrainer, watch: "_Stopwatch") -> dict[str, float]:
             changes.append("max_noise: 0 draws no noise, a number for each value of the features")
         logger.info(f"Data are the bottleneck. {'; '.join(changes)}.")
     elif transfer > SLOW_DATA * step:
-        changes = ['accelerator_config: {"non_blocking": true} lets the device work meanwhile']
+        changes = [] if is_async else ['accelerator_config: {"non_blocking": true} lets the processor go on meanwhile']
         changes += [] if args.dataloader_pin_memory else ["dataloader_pin_memory: true makes it shorter"]
         changes += ["max_noise: 0 takes no noise along"] if collator.augment.max_noise and collator.hands_over else []
-        logger.info(f"The way to the device keeps it waiting. {'; '.join(changes)}.")
+        if changes:
+            logger.info(f"The way to the device keeps it waiting. {'; '.join(changes)}.")
     seconds = {"decode": decoding, "features": rest, "transfer": transfer, "device_features": on_device, "step": step}
     return {f"dry_run_{name}_seconds": each for name, each in seconds.items()}
 
@@ -173,14 +176,16 @@ def _time_device(trainer: ASTTrainer, batch: dict[str, Any]) -> tuple[float, flo
     args, clips = trainer.args, trainer.args.train_batch_size
     if args.dataloader_pin_memory and args.device.type == "cuda":
         batch = {name: each.pin_memory() if torch.is_tensor(each) else each for name, each in batch.items()}
-    for _ in range(2):  # the first one allocates
-        times = [_now()]
+    times = []
+    for _ in range(4):  # the first one allocates
+        marks = [_now()]
         there = send_to_device(batch, args.device)
-        times.append(_now())
+        marks.append(_now())
         if "waveforms" in there:
             trainer.train_features.compute_handed_over(there)
-        times.append(_now())
-    transfer, features = ((end - start) / clips for start, end in pairwise(times))
+        marks.append(_now())
+        times.append([end - start for start, end in pairwise(marks)])
+    transfer, features = (statistics.median(each) / clips for each in zip(*times[1:]))
     return (0.0 if args.device.type == "cpu" else transfer), (features if "waveforms" in there else 0.0)
 
 

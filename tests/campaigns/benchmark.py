@@ -133,7 +133,8 @@ def data(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
                 sides[side] = partial(load, own, name="waveforms")
             sides["decoder"] = lambda files=files: [read_samples(path) for path in files]
             rates = {side: len(files) / time for side, time in time_in_turn(sides, args.rounds).items()}
-        supply[name], share = rates["ours"], rates["ours"] / rates["decoder"]
+        supply |= {(name, side): rate for side, rate in rates.items() if side in HANDED_OVER}
+        share = rates["ours"] / rates["decoder"]
         note = "a core; the other side decodes and extracts without augmentation; the decoder reads one file a clip"
         work = f"10 s {name} to batches, all augmentations"
         yield Row("data", work, rates["ours"], rates["stock"], "clips/s", None, share, None, "decoder", note)
@@ -144,17 +145,17 @@ def data(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
     config = ASTConfig(max_length=args.max_length)
     kept_bins = 128 - config.frequency_stride * PATCHOUT_ROWS
     kept_frames = args.max_length - config.time_stride * (config.num_time_patches * PATCHOUT_COLUMNS // 101)
-    for work, goal, frames, bins in (
-        ("one H100", 1.0, args.max_length, 128),
-        ("one H100 with patchout", None, kept_frames, kept_bins),
+    for work, frames, bins in (
+        ("one H100", args.max_length, 128),
+        ("one H100 with patchout", kept_frames, kept_bins),
     ):
         operations = count_stock(folder, frames, bins, backward=True)
         needed = TRAINING_SHARE * H100_OPERATIONS_PER_SECOND / operations
-        for name, rate in supply.items():
+        for (name, side), rate in supply.items():  # as on a GPU
             note = f"arithmetic: {NUM_WORKERS} workers of {rate:.1f} clips/s : {TRAINING_SHARE:.0%} of "
             note += f"{H100_OPERATIONS_PER_SECOND / 1e12:.0f} TFLOP/s at {operations / 1e9:.0f} GFLOP a clip and step"
-            what = f"{args.size}, {NUM_WORKERS} workers for {work}, {name}"
-            yield Row("data", what, NUM_WORKERS * rate, needed, "clips/s", goal, note=note)
+            what = f"{args.size}, {NUM_WORKERS} workers for {work}, {name}, {side}"
+            yield Row("data", what, NUM_WORKERS * rate, needed, "clips/s", goal=1.0, note=note)
 
 
 def metrics(args: argparse.Namespace, folder: Path) -> Iterator[Row]:

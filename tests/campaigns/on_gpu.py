@@ -226,7 +226,8 @@ def whole_training(sides: Sides, side: str, batch_size: int, step_rate: float, n
     free_memory()  # for the process that trains
     results = in_new_process(train.main, [str(recipe)])
     rate = batch_size / results["dry_run_seconds_per_update"]
-    note = f"{results['dry_run_data_share']:.0%} of the time waits for data, of {workers} workers; batch {batch_size}"
+    loading = results["dry_run_data_share"]
+    note = f"{loading:.0%} of the time for loading, by {workers} workers; batch {batch_size}"
     work = f"whole training from shards of WAV, {sides.what}, {side}"
     return Row("gpu", work, rate, None, "clips/s", None, rate / step_rate, 0.9, "the step alone", note)
 
@@ -248,8 +249,9 @@ def any_length(sides: Sides) -> Row:
 
 
 def best_batch(make: Callable[[int], Callable], largest: int) -> int:
-    """The batch size that gives the most clips a second; doubled for as long as that brings 2 % and fits."""
-    best, best_rate, size = 1, 0.0, min(4, largest)
+    """The batch size that gives the most clips a second; doubled for as long as that brings 2 % and leaves memory."""
+    best, best_rate, size = 2, 0.0, min(4, largest)
+    free_memory()
     while size <= largest:
         rate = 0.0
         with suppress(torch.OutOfMemoryError):

@@ -138,7 +138,7 @@ def test_the_gpu_section_runs_on_any_device(tmp_path, monkeypatch):
     assert all(row.ratio > 0 for row in rows if row.stock is not None)
     by_work = {row.work.split(",")[0]: row for row in rows}
     assert by_work["features in fp32"].ours == by_work["logits in fp32"].ours == 0  # of a CPU from a CPU
-    assert by_work["graphs of 6 lengths"].ours <= 2
+    assert 1 <= by_work["graphs of 6 lengths"].ours <= 2
     assert by_work["whole training from shards of WAV"].ours > 0
     epoch = next(row for row in rows if row.unit == "h")
     step = next(row for row in rows if row.work.startswith("training step"))
