@@ -256,7 +256,7 @@ def best_batch(make: Callable[[int], Callable], largest: int) -> int:
         rate = 0.0
         with suppress(torch.OutOfMemoryError):
             rate = size / time_in_turn({"side": make(size)}, rounds=3)["side"]
-        if free_memory() > MOST_MEMORY or rate < 1.02 * best_rate:
+        if free_memory() > MOST_MEMORY or not rate or rate < 1.02 * best_rate:
             break
         best, best_rate, size = size, rate, 2 * size
     return best
