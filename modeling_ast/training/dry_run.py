@@ -122,7 +122,7 @@ def _tell_of_data(trainer: ASTTrainer, watch: "_Stopwatch") -> dict[str, float]:
     slowest = max(stages := of_worker if is_worker else of_device, key=stages.get)
     logger.info(f"The slowest of them, with {workers} worker(s), is {slowest}.")
     # What loads data also takes a batch to the device, and waits until it is there.
-    is_async = trainer.args.accelerator_config.non_blocking
+    is_async = args.accelerator_config.non_blocking
     waited = watch.data_share - (0 if is_async else transfer * clips / watch.seconds_per_update)
     if waited > SLOW_DATA:
         needed = max(1, math.ceil((decoding + rest) / (transfer + on_device + step)))
