@@ -169,7 +169,9 @@ def log_mel(
     dtype, device, num_fft = frames.dtype, frames.device, _num_fft(sampling_rate)
     window = torch.from_numpy(_window(frames.shape[-1], dtype)).to(device)
     bands = _mel_bands(sampling_rate, num_mel_bins, *limits)
-    bands = [(rows, torch.from_numpy(filters).to(device, dtype)) for rows, filters in bands]
+    # A recipe's `tf32` rounds float32 products on a GPU to ten bits, which moves a bin by about 1e-3; float64 stays.
+    product_dtype = torch.float64 if device.type == "cuda" else dtype
+    bands = [(rows, torch.from_numpy(filters).to(device, product_dtype)) for rows, filters in bands]
 
     def of_block(block: torch.Tensor) -> torch.Tensor:
         return take_log(_mel_energies(window_frames(block, window), num_fft, bands))
@@ -207,7 +209,8 @@ def _mel_energies(frames: torch.Tensor, num_fft: int, bands: list[tuple[slice, t
     """Windowed frames (..., frames, length) to energies (..., frames, num_mel_bins)."""
     spectrum = torch.view_as_real(torch.fft.rfft(frames, n=num_fft))  # (..., num_fft // 2 + 1, 2)
     squares = spectrum.square_().flatten(-2)  # of real and imaginary parts in turn, which the filters add up
-    return torch.cat([squares[..., rows] @ filters for rows, filters in bands], dim=-1)
+    products = [squares[..., rows].to(filters.dtype) @ filters for rows, filters in bands]
+    return torch.cat(products, dim=-1).to(frames.dtype)
 
 
 def _take_log(energies: torch.Tensor) -> torch.Tensor:

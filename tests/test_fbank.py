@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import modeling_ast.fbank
 from modeling_ast import ASTFeatureExtractor, load_waveform
@@ -102,6 +104,33 @@ def test_gradient_through_vmap_is_that_of_autograd(small_blocks):
     (expected,) = torch.autograd.grad(fbank(waveforms, 16000, 40).sum(), waveforms)
     found = torch.func.grad(lambda waves: torch.func.vmap(lambda wave: fbank(wave, 16000, 40))(waves).sum())
     torch.testing.assert_close(found(waveforms.detach()), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_products_on_a_gpu_are_of_float64_which_no_setting_rounds(dtype):
+    """On a device that is not there: shapes and types alone."""
+    products = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            if operation in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+                products.extend(each.dtype for each in args)
+            return operation(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), Record():
+        features = fbank(torch.empty(2, 16000, device="cuda", dtype=dtype))
+    assert products and set(products) == {torch.float64}
+    assert features.device.type == "cuda" and features.shape == (2, 98, 128)
+    assert features.dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tf32_changes_no_feature(monkeypatch):
+    waveform = noise(16000).cuda()
+    expected = fbank(waveform)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
+    torch.testing.assert_close(fbank(waveform), expected, atol=1e-6, rtol=0)
 
 
 def test_features_without_a_gradient_can_be_trained_on(small_blocks):
