@@ -13,12 +13,13 @@ the zeros of the filters; no records for gradients that nobody asks for.
 """
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 
 import numpy as np
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -51,6 +52,17 @@ def _mel(frequency: torch.Tensor | float) -> torch.Tensor | float:
     return 1127.0 * log(1.0 + frequency / 700.0)
 
 
+@contextmanager
+def _outside_of_modes() -> Iterator[None]:
+    """For what is computed once and kept, as an array.
+
+    A tensor would carry the mode (inference, tracing, a transform of torch.func, another default type) in which the
+    first call happened to run into every later one.
+    """
+    with _disable_current_modes(), temporarily_clear_interpreter_stack():
+        yield
+
+
 @lru_cache(maxsize=32)
 def mel_filters(
     sampling_rate: int, num_mel_bins: int, low: float = LOW_FREQUENCY_HZ, high: float | None = None
@@ -64,13 +76,11 @@ def mel_filters(
         Array of shape (num_fft // 2 + 1, num_mel_bins); the last line of the transform, at half the sampling rate, has
         weight 0.
     """
-    # Kept as an array, and computed outside of all modes: a tensor would carry the mode (inference, tracing, another
-    # default type) in which the first call happened to run into every later one. Computed by torch all the same, since
-    # numpy's logarithm differs in the last bit, which quiet bins would show.
+    # Computed by torch, since numpy's logarithm differs in the last bit, which quiet bins would show.
     num_fft = _num_fft(sampling_rate)
     low, high = _mel(low), _mel(high or sampling_rate / 2)
     width = (high - low) / (num_mel_bins + 1)
-    with _disable_current_modes():
+    with _outside_of_modes():
         bins = torch.arange(num_mel_bins, device="cpu", dtype=torch.float32)
         left, center, right = low + bins * width, low + (bins + 1.0) * width, low + (bins + 2.0) * width
         lines = torch.arange(num_fft // 2, device="cpu", dtype=torch.float32)
@@ -101,7 +111,7 @@ def _mel_bands(sampling_rate: int, num_mel_bins: int, *limits: float) -> list[tu
 
 @lru_cache(maxsize=32)
 def _window(length: int, dtype: torch.dtype) -> np.ndarray:
-    with _disable_current_modes():  # as the filters
+    with _outside_of_modes():
         return torch.hann_window(length, periodic=False, device="cpu", dtype=dtype).numpy()
 
 

@@ -106,6 +106,25 @@ def test_gradient_through_vmap_is_that_of_autograd(small_blocks):
     torch.testing.assert_close(found(waveforms.detach()), expected, rtol=1e-8, atol=1e-8)
 
 
+def forward_derivative(function):
+    return lambda waveform: torch.func.jvp(function, (waveform,), (waveform.flip(-1),))[1]
+
+
+TRANSFORMS = [torch.func.vmap, torch.func.jacrev, forward_derivative]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("transform, sampling_rate", zip(TRANSFORMS, (15000, 15100, 15200), strict=True))
+def test_a_transform_may_be_the_first_to_use_the_filter_bank(transform, sampling_rate):
+    """Filters and window, which are kept, belong to no transform. Of a rate that no other test has used before."""
+    waveforms = noise(2, 600).double()
+    found = transform(lambda waves: fbank(waves, sampling_rate, 7))(waveforms)
+    expected = transform(lambda waves: plain_fbank(waves, sampling_rate, 7))(waveforms)
+    assert expected.abs().sum() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(fbank(waveforms, sampling_rate, 7), plain_fbank(waveforms, sampling_rate, 7))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_products_on_a_gpu_are_of_float64_which_no_setting_rounds(dtype):
     """On a device that is not there: shapes and types alone."""
