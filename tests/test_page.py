@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -34,7 +35,7 @@ from modeling_ast.data.labels import DataError
 from modeling_ast.data.synthetic import generate_clip
 from modeling_ast.inference import page as app
 from modeling_ast.inference import page_guard
-from modeling_ast.inference.page import BATCH_SIZE, Stopped, Tagger
+from modeling_ast.inference.page import BATCH_SIZE, Stopped, Tagger, Turn
 from modeling_ast.inference.page_guard import PageGuard, working_folder
 from modeling_ast.inference.pipeline import audio_tagger
 from modeling_ast.loading import ModelError
@@ -48,6 +49,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 # What runs in the page if it is taken for HTML or for a template.
 LABELS = ["<img src=x onerror=alert(1)>", "low ${alert(2)} {{alert(3)}}", "**middle**, or so", "high", "rest"]
 RATE = 16000
+# Of a server that may be busy with a model beside other tests.
+get, post = partial(httpx.get, timeout=60), partial(httpx.post, timeout=60)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -179,6 +182,25 @@ def test_what_nobody_waits_for_ends(tagger, sound, monkeypatch):
     assert len(shares) == 3 and not list(tagged.folder.iterdir())
 
 
+def test_turns_are_taken_in_the_order_in_which_they_were_asked_for():
+    turn, order, threads = Turn(), [], []
+
+    def ask(number):
+        with turn:
+            order.append(number)
+
+    with turn:
+        for number in range(20):
+            threads.append(threading.Thread(target=ask, args=[number]))
+            threads[-1].start()
+            while len(turn._queue) < number + 2:  # until it has asked
+                time.sleep(0.001)
+        assert order == []
+    for thread in threads:
+        thread.join(60)
+    assert order == list(range(20))
+
+
 def test_a_short_recording_does_not_wait_for_a_long_one(tagger, sound, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "_TURN_SECONDS", 0.5)
     soundfile.write(tmp_path / "long.wav", np.tile(make_sound("siren", "bell"), 40), RATE)
@@ -190,7 +212,7 @@ def test_a_short_recording_does_not_wait_for_a_long_one(tagger, sound, tmp_path,
 
     with ThreadPoolExecutor(1) as others:
         long = others.submit(tagger.tag, tmp_path / "long.wav", {}, report=report)
-        has_begun.wait()
+        assert has_begun.wait(60)
         tagged = tagger.tag(sound, {})
         assert shares[-1] < 0.9 and not long.done()
         alone = tagger.tag(sound, {})
@@ -467,7 +489,7 @@ def opened_page(temporary: Path, *arguments):
             cwd=temporary,
         )
     url = f"http://127.0.0.1:{port}/"
-    for _ in range(240):
+    for _ in range(600):
         try:
             urllib.request.urlopen(url)
             break
@@ -505,7 +527,7 @@ def page(url):
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         page = browser.new_context(permissions=["microphone"]).new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(180_000)
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("console", lambda line: line.type == "error" and faults.append(f"console: {line.text}"))
@@ -623,10 +645,11 @@ def test_page_offers_files(page):
 def test_page_hears_the_microphone(page):
     page.click("#audio button[aria-label='Record audio']")
     page.click("#audio button:has-text('Record')")
-    page.wait_for_timeout(2500)
+    page.wait_for_selector("#audio button:has-text('Stop')")  # it records
+    page.wait_for_timeout(4000)
     page.click("#audio button:has-text('Stop')")
     status = wait_for_status(page, "windows of")
-    assert 1 < float(re.search(r": ([\d.]+) s,", status)[1]) < 30
+    assert 0.5 < float(re.search(r": ([\d.]+) s,", status)[1]) < 30
     check_results(page)
 
 
@@ -673,7 +696,7 @@ def visited(url: str, session: str):
 
 def find_function(url: str, event: str, num_inputs: int) -> int:
     """Number of the page's function that an event calls."""
-    functions = httpx.get(f"{url}config").json()["dependencies"]
+    functions = get(f"{url}config").json()["dependencies"]
     fits = [
         each for each in functions if len(each["inputs"]) == num_inputs and event in dict(each["targets"]).values()
     ]
@@ -682,7 +705,7 @@ def find_function(url: str, event: str, num_inputs: int) -> int:
 
 def ask_to_hear(url: str, session: str, *values) -> None:
     body = {"data": [*values, *[None] * (5 - len(values))], "fn_index": find_function(url, "change", 5)}
-    httpx.post(f"{url}gradio_api/queue/join", json={**body, "session_hash": session}).raise_for_status()
+    post(f"{url}gradio_api/queue/join", json={**body, "session_hash": session}).raise_for_status()
 
 
 def read_answer(url: str, session: str) -> dict:
@@ -719,17 +742,17 @@ def test_work_ends_with_its_visitor(tagger, sound, tmp_path, monkeypatch, leave)
     try:
         with visited(url, "visitor"):
             ask_to_hear(url, "visitor", as_file(str(sound)))
-            assert has_begun.wait(20)
+            assert has_begun.wait(60)
             if leave == "stops":
                 body = {"data": [], "fn_index": find_function(url, "click", 0), "session_hash": "visitor"}
-                shown = httpx.post(f"{url}gradio_api/run/predict", json=body).json()["data"]
+                shown = post(f"{url}gradio_api/run/predict", json=body).json()["data"]
                 assert shown[1] == '<p class="">Stopped.</p>'
             elif leave == "chooses another":
                 ask_to_hear(url, "visitor", as_file(str(tmp_path / "another.flac")))
             elif leave == "clears":
                 ask_to_hear(url, "visitor", None)
-            assert leave == "closes" or has_ended.wait(10)
-        assert has_ended.wait(10)
+            assert leave == "closes" or has_ended.wait(60)
+        assert has_ended.wait(60)
     finally:
         page.close()
 
@@ -759,7 +782,7 @@ def test_odd_names_are_heard_or_refused_in_a_sentence(url, name):
     part = b'--X\r\nContent-Disposition: form-data; name="files"; filename="' + name.encode() + b'"\r\n\r\n'
     body = part + encode(make_sound("bell"), "wav") + b"\r\n--X--\r\n"
     headers = {"Content-Type": "multipart/form-data; boundary=X"}
-    (path,) = httpx.post(f"{url}gradio_api/upload", content=body, headers=headers).json()
+    (path,) = post(f"{url}gradio_api/upload", content=body, headers=headers).json()
     ask_to_hear(url, "odd", as_file(path))
     answer = read_answer(url, "odd")
     if name == ".wav":  # hidden files are none that Gradio takes
@@ -771,16 +794,16 @@ def test_odd_names_are_heard_or_refused_in_a_sentence(url, name):
 @pytest.mark.slow
 def test_uploads_are_limited_together_and_to_the_page_itself(url):
     files = [("files", (f"{number}.wav", bytes(2**19))) for number in range(20)]
-    assert httpx.post(f"{url}gradio_api/upload", files=files).status_code == 413
+    assert post(f"{url}gradio_api/upload", files=files).status_code == 413
     elsewhere = {"Origin": "http://elsewhere.example"}
-    assert httpx.post(f"{url}gradio_api/upload", files=files[:1], headers=elsewhere).status_code == 403
-    assert httpx.post(f"{url}gradio_api/upload", files=files[:1]).status_code == 200
+    assert post(f"{url}gradio_api/upload", files=files[:1], headers=elsewhere).status_code == 403
+    assert post(f"{url}gradio_api/upload", files=files[:1]).status_code == 200
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ("monitoring", "monitoring/summary", "openapi.json", "docs", "runs"))
 def test_nobody_can_watch_others(url, path):
-    assert httpx.get(url + path).status_code in (403, 404)
+    assert get(url + path).status_code in (403, 404)
 
 
 @pytest.mark.slow
@@ -788,10 +811,10 @@ def test_accounts_open_the_page_and_a_killed_one_leaves_nothing_to_the_next(mode
     (tmp_path / "accounts").write_text("me:secret\n")
     arguments = ("--model", model, "--auth", tmp_path / "accounts")
     with opened_page(tmp_path, *arguments) as (url, process):
-        assert httpx.get(f"{url}config").status_code == 401
-        assert httpx.post(f"{url}gradio_api/upload", files={"files": ("a.wav", b"")}).status_code == 401
-        assert httpx.post(f"{url}login", data={"username": "me", "password": "guess"}).status_code == 400
-        with httpx.Client() as client:
+        assert get(f"{url}config").status_code == 401
+        assert post(f"{url}gradio_api/upload", files={"files": ("a.wav", b"")}).status_code == 401
+        assert post(f"{url}login", data={"username": "me", "password": "guess"}).status_code == 400
+        with httpx.Client(timeout=60) as client:
             client.post(f"{url}login", data={"username": "me", "password": "secret"}).raise_for_status()
             assert client.get(f"{url}config").json()["username"] == "me"
         process.kill()

@@ -5,12 +5,13 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from threading import Lock
+from threading import Condition
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,32 @@ _TURN_SECONDS = 10.0  # of a recording, tagged at the default overlap of windows
 
 class Stopped(Exception):  # noqa: N818, nothing is wrong
     """Raised by who is told how far a recording was read, and wants no more of it."""
+
+
+class Turn:
+    """A lock, used by `with`, that is got in the order in which it was asked for.
+
+    Of a `threading.Lock` the thread that had it may be the next again, and again.
+    """
+
+    def __init__(self):
+        self._queue, self._moves = deque(), Condition()
+
+    def __enter__(self):
+        place = object()
+        with self._moves:
+            self._queue.append(place)
+            try:
+                self._moves.wait_for(lambda: self._queue[0] is place)
+            except BaseException:  # an interrupt: nobody is to wait for who has left
+                self._queue.remove(place)
+                self._moves.notify_all()
+                raise
+
+    def __exit__(self, *error):
+        with self._moves:
+            self._queue.popleft()
+            self._moves.notify_all()
 
 
 @dataclass(frozen=True)
@@ -82,7 +109,7 @@ class Tagger:
     ):
         self.classifier, self.folder, self.max_seconds = classifier, folder, max_seconds
         self.extractor = classifier.feature_extractor
-        self.turn = Lock()
+        self.turn = Turn()
 
     def tag(
         self,
