@@ -217,9 +217,10 @@ def test_call_is_the_composition_of_the_steps():
     fitted = extractor.fit_length(spectrograms)
     assert fitted.shape == (2, 60, 128) and (fitted[0, 48:] == 0).all()
     features = extractor(waveforms, return_tensors="pt").input_values
-    assert torch.equal(extractor.normalize(fitted), features)
+    # Frames that are cut are not computed, and a transform of fewer may round otherwise.
+    torch.testing.assert_close(extractor.normalize(fitted), features, atol=2e-6, rtol=0)
     unnormalised = ASTFeatureExtractor(max_length=60, do_normalize=False)(waveforms, return_tensors="pt").input_values
-    assert torch.equal(unnormalised, fitted)
+    torch.testing.assert_close(unnormalised, fitted, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -286,8 +287,9 @@ def test_max_length_at_the_call_wins():
     own = extractor(waveform, return_tensors="pt").input_values
     shorter = extractor(waveform, return_tensors="pt", max_length=40).input_values
     longer = extractor(waveform, return_tensors="pt", max_length=120).input_values
-    assert torch.equal(shorter, own[:, :40])
-    assert torch.equal(longer[:, :100], own) and longer.shape == (1, 120, 128)
+    assert shorter.shape == (1, 40, 128) and longer.shape == (1, 120, 128)
+    torch.testing.assert_close(shorter, own[:, :40], atol=2e-6, rtol=0)
+    torch.testing.assert_close(longer[:, :100], own, atol=2e-6, rtol=0)
     assert extractor.max_length == 100
 
 

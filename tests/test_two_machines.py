@@ -129,7 +129,7 @@ def _run(machine: Machine, environment: dict[str, str], argv: list[str], first: 
 
 
 def run(
-    machines: list[Machine], *argv, first: tuple[Callable[[], None] | None, ...] = (int, int), seconds: int = 120
+    machines: list[Machine], *argv, first: tuple[Callable[[], None] | None, ...] = (int, int), seconds: int = 240
 ) -> list[int | None]:
     """Start a process on each machine, in its folder.
 
@@ -321,7 +321,7 @@ def test_an_error_of_all_processes_of_a_machine_is_told_once(machines, recipe, t
 
 
 def silent() -> None:
-    at_update(7, lambda: (time.sleep(15), os._exit(7)))
+    at_update(7, lambda: (time.sleep(60), os._exit(7)))
 
 
 def without_cable() -> None:
@@ -332,14 +332,14 @@ LOST = "Another process of this run has ended or hangs, and none goes on without
 
 
 def test_a_process_that_hangs_ends_the_other_one(machines, recipe, tmp_path):
-    argv = [recipe, f"--output_dir={tmp_path / 'run'}", "--ddp_timeout=5"]
+    argv = [recipe, f"--output_dir={tmp_path / 'run'}", "--ddp_timeout=20"]
     assert run(machines, *argv, first=(int, silent)) == [2, 7]
     (sentence,) = told(machines[0])
     assert sentence.startswith(LOST) and (tmp_path / "run" / "checkpoint-6").is_dir()
 
 
 def test_a_cable_that_is_pulled_ends_both(machines, need_cable, recipe, tmp_path):
-    argv = [recipe, f"--output_dir={tmp_path / 'run'}", "--ddp_timeout=5"]
+    argv = [recipe, f"--output_dir={tmp_path / 'run'}", "--ddp_timeout=20"]
     try:
         assert run(machines, *argv, first=(int, without_cable)) == [2, 2]
     finally:
