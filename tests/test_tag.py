@@ -485,7 +485,7 @@ def test_a_file_that_has_changed_is_heard_again(recordings, model, tmp_path, ope
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(model, tmp_path):
-    for number in range(40):
+    for number in range(20):
         write_sound(tmp_path / "many" / f"{number:02}.wav", 1.0, number)
     formats = ["--formats", "csv", "audacity", "png", "--batch_size", "1", "--num_workers", "2"]
     arguments = [str(tmp_path / "many"), "--model", str(model), *formats, "--output_dir"]
@@ -500,15 +500,15 @@ def test_a_run_that_is_killed_goes_on(model, tmp_path):
     run.wait()
     before = journal.read_bytes()
     entries = [json.loads(line) for line in before.split(b"\n")[:-1]]
-    assert 3 <= len(entries) < 40
+    assert 3 <= len(entries) < 20
     for entry in entries:  # what has a line is whole
         place = entry["place"]
         assert (out / f"pictures/{place}.png").read_bytes().endswith(b"IEND\xaeB`\x82")
         assert len(read_csv(out / f"timelines/{place}.csv")) == 2
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert f"40 file(s), {40 - len(entries)} of them now" in again.stdout
-    assert journal.read_bytes().startswith(before[: before.rfind(b"\n") + 1]) and len(read(out)) == 40
+    assert f"20 file(s), {20 - len(entries)} of them now" in again.stdout
+    assert journal.read_bytes().startswith(before[: before.rfind(b"\n") + 1]) and len(read(out)) == 20
     assert tag(*arguments, whole) == 0
     got, expected = contents(out), contents(whole)
     assert expected.keys() <= got.keys()

@@ -321,7 +321,7 @@ def test_an_error_of_all_processes_of_a_machine_is_told_once(machines, recipe, t
 
 
 def silent() -> None:
-    at_update(7, lambda: (time.sleep(60), os._exit(7)))
+    at_update(7, lambda: (time.sleep(35), os._exit(7)))
 
 
 def without_cable() -> None:
