@@ -138,18 +138,18 @@ def test_padding_and_lengths_are_those_of_the_feature_extractor(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("padding", "with_lengths"), [("longest", True), ("max_length", False)])
 @pytest.mark.parametrize(
-    ("sampling_rate", "config"),
+    ("padding", "with_lengths", "sampling_rate", "config"),
     [
-        (16000, {"num_mel_bins": 128, "problem_type": SINGLE, "num_hidden_layers": 2}),
-        (16000, {"num_mel_bins": 64, "problem_type": None, "frequency_stride": 16, "time_stride": 8}),
-        (8000, {"problem_type": "regression", "num_labels": 1, "time_stride": 16}),
-        (22050, {"max_length": 100, "time_stride": 7, "frequency_stride": 3}),
-        (44100, {"num_mel_bins": 40, "max_length": 30, "patch_size": 8, "qkv_bias": False}),
+        ("longest", True, 16000, {"num_mel_bins": 128, "problem_type": SINGLE, "num_hidden_layers": 2}),
+        ("max_length", False, 16000, {"num_mel_bins": 64, "problem_type": None, "frequency_stride": 16}),
+        ("max_length", False, 8000, {"problem_type": "regression", "num_labels": 1, "time_stride": 16}),
+        ("longest", True, 22050, {"max_length": 100, "time_stride": 7, "frequency_stride": 3}),
+        ("max_length", False, 22050, {"max_length": 100, "time_stride": 7, "frequency_stride": 3}),
+        ("longest", True, 44100, {"num_mel_bins": 40, "max_length": 30, "patch_size": 8, "qkv_bias": False}),
     ],
 )
-def test_scores_are_those_of_every_kind_of_model(sampling_rate, config, padding, with_lengths, tmp_path):
+def test_scores_are_those_of_every_kind_of_model(padding, with_lengths, sampling_rate, config, tmp_path):
     # The feature extractor's own padding is the other one, which the argument has to win over.
     model, extractor = make_pair(sampling_rate, padding="max_length" if padding == "longest" else "longest", **config)
     export_onnx(model, extractor, tmp_path / "ast.onnx", padding, with_lengths)

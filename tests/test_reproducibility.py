@@ -205,6 +205,7 @@ def test_the_same_seed_makes_the_same_run(whole, tmp_path, workers):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("whole", ["free"], indirect=True)
 def test_the_same_seed_makes_the_same_run_in_a_process_of_its_own(whole, tmp_path):
     """With other hashes, by which sets are ordered, and with the files read through one worker."""
     folder, argv = whole
@@ -285,6 +286,7 @@ def test_features_that_are_computed_where_the_model_is_make_the_same_updates(who
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("whole", ["free"], indirect=True)
 def test_two_processes_go_on_with_features_of_workers_after_those_computed_where_the_model_is(whole, tmp_path):
     argv = [*whole[1], "--features_on_device=true", "--save_strategy=steps", "--save_steps=2"]
     argv += ["--output_dir", tmp_path / "run"]
