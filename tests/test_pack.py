@@ -283,7 +283,7 @@ def test_a_killed_process_loses_no_whole_shard(tmp_path):
     recipe = write_recipe(tmp_path, settings)
     command = [sys.executable, "-m", "modeling_ast.commands.pack", recipe, *keys, "--output", tmp_path / "shards"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while len(whole := list((tmp_path / "shards").glob(".train-*-of-*.parquet"))) < 3:
+    while len(list((tmp_path / "shards").glob(".train-*-of-*.parquet"))) < 3:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGSTOP)  # that none of them gets its last name between here and the end
