@@ -133,7 +133,7 @@ def fbank(waveform: torch.Tensor, sampling_rate: int = 16000, num_mel_bins: int 
 
     Args:
         waveform: Tensor of shape (samples,) or (batch, samples), floating point, in [-1, 1]. float64 is computed in
-            float64, everything else in float32.
+            float64, everything else in float32, but for the products with the filters on a GPU, which are of float64.
         sampling_rate: In Hz.
         num_mel_bins: Number of mel bins.
 
